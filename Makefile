@@ -1,0 +1,46 @@
+# Everything here works on a new machine: each target first runs tests/setup/setup.sh, which installs what is missing.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long bench lint clean
+
+# Where `cargo install` and rustup put their programs. Added only where it is missing: the eBPF half is built anew when
+# PATH changes.
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+ifeq ($(findstring :$(CARGO_BIN):,:$(PATH):),)
+export PATH := $(CARGO_BIN):$(PATH)
+endif
+# CI passes --locked.
+CARGO_FLAGS ?=
+# Tests append here, one line each, what they did not run: a skip with its reason, a long variant.
+export BULKHEAD_LEFT_OUT := $(CURDIR)/target/left-out.txt
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what this machine lacks (tests/setup/setup.sh --dry-run shows it first)
+	@tests/setup/setup.sh
+
+demo: setup ## two nodes, a VXLAN, a small shop: what a policy allows and blocks (KEEP=1 leaves it standing)
+	cargo build --release $(CARGO_FLAGS)
+	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo
+
+test: setup ## every test except long variants; tests on real links need root
+	@mkdir -p $(dir $(BULKHEAD_LEFT_OUT)) && : > $(BULKHEAD_LEFT_OUT)
+	@cargo test --workspace --no-fail-fast $(CARGO_FLAGS); status=$$?; \
+	  sort -u $(BULKHEAD_LEFT_OUT) | sed '1i\\nleft out:' ; exit $$status
+
+test-long: export BULKHEAD_LONG := 1
+test-long: test ## every test, in its long variant where it has one
+
+bench: setup ## time per packet of the eBPF programs (ARGS: see cargo run -p bulkhead-bench -- --help)
+	cargo run --release $(CARGO_FLAGS) --bin bulkhead-bench -- datapath $(ARGS)
+
+lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies
+	@tests/setup/setup.sh --lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
+	shellcheck .ci/run tests/setup/*.sh
+	typos
+	cargo deny --all-features check licenses bans sources
+
+clean: ## remove what was built
+	cargo clean

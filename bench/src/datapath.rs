@@ -1,0 +1,198 @@
+//! Time per packet of the programs, by BPF_PROG_TEST_RUN.
+
+mod cases;
+mod report;
+mod rig;
+mod world;
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bulkhead_ebpf::abi::mark;
+use clap::Args;
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+
+use self::{
+    cases::{Case, Flows},
+    report::{Measured, Round},
+    rig::{Counters, Rig},
+    world::{Family, Prefixes},
+};
+
+/// Packets of one test run: of one hot packet, of new flows that fit an empty table, and of new flows that find it full.
+const HOT: u32 = 100_000;
+const ROOM: u32 = 8_000;
+const FULL: u32 = 40_000;
+/// New flows that fill a table, from other ports than those that are measured: an LRU map may keep any of the old ones.
+const FILL: u16 = 20_000;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Also write one JSON object a line for each case to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Run every case briefly, to see that it does what it should; measures nothing worth reading.
+    #[arg(long, conflicts_with_all = ["rounds", "runs"])]
+    smoke: bool,
+    /// Rounds of a run; in each of them the empty program, the floor program and the subject take their turn.
+    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Runs over all cases. A target is missed when every one of at least three is over it.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Only cases whose name, as in `established/from_workload/ipv4`, contains this.
+    #[arg(long, value_name = "CASE")]
+    only: Option<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut cases = cases::all();
+    if let Some(only) = &options.only {
+        let names: Vec<String> = cases.iter().map(Case::id).collect();
+        cases.retain(|case| case.id().contains(only.as_str()));
+        ensure!(!cases.is_empty(), "no case contains `{only}`; there are:\n{}", names.join("\n"));
+    }
+    let json = match &options.json {
+        // Opened first: a run takes minutes.
+        Some(path) => Some(std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        None => None,
+    };
+    let (rounds, runs, hurry) = if options.smoke { (3, 1, 50) } else { (options.rounds, options.runs, 1) };
+    let cpu = stay()?;
+    eprintln!("{} cases, {runs} runs of {rounds} rounds, on CPU {cpu}", cases.len());
+
+    let mut rigs: BTreeMap<Prefixes, Rig> = BTreeMap::new();
+    for case in &cases {
+        if let Entry::Vacant(rig) = rigs.entry(case.prefixes) {
+            eprintln!("publishing ({:?} prefixes)", case.prefixes);
+            rig.insert(Rig::new(case.prefixes)?);
+        }
+    }
+    let mut measured: Vec<Measured> = cases.iter().map(|_| Measured::default()).collect();
+    for run in 1..=runs {
+        for (case, measured) in cases.iter().zip(&mut measured) {
+            eprint!("\r\x1b[Krun {run} of {runs}: {}", case.id());
+            let rig = rigs.get_mut(&case.prefixes).context("a rig for every case")?;
+            measured.runs.push(measure(rig, case, rounds, hurry).with_context(|| case.id())?);
+        }
+    }
+    eprintln!("\r\x1b[K");
+    report::print(&cases, &measured, options.smoke);
+    if let Some(file) = json {
+        report::json(&cases, &measured, options.smoke, file)?;
+    }
+    Ok(())
+}
+
+/// Keeps this thread on one CPU, the last one that it may use: the first one has most of the interrupts.
+fn stay() -> Result<usize> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).context("which CPUs are there?")?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let cpu = last.context("no CPU may be used")?;
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(this, &only).with_context(|| format!("cannot stay on CPU {cpu}"))?;
+    Ok(cpu)
+}
+
+/// Measures a case, and sees to it that the program did what the case is about, for every packet.
+fn measure(rig: &mut Rig, case: &Case, rounds: u32, hurry: u32) -> Result<Vec<Round>> {
+    let xdp = case.subject.of_type() == "xdp";
+    let word = rig.word()?;
+    rig.forget_flows()?;
+    for (subject, packet) in &case.before {
+        // The mark means nothing to what a workload sends.
+        let (action, _) = rig.run(rig.subject(*subject)?, false, packet, mark::VERIFIED, 1)?;
+        ensure!(action == -1, "{} returned {action} for a packet that comes before", subject.name());
+    }
+    let repeat = match case.flows {
+        Flows::Kept => HOT / hurry,
+        Flows::Room => ROOM / hurry,
+        // Not in a hurry: a table that is not full is another case.
+        Flows::Full => FULL,
+    };
+    turn(rig, case, &case.packet, repeat / 10)?;
+
+    let (before, floor_before) = (rig.counters()?, rig.floor_packets()?);
+    let (mut result, mut filled) = (Vec::new(), 0);
+    for _ in 0..rounds {
+        if case.flows != Flows::Kept {
+            rig.forget_flows()?;
+        }
+        let packet = if case.flows == Flows::Full {
+            turn(rig, case, &from_port(case, 0), FILL.into())?;
+            filled += u64::from(FILL);
+            from_port(case, FILL)
+        } else {
+            case.packet.clone()
+        };
+        let floor_packet = world::floor_packet();
+        let (_, empty) =
+            rig.run(rig.baseline(&format!("empty_{}", case.subject.of_type()))?, xdp, &floor_packet, 0, HOT / hurry)?;
+        let (_, floor) =
+            rig.run(rig.baseline(&format!("floor_{}", case.subject.of_type()))?, xdp, &floor_packet, 0, HOT / hurry)?;
+        let (idle, subject) = turn(rig, case, &packet, repeat)?;
+        result.push(Round { empty, floor, idle: idle.unwrap_or(empty), subject });
+    }
+    rig.set_word(word)?;
+
+    let known = rig.floor_packets()? - floor_before;
+    ensure!(known == u64::from(rounds * (HOT / hurry)), "the floor program found its flow {known} times");
+    let packets = u64::from(rounds) * u64::from(repeat) + filled;
+    let expected = case.reason.map(|reason| {
+        let flows = if case.starts { packets } else { 0 };
+        ((case.direction(), reason.label()), (packets, flows))
+    });
+    let moved = moved(&before, &rig.counters()?);
+    let fits = match (&moved[..], &expected) {
+        ([], None) => true,
+        ([(key, by)], Some((name, all))) => (key.1, key.2) == *name && by == all,
+        _ => false,
+    };
+    if !fits {
+        bail!("expected of the counters: {expected:?} (direction, reason; packets, flows); what moved: {moved:?}");
+    }
+    Ok(result)
+}
+
+/// The case's packet with another source port, from which on [`cases::Driver::NextFlow`] counts up.
+fn from_port(case: &Case, port: u16) -> Vec<u8> {
+    let at = match case.family {
+        Family::V4 => 34,
+        Family::V6 => 54,
+    };
+    let mut packet = case.packet.clone();
+    packet[at..at + 2].copy_from_slice(&port.to_be_bytes());
+    packet
+}
+
+/// The subject's turn, after its driver's with nothing to drive, if it has one. Checks the action.
+fn turn(rig: &Rig, case: &Case, packet: &[u8], repeat: u32) -> Result<(Option<u32>, u32)> {
+    let xdp = case.subject.of_type() == "xdp";
+    let (idle, program) = match case.driver.program() {
+        Some(driver) => {
+            let [idle, busy] = rig.drivers(driver, case.subject)?;
+            (Some(rig.run(idle, xdp, packet, case.mark, repeat)?.1), busy)
+        }
+        None => (None, rig.subject(case.subject)?),
+    };
+    let (action, time) = rig.run(program, xdp, packet, case.mark, repeat)?;
+    ensure!(action == case.action, "returned {action}, expected {}", case.action);
+    Ok((idle, time))
+}
+
+/// Counters that moved, and by how much.
+fn moved(before: &Counters, after: &Counters) -> Vec<((bool, &'static str, &'static str, String), (u64, u64))> {
+    let by = |(key, (packets, flows)): (&(bool, &'static str, &'static str, String), &(u64, u64))| {
+        let (old_packets, old_flows) = before.get(key).copied().unwrap_or_default();
+        (key.clone(), (packets - old_packets, flows - old_flows))
+    };
+    after.iter().map(by).filter(|(_, by)| *by != (0, 0)).collect()
+}

@@ -1,0 +1,34 @@
+//! Benchmarks of Bulkhead. Each measures against a baseline in the same run; `bench/README.md` says how to read what comes out.
+
+mod datapath;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of Bulkhead.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// Time per packet of the eBPF programs, by BPF_PROG_TEST_RUN. Needs root.
+    Datapath(datapath::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().suite {
+        Suite::Datapath(options) => datapath::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

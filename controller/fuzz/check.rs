@@ -1,0 +1,52 @@
+//! What holds for any input: no panic, places inside the text, and a result that the tables can take.
+
+use bulkhead_controller::{
+    compile::compile,
+    diagnostic::{Diagnostics, source},
+    intent,
+    model::Model,
+    workloads,
+};
+use bulkhead_dataplane::{desired::Peers, node::Discovered};
+use bulkhead_ebpf::abi::PORT_INTERVALS;
+
+const POLICY: &str = include_str!("../../policy-examples/shop.yaml");
+const WORKLOADS: &str = include_str!("../../policy-examples/shop-workloads.yaml");
+
+/// Reads the text as a policy beside the shop's workloads, and as workloads beside the shop's policy.
+pub(super) fn check(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    both(text, WORKLOADS);
+    both(POLICY, text);
+}
+
+fn both(policy: &str, workloads: &str) {
+    let lines = policy.lines().count().max(workloads.lines().count()) + 1;
+    if let Err(found) = compiled(policy, workloads) {
+        assert!(!found.0.is_empty());
+        for diagnostic in &found.0 {
+            assert!(!diagnostic.message.is_empty());
+            let place = diagnostic.place.as_ref().expect("a file is to blame");
+            assert!((1..=lines).contains(&(place.line as usize)), "{diagnostic} of {lines} lines");
+        }
+    }
+}
+
+fn compiled(policy: &str, workloads: &str) -> Result<(), Diagnostics> {
+    let workloads = workloads::parse(&source("workloads.yaml", workloads))?;
+    let model = Model::build(&intent::parse(&source("policy.yaml", policy))?, &workloads)?;
+    for node in model.nodes.keys() {
+        let desired = compile(&model, node, &Discovered::default())?;
+        for interval in desired.sets.iter().flat_map(|set| &set.classes) {
+            assert!((1..=PORT_INTERVALS).contains(&interval.len()));
+            assert_eq!(interval[0].start, 0);
+            assert!(interval.windows(2).all(|pair| pair[0].start < pair[1].start));
+            assert!(
+                interval
+                    .iter()
+                    .all(|interval| matches!(interval.entries.last().map(|last| &last.peers), Some(Peers::Any(_))))
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,389 @@
+//! Keeps a node at what people wrote: reads, compiles, publishes, and goes on with the last good revision when it cannot.
+//!
+//! No clock, no thread and no signal here: [`crate::run`] calls, and tests do.
+
+use std::{
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bulkhead_dataplane::{
+    desired::Desired,
+    node::{Discovered, Node, NodeError},
+};
+
+use crate::{
+    compile::compile,
+    diagnostic::Diagnostics,
+    input::{Inputs, Locations},
+    metrics::{Health, Totals, render},
+    model::Model,
+    peers::Peers,
+    revision::{Revision, StateError, load, store},
+};
+
+/// Name of the file with totals by peer in the state directory.
+const TOTALS: &str = "peers.json";
+
+/// What an agent is for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where people write.
+    pub locations: Locations,
+    /// Name of this node in the workloads file.
+    pub node: String,
+    /// State directory; it exists.
+    pub state: PathBuf,
+}
+
+/// Why an agent cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The input is bad and no good one was ever published.
+    #[error("{0}")]
+    Input(Diagnostics),
+    /// The node refused.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// An endpoint that is not guarded, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unguarded {
+    /// Name of the endpoint.
+    pub endpoint: String,
+    /// Host-side link.
+    pub link: String,
+    /// Reason and remedy.
+    pub why: String,
+}
+
+/// The agent of a node.
+#[derive(Debug)]
+pub struct Agent<N> {
+    node: N,
+    settings: Settings,
+    discovered: Discovered,
+    /// In force, as people wrote it and as it is meant.
+    revision: Revision,
+    model: Model,
+    /// Compiled from it.
+    desired: Desired,
+    /// It must be published again although the input is the same.
+    stale: bool,
+    /// The input as it was read last, used or not; `None` to use it again whatever it is.
+    seen: Option<Inputs>,
+    unguarded: Vec<Unguarded>,
+    /// Why the input as it is now is not used; empty when it is.
+    refused: String,
+    /// Why the latest publish failed; empty when it did not.
+    failed: String,
+    peers: Peers,
+    totals: Totals,
+    read_at: u64,
+}
+
+impl<N: Node> Agent<N> {
+    /// Publishes the input, or the last good revision when the input is bad.
+    ///
+    /// # Errors
+    /// Bad input and no good revision in the state directory; a node that refuses.
+    pub fn start(mut node: N, settings: Settings) -> Result<Self, StartError> {
+        let discovered = node.discover()?;
+        let last = Revision::load(&settings.state).unwrap_or_else(|error| {
+            tracing::warn!("{error}; there is no last good revision to fall back on");
+            None
+        });
+        let last = last.filter(|revision| revision.node == settings.node);
+        let number = last.as_ref().map_or(0, |revision| revision.number);
+        let mut force = |inputs| {
+            let prepared = prepare(&settings.node, inputs, &discovered).map_err(StartError::Input)?;
+            let unguarded = publish(&mut node, &prepared.desired)?;
+            Ok((prepared, unguarded))
+        };
+        let mut refused = String::new();
+        let now = match Inputs::read(&settings.locations).map_err(StartError::Input).and_then(&mut force) {
+            Err(error @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }))) => match last.clone() {
+                // What was good may be refused now: the node's addresses changed.
+                Some(last) => {
+                    refused = error.to_string();
+                    force(last.inputs)?
+                }
+                None => return Err(error),
+            },
+            other => other?,
+        };
+        let (Prepared { inputs, model, desired }, unguarded) = now;
+        for warning in &model.warnings.0 {
+            tracing::warn!("{warning}");
+        }
+        let unchanged = last.filter(|last| last.inputs == inputs);
+        let revision = unchanged.unwrap_or_else(|| Revision::new(number + 1, &settings.node, inputs, &desired));
+        revision.store(&settings.state)?;
+        let peers = Peers::new(&model, &settings.node, &discovered);
+        let totals = load(&settings.state, TOTALS).unwrap_or_else(|error| {
+            tracing::warn!("{error}; totals by peer begin anew");
+            None
+        });
+        let mut agent = Self {
+            node,
+            settings,
+            discovered,
+            revision,
+            model,
+            desired,
+            stale: !unguarded.is_empty(),
+            seen: None,
+            unguarded: Vec::new(),
+            refused: String::new(),
+            failed: String::new(),
+            peers,
+            totals: totals.map(Totals::restore).unwrap_or_default(),
+            read_at: 0,
+        };
+        agent.refuse(refused);
+        agent.set_unguarded(unguarded);
+        tracing::info!(revision = agent.revision.number, endpoints = agent.desired.endpoints.len(), "in force");
+        Ok(agent)
+    }
+
+    /// Reads everything again and publishes what changed. Never fails: what cannot be used is said, and what was in force stays.
+    pub fn refresh(&mut self) {
+        match self.node.discover() {
+            Ok(discovered) if discovered != self.discovered => {
+                tracing::info!("the node's network changed");
+                self.discovered = discovered;
+                self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+                self.stale = true;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!("the node's network is not known: {error}"),
+        }
+        match Inputs::read(&self.settings.locations) {
+            Ok(inputs) if !self.stale && self.seen.as_ref() == Some(&inputs) => {}
+            Ok(inputs) => {
+                self.seen = Some(inputs.clone());
+                match prepare(&self.settings.node, inputs, &self.discovered) {
+                    Ok(prepared) => self.apply(prepared),
+                    Err(found) => self.refuse(found.to_string()),
+                }
+            }
+            Err(found) => {
+                self.seen = None;
+                self.refuse(found.to_string());
+            }
+        }
+        if self.stale {
+            // The input is not used, but what is in force must follow the network.
+            match compile(&self.model, &self.settings.node, &self.discovered) {
+                Ok(desired) => {
+                    if let Err(error) = self.enforce(desired) {
+                        self.fail(&error);
+                    }
+                }
+                Err(found) => self.refuse(found.to_string()),
+            }
+        }
+    }
+
+    /// Looks whether all guards stand, and puts up again what the node lost: a link that was made anew, the input rule.
+    pub fn check(&mut self) {
+        match self.node.status() {
+            Ok(status) => {
+                let unattached = status.endpoints.iter().any(|endpoint| !endpoint.attached);
+                if unattached || !self.desired.overlays.is_empty() && !status.input_rule {
+                    tracing::warn!("a guard is missing: publishing again");
+                    self.stale = true;
+                }
+            }
+            Err(error) => tracing::warn!("what is in force cannot be read: {error}"),
+        }
+    }
+
+    fn apply(&mut self, prepared: Prepared) {
+        let Prepared { inputs, model, desired } = prepared;
+        match self.enforce(desired) {
+            Ok(()) => {}
+            Err(error @ NodeError::Capacity { .. }) => return self.refuse(error.to_string()),
+            Err(error) => {
+                // Not the input's fault: it is tried again.
+                self.seen = None;
+                return self.fail(&error);
+            }
+        }
+        self.refuse(String::new());
+        if inputs == self.revision.inputs {
+            return;
+        }
+        self.revision = Revision::new(self.revision.number + 1, &self.settings.node, inputs, &self.desired);
+        if let Err(error) = self.revision.store(&self.settings.state) {
+            tracing::error!("the revision is in force, but would not survive the agent: {error}");
+        }
+        for warning in &model.warnings.0 {
+            tracing::warn!("{warning}");
+        }
+        self.model = model;
+        self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+        tracing::info!(revision = self.revision.number, endpoints = self.desired.endpoints.len(), "in force");
+    }
+
+    fn enforce(&mut self, desired: Desired) -> Result<(), NodeError> {
+        if !self.stale && desired == self.desired {
+            return Ok(());
+        }
+        let result = publish(&mut self.node, &desired);
+        // After an error of the kernel only a publish that succeeds says what is in force.
+        self.stale = match &result {
+            Ok(unguarded) => !unguarded.is_empty(),
+            Err(NodeError::Capacity { .. }) => self.stale,
+            Err(_) => true,
+        };
+        self.set_unguarded(result?);
+        self.desired = desired;
+        self.failed.clear();
+        Ok(())
+    }
+
+    fn fail(&mut self, error: &NodeError) {
+        let error = error.to_string();
+        if self.failed != error {
+            tracing::error!(revision = self.revision.number, "publishing failed and is tried again: {error}");
+        }
+        self.failed = error;
+    }
+
+    fn refuse(&mut self, why: String) {
+        if self.refused == why {
+            return;
+        }
+        if why.is_empty() {
+            tracing::info!("the input is good again");
+        } else {
+            tracing::error!(
+                revision = self.revision.number,
+                "the input is refused, the last good revision stays in force:\n{why}"
+            );
+        }
+        self.refused = why;
+    }
+
+    fn set_unguarded(&mut self, unguarded: Vec<Unguarded>) {
+        if self.unguarded != unguarded {
+            for Unguarded { endpoint, link, why } in &unguarded {
+                tracing::error!(endpoint, link, "not guarded, tried again until it is: {why}");
+            }
+        }
+        self.unguarded = unguarded;
+    }
+
+    /// Brings the totals by peer up to date and stores them. Flows live in tables that evict: called often enough, few are missed.
+    ///
+    /// # Errors
+    /// What the node says.
+    pub fn account(&mut self) -> Result<(), NodeError> {
+        self.read()?;
+        if let Err(error) = store(&self.settings.state, TOTALS, &self.totals.save(self.read_at)) {
+            tracing::warn!("totals by peer would not survive the agent: {error}");
+        }
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+    ) -> Result<(Vec<bulkhead_dataplane::node::Reading>, bulkhead_dataplane::node::Contacts), NodeError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let readings = self.node.counters()?;
+        let flows = self.node.flows()?;
+        let contacts = self.node.contacts()?;
+        self.totals.update(&readings, &flows, &contacts.records, &self.peers);
+        self.read_at = u64::try_from(now).unwrap_or(u64::MAX);
+        Ok((readings, contacts))
+    }
+
+    /// Metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// What the node says.
+    pub fn metrics(&mut self) -> Result<String, NodeError> {
+        let (readings, contacts) = self.read()?;
+        let status = self.node.status()?;
+        render(self.health(), &readings, &self.totals, &contacts, &status)
+            .map_err(|error| NodeError::Kernel { doing: "writing metrics".to_owned(), why: error.to_string() })
+    }
+
+    /// What the agent says of itself.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health {
+            revision: self.revision.number,
+            refused: !self.refused.is_empty(),
+            failed: !self.failed.is_empty(),
+            unguarded: self.unguarded.len(),
+        }
+    }
+
+    /// Endpoints that are not guarded now.
+    #[must_use]
+    pub fn unguarded(&self) -> &[Unguarded] {
+        &self.unguarded
+    }
+
+    /// Why the input as it is now is not used; empty when it is.
+    #[must_use]
+    pub fn refused(&self) -> &str {
+        &self.refused
+    }
+
+    /// The node, for tests.
+    pub const fn node(&mut self) -> &mut N {
+        &mut self.node
+    }
+}
+
+/// Input that can be published.
+struct Prepared {
+    inputs: Inputs,
+    model: Model,
+    desired: Desired,
+}
+
+fn prepare(node: &str, inputs: Inputs, discovered: &Discovered) -> Result<Prepared, Diagnostics> {
+    let model = inputs.model()?;
+    let desired = compile(&model, node, discovered)?;
+    Ok(Prepared { inputs, model, desired })
+}
+
+/// Publishes, without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.
+fn publish<N: Node>(node: &mut N, desired: &Desired) -> Result<Vec<Unguarded>, NodeError> {
+    let mut possible = desired.clone();
+    let mut unguarded = Vec::new();
+    loop {
+        match node.publish(&possible) {
+            Ok(published) => {
+                tracing::debug!(?published, "published");
+                return Ok(unguarded);
+            }
+            Err(NodeError::Link { link, endpoint, why }) => {
+                let before = possible.endpoints.len();
+                let gone: Vec<_> = possible
+                    .endpoints
+                    .extract_if(.., |candidate| candidate.link == link)
+                    .map(|endpoint| endpoint.name)
+                    .collect();
+                if possible.endpoints.len() == before {
+                    return Err(NodeError::Link { link, endpoint, why });
+                }
+                for known in possible.addresses.values_mut() {
+                    if known.endpoint.as_ref().is_some_and(|name| gone.contains(name)) {
+                        known.endpoint = None;
+                    }
+                }
+                unguarded.push(Unguarded { endpoint, link, why });
+            }
+            Err(other) => return Err(other),
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Why something is allowed or blocked, in the words and lines of those who wrote the policy.
+
+use std::{fmt, net::IpAddr};
+
+use bulkhead_ebpf::abi::{Class, Direction};
+
+use crate::{
+    diagnostic::Place,
+    intent::Entity,
+    model::{METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
+    ports::{Ports, Stretch, point},
+    workloads::WorkloadName,
+};
+
+/// One side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party<'a> {
+    /// A workload.
+    Workload(&'a WorkloadName),
+    /// An address that no workload has.
+    Address(IpAddr),
+}
+
+/// What is asked: may `from` begin this with `to`?
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Who begins.
+    pub from: Party<'a>,
+    /// Who listens.
+    pub to: Party<'a>,
+    /// Class.
+    pub class: Class,
+    /// Point on its axis: destination port, type << 8 | code, or protocol.
+    pub value: u16,
+}
+
+/// What one wall says.
+#[derive(Clone, Debug)]
+pub enum Verdict<'a> {
+    /// No workload stands there, or nothing isolates it.
+    Open,
+    /// A node may reach the workloads that run on it.
+    OwnNode,
+    /// A rule allows it.
+    Allowed(&'a Rule),
+    /// No rule allows it.
+    Refused {
+        /// The service that isolates the workload.
+        service: &'a ServiceName,
+        /// Where it is listed.
+        place: &'a Place,
+        /// What it lets through in this direction.
+        lets: Vec<&'a Rule>,
+    },
+}
+
+impl Verdict<'_> {
+    /// Whether it lets the connection through.
+    #[must_use]
+    pub const fn allows(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+/// A rule that would almost have allowed it.
+#[derive(Clone, Debug)]
+pub struct Near<'a> {
+    /// The rule.
+    pub rule: &'a Rule,
+    /// In what the connection differs from it: caller, callee, port, protocol.
+    pub differs: Vec<&'static str>,
+}
+
+/// The answer. Its text is one line.
+#[derive(Clone, Debug)]
+pub struct Explanation<'a> {
+    question: Question<'a>,
+    names: [String; 2],
+    /// What the caller's wall says.
+    pub egress: Verdict<'a>,
+    /// What the callee's wall says.
+    pub ingress: Verdict<'a>,
+    /// The nearest rule when it is blocked and there is one.
+    pub nearest: Option<Near<'a>>,
+}
+
+impl Explanation<'_> {
+    /// Whether both walls let it through.
+    #[must_use]
+    pub const fn allowed(&self) -> bool {
+        self.egress.allows() && self.ingress.allows()
+    }
+}
+
+/// Answers a question by the rules of the model, on the tables of no node.
+#[must_use]
+pub fn explain<'a>(model: &'a Model, question: Question<'a>) -> Explanation<'a> {
+    let egress = wall(model, &question, Direction::Egress);
+    let ingress = wall(model, &question, Direction::Ingress);
+    let nearest = if egress.allows() && ingress.allows() { None } else { nearest(model, &question) };
+    let home = [question.from, question.to].map(|party| workload(model, party).map(|(name, _)| name.namespace.clone()));
+    let same = home[0] == home[1] || home.iter().any(Option::is_none);
+    let names = [question.from, question.to].map(|party| {
+        let name = party_name(model, party, !same);
+        match name.as_str() {
+            "" => party.to_string(),
+            // Which part of the world is what a person asks next.
+            "world" => format!("world ({party})"),
+            _ => name,
+        }
+    });
+    Explanation { question, names, egress, ingress, nearest }
+}
+
+/// Name of a peer as metrics and texts show it: never an address where anything better is known.
+/// `shop/cart`, `shop/stripe`, `node n1`, `metadata`, `world`; workloads without a service by their own name; empty for what is none of these
+/// (an address of an overlay that no workload has).
+#[must_use]
+pub fn peer_name(model: &Model, party: Party<'_>) -> String {
+    party_name(model, party, true)
+}
+
+fn party_name(model: &Model, party: Party<'_>, full: bool) -> String {
+    if let Some((name, workload)) = workload(model, party) {
+        let short = if workload.service.is_empty() { &name.name } else { &workload.service };
+        return if full { format!("{}/{short}", name.namespace) } else { short.clone() };
+    }
+    let Party::Address(address) = party else {
+        return String::new();
+    };
+    if let Some((name, _)) = model.externals.iter().find(|(_, cidrs)| holds(cidrs, address)) {
+        return if full { name.to_string() } else { name.name.clone() };
+    }
+    if let Some((name, _)) = model.nodes.iter().find(|(_, node)| node.addresses.contains(&address)) {
+        return format!("node {name}");
+    }
+    [Entity::Metadata, Entity::World]
+        .into_iter()
+        .find(|&entity| is(model, entity, address))
+        .map_or_else(String::new, |entity| entity.to_string())
+}
+
+fn workload<'a>(model: &'a Model, party: Party<'_>) -> Option<(&'a WorkloadName, &'a Workload)> {
+    match party {
+        Party::Workload(name) => model.workloads.get_key_value(name),
+        Party::Address(address) => {
+            model.workloads.iter().find(|(_, workload)| workload.addresses().any(|own| own == address))
+        }
+    }
+}
+
+/// Whether an address that no workload has belongs to an entity that does not depend on who asks.
+fn is(model: &Model, entity: Entity, address: IpAddr) -> bool {
+    let metadata = METADATA.contains(&address);
+    let node = || model.nodes.values().any(|node| node.addresses.contains(&address));
+    match entity {
+        Entity::Metadata => metadata,
+        Entity::Nodes => node(),
+        Entity::World => {
+            let mut overlay =
+                model.nodes.values().flat_map(|node| &node.segments).flat_map(|segment| &segment.prefixes);
+            !metadata
+                && !node()
+                && !overlay.any(|prefix| prefix.contains(address))
+                && !local_prefixes().iter().any(|prefix| prefix.contains(address))
+        }
+        Entity::Cluster | Entity::Node => false,
+    }
+}
+
+/// Whether a peer of a rule is this party, seen from a workload on `node`.
+fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
+    if let Some((name, workload)) = workload(model, party) {
+        return model.matches(peer, name, workload);
+    }
+    let Party::Address(address) = party else { return false };
+    match peer {
+        Peer::Service(_) => false,
+        Peer::Cidrs(cidrs) => holds(cidrs, address),
+        Peer::Entity(Entity::Node) => model.nodes.get(node).is_some_and(|node| node.addresses.contains(&address)),
+        Peer::Entity(entity) => is(model, *entity, address),
+    }
+}
+
+fn wall<'a>(model: &'a Model, question: &Question<'a>, direction: Direction) -> Verdict<'a> {
+    let (subject, peer) = match direction {
+        Direction::Egress => (question.from, question.to),
+        Direction::Ingress => (question.to, question.from),
+    };
+    let Some((_, subject)) = workload(model, subject) else {
+        return Verdict::Open;
+    };
+    let Some((service, place)) = subject
+        .services
+        .first()
+        .and_then(|first| model.services.get_key_value(first))
+        .map(|(name, service)| (name, &service.place))
+    else {
+        return Verdict::Open;
+    };
+    let lets: Vec<&Rule> = model.rules_of(subject, direction).collect();
+    let node = subject.node.as_str();
+    if let Some(rule) = lets.iter().find(|rule| covers(model, rule, question) && matches(model, &rule.peer, peer, node))
+    {
+        return Verdict::Allowed(rule);
+    }
+    if direction == Direction::Ingress
+        && workload(model, peer).is_none()
+        && matches(model, &Peer::Entity(Entity::Node), peer, node)
+    {
+        return Verdict::OwnNode;
+    }
+    Verdict::Refused { service, place, lets }
+}
+
+/// Whether the rule's ports hold what is asked, on the side that listens.
+fn covers(model: &Model, rule: &Rule, question: &Question<'_>) -> bool {
+    stretches(model, rule, question.to)
+        .iter()
+        .any(|stretch| stretch.class == question.class && (stretch.first..=stretch.last).contains(&question.value))
+}
+
+fn stretches(model: &Model, rule: &Rule, to: Party<'_>) -> Vec<Stretch> {
+    match &rule.ports {
+        Ports::Named(name) => {
+            let listening = workload(model, to).and_then(|(_, workload)| workload.ports.get(name));
+            listening.map(|&(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
+        }
+        ports => ports.stretches(),
+    }
+}
+
+/// The rule from which the connection differs least. A rule whose caller and callee both differ is about somebody else.
+fn nearest<'a>(model: &'a Model, question: &Question<'_>) -> Option<Near<'a>> {
+    let node_of = |party| workload(model, party).map_or("", |(_, workload)| workload.node.as_str());
+    let mut best: Option<Near<'a>> = None;
+    for rule in &model.rules {
+        let Wall::Service(owner) = &rule.wall else { continue };
+        let of_wall = |party| workload(model, party).is_some_and(|(_, workload)| workload.services.contains(owner));
+        let (caller, callee) = match rule.direction {
+            Direction::Egress => {
+                (of_wall(question.from), matches(model, &rule.peer, question.to, node_of(question.from)))
+            }
+            Direction::Ingress => {
+                (matches(model, &rule.peer, question.from, node_of(question.to)), of_wall(question.to))
+            }
+        };
+        if !caller && !callee {
+            continue;
+        }
+        let covering = stretches(model, rule, question.to);
+        let protocol = covering.iter().any(|stretch| stretch.class == question.class);
+        // A named port that the callee does not have is another port, not another protocol.
+        let protocol = protocol || covering.is_empty();
+        let port = covers(model, rule, question) || !protocol;
+        let differs: Vec<_> = [("caller", caller), ("callee", callee), ("protocol", protocol), ("port", port)]
+            .into_iter()
+            .filter(|(_, same)| !same)
+            .map(|(what, _)| what)
+            .collect();
+        if !differs.is_empty() && best.as_ref().is_none_or(|best| differs.len() < best.differs.len()) {
+            best = Some(Near { rule, differs });
+        }
+    }
+    best
+}
+
+/// `cart:8080`, with the protocol where it is not TCP.
+fn target(rule: &Rule, home: &str, model: &Model) -> String {
+    let ports = rule.ports.to_string();
+    format!("{}:{}", short(&rule.peer, home, model), ports.strip_suffix("/tcp").unwrap_or(&ports))
+}
+
+fn short(peer: &Peer, home: &str, model: &Model) -> String {
+    let local = |name: &ServiceName| {
+        if name.namespace == home { name.name.clone() } else { name.to_string() }
+    };
+    match peer {
+        Peer::Service(name) => local(name),
+        Peer::Entity(entity) => entity.to_string(),
+        Peer::Cidrs(cidrs) => model
+            .externals
+            .iter()
+            .find(|(name, known)| name.namespace == home && *known == cidrs)
+            .map_or_else(|| "dns".to_owned(), |(name, _)| local(name)),
+    }
+}
+
+/// As many as fit a line.
+fn some(mut items: Vec<String>) -> String {
+    const MOST: usize = 5;
+    items.dedup();
+    let more = items.len().saturating_sub(MOST);
+    items.truncate(MOST);
+    let mut text = if items.is_empty() { "nothing".to_owned() } else { items.join(", ") };
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+impl<'a> Explanation<'a> {
+    /// The answer as text. The model is the one that was asked.
+    #[must_use]
+    pub fn text(&self, model: &'a Model) -> String {
+        let [from, to] = &self.names;
+        let what = format!("{from} -> {to} {}", point(self.question.class, self.question.value));
+        if self.allowed() {
+            return format!("ALLOWED {what}  {}", self.grounds());
+        }
+        let mut text = format!("BLOCKED {what}  ");
+        let near = |verdict: &Verdict<'_>, name: &str| match verdict {
+            Verdict::Refused { service, place, lets } => {
+                let targets: Vec<_> = lets.iter().map(|rule| target(rule, &service.namespace, model)).collect();
+                Some((format!("{name} is isolated ({})", place.origin()), some(targets), place.origin()))
+            }
+            _ => None,
+        };
+        match (near(&self.egress, from), near(&self.ingress, to)) {
+            (Some((isolated, lets, _)), other) => {
+                text.push_str(&format!("at {from}'s egress: {isolated} and may call {lets}"));
+                match (other, &self.ingress) {
+                    (Some((_, _, origin)), _) => text.push_str(&format!("; {to} would refuse too ({origin})")),
+                    (None, Verdict::Allowed(rule)) => {
+                        text.push_str(&format!("; {to} would accept it ({})", rule.place.origin()));
+                    }
+                    (None, _) => {}
+                }
+            }
+            (None, Some((isolated, lets, _))) => {
+                text.push_str(&format!("at {to}'s ingress: {isolated} and accepts {lets}"));
+                if let Verdict::Allowed(rule) = &self.egress {
+                    text.push_str(&format!("; {from} may call it ({})", rule.place.origin()));
+                }
+            }
+            (None, None) => {}
+        }
+        if let Some(Near { rule, differs }) = &self.nearest
+            && let Wall::Service(owner) = &rule.wall
+        {
+            let home = owner.namespace.as_str();
+            let ports = rule.ports.to_string();
+            let ports = ports.strip_suffix("/tcp").unwrap_or(&ports);
+            let (caller, callee) = match rule.direction {
+                Direction::Egress => (owner.name.clone(), short(&rule.peer, home, model)),
+                Direction::Ingress => (short(&rule.peer, home, model), owner.name.clone()),
+            };
+            text.push_str(&format!(
+                "; nearest rule {caller} -> {callee}:{ports} ({}), differs in: {}",
+                rule.place.origin(),
+                differs.join(", ")
+            ));
+        }
+        text
+    }
+
+    fn grounds(&self) -> String {
+        let by = |verdict: &Verdict<'_>| match verdict {
+            Verdict::Allowed(rule) => Some(format!("{} ({})", rule.name, rule.place.origin())),
+            Verdict::OwnNode => Some(crate::compile::NODE_REACHES.to_owned()),
+            Verdict::Open | Verdict::Refused { .. } => None,
+        };
+        match (by(&self.egress), by(&self.ingress)) {
+            (None, None) => "neither side is isolated".to_owned(),
+            (Some(egress), Some(ingress)) if egress != ingress => format!("by {egress} and {ingress}"),
+            (Some(one), _) | (None, Some(one)) => format!("by {one}"),
+        }
+    }
+}
+
+/// Parses what a question is about: `5432/tcp`, `echo/icmp`, `proto/89`. One point, so that there is one answer.
+#[must_use]
+pub fn parse_point(text: &str) -> Option<(Class, u16)> {
+    let ports = Ports::parse(text).ok()?;
+    match (&ports, ports.stretches().as_slice()) {
+        (Ports::Echo, [stretch, ..]) => Some((stretch.class, stretch.first)),
+        (_, [stretch]) if stretch.first == stretch.last => Some((stretch.class, stretch.first)),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Party<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(name) => name.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}

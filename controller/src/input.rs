@@ -1,0 +1,118 @@
+//! Reads what people write from where they put it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place, source},
+    intent,
+    model::Model,
+    workloads,
+};
+
+/// Longest file that is read; nobody writes a policy of this size by hand.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Where to read.
+#[derive(Clone, Debug)]
+pub struct Locations {
+    /// Directory of policy files: `*.yaml` and `*.yml`, hidden ones and directories left out.
+    pub policies: PathBuf,
+    /// The workloads file.
+    pub workloads: PathBuf,
+}
+
+/// Texts as they were read, by file name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// Policy files.
+    pub policies: BTreeMap<String, String>,
+    /// Name and text of the workloads file.
+    pub workloads: (String, String),
+}
+
+impl Inputs {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn read(locations: &Locations) -> Result<Self, Diagnostics> {
+        let mut found = Diagnostics::default();
+        let policies = found.take(policies(&locations.policies)).unwrap_or_default();
+        let workloads = found.take(read(&locations.workloads).map_err(Diagnostics::from)).unwrap_or_default();
+        found.or(Self { policies, workloads: (file_name(&locations.workloads), workloads) })
+    }
+
+    /// What they mean.
+    ///
+    /// # Errors
+    /// Everything that is wrong with any of them.
+    pub fn model(&self) -> Result<Model, Diagnostics> {
+        let mut found = Diagnostics::default();
+        let mut intents = Vec::new();
+        for (name, text) in &self.policies {
+            intents.extend(found.take(intent::parse(&source(name, text))).unwrap_or_default());
+        }
+        let workloads = found.take(workloads::parse(&source(&self.workloads.0, &self.workloads.1)));
+        match workloads {
+            Some(workloads) if found.0.is_empty() => Model::build(&intents, &workloads),
+            // Names cannot be resolved while some are missing.
+            _ => Err(found),
+        }
+    }
+}
+
+fn policies(directory: &Path) -> Result<BTreeMap<String, String>, Diagnostics> {
+    let refuse = |error| cannot_read(directory, &error).help("`--policies` is a directory of YAML files");
+    let mut found = Diagnostics::default();
+    let mut texts = BTreeMap::new();
+    for entry in fs::read_dir(directory).map_err(refuse)? {
+        let path = entry.map_err(refuse)?.path();
+        let name = file_name(&path);
+        let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if yaml
+            && !name.starts_with('.')
+            && !path.is_dir()
+            && let Some(text) = found.take(read(&path).map_err(Diagnostics::from))
+        {
+            texts.insert(name, text);
+        }
+    }
+    found.or(texts)
+}
+
+fn read(path: &Path) -> Result<String, Diagnostic> {
+    let refuse = |error| cannot_read(path, &error);
+    let len = fs::metadata(path).map_err(refuse)?.len();
+    if len > MAX_BYTES {
+        return Err(Diagnostic::nowhere(format!(
+            "{}: the file has {len} bytes, {MAX_BYTES} are allowed",
+            path.display()
+        ))
+        .help("split it"));
+    }
+    let bytes = fs::read(path).map_err(refuse)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let (good, bytes) = (error.utf8_error().valid_up_to(), error.into_bytes());
+        let before = String::from_utf8_lossy(&bytes[..good]);
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let line = before.matches('\n').count() + 1;
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let text = source(file_name(path), String::from_utf8_lossy(&bytes));
+        Diagnostic::error(&Place::new(&text, narrow(line), narrow(column), good, 1), "the file is not UTF-8")
+            .help("save it as UTF-8")
+    })
+}
+
+fn cannot_read(path: &Path, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::nowhere(format!("{} cannot be read: {error}", path.display()))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,26 @@
+//! The intent half of Bulkhead: reads what people write, turns it into what a node shall enforce, and shows what came of it.
+//!
+//! ```text
+//! intent::parse ─┐
+//!                ├─> model::Model::build ─> compile::compile ─> bulkhead_dataplane::desired::Desired
+//! workloads::parse ┘            └────────> explain::explain
+//! ```
+//!
+//! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. [`agent`] carries it to a node and keeps it
+//! there, [`metrics`] and [`show`] tell what the node counted.
+
+pub mod agent;
+pub mod compile;
+pub mod diagnostic;
+pub mod explain;
+pub mod input;
+pub mod intent;
+pub mod metrics;
+pub mod model;
+pub mod peers;
+pub mod ports;
+pub mod revision;
+pub mod run;
+pub mod show;
+pub mod workloads;
+mod yaml;

@@ -1,0 +1,322 @@
+//! The command line: the agent, and what it shows.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use bulkhead_controller::{
+    agent::{Agent, Settings, StartError},
+    diagnostic::{Diagnostics, Drawn},
+    input::Locations,
+    model::Model,
+    revision::Revision,
+    run::{Life, Stopper},
+    show::{self, Names, Observation},
+};
+use bulkhead_dataplane::kernel::{KernelNode, Options, Reader, XdpMode, detach};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use miette::{IntoDiagnostic as _, Report, WrapErr as _};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Micro-segmentation for container networks.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Enforce the policies of a directory on this node, and follow their changes.
+    ///
+    /// Runs in the network namespace whose links it guards. SIGTERM and SIGINT end it; what is in force stays in force.
+    Agent(AgentArgs),
+    /// Show what is in force.
+    Status(ReaderArgs),
+    /// List what the node knows.
+    Get {
+        /// What to list.
+        #[arg(value_enum)]
+        what: What,
+        #[command(flatten)]
+        reader: ReaderArgs,
+    },
+    /// Show flows that were allowed and samples of what was blocked, each with its reason and line.
+    Observe {
+        /// Go on until interrupted.
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        reader: ReaderArgs,
+    },
+    /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
+    Detach {
+        /// Directory on a bpffs.
+        #[arg(long, default_value = PINS)]
+        pins: PathBuf,
+    },
+}
+
+const PINS: &str = "/sys/fs/bpf/bulkhead";
+const STATE: &str = "/var/lib/bulkhead";
+
+#[derive(Args)]
+struct AgentArgs {
+    /// Directory of policies: every *.yaml and *.yml in it.
+    #[arg(long)]
+    policies: PathBuf,
+    /// The workloads file, outside of the directory of policies.
+    #[arg(long)]
+    workloads: PathBuf,
+    /// Name of this node in the workloads file.
+    #[arg(long)]
+    node: String,
+    /// Directory on a bpffs, made if it is missing.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// Directory for the last good revision and what outlives the agent, made if it is missing.
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+    /// Address of the endpoint for Prometheus.
+    #[arg(long, default_value = "127.0.0.1:9477")]
+    metrics: SocketAddr,
+    /// Check tunnel traffic in XDP too, on the links that carry the overlay. Attaching in the driver resets many NICs.
+    #[arg(long, value_enum, default_value_t)]
+    xdp: Xdp,
+}
+
+#[derive(Args)]
+struct ReaderArgs {
+    /// Directory on a bpffs that the agent was given.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// State directory that the agent was given.
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+    /// JSON instead of a table; of `observe` an object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Xdp {
+    /// TC alone.
+    #[default]
+    Off,
+    /// Behind the driver.
+    Generic,
+    /// In the driver.
+    Native,
+}
+
+impl From<Xdp> for XdpMode {
+    fn from(xdp: Xdp) -> Self {
+        match xdp {
+            Xdp::Off => Self::Off,
+            Xdp::Generic => Self::Generic,
+            Xdp::Native => Self::Native,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// Endpoints, their services, and whether they are guarded.
+    Workloads,
+    /// Listed services as they are written.
+    Policies,
+    /// Rules, where they are written and what they decided here.
+    Rules,
+    /// Flows in the tables.
+    Flows,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Agent(args) => return agent(&args),
+        Command::Status(args) => status(&args),
+        Command::Get { what, reader } => get(what, &reader),
+        Command::Observe { follow, reader } => observe(follow, &reader),
+        Command::Detach { pins } => detach(&pins).into_diagnostic(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => fail(&report),
+    }
+}
+
+fn fail(report: &Report) -> ExitCode {
+    eprintln!("{report:?}");
+    ExitCode::FAILURE
+}
+
+fn draw(found: Diagnostics) -> ExitCode {
+    for diagnostic in found.0 {
+        eprintln!("{:?}", Report::new(Drawn::from(diagnostic)));
+    }
+    ExitCode::FAILURE
+}
+
+fn agent(args: &AgentArgs) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    match enforce(args) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(found)) => draw(found),
+        Err(report) => fail(&report),
+    }
+}
+
+/// The inner error is what people wrote.
+fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
+    let locations = Locations { policies: args.policies.clone(), workloads: args.workloads.clone() };
+    let refused = || format!("metrics cannot be served at {}; another agent may run here", args.metrics);
+    let life = Life::new(Some(args.metrics)).into_diagnostic().wrap_err_with(refused)?;
+    std::fs::create_dir_all(&args.state).into_diagnostic().wrap_err_with(|| args.state.display().to_string())?;
+    end_on_signals(life.stopper())?;
+
+    let node = KernelNode::open(Options::new(&args.pins, &args.state).xdp(args.xdp.into())).into_diagnostic()?;
+    let settings = Settings { locations: locations.clone(), node: args.node.clone(), state: args.state.clone() };
+    let mut agent = match Agent::start(node, settings) {
+        Ok(agent) => agent,
+        Err(StartError::Input(found)) => return Ok(Err(found)),
+        Err(error) => return Err(error).into_diagnostic(),
+    };
+    if let Some(address) = life.address() {
+        tracing::info!("metrics at http://{address}/metrics");
+    }
+    life.run(&mut agent, &locations).into_diagnostic().map(Ok)
+}
+
+/// Signals end the agent between two steps of its work, never within one.
+fn end_on_signals(stopper: Stopper) -> Result<(), Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
+    let (mut terminate, mut interrupt) = {
+        let _guard = runtime.enter();
+        (signal(SignalKind::terminate()).into_diagnostic()?, signal(SignalKind::interrupt()).into_diagnostic()?)
+    };
+    let wait = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopper.stop();
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait)).into_diagnostic()?;
+    Ok(())
+}
+
+fn reader(args: &ReaderArgs) -> Result<Reader, Report> {
+    Reader::open(&args.pins, &args.state)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("nothing of this version is in force below {}", args.pins.display()))
+}
+
+fn revision(state: &Path) -> Result<Revision, Report> {
+    let revision = Revision::load(state).into_diagnostic()?;
+    revision.ok_or_else(|| miette::miette!("{} holds no revision: give the agent's `--state`", state.display()))
+}
+
+/// A revision was good when it was stored: what is wrong with it now is this version's doing.
+fn model(revision: &Revision) -> Result<Model, Report> {
+    revision.inputs.model().into_diagnostic().wrap_err("this version cannot read the stored revision")
+}
+
+fn json(value: &impl Serialize) -> Result<(), Report> {
+    out(&format!("{}\n", serde_json::to_string_pretty(value).into_diagnostic()?))
+}
+
+fn status(args: &ReaderArgs) -> Result<(), Report> {
+    let revision = Revision::load(&args.state).into_diagnostic()?;
+    let status = reader(args)?.status().into_diagnostic()?;
+    if args.json {
+        let revision = revision.map(|revision| {
+            serde_json::json!({ "number": revision.number, "node": revision.node, "published": revision.published, "summary": revision.summary })
+        });
+        return json(&serde_json::json!({ "revision": revision, "status": status }));
+    }
+    out(&show::status(revision.as_ref(), &status))
+}
+
+fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {
+    let revision = revision(&args.state)?;
+    let model = model(&revision)?;
+    match what {
+        What::Workloads => {
+            let lines = show::workloads(&model, &revision.node, &reader(args)?.status().into_diagnostic()?);
+            if args.json { json(&lines) } else { out(&show::workloads_table(&lines)) }
+        }
+        What::Policies => {
+            let lines = show::policies(&revision, &model).into_diagnostic()?;
+            if args.json { json(&lines) } else { out(&show::policies_table(&lines)) }
+        }
+        What::Rules => {
+            let lines = show::rules(&model, &reader(args)?.counters().into_diagnostic()?);
+            if args.json { json(&lines) } else { out(&show::rules_table(&lines)) }
+        }
+        What::Flows => {
+            let flows = reader(args)?.flows().into_diagnostic()?;
+            if args.json { json(&flows) } else { out(&show::flows_table(&Names::new(&model, &revision.node), &flows)) }
+        }
+    }
+}
+
+/// How often `observe --follow` looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+fn observe(follow: bool, args: &ReaderArgs) -> Result<(), Report> {
+    let reader = reader(args)?;
+    // Packets of what was shown; a flow is shown once, what is denied again and again each time it is seen.
+    let mut shown: BTreeMap<String, u64> = BTreeMap::new();
+    loop {
+        // The agent may have published meanwhile.
+        let revision = revision(&args.state)?;
+        let model = model(&revision)?;
+        let names = Names::new(&model, &revision.node);
+        let flows = reader.flows().into_diagnostic()?;
+        let contacts = reader.contacts().into_diagnostic()?;
+        let mut found: Vec<Observation> = flows.iter().map(|flow| names.flow(flow)).collect();
+        found.extend(contacts.records.iter().map(|contact| names.contact(contact)));
+        let now = found.iter().map(|observation| (observation.key.clone(), observation.packets)).collect();
+        found.retain(|observation| match shown.get(&observation.key) {
+            None => true,
+            Some(&packets) => observation.verdict == "blocked" && observation.packets != packets,
+        });
+        shown = now;
+        found.sort_by_key(|observation| observation.last);
+        for observation in &found {
+            if args.json {
+                out(&format!("{}\n", serde_json::to_string(observation).into_diagnostic()?))?;
+            } else {
+                out(&format!("{}  {}\n", show::time(observation.last), observation.text))?;
+            }
+        }
+        if !follow {
+            return Ok(());
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Whoever reads the output may have seen enough.
+fn out(text: &str) -> Result<(), Report> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.into_diagnostic(),
+    }
+}

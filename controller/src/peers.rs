@@ -1,0 +1,101 @@
+//! Names for addresses, as metrics and texts show them: never an address where policy knows anything better.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bulkhead_dataplane::{
+    desired::{EndpointName, Segment},
+    node::Discovered,
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    model::{METADATA, Model, ServiceName, holds, local_prefixes},
+    workloads::WorkloadName,
+};
+
+/// An address that no word of policy but a CIDR could match: of an overlay, but of no known workload; link-local; multicast.
+pub const UNKNOWN: &str = "unknown";
+
+/// Names as one node sees them.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    workloads: BTreeMap<(Segment, IpAddr), WorkloadName>,
+    services: BTreeMap<WorkloadName, String>,
+    segments: BTreeMap<EndpointName, Segment>,
+    own: BTreeSet<IpAddr>,
+    nodes: BTreeSet<IpAddr>,
+    externals: Vec<(ServiceName, crate::intent::Cidrs)>,
+    neither: Vec<IpNetwork>,
+}
+
+impl Peers {
+    /// Names of a model.
+    #[must_use]
+    pub fn new(model: &Model, node: &str, discovered: &Discovered) -> Self {
+        let mut peers = Self {
+            workloads: BTreeMap::new(),
+            services: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            own: discovered.addresses.iter().copied().collect(),
+            nodes: discovered.overlays.iter().flat_map(|overlay| &overlay.peers).map(|peer| peer.0).collect(),
+            externals: model.externals.iter().map(|(name, cidrs)| (name.clone(), cidrs.clone())).collect(),
+            neither: local_prefixes(),
+        };
+        for (name, workload) in &model.workloads {
+            let service = if workload.service.is_empty() { &name.name } else { &workload.service };
+            peers.services.insert(name.clone(), format!("{}/{service}", name.namespace));
+            for (index, endpoint) in (0..).zip(&workload.endpoints) {
+                let endpoint_name =
+                    EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
+                peers.segments.insert(endpoint_name, endpoint.segment);
+                for &address in &endpoint.addresses {
+                    peers.workloads.insert((endpoint.segment, address), name.clone());
+                }
+            }
+        }
+        for (name, described) in &model.nodes {
+            let of = if name == node { &mut peers.own } else { &mut peers.nodes };
+            of.extend(&described.addresses);
+            peers.neither.extend(described.segments.iter().flat_map(|segment| &segment.prefixes));
+        }
+        peers.neither.extend(discovered.overlays.iter().flat_map(|overlay| &overlay.peers).flat_map(|peer| &peer.1));
+        peers
+    }
+
+    /// The workload that has an address, as an endpoint sees it.
+    #[must_use]
+    pub fn workload(&self, endpoint: &EndpointName, address: IpAddr) -> Option<&WorkloadName> {
+        let segment = self.segments.get(endpoint).copied().unwrap_or_default();
+        self.workloads.get(&(segment, address))
+    }
+
+    /// Name of an address, as an endpoint sees it: `shop/cart`, `shop/stripe`, `node`, `nodes`, `metadata`, `world` or [`UNKNOWN`].
+    #[must_use]
+    pub fn name(&self, endpoint: &EndpointName, address: IpAddr) -> String {
+        if let Some(workload) = self.workload(endpoint, address) {
+            return self.services.get(workload).cloned().unwrap_or_else(|| workload.to_string());
+        }
+        // The name that the workload's own people gave comes before others' names.
+        let named = || self.externals.iter().filter(|(_, cidrs)| holds(cidrs, address));
+        if let Some((name, _)) =
+            named().find(|(name, _)| name.namespace == endpoint.namespace).or_else(|| named().next())
+        {
+            return name.to_string();
+        }
+        let name = if self.own.contains(&address) {
+            "node"
+        } else if self.nodes.contains(&address) {
+            "nodes"
+        } else if METADATA.contains(&address) {
+            "metadata"
+        } else if self.neither.iter().any(|prefix| prefix.contains(address)) {
+            UNKNOWN
+        } else {
+            "world"
+        };
+        name.to_owned()
+    }
+}

@@ -1,0 +1,210 @@
+//! The agent's life: what wakes it, and the endpoint for Prometheus.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bulkhead_dataplane::node::Node;
+use notify::{
+    EventKind, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
+use tokio::sync::oneshot;
+
+use crate::{agent::Agent, input::Locations};
+
+/// Quiet time after a change before it is read: editors and tools write in several steps.
+const QUIET: Duration = Duration::from_millis(100);
+/// Longest wait for quiet.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Files and the node's network are looked at this often even if nobody says that they changed.
+const REFRESH: Duration = Duration::from_secs(2);
+/// Guards are looked at, and flows are accounted before their tables evict them.
+const ACCOUNT: Duration = Duration::from_secs(10);
+/// Longest wait of a scrape for the agent.
+const SCRAPE: Duration = Duration::from_secs(8);
+
+/// What wakes the agent.
+enum Wake {
+    /// A file may have changed.
+    Changed,
+    /// Somebody wants metrics.
+    Scrape(oneshot::Sender<Result<String, String>>),
+    /// It shall stop.
+    Stop,
+}
+
+/// Stops an agent. Everything stays in force.
+#[derive(Clone)]
+pub struct Stopper(Sender<Wake>);
+
+impl Stopper {
+    /// Asks for it.
+    pub fn stop(&self) {
+        // When nobody listens it has stopped already.
+        let _ = self.0.send(Wake::Stop);
+    }
+}
+
+/// Where an agent hears what wakes it.
+pub struct Life {
+    wake: Receiver<Wake>,
+    waker: Sender<Wake>,
+    server: Option<TcpListener>,
+}
+
+impl Life {
+    /// Takes the address for metrics, `None` for no metrics.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    pub fn new(metrics: Option<SocketAddr>) -> io::Result<Self> {
+        let server = metrics.map(TcpListener::bind).transpose()?;
+        if let Some(server) = &server {
+            server.set_nonblocking(true)?;
+        }
+        let (waker, wake) = mpsc::channel();
+        Ok(Self { wake, waker, server })
+    }
+
+    /// Address for metrics.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().and_then(|server| server.local_addr().ok())
+    }
+
+    /// A handle that stops it.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.waker.clone())
+    }
+
+    /// Keeps the agent at its work until it is stopped. The node is used on the calling thread alone: its calls concern the network namespace of
+    /// this thread.
+    ///
+    /// # Errors
+    /// The server cannot be started, or it died.
+    pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
+        let Self { wake, waker, server } = self;
+        let _watcher = watch(locations, waker.clone());
+        if let Some(server) = server {
+            serve(server, waker.clone())?;
+        }
+        let mut refresh = Instant::now() + REFRESH;
+        let mut account = Instant::now() + ACCOUNT;
+        // When the first of several changes was seen, and until when it has been quiet.
+        let mut changed: Option<(Instant, Instant)> = None;
+        loop {
+            let due = changed.map_or(refresh, |(_, quiet)| quiet).min(account);
+            match wake.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(Wake::Changed) => {
+                    let now = Instant::now();
+                    let first = changed.map_or(now, |(first, _)| first);
+                    changed = Some((first, (now + QUIET).min(first + PATIENCE)));
+                    // Changes without end do not starve what is due.
+                    if now < first + PATIENCE {
+                        continue;
+                    }
+                }
+                Ok(Wake::Scrape(reply)) => {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(agent.metrics().map_err(|error| error.to_string()));
+                    continue;
+                }
+                Ok(Wake::Stop) => break,
+                // `waker` lives as long as this loop.
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            let now = Instant::now();
+            if now >= account {
+                agent.check();
+                account_now(agent);
+                account = Instant::now() + ACCOUNT;
+            }
+            if now >= refresh || changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE) {
+                changed = None;
+                agent.refresh();
+                refresh = Instant::now() + REFRESH;
+            }
+        }
+        account_now(agent);
+        tracing::info!("stopped; everything stays in force");
+        Ok(())
+    }
+}
+
+fn account_now<N: Node>(agent: &mut Agent<N>) {
+    if let Err(error) = agent.account() {
+        tracing::warn!("what was counted cannot be read: {error}");
+    }
+}
+
+/// Watches the directories in which the files are: a file that is replaced is another one. What cannot be watched is looked at all the same.
+fn watch(locations: &Locations, waker: Sender<Wake>) -> Option<notify::RecommendedWatcher> {
+    let heard = move |event: notify::Result<notify::Event>| {
+        // Reading is no change; this process reads.
+        let read = event.is_ok_and(
+            |event| matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)),
+        );
+        if !read {
+            // When nobody listens the agent has stopped.
+            let _ = waker.send(Wake::Changed);
+        }
+    };
+    let watched = notify::recommended_watcher(heard).and_then(|mut watcher| {
+        for directory in [&locations.policies, &parent(&locations.workloads)] {
+            watcher.watch(directory, RecursiveMode::NonRecursive)?;
+        }
+        Ok(watcher)
+    });
+    watched.inspect_err(|error| tracing::warn!("changes are seen within {} s only: {error}", REFRESH.as_secs())).ok()
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Serves metrics from a thread of its own.
+fn serve(listener: TcpListener, waker: Sender<Wake>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let routes = Router::new().route("/metrics", get(scrape)).with_state(waker);
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        axum::serve(listener, routes).await
+    };
+    thread::Builder::new().name("metrics".to_owned()).spawn(move || {
+        if let Err(error) = runtime.block_on(serve) {
+            tracing::error!("metrics are not served any more: {error}");
+        }
+    })?;
+    Ok(())
+}
+
+async fn scrape(State(waker): State<Sender<Wake>>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let unavailable = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    if waker.send(Wake::Scrape(reply)).is_err() {
+        return unavailable("the agent has stopped\n".to_owned());
+    }
+    match tokio::time::timeout(SCRAPE, answer).await {
+        Ok(Ok(Ok(text))) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Ok(Ok(Err(why))) => unavailable(format!("{why}\n")),
+        Ok(Err(_)) => unavailable("the agent has stopped\n".to_owned()),
+        Err(_) => unavailable("the agent is busy\n".to_owned()),
+    }
+}

@@ -1,0 +1,500 @@
+//! What the command line shows of a node: tables for people, JSON for programs. Everything comes from the pins and the state directory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use bulkhead_dataplane::{
+    desired::EndpointName,
+    node::{ContactRecord, Discovered, FlowRecord, Reading, Status},
+};
+use bulkhead_ebpf::{
+    abi::{Class, Direction},
+    reason::Reason,
+};
+use serde::Serialize;
+
+use crate::{
+    compile::{NODE_REACHES, NOT_ISOLATED, isolated},
+    diagnostic::{Diagnostics, source},
+    explain::{Party, Question, explain},
+    intent,
+    metrics::protocol,
+    model::{Model, ServiceName},
+    peers::{Peers, UNKNOWN},
+    ports::{class_of, point},
+    revision::Revision,
+    workloads::WorkloadName,
+};
+
+/// Lines of a table with aligned columns; the first is the head.
+#[must_use]
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|i| {
+        rows.iter().map(|row| row[i].chars().count()).chain([head[i].len()]).max().unwrap_or_default()
+    });
+    let mut text = String::new();
+    for row in std::iter::once(head.map(ToOwned::to_owned)).chain(rows.iter().cloned()) {
+        let line: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// One line of `bulkhead get workloads`.
+#[derive(Debug, Serialize)]
+pub struct WorkloadLine {
+    namespace: String,
+    workload: String,
+    service: String,
+    node: String,
+    isolated: bool,
+    link: String,
+    segment: u32,
+    addresses: Vec<IpAddr>,
+    /// `guarded`, `not guarded`; empty for what is on another node.
+    guard: &'static str,
+}
+
+/// Endpoints of all workloads, and whether those of this node are guarded.
+#[must_use]
+pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine> {
+    let attached: BTreeSet<&EndpointName> =
+        status.endpoints.iter().filter(|endpoint| endpoint.attached).map(|endpoint| &endpoint.name).collect();
+    let mut lines = Vec::new();
+    for (name, workload) in &model.workloads {
+        for (index, endpoint) in (0..).zip(&workload.endpoints) {
+            let full = EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
+            lines.push(WorkloadLine {
+                namespace: name.namespace.clone(),
+                workload: name.name.clone(),
+                service: workload.service.clone(),
+                node: workload.node.clone(),
+                isolated: !workload.services.is_empty(),
+                link: endpoint.link.clone(),
+                segment: endpoint.segment,
+                addresses: endpoint.addresses.clone(),
+                guard: match workload.node == node {
+                    false => "",
+                    true if attached.contains(&full) => "guarded",
+                    true => "not guarded",
+                },
+            });
+        }
+    }
+    lines
+}
+
+/// As a table.
+#[must_use]
+pub fn workloads_table(lines: &[WorkloadLine]) -> String {
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let addresses: Vec<_> = line.addresses.iter().map(ToString::to_string).collect();
+            [
+                line.namespace.clone(),
+                line.workload.clone(),
+                line.service.clone(),
+                line.node.clone(),
+                (if line.isolated { "yes" } else { "no" }).to_owned(),
+                line.guard.to_owned(),
+                line.link.clone(),
+                line.segment.to_string(),
+                addresses.join(","),
+            ]
+        })
+        .collect();
+    table(["NAMESPACE", "WORKLOAD", "SERVICE", "NODE", "ISOLATED", "GUARD", "LINK", "SEGMENT", "ADDRESSES"], &rows)
+}
+
+/// One line of `bulkhead get policies`: a listed service.
+#[derive(Debug, Serialize)]
+pub struct PolicyLine {
+    origin: String,
+    namespace: String,
+    service: String,
+    selects: BTreeMap<String, String>,
+    workloads: usize,
+    accepts: Vec<String>,
+    calls: Vec<String>,
+}
+
+/// Listed services as they are written.
+///
+/// # Errors
+/// The stored revision cannot be read by this version.
+pub fn policies(revision: &Revision, model: &Model) -> Result<Vec<PolicyLine>, Diagnostics> {
+    let mut lines = Vec::new();
+    for (file, text) in &revision.inputs.policies {
+        for intent in intent::parse(&source(file, text))? {
+            for service in &intent.services {
+                let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
+                let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
+                lines.push(PolicyLine {
+                    origin: service.place.origin(),
+                    workloads: model.members(&name).count(),
+                    selects: model.services.get(&name).map(|service| service.select.clone()).unwrap_or_default(),
+                    namespace: name.namespace,
+                    service: name.name,
+                    accepts: service.accepts.iter().map(text).collect(),
+                    calls: service.calls.iter().map(text).collect(),
+                });
+            }
+        }
+    }
+    Ok(lines)
+}
+
+/// As a table.
+#[must_use]
+pub fn policies_table(lines: &[PolicyLine]) -> String {
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let selects: Vec<_> = line.selects.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            [
+                line.namespace.clone(),
+                line.service.clone(),
+                line.origin.clone(),
+                selects.join(","),
+                line.workloads.to_string(),
+                line.accepts.join(" "),
+                line.calls.join(" "),
+            ]
+        })
+        .collect();
+    table(["NAMESPACE", "SERVICE", "ORIGIN", "SELECTS", "WORKLOADS", "ACCEPTS", "CALLS"], &rows)
+}
+
+/// One line of `bulkhead get rules`.
+#[derive(Debug, Default, Serialize)]
+pub struct RuleLine {
+    rule: String,
+    origin: String,
+    allowed_packets: u64,
+    allowed_bytes: u64,
+    blocked_packets: u64,
+    blocked_bytes: u64,
+}
+
+/// Rules of the revision in force, and those that are gone but counted, with what they decided on this node. Replies count for the rule that
+/// allowed the flow.
+#[must_use]
+pub fn rules(model: &Model, readings: &[Reading]) -> Vec<RuleLine> {
+    let mut lines: BTreeMap<String, RuleLine> = BTreeMap::new();
+    for (rule, origin) in origins(model) {
+        lines.insert(rule.clone(), RuleLine { rule, origin, ..RuleLine::default() });
+    }
+    for reading in readings.iter().filter(|reading| reading.endpoint.is_some() && !reading.rule.is_empty()) {
+        let line = lines
+            .entry(reading.rule.clone())
+            .or_insert_with(|| RuleLine { rule: reading.rule.clone(), ..RuleLine::default() });
+        let (packets, bytes) = match reading.reason.blocked() {
+            true => (&mut line.blocked_packets, &mut line.blocked_bytes),
+            false => (&mut line.allowed_packets, &mut line.allowed_bytes),
+        };
+        *packets += reading.packets;
+        *bytes += reading.bytes;
+    }
+    lines.into_values().collect()
+}
+
+/// Where each rule is written.
+fn origins(model: &Model) -> BTreeMap<String, String> {
+    let mut origins: BTreeMap<String, String> =
+        model.rules.iter().map(|rule| (rule.name.clone(), rule.place.origin())).collect();
+    for (name, service) in &model.services {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            origins.insert(isolated(name, direction), service.place.origin());
+        }
+    }
+    for rule in [NOT_ISOLATED, NODE_REACHES] {
+        origins.insert(rule.to_owned(), String::new());
+    }
+    origins
+}
+
+/// As a table.
+#[must_use]
+pub fn rules_table(lines: &[RuleLine]) -> String {
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            [line.rule.clone(), line.origin.clone(), line.allowed_packets.to_string(), line.blocked_packets.to_string()]
+        })
+        .collect();
+    table(["RULE", "ORIGIN", "ALLOWED", "BLOCKED"], &rows)
+}
+
+/// As a table.
+#[must_use]
+pub fn flows_table(names: &Names<'_>, flows: &[FlowRecord]) -> String {
+    let rows: Vec<_> = flows
+        .iter()
+        .map(|flow| {
+            let port = if flow.direction == "ingress" { flow.local_port } else { flow.remote_port };
+            [
+                format!("{}/{}", flow.endpoint.namespace, flow.endpoint.workload),
+                flow.direction.to_owned(),
+                names.peer(&flow.endpoint, flow.remote),
+                flow_point(flow.protocol, port),
+                format!("{}/{}", flow.packets[0], flow.packets[1]),
+                format!("{}/{}", flow.bytes[0], flow.bytes[1]),
+                flow.rule.clone(),
+                time(flow.last),
+            ]
+        })
+        .collect();
+    table(["WORKLOAD", "DIRECTION", "PEER", "PORT", "PACKETS", "BYTES", "RULE", "LAST"], &rows)
+}
+
+/// `bulkhead status`.
+#[must_use]
+pub fn status(revision: Option<&Revision>, status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    match revision {
+        Some(revision) => {
+            let summary = &revision.summary;
+            let at = time(revision.published.saturating_mul(1_000_000_000));
+            let _ = writeln!(text, "revision  {} of node {}, published {at}", revision.number, revision.node);
+            let _ = writeln!(
+                text,
+                "compiled  {} rules, {} selectors, {} policy sets, {} endpoints, {} addresses, {} prefixes",
+                summary.rules, summary.selectors, summary.sets, summary.endpoints, summary.addresses, summary.prefixes
+            );
+        }
+        None => text.push_str("revision  none is known\n"),
+    }
+    let _ = writeln!(text, "epoch     {}", status.epoch);
+    let _ = writeln!(
+        text,
+        "boundary  input rule {}",
+        if status.input_rule { "stands or is not needed" } else { "MISSING" }
+    );
+    text.push('\n');
+    let endpoints: Vec<_> = status
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            [
+                format!("{}/{}#{}", endpoint.name.namespace, endpoint.name.workload, endpoint.name.index),
+                endpoint.link.clone(),
+                format!("{:?}", endpoint.mode).to_lowercase(),
+                (if endpoint.attached { "guarded" } else { "NOT GUARDED" }).to_owned(),
+                endpoint.epoch.to_string(),
+                endpoint.slot.to_string(),
+            ]
+        })
+        .collect();
+    text.push_str(&table(["ENDPOINT", "LINK", "MODE", "GUARD", "EPOCH", "SLOT"], &endpoints));
+    text.push('\n');
+    let links: Vec<_> = status.links.iter().map(|link| [link.link.clone(), link.guard.clone()]).collect();
+    text.push_str(&table(["LINK", "GUARD"], &links));
+    text.push('\n');
+    let tables: Vec<_> = status
+        .tables
+        .iter()
+        .map(|table| [table.table.to_owned(), table.used.to_string(), table.limit.to_string()])
+        .collect();
+    text.push_str(&table(["TABLE", "USED", "LIMIT"], &tables));
+    text
+}
+
+/// Names for what readers find, by the revision in force.
+#[derive(Debug)]
+pub struct Names<'a> {
+    model: &'a Model,
+    peers: Peers,
+    origins: BTreeMap<String, String>,
+}
+
+/// One line of `bulkhead observe`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Observation {
+    /// What stays the same while the same thing goes on.
+    #[serde(skip)]
+    pub key: String,
+    /// Latest packet, nanoseconds of Unix time.
+    pub last: u64,
+    /// `allowed` or `blocked`.
+    pub verdict: &'static str,
+    from: String,
+    to: String,
+    port: String,
+    reason: &'static str,
+    rule: String,
+    origin: String,
+    /// Wire segments; of what was denied, those that were sampled.
+    pub packets: u64,
+    bytes: u64,
+    /// In words.
+    pub text: String,
+}
+
+impl<'a> Names<'a> {
+    /// Names of a model, as a node sees them.
+    #[must_use]
+    pub fn new(model: &'a Model, node: &str) -> Self {
+        Self { model, peers: Peers::new(model, node, &Discovered::default()), origins: origins(model) }
+    }
+
+    fn peer(&self, endpoint: &EndpointName, address: IpAddr) -> String {
+        match self.peers.name(endpoint, address) {
+            // For a person an address says more.
+            name if name == "world" || name == UNKNOWN => address.to_string(),
+            name => name,
+        }
+    }
+
+    fn rule(&self, rule: &str) -> String {
+        match self.origins.get(rule).filter(|origin| !origin.is_empty()) {
+            Some(origin) => format!("{rule} ({origin})"),
+            None => rule.to_owned(),
+        }
+    }
+
+    /// A flow that was allowed.
+    #[must_use]
+    pub fn flow(&self, flow: &FlowRecord) -> Observation {
+        let inward = flow.direction == "ingress";
+        let own = service_of(self.model, &flow.endpoint);
+        let peer = self.peer(&flow.endpoint, flow.remote);
+        let port = flow_point(flow.protocol, if inward { flow.local_port } else { flow.remote_port });
+        let grounds = match flow.rule.as_str() {
+            "" => flow.reason.text().to_owned(),
+            rule => format!("by {}", self.rule(rule)),
+        };
+        let stale = if flow.current { "" } else { "; judged again with its next packet" };
+        let at = format!("at {own}'s {}", flow.direction);
+        let (from, to) = if inward { (peer, own) } else { (own, peer) };
+        let [packets, replies] = flow.packets;
+        let text =
+            format!("ALLOWED {from} -> {to} {port}  {at} {grounds}; {packets} packets, {replies} replies{stale}");
+        Observation {
+            key: format!(
+                "{:?} {} {}:{} {}:{} {}",
+                flow.endpoint,
+                flow.direction,
+                flow.local,
+                flow.local_port,
+                flow.remote,
+                flow.remote_port,
+                flow.protocol
+            ),
+            last: flow.last,
+            verdict: "allowed",
+            from,
+            to,
+            port,
+            reason: flow.reason.label(),
+            rule: flow.rule.clone(),
+            origin: self.origins.get(&flow.rule).cloned().unwrap_or_default(),
+            packets: flow.packets[0] + flow.packets[1],
+            bytes: flow.bytes[0] + flow.bytes[1],
+            text,
+        }
+    }
+
+    /// A sample of what was denied.
+    #[must_use]
+    pub fn contact(&self, contact: &ContactRecord) -> Observation {
+        let class = class_of(contact.protocol);
+        let value = if class == Class::Other { contact.protocol.into() } else { contact.port };
+        let port = point(class, value);
+        let (from, to, text) = match &contact.endpoint {
+            None => self.at_boundary(contact),
+            Some(endpoint) => {
+                let own = service_of(self.model, endpoint);
+                let peer = self.peer(endpoint, contact.peer);
+                let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
+                let text = match contact.reason {
+                    Reason::Isolated | Reason::DeniedByRule | Reason::SourceDenied => {
+                        self.explained(endpoint, contact, class, value)
+                    }
+                    _ => None,
+                };
+                let side = if contact.direction == "ingress" { &to } else { &from };
+                let text = text.unwrap_or_else(|| {
+                    format!(
+                        "BLOCKED {from} -> {to} {port}  at {side}'s {}: {}",
+                        contact.direction,
+                        plain(contact.reason)
+                    )
+                });
+                (from, to, text)
+            }
+        };
+        Observation {
+            key: format!(
+                "{:?} {} {} {} {} {}",
+                contact.endpoint,
+                contact.direction,
+                contact.peer,
+                contact.protocol,
+                contact.port,
+                contact.reason.label()
+            ),
+            last: contact.last,
+            verdict: "blocked",
+            from,
+            to,
+            port,
+            reason: contact.reason.label(),
+            rule: contact.rule.clone(),
+            origin: self.origins.get(&contact.rule).cloned().unwrap_or_default(),
+            packets: contact.packets,
+            bytes: contact.bytes,
+            text,
+        }
+    }
+
+    /// What the policy says; `None` when the revision in force would allow what another one denied.
+    fn explained(&self, endpoint: &EndpointName, contact: &ContactRecord, class: Class, value: u16) -> Option<String> {
+        let own = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
+        let own = Party::Workload(&own);
+        let peer = self.peers.workload(endpoint, contact.peer).map_or(Party::Address(contact.peer), Party::Workload);
+        let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
+        let answer = explain(self.model, Question { from, to, class, value });
+        (!answer.allowed()).then(|| answer.text(self.model))
+    }
+
+    fn at_boundary(&self, contact: &ContactRecord) -> (String, String, String) {
+        let from = contact.peer.to_string();
+        let what = contact.inner.map_or_else(String::new, |(vni, inner)| format!(" (VNI {vni}, inner source {inner})"));
+        let text =
+            format!("BLOCKED tunnel packet from {from}{what}  at the node's boundary: {}", plain(contact.reason));
+        (from, "node".to_owned(), text)
+    }
+}
+
+/// What a flow is about; its ports of ICMP are no points of an axis.
+fn flow_point(number: u8, port: u16) -> String {
+    match class_of(number) {
+        Class::Other | Class::Icmp | Class::Icmp6 => protocol(number),
+        class => point(class, port),
+    }
+}
+
+/// A reason as part of a sentence.
+fn plain(reason: Reason) -> String {
+    format!("{}: {}", reason.label(), reason.text().trim_end_matches('.'))
+}
+
+fn service_of(model: &Model, endpoint: &EndpointName) -> String {
+    let name = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
+    let service =
+        model.workloads.get(&name).map(|workload| workload.service.as_str()).filter(|service| !service.is_empty());
+    format!("{}/{}", endpoint.namespace, service.unwrap_or(&endpoint.workload))
+}
+
+/// Nanoseconds of Unix time as people write it, in UTC.
+#[must_use]
+pub fn time(nanoseconds: u64) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_nanos(nanoseconds)).to_string()
+}

@@ -1,0 +1,252 @@
+//! What an agent does with good and bad input.
+
+use std::{fs, os::unix::fs::symlink};
+
+use bulkhead_controller::{agent::StartError, revision::Revision};
+use bulkhead_dataplane::{
+    node::{Discovered, Node as _},
+    store::{Prefixes4, Store as _},
+};
+
+use crate::support::{Home, INTENT, WORKLOADS, stored, value};
+
+const BAD: &str =
+    "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [bd:5432] }\n  db: {}\n";
+
+fn rules(home: &Home) -> Vec<String> {
+    bulkhead_dataplane::names::Names::load(&home.state()).unwrap().rules.into_values().map(|rule| rule.name).collect()
+}
+
+#[test]
+fn good_input_is_published_and_stored() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+    assert!(rules(&home).contains(&"shop: web calls db:5432/tcp".to_owned()));
+    assert_eq!(stored(&home.state()), Some(1));
+    let text = agent.metrics().unwrap();
+    for (metric, expected) in [
+        ("bulkhead_revision", 1),
+        ("bulkhead_policy_error", 0),
+        ("bulkhead_publish_error", 0),
+        ("bulkhead_endpoints_unguarded", 0),
+    ] {
+        assert_eq!(value(&text, metric, &[]), Some(expected), "{metric} in\n{text}");
+    }
+    assert!(
+        value(&text, "bulkhead_table_limit", &["table=\"LISTS\""])
+            > value(&text, "bulkhead_table_used", &["table=\"LISTS\""])
+    );
+}
+
+#[test]
+fn bad_input_at_the_first_start_ends_it() {
+    let home = Home::new();
+    home.write("policies/shop.yaml", BAD);
+    let Err(StartError::Input(found)) = home.start() else { panic!("started") };
+    assert_eq!(
+        found.to_string(),
+        "shop.yaml:5:18: nothing in namespace `shop` is called `bd`\n  help: did you mean `db`?"
+    );
+    assert_eq!(home.attached(), [""; 0]);
+    assert_eq!(stored(&home.state()), None);
+}
+
+#[test]
+fn bad_input_later_keeps_the_last_good_revision() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    let before = home.store.snapshot();
+    for (name, text) in [
+        ("policies/shop.yaml", BAD),
+        ("policies/shop.yaml", ""),
+        ("policies/more.yaml", "kind: Guard\napiVersion: bulkhead/v1\n"),
+        ("workloads.yaml", "apiVersion: bulkhead/v1\nkind: Workloads\nnodes: []\n"),
+    ] {
+        home.write(name, text);
+        agent.refresh();
+        assert_ne!(agent.refused(), "", "{name}: {text}");
+        assert_eq!(home.store.snapshot(), before, "{name}: {text}");
+        let metrics = agent.metrics().unwrap();
+        assert_eq!(
+            (value(&metrics, "bulkhead_policy_error", &[]), value(&metrics, "bulkhead_revision", &[])),
+            (Some(1), Some(1))
+        );
+        assert_eq!(stored(&home.state()), Some(1));
+        let _ = fs::remove_file(home.path("policies/more.yaml"));
+        home.write("policies/shop.yaml", INTENT);
+        home.write("workloads.yaml", WORKLOADS);
+        agent.refresh();
+        assert_eq!(agent.refused(), "", "the old text is good again");
+        assert_eq!(stored(&home.state()), Some(1), "and is the same revision");
+    }
+    fs::remove_dir_all(home.path("policies")).unwrap();
+    agent.refresh();
+    assert!(agent.refused().contains("cannot be read"), "{}", agent.refused());
+    assert_eq!(home.store.snapshot(), before);
+}
+
+#[test]
+fn bad_input_at_a_later_start_uses_the_last_good_revision() {
+    let home = Home::new();
+    drop(home.agent());
+    home.write("policies/shop.yaml", BAD);
+    let mut agent = home.agent();
+    assert!(agent.refused().contains("did you mean `db`?"));
+    assert!(agent.health().refused);
+    assert!(rules(&home).contains(&"shop: web calls db:5432/tcp".to_owned()));
+
+    // And goes on from there.
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+    agent.refresh();
+    assert_eq!(agent.refused(), "");
+    assert!(rules(&home).contains(&"shop: web calls db:5433/tcp".to_owned()));
+    assert_eq!(stored(&home.state()), Some(2));
+}
+
+#[test]
+fn a_revision_of_another_node_is_not_used() {
+    let home = Home::new();
+    drop(home.agent());
+    let file = home.state().join("revision.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("\"node\":\"n1\"", "\"node\":\"n2\"")).unwrap();
+    home.write("policies/shop.yaml", BAD);
+    assert!(matches!(home.start(), Err(StartError::Input(_))));
+
+    // Nor one of another version, but good input does not need it.
+    fs::write(&file, text.replace("\"format\":1", "\"format\":2")).unwrap();
+    assert!(matches!(home.start(), Err(StartError::Input(_))));
+    home.write("policies/shop.yaml", INTENT);
+    home.agent();
+    assert_eq!(stored(&home.state()), Some(1));
+}
+
+#[test]
+fn what_does_not_fit_at_a_later_start_uses_the_last_good_revision() {
+    let home = Home::new();
+    drop(home.agent());
+    home.store.set_limit::<Prefixes4>(home.store.entries::<Prefixes4>().unwrap().len());
+    home.write("policies/shop.yaml", &INTENT.replace("db: {}", "db: { accepts: [stripe:1] }"));
+    let agent = home.agent();
+    assert!(agent.refused().contains("PREFIXES4"), "{}", agent.refused());
+    assert_eq!(agent.health().revision, 1);
+}
+
+#[test]
+fn changes_are_published_and_numbered() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    agent.refresh();
+    assert_eq!(agent.health().revision, 1, "nothing changed");
+    home.write("policies/shop.yaml", &format!("# A comment moves the lines.\n{INTENT}"));
+    agent.refresh();
+    assert_eq!(agent.health().revision, 2);
+    let revision = Revision::load(&home.state()).unwrap().unwrap();
+    assert!(revision.inputs.policies["shop.yaml"].starts_with("# A comment"));
+    assert_eq!((revision.node.as_str(), revision.summary.endpoints), ("n1", 2));
+
+    home.write(
+        "workloads.yaml",
+        &WORKLOADS.lines().filter(|line| !line.contains("db-1")).collect::<Vec<_>>().join("\n"),
+    );
+    agent.refresh();
+    assert_eq!(home.attached(), ["veth-web"], "its link is left alone");
+}
+
+#[test]
+fn files_that_are_swapped_by_a_symlink_are_seen() {
+    let home = Home::new();
+    // As a ConfigMap is mounted: files are links through ..data, which is replaced at once.
+    let policies = home.path("policies");
+    fs::remove_file(policies.join("shop.yaml")).unwrap();
+    for (version, text) in [("..v1", INTENT.to_owned()), ("..v2", INTENT.replace("5432", "5433"))] {
+        fs::create_dir(policies.join(version)).unwrap();
+        fs::write(policies.join(version).join("shop.yaml"), text).unwrap();
+    }
+    symlink("..v1", policies.join("..data")).unwrap();
+    symlink("..data/shop.yaml", policies.join("shop.yaml")).unwrap();
+    let mut agent = home.agent();
+    symlink("..v2", policies.join("..data_tmp")).unwrap();
+    fs::rename(policies.join("..data_tmp"), policies.join("..data")).unwrap();
+    agent.refresh();
+    assert!(rules(&home).contains(&"shop: web calls db:5433/tcp".to_owned()));
+}
+
+#[test]
+fn a_link_that_is_missing_leaves_the_others_guarded() {
+    let home = Home::new();
+    home.links.network().broken.insert("veth-db".to_owned(), "there is no such link".to_owned());
+    let mut agent = home.agent();
+    assert_eq!(home.attached(), ["veth-web"]);
+    assert_eq!(agent.unguarded().iter().map(|unguarded| unguarded.link.as_str()).collect::<Vec<_>>(), ["veth-db"]);
+    assert_eq!(value(&agent.metrics().unwrap(), "bulkhead_endpoints_unguarded", &[]), Some(1));
+
+    home.links.network().broken.clear();
+    agent.refresh();
+    assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+    assert_eq!(agent.unguarded(), []);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    let before = home.store.snapshot();
+    let used = home.store.entries::<Prefixes4>().unwrap().len();
+    home.store.set_limit::<Prefixes4>(used);
+    home.write("policies/shop.yaml", &INTENT.replace("db: {}", "db: { accepts: [stripe:1] }"));
+    agent.refresh();
+    let need = format!("needs {} PREFIXES4, {used} are configured; nothing was changed", used + 1);
+    assert!(agent.refused().contains(&need), "{}", agent.refused());
+    assert!(!agent.health().failed);
+    assert_eq!(home.store.snapshot(), before);
+    home.store.set_limit::<Prefixes4>(used + 1);
+    home.write("policies/shop.yaml", &INTENT.replace("db: {}", "db: { accepts: [stripe:2] }"));
+    agent.refresh();
+    assert_eq!(agent.refused(), "");
+}
+
+#[test]
+fn a_kernel_that_fails_is_tried_again() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    home.store.memory().budget = Some(3);
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+    agent.refresh();
+    assert!(agent.health().failed);
+    assert_eq!((agent.health().revision, agent.refused()), (1, ""), "the input is not to blame");
+    home.store.memory().budget = None;
+    agent.refresh();
+    assert!(!agent.health().failed);
+    assert_eq!(agent.health().revision, 2);
+    assert!(rules(&home).contains(&"shop: web calls db:5433/tcp".to_owned()));
+}
+
+#[test]
+fn the_nodes_network_is_followed_even_while_the_input_is_bad() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    home.write("policies/shop.yaml", BAD);
+    agent.refresh();
+    let before = home.store.snapshot();
+    home.links.network().discovered =
+        Discovered { addresses: vec!["10.0.0.254".parse().unwrap()], overlays: Vec::new() };
+    agent.refresh();
+    assert_ne!(home.store.snapshot(), before, "the new address is the node's");
+    assert_ne!(agent.refused(), "");
+}
+
+#[test]
+fn a_guard_that_is_gone_is_put_up_again() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    let epoch = agent.node().status().unwrap().epoch;
+    agent.check();
+    agent.refresh();
+    assert_eq!(agent.node().status().unwrap().epoch, epoch, "nothing is missing");
+    home.links.network().attached.remove("veth-db");
+    agent.check();
+    agent.refresh();
+    assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+}

@@ -1,0 +1,261 @@
+//! Sums by peer are the exact counts, and never shrink.
+
+use std::collections::BTreeMap;
+
+use bulkhead_controller::{
+    diagnostic::source,
+    intent,
+    metrics::{Health, Totals, render},
+    model::Model,
+    peers::Peers,
+    workloads,
+};
+use bulkhead_dataplane::node::{ContactRecord, Contacts, Discovered, FlowRecord, Reading, Status, TableUse};
+use bulkhead_ebpf::reason::Reason;
+use proptest::prelude::*;
+
+use crate::support::{INTENT, WORKLOADS, contact, flow, reading, value};
+
+fn peers() -> Peers {
+    let workloads = workloads::parse(&source("w.yaml", WORKLOADS)).unwrap();
+    let model = Model::build(&intent::parse(&source("shop.yaml", INTENT)).unwrap(), &workloads).unwrap();
+    Peers::new(&model, "n1", &Discovered::default())
+}
+
+fn text(readings: &[Reading], totals: &Totals) -> String {
+    render(Health::default(), readings, totals, &Contacts::default(), &Status::default()).unwrap()
+}
+
+const WEB_OUT: [&str; 2] = ["workload=\"web-1\"", "direction=\"egress\""];
+
+#[test]
+fn peers_have_names_and_the_rest_is_other() {
+    let readings = [
+        reading("web-1", "egress", Reason::Rule, "shop: web calls db:5432/tcp", 10),
+        reading("web-1", "ingress", Reason::Reply, "shop: web calls db:5432/tcp", 8),
+        reading("web-1", "egress", Reason::Isolated, "shop/web isolated egress", 20),
+        reading("web-1", "egress", Reason::SpoofedSource, "", 3),
+        reading("web-1", "ingress", Reason::NotForUs, "", 1000),
+    ];
+    let flows = [flow("web-1", "10.0.0.2", 5432, [7, 8], 100)];
+    let contacts = [
+        contact("web-1", "egress", "198.51.100.9", 443, 5, 100),
+        contact("web-1", "egress", "203.0.113.9", 443, 4, 100),
+        contact("web-1", "egress", "192.0.2.1", 22, 1, 100),
+        contact("web-1", "egress", "169.254.169.254", 80, 1, 100),
+        contact("web-1", "egress", "224.0.0.1", 5, 1, 100),
+    ];
+    let mut totals = Totals::default();
+    totals.update(&readings, &flows, &contacts, &peers());
+    let text = text(&readings, &totals);
+    let web = |metric: &str, direction: &str, verdict: &str, label: &str| {
+        let labels =
+            ["workload=\"web-1\"", &format!("direction=\"{direction}\""), &format!("verdict=\"{verdict}\""), label]
+                .map(ToOwned::to_owned);
+        value(&text, metric, &labels.each_ref().map(String::as_str))
+    };
+    let packets = "bulkhead_peer_packets_total";
+    assert_eq!(web(packets, "egress", "allowed", "peer=\"shop/db\",port=\"5432\",protocol=\"tcp\""), Some(7));
+    assert_eq!(web("bulkhead_peer_bytes_total", "egress", "allowed", "peer=\"shop/db\""), Some(700));
+    assert_eq!(web(packets, "egress", "allowed", "peer=\"other\",port=\"\""), Some(3));
+    assert_eq!(web(packets, "ingress", "allowed", "peer=\"shop/db\",port=\"5432\""), Some(8));
+    assert_eq!(web(packets, "ingress", "allowed", "peer=\"other\""), None, "all of it is explained");
+    for (peer, expected) in
+        [("shop/stripe", 5), ("world", 4), ("node", 1), ("metadata", 1), ("unknown", 1), ("other", 11)]
+    {
+        assert_eq!(web(packets, "egress", "blocked", &format!("peer=\"{peer}\"")), Some(expected), "{peer} in\n{text}");
+    }
+    assert_eq!(web("bulkhead_flooded_packets_total", "", "", ""), None, "has no direction");
+    assert_eq!(value(&text, "bulkhead_flooded_packets_total", &["workload=\"web-1\""]), Some(1000));
+    assert_eq!(web("bulkhead_packets_total", "egress", "blocked", "reason=\"spoofed_source\",rule=\"\""), Some(3));
+    assert_eq!(web("bulkhead_flows_total", "egress", "allowed", "reason=\"rule\""), Some(1));
+    assert!(!text.contains("10.0.0.2") && !text.contains("203.0.113.9"), "no address is a label:\n{text}");
+}
+
+#[test]
+fn the_boundary_and_tables_have_metrics_of_their_own() {
+    let at_boundary = |reason, rule: &str, packets| Reading {
+        endpoint: None,
+        service: String::new(),
+        direction: "ingress",
+        reason,
+        rule: rule.to_owned(),
+        packets,
+        bytes: 50 * packets,
+        flows: 0,
+    };
+    let readings = [
+        at_boundary(Reason::Verified, "", 9),
+        at_boundary(Reason::UnknownVtep, "", 4),
+        at_boundary(Reason::Unverified, "", 1),
+        at_boundary(Reason::Unverified, bulkhead_dataplane::kernel::INPUT_RULE, 2),
+    ];
+    let contacts = Contacts { records: Vec::new(), unsent: 77 };
+    let status = Status {
+        epoch: 5,
+        input_rule: true,
+        tables: vec![TableUse { table: "LISTS", used: 3, limit: 10 }],
+        ..Status::default()
+    };
+    let health = Health { revision: 4, refused: true, failed: true, unguarded: 2 };
+    let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
+    for (metric, labels, expected) in [
+        ("bulkhead_underlay_packets_total", vec!["verdict=\"allowed\"", "reason=\"verified\""], 9),
+        ("bulkhead_underlay_packets_total", vec!["verdict=\"blocked\"", "reason=\"unknown_vtep\""], 4),
+        ("bulkhead_underlay_packets_total", vec!["reason=\"unverified\""], 1),
+        ("bulkhead_underlay_bytes_total", vec!["reason=\"unknown_vtep\""], 200),
+        ("bulkhead_input_rule_dropped_packets_total", vec![], 2),
+        ("bulkhead_samples_unsent_total", vec![], 77),
+        ("bulkhead_table_used", vec!["table=\"LISTS\""], 3),
+        ("bulkhead_table_limit", vec!["table=\"LISTS\""], 10),
+        ("bulkhead_revision", vec![], 4),
+        ("bulkhead_policy_error", vec![], 1),
+        ("bulkhead_publish_error", vec![], 1),
+        ("bulkhead_endpoints_unguarded", vec![], 2),
+        ("bulkhead_epoch", vec![], 5),
+        ("bulkhead_input_rule", vec![], 1),
+    ] {
+        assert_eq!(value(&text, metric, &labels), Some(expected), "{metric} {labels:?} in\n{text}");
+    }
+    assert_eq!(value(&text, "bulkhead_packets_total", &[]), None, "the boundary is no workload");
+}
+
+#[test]
+fn labels_are_escaped() {
+    let readings = [reading("web-1", "egress", Reason::Rule, "a \"quoted\" \\ rule\nin two lines", 1)];
+    let text = text(&readings, &Totals::default());
+    assert!(text.contains(r#"rule="a \"quoted\" \\ rule\nin two lines""#), "{text}");
+}
+
+#[test]
+fn counters_that_begin_anew_are_followed() {
+    let allowed = |packets| [reading("web-1", "egress", Reason::Rule, "r", packets)];
+    let mut totals = Totals::default();
+    totals.update(&allowed(100), &[flow("web-1", "10.0.0.2", 5432, [90, 0], 100)], &[], &peers());
+    let readings = allowed(5);
+    totals.update(&readings, &[flow("web-1", "10.0.0.2", 5432, [2, 0], 90_000_000_000)], &[], &peers());
+    let text = text(&readings, &totals);
+    let peer = |peer: &str| value(&text, "bulkhead_peer_packets_total", &[WEB_OUT[0], WEB_OUT[1], peer]);
+    assert_eq!((peer("shop/db"), peer("other")), (Some(2), Some(3)), "{text}");
+}
+
+#[test]
+fn a_scan_of_all_ports_does_not_become_as_many_series() {
+    let readings = [reading("web-1", "egress", Reason::Isolated, "shop/web isolated egress", 5000)];
+    let contacts: Vec<_> = (1..=5000).map(|port| contact("web-1", "egress", "203.0.113.9", port, 1, 100)).collect();
+    let mut totals = Totals::default();
+    totals.update(&readings, &[], &contacts, &peers());
+    let text = text(&readings, &totals);
+    let values: Vec<u64> = text
+        .lines()
+        .filter(|line| line.starts_with("bulkhead_peer_packets_total{"))
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(values.len() <= 257, "{}", values.len());
+    assert_eq!(values.iter().sum::<u64>(), 5000);
+}
+
+/// What a node does between two readings.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Packets of a flow that is in the table.
+    Flow { port: u16, packets: [u64; 2] },
+    /// A flow falls out of its table.
+    Evict { port: u16 },
+    /// Denied packets, of which some are sampled.
+    Denied { port: u16, packets: u64, sampled: u64 },
+    /// Packets that are counted after the counters and before the flows were read.
+    Late { port: u16, packets: u64 },
+    /// Metrics are read.
+    Read,
+    /// The agent ends and starts again.
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let port = 1..5_u16;
+    prop_oneof![
+        3 => (port.clone(), 0..50_u64, 0..50_u64).prop_map(|(port, there, back)| Step::Flow { port, packets: [there, back] }),
+        1 => port.clone().prop_map(|port| Step::Evict { port }),
+        3 => (port.clone(), 0..50_u64, 0..80_u64).prop_map(|(port, packets, sampled)| Step::Denied { port, packets, sampled: sampled.min(packets) }),
+        1 => (port, 1..50_u64).prop_map(|(port, packets)| Step::Late { port, packets }),
+        4 => Just(Step::Read),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn sums_are_exact_and_nothing_shrinks(steps in prop::collection::vec(step(), 1..60)) {
+        let peers = peers();
+        let mut totals = Totals::default();
+        let mut counted = [[0_u64; 2]; 2];
+        let mut flows: BTreeMap<u16, FlowRecord> = BTreeMap::new();
+        let mut contacts: BTreeMap<u16, ContactRecord> = BTreeMap::new();
+        let mut late: Vec<(u16, u64)> = Vec::new();
+        let mut before: BTreeMap<String, u64> = BTreeMap::new();
+        let mut clock = 1_000_000_000_000_u64;
+        for step in steps.into_iter().chain([Step::Read]) {
+            clock += 10_000_000_000;
+            let mut carry = |flows: &mut BTreeMap<u16, FlowRecord>, port: u16, packets: [u64; 2]| {
+                let flow = flows.entry(port).or_insert_with(|| flow("web-1", "10.0.0.2", port, [0, 0], clock));
+                for side in 0..2 {
+                    flow.packets[side] += packets[side];
+                    flow.bytes[side] += 100 * packets[side];
+                    counted[0][side] += packets[side];
+                }
+            };
+            match step {
+                Step::Flow { port, packets } => carry(&mut flows, port, packets),
+                Step::Evict { port } => _ = flows.remove(&port),
+                Step::Late { port, packets } => late.push((port, packets)),
+                Step::Denied { port, packets, sampled } => {
+                    counted[1][0] += packets;
+                    let contact = contacts.entry(port).or_insert_with(|| contact("web-1", "egress", "203.0.113.9", port, 0, clock));
+                    contact.packets += sampled;
+                    contact.bytes += 100 * sampled;
+                }
+                Step::Restart => {
+                    let saved = serde_json::to_string(&totals.save(clock)).unwrap();
+                    totals = Totals::restore(serde_json::from_str(&saved).unwrap());
+                }
+                Step::Read => {
+                    let readings = [
+                        reading("web-1", "egress", Reason::Rule, "r", counted[0][0]),
+                        reading("web-1", "ingress", Reason::Reply, "r", counted[0][1]),
+                        reading("web-1", "egress", Reason::Isolated, "d", counted[1][0]),
+                    ];
+                    for (port, packets) in late.drain(..) {
+                        let flow = flows.entry(port).or_insert_with(|| flow("web-1", "10.0.0.2", port, [0, 0], clock));
+                        flow.packets[0] += packets;
+                        flow.bytes[0] += 100 * packets;
+                        counted[0][0] += packets;
+                    }
+                    let flows: Vec<_> = flows.values().cloned().collect();
+                    let contacts: Vec<_> = contacts.values().cloned().collect();
+                    totals.update(&readings, &flows, &contacts, &peers);
+                    let text = text(&readings, &totals);
+                    let mut now = BTreeMap::new();
+                    let mut sums: BTreeMap<(bool, bool, bool), u64> = BTreeMap::new();
+                    for line in text.lines().filter(|line| line.starts_with("bulkhead_peer_")) {
+                        let (series, count) = line.rsplit_once(' ').unwrap();
+                        let count: u64 = count.parse().unwrap();
+                        *sums.entry((series.contains("_bytes_"), series.contains("blocked"), series.contains("ingress"))).or_default() += count;
+                        now.insert(series.to_owned(), count);
+                    }
+                    for (i, reading) in readings.iter().enumerate() {
+                        let key = |bytes| (bytes, i == 2, i == 1);
+                        prop_assert_eq!(sums.get(&key(false)).copied().unwrap_or_default(), reading.packets);
+                        prop_assert_eq!(sums.get(&key(true)).copied().unwrap_or_default(), reading.bytes);
+                    }
+                    for (series, count) in before {
+                        prop_assert!(now.get(&series).is_some_and(|now| *now >= count), "{} was {}", series, count);
+                    }
+                    before = now;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What the command line says.
+
+use bulkhead_controller::{
+    input::Inputs,
+    model::Model,
+    revision::Revision,
+    show::{self, Names},
+};
+use bulkhead_dataplane::node::{EndpointStatus, LinkStatus, Status, TableUse};
+use bulkhead_ebpf::{abi::Mode, reason::Reason};
+
+use crate::support::{INTENT, WORKLOADS, contact, endpoint, flow, reading};
+
+fn revision() -> (Revision, Model) {
+    let inputs = Inputs {
+        policies: [("shop.yaml".to_owned(), INTENT.to_owned())].into(),
+        workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+    };
+    let model = inputs.model().unwrap();
+    let mut revision = Revision::new(7, "n1", inputs, &Default::default());
+    revision.published = 1_700_000_000;
+    (revision, model)
+}
+
+fn status() -> Status {
+    let endpoint = |workload: &str, slot, attached| EndpointStatus {
+        name: endpoint(workload),
+        slot,
+        link: format!("veth-{workload}"),
+        mode: Mode::Enforce,
+        epoch: 3,
+        attached,
+    };
+    Status {
+        epoch: 3,
+        endpoints: vec![endpoint("web-1", 1, true), endpoint("db-1", 2, false)],
+        links: vec![LinkStatus { link: "veth-web-1".to_owned(), guard: "tcx ingress".to_owned() }],
+        tables: vec![TableUse { table: "LISTS", used: 3, limit: 16384 }],
+        input_rule: true,
+    }
+}
+
+#[test]
+fn tables_for_people() {
+    let (revision, model) = revision();
+    let readings = [
+        reading("web-1", "egress", Reason::Rule, "shop: web calls db:5432/tcp", 10),
+        reading("web-1", "ingress", Reason::Reply, "shop: web calls db:5432/tcp", 8),
+        reading("web-1", "egress", Reason::Isolated, "shop/web isolated egress", 20),
+        reading("db-1", "ingress", Reason::Rule, "shop: old calls db:1/tcp", 2),
+    ];
+    let flows = [flow("web-1", "10.0.0.2", 5432, [7, 8], 1_700_000_000_000_000_000)];
+    let text = [
+        show::status(Some(&revision), &status()),
+        show::status(None, &Status::default()),
+        show::workloads_table(&show::workloads(&model, "n1", &status())),
+        show::policies_table(&show::policies(&revision, &model).unwrap()),
+        show::rules_table(&show::rules(&model, &readings)),
+        show::flows_table(&Names::new(&model, "n1"), &flows),
+    ]
+    .join("\n");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn observations() {
+    let (_, model) = revision();
+    let names = Names::new(&model, "n1");
+    let mut forged = contact("web-1", "ingress", "192.0.2.66", 0, 1, 1_700_000_000_000_000_000);
+    (forged.endpoint, forged.reason, forged.protocol, forged.inner) =
+        (None, Reason::WrongVtep, 17, Some((7, "10.244.1.9".parse().unwrap())));
+    let mut spoofed = contact("web-1", "egress", "10.0.0.2", 5432, 1, 1_700_000_000_000_000_000);
+    (spoofed.reason, spoofed.rule) = (Reason::SpoofedSource, String::new());
+    let mut ping = contact("db-1", "ingress", "10.0.0.1", 8 << 8, 1, 1_700_000_000_000_000_000);
+    ping.protocol = 1;
+    // Denied under a revision that is gone.
+    let outdated = contact("web-1", "egress", "10.0.0.2", 5432, 1, 1_700_000_000_000_000_000);
+    let contacts = [
+        contact("db-1", "ingress", "203.0.113.9", 5432, 3, 1_700_000_000_000_000_000),
+        contact("web-1", "egress", "198.51.100.9", 443, 2, 5),
+        ping,
+        outdated,
+        spoofed,
+        forged,
+    ];
+    let mut stale = flow("web-1", "10.0.0.2", 5432, [7, 8], 5);
+    stale.current = false;
+    let mut lines: Vec<String> = contacts.iter().map(|contact| names.contact(contact).text).collect();
+    lines.extend([flow("web-1", "10.0.0.2", 5432, [7, 8], 5), stale].iter().map(|flow| names.flow(flow).text));
+    lines.push(serde_json::to_string(&names.contact(&contacts[0])).unwrap());
+    let lines = lines.join("\n");
+    insta::assert_snapshot!(lines);
+}

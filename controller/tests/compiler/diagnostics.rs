@@ -1,0 +1,170 @@
+//! What is said of bad input: where, what, how to mend it.
+
+use bulkhead_controller::{
+    compile::compile,
+    diagnostic::{Drawn, source},
+    intent, workloads,
+};
+use bulkhead_dataplane::node::Discovered;
+
+use crate::support::{example, model};
+
+/// Diagnostics of a policy beside the shop's workloads, errors and warnings.
+fn policy(text: &str) -> String {
+    let workloads = example("shop-workloads.yaml");
+    match model(("p.yaml", text), ("w.yaml", &workloads)) {
+        Ok(model) => model.warnings.to_string(),
+        Err(found) => found.to_string(),
+    }
+}
+
+fn intent(body: &str) -> String {
+    policy(&format!("apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\n{body}"))
+}
+
+fn workloads(body: &str) -> String {
+    let text = format!("apiVersion: bulkhead/v1\nkind: Workloads\n{body}");
+    workloads::parse(&source("w.yaml", text)).map_or_else(|found| found.to_string(), |_| "accepted".to_owned())
+}
+
+/// A case a line: the input, then what is said of it.
+fn all(cases: &[&str], say: impl Fn(&str) -> String) -> String {
+    cases.iter().map(|case| format!("{}\n---\n{}\n", case.trim_end(), say(case))).collect::<Vec<_>>().join("\n=====\n")
+}
+
+#[test]
+fn documents() {
+    let said = all(
+        &[
+            "",
+            "kind: Intent\nnamespace: shop\nservices: {}\n",
+            "apiVersion: bulkhead/v2\nkind: Intent\nnamespace: shop\nservices: {}\n",
+            "apiVersion: bulkhead/v1\nnamespace: shop\n",
+            "apiVersion: bulkhead/v1\nkind: Guard\nname: tenants\nrules:\n  - deny: { from: other }\n",
+            "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices: {}\n---\napiVersion: bulkhead/v1\nkind: Workloads\n",
+            "apiVersion: bulkhead/v1\nkind: Indent\nnamespace: shop\nservices: {}\n",
+            "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\n",
+            "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nkind: Intent\nservices: {}\n",
+            "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n\tweb: {}\n",
+            "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices: {\n",
+            "- a\n- b\n",
+            "just text",
+        ],
+        policy,
+    );
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn intents() {
+    let said = all(
+        &[
+            "mode: audit\nservices: {}\n",
+            "mode: enforced\nservices: {}\n",
+            "dns: clutser\nservices: {}\n",
+            "dns: cluster\nservices: {}\n",
+            "servces: {}\n",
+            "services: [web]\n",
+            "services:\n  web: {}\n  web: {}\n",
+            "services:\n  web: { acepts: [world:443] }\n",
+            "services:\n  web: { isolate: audit }\n",
+            "services:\n  web: { select: {} }\n",
+            "services:\n  world: {}\n",
+            "services:\n  we b: {}\n",
+            "services:\n  wbe: {}\n",
+            "services:\n  web: { calls: cart:8080 }\n",
+            "services:\n  web: { calls: [{ cart: 8080 }] }\n",
+            "services:\n  web: { calls: [cart] }\n",
+            "services:\n  web: { calls: [crat:8080] }\n  cart: {}\n",
+            "services:\n  web: { calls: ['cart:'] }\n  cart: {}\n",
+            "services:\n  web: { calls: [cart:80800] }\n  cart: {}\n",
+            "services:\n  web: { calls: [cart:8080/tpc] }\n  cart: {}\n",
+            "services:\n  web: { calls: [cart:any/udp] }\n  cart: {}\n",
+            "services:\n  web: { calls: [cart:8099-8000] }\n  cart: {}\n",
+            "services:\n  web: { calls: [cart:htpt] }\n  cart: {}\n",
+            "services:\n  web: { calls: [world:http] }\n",
+            "services:\n  web: { calls: [cart:8080, cart:8080/tcp] }\n  cart: {}\n",
+            "services:\n  web: { calls: ['198.51.100.0/24:443', '[2001:db8::1]:443'] }\n",
+            "services:\n  web: { calls: [ops/bakcup:22, 'ops/:22', '*:80'] }\n",
+            "external:\n  stripe: { cidrs: [] }\nservices: {}\n",
+            "external:\n  stripe: { cidrs: [198.51.100.13/24] }\nservices: {}\n",
+            "external:\n  stripe: { cidrs: [198.51.100.0/33, stripe.com] }\nservices: {}\n",
+            "external:\n  stripe: { cidrs: [198.51.100.0/24], except: [203.0.113.0/24] }\nservices: {}\n",
+            "external:\n  web: { cidrs: [198.51.100.0/24] }\nservices:\n  web: {}\n",
+        ],
+        intent,
+    );
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn the_same_service_in_two_documents() {
+    let text = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: {}\n";
+    insta::assert_snapshot!(policy(&format!("{text}---\n{text}")), @r"
+    p.yaml:11:3: service `shop/web` is listed twice
+      p.yaml:5:3: first here
+      help: put its lines together in one place
+    ");
+}
+
+#[test]
+fn workloads_files() {
+    let node = "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 1, vtep: 192.0.2.1, prefixes: [10.244.1.0/24] }] }]\n";
+    let with = |workload: &str| format!("{node}workloads:\n  - {{ name: w, namespace: shop, node: n1, {workload} }}\n");
+    let cases = [
+        "nodes: [{ name: n1 }]\n".to_owned(),
+        "nodes: [{ name: n1, addresses: [192.0.2.1] }, { name: n1, addresses: [192.0.2.2] }]\n".to_owned(),
+        "nodes: [{ name: n1, addresses: [192.0.2.256, 127.0.0.1] }]\n".to_owned(),
+        "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 0, vtep: 192.0.2.1 }] }]\n".to_owned(),
+        "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 1, vtep: 192.0.2.1, prefixes: [10.244.1.5/24] }] }]\n".to_owned(),
+        "services: [{ name: cart, namespace: shop }]\n".to_owned(),
+        format!("{node}---\nkind: Workloads\napiVersion: bulkhead/v1\n"),
+        with("nod: n2"),
+        format!("{node}workloads: [{{ name: w, namespace: shop, node: n11 }}]\n"),
+        with("ports: { HTTP: 80, http: 99999, any: 1 }"),
+        with("endpoints: [{ segment: 2, addresses: [10.244.1.5], link: veth1 }]"),
+        with("endpoints: [{ addresses: [], link: veth1 }]"),
+        with("endpoints: [{ addresses: [192.0.2.1], link: veth1 }]"),
+        with("endpoints: [{ addresses: [10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4, 10.0.0.5], link: veth1 }]"),
+        with("endpoints: [{ addresses: [10.0.0.1], link: an-interface-name-too-long }]"),
+        with("endpoints: [{ addresses: [10.0.0.1], link: veth1 }, { addresses: [10.0.0.1], link: veth1 }]"),
+        with("endpoints: [{ addresses: [10.0.0.1] }]"),
+        with("endpoints: []") + "  - { name: w, namespace: shop, node: n1 }\n",
+    ];
+    let said = all(&cases.each_ref().map(String::as_str), workloads);
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn what_only_the_compiler_sees() {
+    let model_of = |policy: &str, workloads: &str| {
+        model(("p.yaml", policy), ("w.yaml", workloads)).unwrap_or_else(|found| panic!("{found}"))
+    };
+    let head = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\n";
+    let workloads = example("shop-workloads.yaml");
+
+    let model = model_of(&format!("{head}services: {{}}\n"), &workloads);
+    let unknown = compile(&model, "n22", &Discovered::default()).unwrap_err();
+
+    let ports: Vec<String> = (0..20).map(|i| format!("world:{}", 8000 + 2 * i)).collect();
+    let crowded = format!("{head}services:\n  web:\n    accepts: [{}]\n", ports.join(", "));
+    let model = model_of(&crowded, &workloads);
+    let long = compile(&model, "n1", &Discovered::default()).unwrap_err();
+
+    let discovered = Discovered { addresses: vec!["10.244.1.5".parse().unwrap()], overlays: Vec::new() };
+    let stolen = compile(&model_of(&format!("{head}services: {{}}\n"), &workloads), "n1", &discovered).unwrap_err();
+    let said = format!("{unknown}\n\n{long}\n\n{stolen}");
+    insta::assert_snapshot!(said);
+}
+
+#[test]
+fn a_diagnostic_is_drawn_with_its_line() {
+    let text = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [cart] }\n";
+    let found = intent::parse(&source("p.yaml", text)).unwrap_err();
+    let drawn = Drawn::from(found.0.into_iter().next().unwrap());
+    let mut picture = String::new();
+    miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::none())
+        .render_report(&mut picture, &drawn)
+        .unwrap();
+    insta::assert_snapshot!(picture);
+}

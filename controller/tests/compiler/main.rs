@@ -1,0 +1,8 @@
+//! From text to what a node shall enforce.
+
+mod diagnostics;
+mod examples;
+mod network;
+mod policy;
+mod replay;
+mod support;

@@ -1,0 +1,201 @@
+//! The programs: thin wrappers around the library, for TC (TCX or clsact) and XDP.
+//!
+//! Built for `bpfel-unknown-none` by the build script of `bulkhead-dataplane`; on the host this file is an empty program.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod skb;
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{
+        bindings::{__sk_buff, xdp_action},
+        macros::{classifier, xdp},
+        programs::{TcContext, XdpContext},
+    };
+    use bulkhead_ebpf::{
+        abi::{Direction, endpoint_counter, mark},
+        packet::Fault,
+        reason::Reason,
+        tables::{Size, Tables},
+        underlay::{self, Passage},
+        verdict,
+    };
+
+    use crate::{
+        maps::Maps,
+        skb::{Buffer, Skb},
+    };
+
+    /// Go on with the next program of this link: `TCX_NEXT`, which clsact calls `TC_ACT_UNSPEC`. `TC_ACT_OK` would skip other people's programs.
+    const NEXT: i32 = -1;
+    /// `TC_ACT_SHOT`, `TCX_DROP`.
+    const DROP: i32 = 2;
+    /// A header is not in the readable part: make it readable and call again. Never returned to the kernel.
+    const AGAIN: i32 = -100;
+
+    /// Runs a program's body; again, with more of the packet readable, when it asks for that. A packet that asks twice is malformed.
+    #[inline(always)]
+    fn run(context: &TcContext, body: fn(*mut __sk_buff) -> i32, slot: u32, direction: Direction, at_end: i32) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        let action = body(skb.0);
+        if action != AGAIN {
+            return action;
+        }
+        let reason = if skb.pull() {
+            let action = body(skb.0);
+            if action != AGAIN {
+                return action;
+            }
+            Reason::Malformed
+        } else {
+            Reason::NoMemory
+        };
+        if at_end == DROP {
+            let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
+            Maps.count_endpoint(endpoint_counter(slot, direction, reason as u8), size, 0);
+        }
+        at_end
+    }
+
+    /// Host side of a workload's veth, TC ingress.
+    #[classifier]
+    fn from_workload(context: TcContext) -> i32 {
+        let slot = Skb::new(context.skb.skb).value();
+        run(&context, from_workload_body, slot, Direction::Egress, DROP)
+    }
+
+    #[inline(never)]
+    fn from_workload_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        let meta = skb.meta();
+        match verdict::from_workload(&Maps, &skb.buffer(), &meta) {
+            Ok(outcome) if outcome.pass => {
+                skb.set_mark(skb.mark() & !mark::MASK | verdict::outgoing_mark(meta.slot));
+                NEXT
+            }
+            Ok(_) => DROP,
+            Err(Fault::Truncated) => AGAIN,
+            Err(Fault::Malformed) => DROP,
+        }
+    }
+
+    /// Host side of a workload's veth, TC egress.
+    #[classifier]
+    fn to_workload(context: TcContext) -> i32 {
+        let slot = Skb::new(context.skb.skb).value();
+        run(&context, to_workload_body, slot, Direction::Ingress, DROP)
+    }
+
+    #[inline(never)]
+    fn to_workload_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        match verdict::to_workload(&Maps, &skb.buffer(), &skb.meta()) {
+            Ok(outcome) if outcome.pass => {
+                if skb.mark() & mark::MASK != 0 {
+                    skb.set_mark(skb.mark() & !mark::MASK);
+                }
+                NEXT
+            }
+            Ok(_) => DROP,
+            Err(Fault::Truncated) => AGAIN,
+            Err(Fault::Malformed) => DROP,
+        }
+    }
+
+    /// TC ingress of links that carry the overlay. What cannot be read is foreign and passes without the bit: no tunnel socket takes it.
+    #[classifier]
+    fn underlay(context: TcContext) -> i32 {
+        run(&context, underlay_body, 0, Direction::Ingress, NEXT)
+    }
+
+    #[inline(never)]
+    fn underlay_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        match underlay::arrives(&Maps, &skb.buffer(), skb.len(), skb.segments(), skb.vlan_id()) {
+            Ok(Passage::Foreign) => NEXT,
+            Ok(Passage::Verified) => {
+                let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
+                Maps.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Verified as u8), size, 0);
+                skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
+                NEXT
+            }
+            Ok(Passage::Drop(_)) => DROP,
+            Err(Fault::Truncated) => AGAIN,
+            Err(Fault::Malformed) => NEXT,
+        }
+    }
+
+    /// TC egress of links that carry the overlay.
+    #[classifier]
+    fn underlay_out(context: TcContext) -> i32 {
+        if !Skb::new(context.skb.skb).transit() {
+            return NEXT;
+        }
+        run(&context, underlay_out_body, 0, Direction::Egress, NEXT)
+    }
+
+    #[inline(never)]
+    fn underlay_out_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        match underlay::forwards_tunnel(&Maps, &skb.buffer(), skb.len(), skb.segments()) {
+            Ok(true) => DROP,
+            Err(Fault::Truncated) => AGAIN,
+            Ok(false) | Err(Fault::Malformed) => NEXT,
+        }
+    }
+
+    /// TC ingress of a VXLAN device. The bit stays: `to_workload` asks for it.
+    #[classifier]
+    fn overlay_in(context: TcContext) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        if underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) { NEXT } else { DROP }
+    }
+
+    /// TC egress of a VXLAN device: nothing of ours is left on a packet that leaves the node.
+    #[classifier]
+    fn overlay_out(context: TcContext) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        if skb.mark() & mark::MASK != 0 && skb.transit() {
+            skb.set_mark(skb.mark() & !mark::MASK);
+        }
+        NEXT
+    }
+
+    /// The underlay check in XDP, where dropping is cheapest. What it lets pass is checked again in TC, which alone can mark it.
+    #[xdp(frags)]
+    fn underlay_xdp(context: XdpContext) -> u32 {
+        underlay_xdp_body(&context)
+    }
+
+    /// The same for generic XDP, whose packets lie in one buffer.
+    #[xdp]
+    fn underlay_xdp_generic(context: XdpContext) -> u32 {
+        underlay_xdp_body(&context)
+    }
+
+    #[inline(always)]
+    fn underlay_xdp_body(context: &XdpContext) -> u32 {
+        let buffer = Buffer::new(context.data(), context.data_end());
+        let len = (context.data_end() - context.data()) as u32;
+        match underlay::arrives(&Maps, &buffer, len, 1, 0) {
+            Ok(Passage::Drop(_)) => xdp_action::XDP_DROP,
+            _ => xdp_action::XDP_PASS,
+        }
+    }
+
+    #[panic_handler]
+    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+        // No program can panic: the verifier refuses one that might get here.
+        loop {}
+    }
+
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}

@@ -1,0 +1,258 @@
+//! Packets as the kernel hands them over.
+
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data};
+use bulkhead_ebpf::{
+    abi::Class,
+    packet::{Behind, Fault, Frame, Header, Parsed, Role, Transport, transport_header},
+    verdict::Meta,
+};
+
+/// Bytes that are made readable when a header is not: more than the longest chain of headers that the parser follows.
+const PULL: u32 = 1280;
+
+/// Readable bytes of a packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffer {
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    /// From the addresses in the program's context.
+    #[inline(always)]
+    pub(crate) const fn new(start: usize, end: usize) -> Self {
+        Self { start, end }
+    }
+}
+
+impl Frame for Buffer {
+    #[inline(always)]
+    fn at<T: Header>(&self, offset: usize) -> Option<&T> {
+        let header = self.start + offset;
+        if header + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: within the packet, which lives as long as the program runs; `Header` promises alignment 1 and no invalid pattern.
+        Some(unsafe { &*(header as *const T) })
+    }
+
+    #[inline(always)]
+    fn whole(&self) -> bool {
+        false
+    }
+}
+
+/// Readable bytes of a socket buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct SkbBuffer {
+    skb: Skb,
+    buffer: Buffer,
+}
+
+impl Frame for SkbBuffer {
+    #[inline(always)]
+    fn at<T: Header>(&self, offset: usize) -> Option<&T> {
+        let header = self.buffer.start + offset;
+        if header + size_of::<T>() > self.buffer.end {
+            return None;
+        }
+        // SAFETY: within the packet, which lives as long as the program runs; `Header` promises alignment 1 and no invalid pattern.
+        Some(unsafe { &*(header as *const T) })
+    }
+
+    #[inline(always)]
+    fn whole(&self) -> bool {
+        self.buffer.end - self.buffer.start >= self.skb.len() as usize
+    }
+
+    #[inline(always)]
+    fn extensions(&self, offset: usize, protocol: u8) -> Parsed<Behind> {
+        // The compiler sees the callee and knows its bounds, the verifier does not: the former must not drop the check of the offset.
+        let packed = core::hint::black_box(extensions(self.skb.0, offset as u32, protocol as u32));
+        let [.., status, protocol, fragment, later_fragment] = packed.to_ne_bytes();
+        match status {
+            0 => Ok(Behind {
+                transport: packed as u16 as usize,
+                protocol,
+                fragment: fragment != 0,
+                later_fragment: later_fragment != 0,
+            }),
+            1 => Err(Fault::Truncated),
+            _ => Err(Fault::Malformed),
+        }
+    }
+
+    #[inline(always)]
+    fn transport(&self, offset: usize, protocol: u8, v6: bool) -> Parsed<Transport> {
+        let packed = core::hint::black_box(transport(self.skb.0, offset as u32, protocol as u32, v6 as u32));
+        let [a, b, c, d, tcp_flags, kind, len, status] = packed.to_ne_bytes();
+        match status {
+            0 => Ok(Transport {
+                protocol,
+                tcp_flags,
+                // SAFETY: `transport` puts the number of a role here.
+                role: unsafe { core::mem::transmute::<u8, Role>(kind & 0xf) },
+                // SAFETY: `transport` puts the number of a class here.
+                class: unsafe { core::mem::transmute::<u8, Class>(kind >> 4) },
+                source_port: u16::from_ne_bytes([a, b]),
+                destination_port: u16::from_ne_bytes([c, d]),
+                end: offset + len as usize,
+            }),
+            1 => Err(Fault::Truncated),
+            _ => Err(Fault::Malformed),
+        }
+    }
+}
+
+/// [`transport_header`] as a global function of the object, which the verifier looks at by itself: numbers come out that it knows nothing of, and
+/// what follows is looked at once instead of for every kind of header. The result, byte by byte: ports, TCP flags, role and class, length, status.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn transport(skb: *mut __sk_buff, offset: u32, protocol: u32, v6: u32) -> u64 {
+    // The compiler knows what callers pass, the verifier does not: the check must stay.
+    let offset = core::hint::black_box(offset);
+    if offset > MAX_OFFSET {
+        return 2 << 56;
+    }
+    match transport_header(&Skb(skb).buffer().buffer, offset as usize, protocol as u8, v6 != 0) {
+        Ok(found) => {
+            let [a, b] = found.source_port.to_ne_bytes();
+            let [c, d] = found.destination_port.to_ne_bytes();
+            let kind = found.role as u8 | (found.class as u8) << 4;
+            let len = (found.end - offset as usize) as u8;
+            u64::from_ne_bytes([a, b, c, d, found.tcp_flags, kind, len, 0])
+        }
+        Err(Fault::Truncated) => 1 << 56,
+        Err(Fault::Malformed) => 2 << 56,
+    }
+}
+
+/// [`bulkhead_ebpf::packet::extensions`] as a global function of the object, which the verifier looks at by itself. The result:
+/// the offset in 16 bits, 16 unused ones; then status (0, 1 for truncated, else malformed), protocol, the two fragment flags, a byte each.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, protocol: u32) -> u64 {
+    // The compiler knows what callers pass, the verifier does not: the check must stay.
+    let offset = core::hint::black_box(offset);
+    if offset > MAX_OFFSET {
+        return 2 << 32;
+    }
+    match bulkhead_ebpf::packet::extensions(&Skb(skb).buffer().buffer, offset as usize, protocol as u8) {
+        Ok(behind) => {
+            let [low, high, ..] = behind.transport.to_ne_bytes();
+            u64::from_ne_bytes([
+                low,
+                high,
+                0,
+                0,
+                0,
+                behind.protocol,
+                behind.fragment as u8,
+                behind.later_fragment as u8,
+            ])
+        }
+        Err(Fault::Truncated) => 1 << 32,
+        Err(Fault::Malformed) => 2 << 32,
+    }
+}
+
+/// Largest offset of a header that is looked at by itself; larger ones were refused before.
+const MAX_OFFSET: u32 = 0x7fff;
+
+/// A socket buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+macro_rules! field {
+    ($skb:expr, $field:ident) => {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*$skb.0).$field }
+    };
+}
+
+impl Skb {
+    /// Wraps the context.
+    #[inline(always)]
+    pub(crate) const fn new(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+
+    /// What the link's stub says.
+    #[inline(always)]
+    pub(crate) fn value(self) -> u32 {
+        field!(self, cb)[0]
+    }
+
+    /// Length of the frame.
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        field!(self, len)
+    }
+
+    /// The mark.
+    #[inline(always)]
+    pub(crate) fn mark(self) -> u32 {
+        field!(self, mark)
+    }
+
+    /// Sets the mark.
+    #[inline(always)]
+    pub(crate) fn set_mark(self, mark: u32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).mark = mark }
+    }
+
+    /// Wire segments that the packet stands for.
+    #[inline(always)]
+    pub(crate) fn segments(self) -> u32 {
+        let segments = field!(self, gso_segs);
+        if segments != 0 {
+            return segments;
+        }
+        // Not every driver counts the segments of what it merged.
+        match field!(self, gso_size) {
+            0 => 1,
+            size => self.len().div_ceil(size),
+        }
+    }
+
+    /// VLAN that stands beside the frame, 0 for none or a priority tag.
+    #[inline(always)]
+    pub(crate) fn vlan_id(self) -> u16 {
+        if field!(self, vlan_present) == 0 { 0 } else { field!(self, vlan_tci) as u16 & 0xfff }
+    }
+
+    /// Whether the packet came in by an interface.
+    #[inline(always)]
+    pub(crate) fn transit(self) -> bool {
+        field!(self, ingress_ifindex) != 0
+    }
+
+    /// What verdict code wants to know beside the bytes.
+    #[inline(always)]
+    pub(crate) fn meta(self) -> Meta {
+        Meta {
+            slot: self.value(),
+            len: self.len(),
+            segments: self.segments(),
+            vlan: field!(self, vlan_present) != 0,
+            transit: self.transit(),
+            mark: self.mark(),
+        }
+    }
+
+    /// Readable bytes.
+    #[inline(always)]
+    pub(crate) fn buffer(self) -> SkbBuffer {
+        let (start, end) = (field!(self, data) as usize, field!(self, data_end) as usize);
+        SkbBuffer { skb: self, buffer: Buffer::new(start, end) }
+    }
+
+    /// Makes the headers readable; `false` when memory is short.
+    #[inline(always)]
+    pub(crate) fn pull(self) -> bool {
+        let len = self.len();
+        // SAFETY: the context is valid; packet pointers are read anew afterwards.
+        unsafe { bpf_skb_pull_data(self.0, if len < PULL { len } else { PULL }) == 0 }
+    }
+}

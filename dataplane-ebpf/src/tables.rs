@@ -1,0 +1,191 @@
+//! The tables as verdict code sees them: eBPF maps in the kernel, plain collections on the host.
+
+use core::ptr::NonNull;
+
+use crate::{
+    abi::{
+        AddressKey4, AddressKey6, Class, Config, Contact, ContactKey, EndpointInfo, EndpointWord, Flow, FlowKey4,
+        FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, View, VtepKey,
+    },
+    verdict::{self, Decision},
+};
+
+/// Size of what a counter counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Wire segments.
+    pub packets: u64,
+    /// Bytes of the frames on the wire.
+    pub bytes: u64,
+}
+
+/// Read access to what user space publishes, and what the programs write. `None` is an index beyond the table or a key that is not there.
+pub trait Tables {
+    /// Now, in jiffies.
+    fn now(&self) -> u64;
+    /// Word of an endpoint; the null word beyond the table. An acquiring load: what it leads to was written before it.
+    fn endpoint(&self, slot: u32) -> EndpointWord;
+    /// Static data of an endpoint.
+    fn info(&self, slot: u32) -> Option<&EndpointInfo>;
+    /// A view.
+    fn view(&self, index: u32) -> Option<&View>;
+    /// A port table.
+    fn ports(&self, index: u32) -> Option<&PortTable>;
+    /// A block of a list.
+    fn list(&self, index: u32) -> Option<&List>;
+    /// A word of a row, 0 beyond the table.
+    fn row_word(&self, index: u32) -> u64;
+    /// Index in `COUNTERS`, 0 beyond the table.
+    fn rule_counter(&self, index: u32) -> u32;
+    /// [`crate::abi::AddressWord`] of a known address.
+    fn address4(&self, key: &AddressKey4) -> Option<u64>;
+    /// [`crate::abi::AddressWord`] of a known address.
+    fn address6(&self, key: &AddressKey6) -> Option<u64>;
+    /// [`crate::abi::AddressWord`] of the longest prefix.
+    fn prefix4(&self, key: &PrefixKey4) -> Option<u64>;
+    /// [`crate::abi::AddressWord`] of the longest prefix.
+    fn prefix6(&self, key: &PrefixKey6) -> Option<u64>;
+    /// A flow of an endpoint.
+    fn flow4(&self, slot: u32, key: &FlowKey4) -> Option<FlowRef>;
+    /// A flow of an endpoint.
+    fn flow6(&self, slot: u32, key: &FlowKey6) -> Option<FlowRef>;
+    /// Inserts a flow unless it is there.
+    fn insert4(&self, slot: u32, key: &FlowKey4, flow: &Flow);
+    /// Inserts a flow unless it is there.
+    fn insert6(&self, slot: u32, key: &FlowKey6, flow: &Flow);
+    /// Removes a flow.
+    fn remove4(&self, slot: u32, key: &FlowKey4);
+    /// Removes a flow.
+    fn remove6(&self, slot: u32, key: &FlowKey6);
+    /// Adds to a counter of a rule.
+    fn count(&self, index: u32, size: Size, flows: u64);
+    /// Adds to a counter of an endpoint, see [`crate::abi::endpoint_counter`].
+    fn count_endpoint(&self, index: u32, size: Size, flows: u64);
+    /// Takes a sample of what was denied, if the budget allows it.
+    fn sample(&self, key: &ContactKey, contact: &Contact);
+    /// Node-wide settings.
+    fn config(&self) -> Option<&Config>;
+    /// Whether a VTEP is known for a VNI.
+    fn vtep(&self, key: &VtepKey) -> bool;
+    /// The VTEP that owns an inner address.
+    fn owner(&self, key: &PrefixKey6) -> Option<&Owner>;
+
+    /// [`verdict::walk`]. The kernel half makes a function of its own of it, which the verifier looks at once instead of at every call.
+    #[inline(always)]
+    fn walk(&self, set: u32, class: Class, value: u16, row: u32) -> Decision
+    where
+        Self: Sized,
+    {
+        verdict::walk(self, set, class, value, row)
+    }
+}
+
+/// A flow in its table. Other CPUs may write it at the same time: words are read and written whole, sums are added atomically.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowRef(NonNull<Flow>);
+
+impl FlowRef {
+    /// Wraps a pointer into a table.
+    ///
+    /// # Safety
+    /// The pointer is valid for reads and writes of a [`Flow`] for as long as the reference is used.
+    #[must_use]
+    #[inline(always)]
+    pub const unsafe fn new(flow: NonNull<Flow>) -> Self {
+        Self(flow)
+    }
+
+    /// See [`Flow::word`].
+    #[must_use]
+    #[inline(always)]
+    pub fn word(self) -> u64 {
+        // SAFETY: valid by `new`; an aligned word.
+        unsafe { (&raw const (*self.0.as_ptr()).word).read_volatile() }
+    }
+
+    /// Sets [`Flow::word`].
+    #[inline(always)]
+    pub fn set_word(self, word: u64) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).word).write_volatile(word) }
+    }
+
+    /// See [`Flow::initiator`].
+    #[must_use]
+    #[inline(always)]
+    pub fn initiator(self) -> u8 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).initiator).read_volatile() }
+    }
+
+    /// See [`Flow::flags`].
+    #[must_use]
+    #[inline(always)]
+    pub fn flags(self) -> u8 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).flags).read_volatile() }
+    }
+
+    /// Sets [`Flow::flags`].
+    #[inline(always)]
+    pub fn set_flags(self, flags: u8) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).flags).write_volatile(flags) }
+    }
+
+    /// See [`Flow::counter`].
+    #[must_use]
+    #[inline(always)]
+    pub fn counter(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).counter).read_volatile() }
+    }
+
+    /// Sets [`Flow::counter`].
+    #[inline(always)]
+    pub fn set_counter(self, counter: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).counter).write_volatile(counter) }
+    }
+
+    /// Accounts a packet of the initiator (0) or a reply (1).
+    #[inline(always)]
+    pub fn account(self, side: usize, size: Size, now: u64, tcp_flags: u8) {
+        let flow = self.0.as_ptr();
+        // SAFETY: valid by `new`; `side` is 0 or 1. Lost updates of `last` and `tcp_flags` by a race are harmless: both racing values are recent.
+        unsafe {
+            add(&raw mut (*flow).packets[side & 1], size.packets);
+            add(&raw mut (*flow).bytes[side & 1], size.bytes);
+            (&raw mut (*flow).last).write_volatile(now);
+            let seen = &raw mut (*flow).tcp_flags[side & 1];
+            if tcp_flags & !seen.read_volatile() != 0 {
+                seen.write_volatile(seen.read_volatile() | tcp_flags);
+            }
+        }
+    }
+}
+
+/// Adds to a word that other CPUs add to.
+///
+/// # Safety
+/// Valid for reads and writes, aligned.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+unsafe fn add(word: *mut u64, n: u64) {
+    // The result must stay unused: a used relaxed result is miscompiled for this target.
+    // SAFETY: promised by the caller.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(word, n);
+    }
+}
+
+/// Adds to a word that other threads add to.
+///
+/// # Safety
+/// Valid for reads and writes, aligned.
+#[inline(always)]
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn add(word: *mut u64, n: u64) {
+    // SAFETY: promised by the caller.
+    unsafe { core::sync::atomic::AtomicU64::from_ptr(word) }.fetch_add(n, core::sync::atomic::Ordering::Relaxed);
+}

@@ -1,0 +1,224 @@
+//! The boundary of the overlay: who may hand encapsulated packets to this node.
+
+use crate::{
+    abi::{Contact, ContactKey, Direction, OWN_VTEPS, VtepKey, endpoint_counter, mapped, mark, overlay},
+    family::{Family, V4, V6, prefix_key},
+    packet::{Arp, Ethernet, Fault, Frame, Ip, Parsed, Vxlan, protocol, transport},
+    reason::Reason,
+    tables::{Size, Tables},
+    verdict::tunnel,
+};
+
+/// What the check says of a packet on the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// Not encapsulated traffic for this node: none of our business.
+    Foreign,
+    /// Comes from a VTEP that owns the inner source.
+    Verified,
+    /// Forged or broken.
+    Drop(Reason),
+}
+
+/// Checks a packet that arrives on a link which carries the overlay. `vlan` is the VLAN that stands beside the frame, 0 for none: a packet
+/// of a VLAN belongs to another link.
+///
+/// # Errors
+/// [`Fault::Truncated`], nothing counted.
+#[inline(always)]
+pub fn arrives<T: Tables, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    len: u32,
+    segments: u32,
+    vlan: u16,
+) -> Parsed<Passage> {
+    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
+    if vlan != 0 {
+        return Ok(Passage::Foreign);
+    }
+    let checked = match ethernet.ethertype() {
+        Ethernet::IPV4 => outer::<V4, T, F>(tables, frame),
+        Ethernet::IPV6 => outer::<V6, T, F>(tables, frame),
+        _ => return Ok(Passage::Foreign),
+    };
+    let packets = if segments == 0 { 1 } else { segments as u64 };
+    let size = Size { packets, bytes: len as u64 };
+    match checked {
+        Ok(None) => Ok(Passage::Foreign),
+        Ok(Some(found)) => {
+            // XDP and TC both check; what XDP lets pass counts in TC.
+            if matches!(found.reason, Reason::Verified) {
+                return Ok(Passage::Verified);
+            }
+            tables.count_endpoint(endpoint_counter(0, Direction::Ingress, found.reason as u8), size, 0);
+            let key = ContactKey {
+                peer: found.outer,
+                slot: 0,
+                port: 0,
+                protocol: protocol::UDP,
+                direction: Direction::Ingress as u8,
+                reason: found.reason as u8,
+                padding: 0,
+            };
+            let now = tables.now();
+            let contact = Contact {
+                packets,
+                bytes: size.bytes,
+                first: now,
+                last: now,
+                counter: 0,
+                vni: found.vni,
+                inner: found.inner,
+            };
+            tables.sample(&key, &contact);
+            Ok(Passage::Drop(found.reason))
+        }
+        // What is not ours on the underlay passes; what cannot be parsed never reaches a tunnel socket without the bit.
+        Err(Fault::Malformed) => Ok(Passage::Foreign),
+        Err(Fault::Truncated) => Err(Fault::Truncated),
+    }
+}
+
+/// Verdict on a packet for an own VTEP.
+struct Found {
+    reason: Reason,
+    outer: [u32; 4],
+    vni: u32,
+    inner: [u32; 4],
+}
+
+#[inline(always)]
+fn own_vtep<T: Tables>(tables: &T, address: &[u32; 4]) -> bool {
+    tables.config().is_some_and(|config| {
+        for i in 0..OWN_VTEPS {
+            if i >= config.vtep_count as usize {
+                break;
+            }
+            let own = &config.vteps[i];
+            if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
+                return true;
+            }
+        }
+        false
+    })
+}
+
+/// `None` for what is not encapsulated traffic to an own VTEP.
+#[inline(always)]
+fn outer<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F) -> Parsed<Option<Found>> {
+    let ip: Ip<A::Address> = A::parse(frame, Ethernet::LEN)?;
+    // Later fragments pass: without the first one, which is dropped, nothing is reassembled.
+    if ip.protocol != protocol::UDP || ip.later_fragment {
+        return Ok(None);
+    }
+    let udp = transport(frame, &ip, A::V6)?;
+    if !tunnel(tables, udp.destination_port) || !own_vtep(tables, &A::mapped(ip.destination)) {
+        return Ok(None);
+    }
+    let mut found = Found { reason: Reason::BadVxlan, outer: A::mapped(ip.source), vni: 0, inner: [0; 4] };
+    if ip.fragment {
+        found.reason = Reason::OuterFragment;
+        return Ok(Some(found));
+    }
+    let vxlan: &Vxlan = frame.at(udp.end).ok_or(Fault::Truncated)?;
+    let Some(vni) = vxlan.vni() else {
+        return Ok(Some(found));
+    };
+    found.vni = vni;
+    match inner_source(frame, udp.end + Vxlan::LEN) {
+        Ok(Some(source)) => found.inner = source,
+        Ok(None) => {
+            found.reason = Reason::NotIp;
+            return Ok(Some(found));
+        }
+        Err(Fault::Malformed) => {
+            found.reason = Reason::Malformed;
+            return Ok(Some(found));
+        }
+        Err(Fault::Truncated) => return Err(Fault::Truncated),
+    }
+    found.reason = binding(tables, vni, &found.outer, &found.inner);
+    Ok(Some(found))
+}
+
+/// Source of the inner packet, IPv4 mapped. `None` for what is neither IP nor ARP, tagged frames included.
+#[inline(always)]
+fn inner_source<F: Frame + ?Sized>(frame: &F, offset: usize) -> Parsed<Option<[u32; 4]>> {
+    let ethernet: &Ethernet = frame.at(offset).ok_or(Fault::Truncated)?;
+    let offset = offset + Ethernet::LEN;
+    Ok(match ethernet.ethertype() {
+        Ethernet::IPV4 => Some(mapped(crate::packet::ipv4(frame, offset)?.source)),
+        Ethernet::IPV6 => Some(crate::packet::ipv6_source(frame, offset)?),
+        Ethernet::ARP => {
+            let arp: &Arp = frame.at(offset).ok_or(Fault::Truncated)?;
+            if !arp.known() {
+                return Err(Fault::Malformed);
+            }
+            Some(mapped(u32::from_ne_bytes(arp.sender)))
+        }
+        _ => None,
+    })
+}
+
+/// Whether the VTEP owns the inner source; if not, what is wrong.
+#[inline(always)]
+fn binding<T: Tables>(tables: &T, vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> Reason {
+    if let Some(owner) = tables.owner(&prefix_key(vni, *inner)) {
+        let vtep = &owner.vtep;
+        if vtep[3] == outer[3] && vtep[2] == outer[2] && vtep[1] == outer[1] && vtep[0] == outer[0] {
+            return Reason::Verified;
+        }
+    }
+    if !tables.vtep(&VtepKey { vni, address: [0; 4] }) {
+        Reason::UnknownVni
+    } else if tables.vtep(&VtepKey { vni, address: *outer }) {
+        Reason::WrongVtep
+    } else {
+        Reason::UnknownVtep
+    }
+}
+
+/// Whether a packet that leaves by a link which carries the overlay is tunnel traffic that somebody made this node forward, past every check
+/// of what is inside (a service whose backend is a node's tunnel port). Encapsulation by this node's own device starts here: it has no ingress.
+///
+/// # Errors
+/// [`Fault::Truncated`], nothing counted.
+#[inline(always)]
+pub fn forwards_tunnel<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, len: u32, segments: u32) -> Parsed<bool> {
+    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
+    let forwards = match ethernet.ethertype() {
+        Ethernet::IPV4 => to_tunnel::<V4, T, F>(tables, frame),
+        Ethernet::IPV6 => to_tunnel::<V6, T, F>(tables, frame),
+        _ => Ok(false),
+    };
+    match forwards {
+        Ok(true) => {
+            let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
+            tables.count_endpoint(endpoint_counter(0, Direction::Egress, Reason::ForwardedTunnel as u8), size, 0);
+            Ok(true)
+        }
+        Err(Fault::Malformed) => Ok(false),
+        other => other,
+    }
+}
+
+#[inline(always)]
+fn to_tunnel<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F) -> Parsed<bool> {
+    let ip: Ip<A::Address> = A::parse(frame, Ethernet::LEN)?;
+    if ip.protocol != protocol::UDP || ip.later_fragment {
+        return Ok(false);
+    }
+    Ok(tunnel(tables, transport(frame, &ip, A::V6)?.destination_port))
+}
+
+/// Whether a packet may leave a VXLAN device towards the node's stack: it passed the check, or the device is in a namespace that no mark reaches.
+#[inline(always)]
+pub fn decapsulated<T: Tables>(tables: &T, link: u32, packet_mark: u32, len: u32, segments: u32) -> bool {
+    if link & overlay::UNMARKED != 0 || packet_mark & mark::VERIFIED != 0 {
+        return true;
+    }
+    let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
+    tables.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Unverified as u8), size, 0);
+    false
+}

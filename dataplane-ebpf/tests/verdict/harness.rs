@@ -1,0 +1,226 @@
+//! What must hold for every frame over any tables: the fuzzers' targets, and what the tests replay.
+
+use std::collections::BTreeMap;
+
+use bulkhead_ebpf::{
+    abi::{Counter, Direction, mark},
+    host::HostTables,
+    packet::{Ethernet, Fault, Frame, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
+    underlay::{self, Passage},
+    verdict::{self, Meta, Outcome},
+};
+
+use crate::node::{SLOT, tables};
+
+/// What of a packet is read, as far as it concerns us.
+type Read = (Transport, u8, bool, bool);
+
+fn read(frame: &[u8]) -> Parsed<Option<(usize, Read)>> {
+    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
+    Ok(match ethernet.ethertype() {
+        Ethernet::IPV4 => {
+            let ip = ipv4(frame, Ethernet::LEN)?;
+            Some((ip.transport, (transport(frame, &ip, false)?, ip.hop_limit, ip.fragment, ip.later_fragment)))
+        }
+        Ethernet::IPV6 => {
+            let ip = ipv6(frame, Ethernet::LEN)?;
+            Some((ip.transport, (transport(frame, &ip, true)?, ip.hop_limit, ip.fragment, ip.later_fragment)))
+        }
+        _ => None,
+    })
+}
+
+/// Reads a frame with everything inside.
+///
+/// # Panics
+/// If what is read depends on bytes behind the headers, or lies outside of the frame.
+pub(crate) fn packet(frame: &[u8]) {
+    let Ok(Some((start, found))) = read(frame) else { return };
+    let end = found.0.end;
+    assert!(start <= end, "{found:?}");
+    // A header that is not read (a later fragment's, another protocol's) need not be there.
+    if let Some(headers) = frame.get(..end) {
+        assert_eq!(read(headers), Ok(Some((start, found))));
+    }
+    for offset in [start, end] {
+        let _ = neighbour_target(frame, offset);
+        let _ = ipv4(frame, offset).and_then(|ip| quoted(frame, &ip, false));
+        let _ = ipv6(frame, offset).and_then(|ip| quoted(frame, &ip, true));
+        if let Some(vxlan) = frame.at::<Vxlan>(offset) {
+            assert!(vxlan.vni().is_none_or(|vni| vni < 1 << 24));
+            let _ = frame.get(offset + Vxlan::LEN..).map(read);
+        }
+    }
+}
+
+/// Bytes of input; zeros when there are no more.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (taken, rest) = self.0.split_at(self.0.len().min(N));
+        self.0 = rest;
+        let mut bytes = [0; N];
+        bytes[..taken.len()].copy_from_slice(taken);
+        bytes
+    }
+}
+
+/// A change of the tables.
+struct Patch {
+    /// Which table; with [`Self::ALL`] every entry of it, with [`Self::LATER`] after the packet was judged once.
+    table: u8,
+    entry: u8,
+    offset: u16,
+    value: u64,
+}
+
+impl Patch {
+    const ALL: u8 = 0x40;
+    const LATER: u8 = 0x80;
+
+    /// XORs into a value; all of it with numbers that follow from the patch's, or eight bytes at its offset.
+    fn into<T: Copy>(&self, seed: u64, value: &mut T) {
+        // SAFETY: a type of the ABI: no padding, every bit pattern is valid.
+        let bytes = unsafe { std::slice::from_raw_parts_mut((&raw mut *value).cast::<u8>(), size_of::<T>()) };
+        if self.table & Self::ALL == 0 {
+            let at = usize::from(self.offset) % bytes.len();
+            bytes[at..].iter_mut().zip(self.value.to_le_bytes()).for_each(|(byte, other)| *byte ^= other);
+            return;
+        }
+        let mut state = self.value ^ seed << 32;
+        for chunk in bytes.chunks_mut(8) {
+            // SplitMix64.
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            chunk.iter_mut().zip((mixed ^ mixed >> 31).to_le_bytes()).for_each(|(byte, other)| *byte ^= other);
+        }
+    }
+
+    fn entries<K, T: Copy>(&self, table: &mut BTreeMap<K, T>) {
+        let len = table.len().max(1);
+        for (i, value) in table.values_mut().enumerate() {
+            if self.table & Self::ALL != 0 || i == usize::from(self.entry) % len {
+                self.into(i as u64, value);
+            }
+        }
+    }
+
+    fn apply(&self, tables: &mut HostTables) {
+        match self.table & 0xf {
+            0 => self.into(0, &mut tables.config),
+            1 => self.entries(&mut tables.words),
+            2 => self.entries(&mut tables.infos),
+            3 => self.entries(&mut tables.views),
+            4 => self.entries(&mut tables.ports),
+            5 => self.entries(&mut tables.lists),
+            6 => self.entries(&mut tables.rows),
+            7 => self.entries(&mut tables.rule_counters),
+            8 => self.entries(&mut tables.addresses4),
+            9 => self.entries(&mut tables.addresses6),
+            10 => self.entries(&mut tables.prefixes4),
+            11 => self.entries(&mut tables.prefixes6),
+            12 => self.entries(&mut tables.owners),
+            _ => self.into(0, &mut tables.now),
+        }
+    }
+}
+
+/// Length of what stands before the frame in an input of [`verdict`] that changes nothing: all zero it means a forwarded packet of one
+/// segment that came by the overlay.
+pub(crate) const PLAIN: usize = 8;
+/// Length of a patch in the input.
+const PATCH: usize = 12;
+
+/// Judges a frame over a node's tables, some of whose bytes the input changes, before and between its packets.
+///
+/// # Panics
+/// If a packet is counted twice or not at all, a dropped one makes a flow, or one that passed does not pass again.
+pub(crate) fn verdict(input: &[u8]) {
+    let mut input = Input(input);
+    let [flags, slot] = input.take();
+    let packet_mark = u32::from_le_bytes(input.take()) ^ mark::VERIFIED;
+    let [segments, patches] = input.take();
+    let patches: Vec<_> = (0..patches.min((input.0.len() / PATCH) as u8))
+        .map(|_| {
+            let [table, entry] = input.take();
+            Patch { table, entry, offset: u16::from_le_bytes(input.take()), value: u64::from_le_bytes(input.take()) }
+        })
+        .collect();
+    let frame = input.0;
+    let meta = Meta {
+        slot: SLOT + u32::from(slot % 8),
+        len: frame.len() as u32,
+        segments: segments.into(),
+        vlan: flags & 1 != 0,
+        transit: flags & 2 == 0,
+        mark: packet_mark,
+    };
+    let mut tables = tables();
+    let (later, now): (Vec<_>, Vec<_>) = patches.iter().partition(|patch| patch.table & Patch::LATER != 0);
+    now.iter().for_each(|patch| patch.apply(&mut tables));
+    both_ways(&tables, frame, &meta);
+    later.iter().for_each(|patch| patch.apply(&mut tables));
+    both_ways(&tables, frame, &meta);
+    on_the_underlay(&tables, frame, &meta, if flags & 4 == 0 { 0 } else { slot.into() });
+}
+
+fn both_ways(tables: &HostTables, frame: &[u8], meta: &Meta) {
+    for direction in [Direction::Egress, Direction::Ingress] {
+        if judge(tables, direction, frame, meta) {
+            assert!(judge(tables, direction, frame, meta), "{direction:?}: passed once and not again: {tables:#?}");
+        }
+    }
+}
+
+fn flows(tables: &HostTables) -> usize {
+    tables.flows4().len() + tables.flows6().len()
+}
+
+/// Packets in all counters.
+fn counted(tables: &HostTables) -> u64 {
+    let packets = |counter: &Counter| counter.packets;
+    let rules: u64 = tables.counters().values().map(packets).sum();
+    rules + tables.endpoint_counters().values().map(packets).sum::<u64>()
+}
+
+/// Whether it passes.
+fn judge(tables: &HostTables, direction: Direction, frame: &[u8], meta: &Meta) -> bool {
+    let (packets, known) = (counted(tables), flows(tables));
+    let outcome = match direction {
+        Direction::Egress => verdict::from_workload(tables, frame, meta),
+        Direction::Ingress => verdict::to_workload(tables, frame, meta),
+    };
+    let (grown, known) = (counted(tables) - packets, (known, flows(tables)));
+    match outcome {
+        Ok(Outcome { pass, .. }) => {
+            assert_eq!(grown, u64::from(meta.segments.max(1)), "{outcome:?}: {tables:#?}");
+            assert!(known.1 <= known.0 + usize::from(pass), "{outcome:?}: {tables:#?}");
+            pass
+        }
+        Err(Fault::Truncated) => {
+            assert_eq!((grown, known.0), (0, known.1), "{tables:#?}");
+            false
+        }
+        Err(Fault::Malformed) => panic!("dropped and not counted"),
+    }
+}
+
+fn on_the_underlay(tables: &HostTables, frame: &[u8], meta: &Meta, vlan: u16) {
+    let segments = u64::from(meta.segments.max(1));
+    let before = counted(tables);
+    let passage = underlay::arrives(tables, frame, meta.len, meta.segments, vlan);
+    let dropped = matches!(passage, Ok(Passage::Drop(_)));
+    assert_eq!(counted(tables) - before, if dropped { segments } else { 0 }, "{passage:?}: {tables:#?}");
+    assert_ne!(passage, Err(Fault::Malformed));
+
+    let before = counted(tables);
+    let forwards = underlay::forwards_tunnel(tables, frame, meta.len, meta.segments);
+    assert_eq!(counted(tables) - before, if forwards == Ok(true) { segments } else { 0 }, "{forwards:?}: {tables:#?}");
+    assert_ne!(forwards, Err(Fault::Malformed));
+
+    let before = counted(tables);
+    let passes = underlay::decapsulated(tables, meta.mark >> 3, meta.mark, meta.len, meta.segments);
+    assert_eq!(counted(tables) - before, if passes { 0 } else { segments }, "{tables:#?}");
+}

@@ -1,0 +1,655 @@
+//! Attachments: which program guards which link.
+//!
+//! What hangs on a link is a stub of a few instructions that says what the link is and jumps to a pinned program array, so that one
+//! array write upgrades every link. A stub is pinned by what it says, links of the same kind share it, and an attachment is pinned by
+//! the link's name, its index, its network namespace and the place:
+//!
+//! ```text
+//! stubs/tc-<program>-<value>-<hash of the stub's object>      stubs/xdp-0-0-<hash>
+//! links/<link>-<ifindex>-<namespace>-<place>                  a BPF link, or for clsact filters the stub that the filter has
+//! links/<link>-<ifindex>-<namespace>-clsact                   marks a clsact that we made
+//! ```
+//!
+//! Everything works in the network namespace of the calling thread; what is attached elsewhere is only looked at, or detached.
+//! A program that we did not load is never touched: filters and links are known by the ids of our pinned stubs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
+    fmt,
+    hash::{Hash as _, Hasher as _},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    EbpfLoader,
+    programs::{
+        Link as _, Program, SchedClassifier, TcAttachType,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+};
+use bulkhead_ebpf::abi::program;
+use nix::net::if_::if_nametoindex;
+
+use crate::{
+    filters::{self, Parent},
+    load::{Maps, PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC, STUB, TC},
+    network,
+    node::NodeError,
+    pins::{Kind, Pins},
+    sys::{self, Doing as _, LinkKind},
+};
+
+/// The program arrays that stubs jump into.
+const ARRAYS: [&str; 3] = [PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC];
+
+/// Priority of our clsact filters: before everybody else's.
+const PRIORITY: u16 = 1;
+
+/// What a program guards on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// TC, packets that the link receives.
+    Ingress,
+    /// TC, packets that the link sends.
+    Egress,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP behind the driver, on any link.
+    XdpGeneric,
+}
+
+/// How TC programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Classifiers {
+    /// TCX, or clsact where the kernel has no TCX (before 6.6).
+    #[default]
+    Auto,
+    /// clsact, whatever the kernel has.
+    Clsact,
+}
+
+/// A program that shall guard a link.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guard {
+    /// Name of the link.
+    pub link: String,
+    /// Where.
+    pub hook: Hook,
+    /// [`program`] of TC; [`program::UNDERLAY`] of XDP.
+    pub program: u32,
+    /// Slot of the endpoint, or [`bulkhead_ebpf::abi::overlay`] of a VXLAN device; 0 for others.
+    pub value: u32,
+}
+
+/// Where an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// TCX ingress.
+    TcxIngress,
+    /// TCX egress.
+    TcxEgress,
+    /// A clsact filter, ingress.
+    ClsactIngress,
+    /// A clsact filter, egress.
+    ClsactEgress,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP behind the driver.
+    XdpGeneric,
+    /// No attachment, but the clsact that filters of ours needed.
+    Clsact,
+}
+
+impl Place {
+    const ALL: [(Self, &'static str); 7] = [
+        (Self::TcxIngress, "tcx_ingress"),
+        (Self::TcxEgress, "tcx_egress"),
+        (Self::ClsactIngress, "clsact_ingress"),
+        (Self::ClsactEgress, "clsact_egress"),
+        (Self::XdpNative, "xdp_native"),
+        (Self::XdpGeneric, "xdp_generic"),
+        (Self::Clsact, "clsact"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(place, _)| *place == self).map_or("", |(_, name)| name)
+    }
+
+    /// What it guards; `None` for the mark of a clsact.
+    #[must_use]
+    pub const fn hook(self) -> Option<Hook> {
+        match self {
+            Self::TcxIngress | Self::ClsactIngress => Some(Hook::Ingress),
+            Self::TcxEgress | Self::ClsactEgress => Some(Hook::Egress),
+            Self::XdpNative => Some(Hook::XdpNative),
+            Self::XdpGeneric => Some(Hook::XdpGeneric),
+            Self::Clsact => None,
+        }
+    }
+
+    /// The side of a clsact filter.
+    const fn filter(self) -> Option<(Parent, TcAttachType)> {
+        match self {
+            Self::ClsactIngress => Some((Parent::Ingress, TcAttachType::Ingress)),
+            Self::ClsactEgress => Some((Parent::Egress, TcAttachType::Egress)),
+            _ => None,
+        }
+    }
+}
+
+/// What an attachment's pin is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pin {
+    link: String,
+    ifindex: u32,
+    namespace: u64,
+    place: Place,
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A BPF file system reserves names with dots.
+        let link = self.link.replace('%', "%25").replace('.', "%2E");
+        write!(f, "{link}-{}-{}-{}", self.ifindex, self.namespace, self.place.name())
+    }
+}
+
+impl Pin {
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.rsplitn(4, '-');
+        let place = parts.next()?;
+        let (place, _) = Place::ALL.into_iter().find(|(_, name)| *name == place)?;
+        let namespace = parts.next()?.parse().ok()?;
+        let ifindex = parts.next()?.parse().ok()?;
+        let link = parts.next()?.replace("%2E", ".").replace("%25", "%");
+        Some(Self { link, ifindex, namespace, place })
+    }
+}
+
+/// What a stub says: program and value.
+pub type Says = (u32, u32);
+
+/// An attachment, as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// Name that the link had when it was attached.
+    pub link: String,
+    /// Index of the link in its network namespace.
+    pub ifindex: u32,
+    /// Inode number of the link's network namespace.
+    pub namespace: u64,
+    /// Where.
+    pub place: Place,
+    /// The program that its stub jumps to, and the value that it hands on; `None` for the stub of another version.
+    pub stub: Option<Says>,
+    /// The link is there and the stub hangs on it. Of filters in another network namespace this is not known, and said to be so.
+    pub alive: bool,
+}
+
+impl fmt::Display for Attachment {
+    /// As in `tcx ingress from_workload`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let program = match (self.place.hook(), self.stub) {
+            (Some(Hook::XdpNative | Hook::XdpGeneric), Some(_)) => "underlay",
+            (_, Some((index, _))) => TC.iter().find(|(_, tc)| *tc == index).map_or("unknown", |(name, _)| name),
+            (_, None) => "of another version",
+        };
+        write!(f, "{} {program}", self.place.name().replace('_', " "))?;
+        if self.alive { Ok(()) } else { f.write_str(" (gone)") }
+    }
+}
+
+/// A stub that is loaded and pinned.
+struct Stub {
+    path: PathBuf,
+    fd: OwnedFd,
+    id: u32,
+}
+
+/// The attachments of one directory of pins.
+#[derive(Clone, Debug)]
+pub struct Links {
+    pins: Pins,
+    classifiers: Classifiers,
+    /// Tells stubs of this object from those of others.
+    version: u64,
+}
+
+impl Links {
+    /// Attachments that are pinned there. Touches nothing.
+    #[must_use]
+    pub fn new(pins: &Pins, classifiers: Classifiers) -> Self {
+        let mut version = DefaultHasher::new();
+        STUB.hash(&mut version);
+        Self { pins: pins.clone(), classifiers, version: version.finish() }
+    }
+
+    /// Attaches a program, or leaves it where it is. What is attached with another value or by another version gets the new stub without a gap.
+    /// The link is unguarded from its making to the end of this call: for an endpoint, call this while its word is 0.
+    ///
+    /// Returns whether the link was unguarded at this place.
+    ///
+    /// # Errors
+    /// There is no such link, or the kernel refuses.
+    pub fn attach(&self, maps: &Maps, guard: &Guard) -> Result<bool, NodeError> {
+        let link = &guard.link;
+        let ifindex = if_nametoindex(link.as_str()).doing(|| format!("attach to link {link}"))?;
+        let namespace = network::namespace()?;
+        let pin = |place| Pin { link: link.clone(), ifindex, namespace, place };
+        match guard.hook {
+            Hook::Ingress => {
+                self.classifier(maps, guard, LinkKind::TcxIngress, &pin(Place::TcxIngress), &pin(Place::ClsactIngress))
+            }
+            Hook::Egress => {
+                self.classifier(maps, guard, LinkKind::TcxEgress, &pin(Place::TcxEgress), &pin(Place::ClsactEgress))
+            }
+            Hook::XdpNative => self.xdp(maps, LinkKind::XdpNative, &pin(Place::XdpNative), &pin(Place::XdpGeneric)),
+            Hook::XdpGeneric => self.xdp(maps, LinkKind::XdpGeneric, &pin(Place::XdpGeneric), &pin(Place::XdpNative)),
+        }
+    }
+
+    /// TCX or clsact; of the two, what was there before goes when the other one is there.
+    fn classifier(
+        &self,
+        maps: &Maps,
+        guard: &Guard,
+        kind: LinkKind,
+        tcx: &Pin,
+        clsact: &Pin,
+    ) -> Result<bool, NodeError> {
+        let stub = self.stub(maps, PROGRAMS_TC, guard.program, guard.value)?;
+        if self.classifiers == Classifiers::Auto {
+            if self.keep(tcx, &stub)? {
+                self.remove(clsact)?;
+                return Ok(false);
+            }
+            match sys::link_create(&stub.fd, tcx.ifindex, kind) {
+                Ok(link) => {
+                    self.pin(&link, tcx)?;
+                    return Ok(!self.remove(clsact)?);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    tracing::debug!(link = guard.link, "this kernel has no TCX: a clsact filter will do");
+                }
+                Err(error) => return Err(error).doing(|| format!("attach {tcx}")),
+            }
+        }
+        let new = self.filter(&stub, clsact)?;
+        Ok(!self.remove(tcx)? && new)
+    }
+
+    /// Hangs the stub into clsact, in place of the stub of ours that hangs there.
+    fn filter(&self, stub: &Stub, pin: &Pin) -> Result<bool, NodeError> {
+        let doing = || format!("attach {pin}");
+        let Some((parent, side)) = pin.place.filter() else {
+            return Ok(false);
+        };
+        let refused = |why: &dyn fmt::Display| NodeError::Kernel {
+            doing: doing(),
+            why: format!(
+                "{why}; without TCX (kernel 6.6) a clsact filter of priority {PRIORITY} must be added, which an `ingress` qdisc (bandwidth plugin) or \
+                 a filter of another kind at that priority excludes: see `tc qdisc show dev {link}` and `tc filter show dev {link} ingress`",
+                link = pin.link
+            ),
+        };
+        let mut ours: BTreeSet<u32> = self.stubs()?.into_keys().collect();
+        ours.extend(self.open(&pin.to_string())?.map(|fd| sys::program_id(&fd)).transpose().doing(doing)?);
+
+        if !filters::has_clsact(pin.ifindex).doing(doing)? {
+            tc::qdisc_add_clsact(&pin.link).map_err(|error| refused(&error))?;
+            self.record(stub, &Pin { place: Place::Clsact, ..pin.clone() })?;
+        }
+        let there = filters::list(pin.ifindex, parent).doing(doing)?;
+        let there = there
+            .iter()
+            .find(|filter| filter.priority == PRIORITY && filter.program.is_some_and(|id| ours.contains(&id)));
+        let mut program = SchedClassifier::from_pin(&stub.path).doing(doing)?;
+        let attached = match there {
+            Some(filter) if filter.program == Some(stub.id) => {
+                self.record(stub, pin)?;
+                return Ok(false);
+            }
+            Some(filter) => {
+                let link = SchedClassifierLink::attached(&pin.link, side, filter.priority, filter.handle.into(), None)
+                    .doing(doing)?;
+                let attached = program.attach_to_link(link).map_err(|error| refused(&error))?;
+                self.record(stub, pin)?;
+                attached
+            }
+            None => {
+                // The record first: a filter without one would never be detached.
+                self.record(stub, pin)?;
+                let options = NlOptions { priority: PRIORITY, handle: TcHandle::AUTO_ASSIGN, classid: None };
+                program
+                    .attach_with_options(&pin.link, side, TcAttachOptions::Netlink(options))
+                    .map_err(|error| refused(&error))?
+            }
+        };
+        // Dropped, it would take the filter with it.
+        std::mem::forget(program.take_link(attached).doing(doing)?);
+        Ok(there.is_none())
+    }
+
+    /// Pins the stub as the record of a filter or of a clsact.
+    fn record(&self, stub: &Stub, pin: &Pin) -> Result<(), NodeError> {
+        self.pins.replace(Kind::Link, &pin.to_string(), |path| sys::obj_pin(&stub.fd, path))
+    }
+
+    fn xdp(&self, maps: &Maps, kind: LinkKind, pin: &Pin, other: &Pin) -> Result<bool, NodeError> {
+        let array = if kind == LinkKind::XdpGeneric { PROGRAMS_XDP_GENERIC } else { PROGRAMS_XDP };
+        let stub = self.stub(maps, array, program::UNDERLAY, 0)?;
+        // A link has one mode.
+        let changed = self.remove(other)?;
+        if self.keep(pin, &stub)? {
+            return Ok(false);
+        }
+        let link = sys::link_create(&stub.fd, pin.ifindex, kind).map_err(|error| NodeError::Kernel {
+            doing: format!("attach {pin}"),
+            why: match error.raw_os_error() {
+                Some(libc::EBUSY | libc::EEXIST) => format!("{error}: another XDP program is on the link, and stays; set XDP off for it, TC guards it all the same"),
+                _ => format!("{error}: the driver may lack XDP of this mode; set it generic or off"),
+            },
+        })?;
+        self.pin(&link, pin)?;
+        Ok(!changed)
+    }
+
+    fn pin(&self, link: &OwnedFd, pin: &Pin) -> Result<(), NodeError> {
+        let path = self.pins.path(Kind::Link, &pin.to_string());
+        sys::obj_pin(link, &path).doing(|| format!("pin {}", path.display()))
+    }
+
+    /// Whether the attachment is there; then it has this stub.
+    fn keep(&self, pin: &Pin, stub: &Stub) -> Result<bool, NodeError> {
+        let name = pin.to_string();
+        let Some(link) = self.open(&name)? else {
+            return Ok(false);
+        };
+        let facts = sys::link_facts(&link).doing(|| format!("look at {name}"))?;
+        if facts.ifindex != pin.ifindex {
+            self.pins.remove(Kind::Link, &name)?;
+            return Ok(false);
+        }
+        if facts.program != stub.id {
+            sys::link_update(&link, &stub.fd).doing(|| format!("update {name}"))?;
+        }
+        Ok(true)
+    }
+
+    fn open(&self, name: &str) -> Result<Option<OwnedFd>, NodeError> {
+        let path = self.pins.path(Kind::Link, name);
+        match sys::obj_get(&path) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).doing(|| format!("open {}", path.display())),
+        }
+    }
+
+    fn stub_name(&self, array: &str, program: u32, value: u32) -> String {
+        let kind = array.trim_start_matches("PROGRAMS_").to_lowercase();
+        format!("{kind}-{program}-{value}-{:016x}", self.version)
+    }
+
+    /// Opens or loads the stub that says this.
+    fn stub(&self, maps: &Maps, array: &str, program: u32, value: u32) -> Result<Stub, NodeError> {
+        let name = self.stub_name(array, program, value);
+        let path = self.pins.path(Kind::Stub, &name);
+        let doing = || format!("load the stub {name}");
+        let array_id = maps.get(array)?.id();
+        if let Ok(fd) = sys::obj_get(&path)
+            // A stub of an array that is not pinned any more would never be upgraded.
+            && sys::program_maps(&fd).doing(doing)?.contains(&array_id)
+        {
+            let id = sys::program_id(&fd).doing(doing)?;
+            return Ok(Stub { path, fd, id });
+        }
+        let arrays = ARRAYS.map(|array| (array, self.pins.path(Kind::Map, array)));
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for (array, path) in &arrays {
+            loader.map_pin_path(array, path.as_path());
+        }
+        loader.override_global("INDEX", &program, true).override_global("VALUE", &value, true);
+        let mut object = loader.load(STUB).doing(doing)?;
+        let program = object.program_mut(match array {
+            PROGRAMS_TC => "tc_stub",
+            PROGRAMS_XDP => "xdp_stub",
+            _ => "xdp_stub_generic",
+        });
+        let program = program.ok_or("the object has no such program").doing(doing)?;
+        match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            _ => return Err("the object has another type of program").doing(doing),
+        }
+        .doing(doing)?;
+        let fd = program.fd().doing(doing)?.as_fd().try_clone_to_owned().doing(doing)?;
+        self.pins.replace(Kind::Stub, &name, |path| sys::obj_pin(&fd, path))?;
+        let id = sys::program_id(&fd).doing(doing)?;
+        Ok(Stub { path, fd, id })
+    }
+
+    /// Pinned stubs by the ids of their programs: name and what they say.
+    fn stubs(&self) -> Result<BTreeMap<u32, (String, Option<Says>)>, NodeError> {
+        let mut stubs = BTreeMap::new();
+        for name in self.pins.names(Kind::Stub)? {
+            let path = self.pins.path(Kind::Stub, &name);
+            let id =
+                sys::obj_get(&path).and_then(|fd| sys::program_id(&fd)).doing(|| format!("open {}", path.display()))?;
+            let mut parts = name.split('-').skip(1).map(|part| part.parse().ok());
+            let says = parts.next().flatten().zip(parts.next().flatten());
+            let says = says
+                .filter(|(program, value)| ARRAYS.iter().any(|array| self.stub_name(array, *program, *value) == name));
+            stubs.insert(id, (name, says));
+        }
+        Ok(stubs)
+    }
+
+    /// All attachments, those in other network namespaces included.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn list(&self) -> Result<Vec<Attachment>, NodeError> {
+        let (stubs, here) = (self.stubs()?, network::namespace()?);
+        let mut attachments = Vec::new();
+        for name in self.pins.names(Kind::Link)? {
+            let Some(pin) = Pin::parse(&name) else { continue };
+            let Some(fd) = self.open(&name)? else { continue };
+            let doing = || format!("look at {name}");
+            let (id, alive) = match pin.place {
+                Place::Clsact => continue,
+                Place::ClsactIngress | Place::ClsactEgress => {
+                    let id = sys::program_id(&fd).doing(doing)?;
+                    (id, pin.namespace != here || !own_filters(&pin, id).doing(doing)?.is_empty())
+                }
+                _ => {
+                    let facts = sys::link_facts(&fd).doing(doing)?;
+                    (facts.program, facts.ifindex == pin.ifindex)
+                }
+            };
+            let Pin { link, ifindex, namespace, place } = pin;
+            attachments.push(Attachment {
+                link,
+                ifindex,
+                namespace,
+                place,
+                stub: stubs.get(&id).and_then(|(_, says)| *says),
+                alive,
+            });
+        }
+        attachments.sort();
+        Ok(attachments)
+    }
+
+    /// Detaches what is attached in this network namespace and is not wanted, and forgets what is gone with its link.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or the kernel refuses.
+    pub fn retain(&self, wanted: &[Guard]) -> Result<(), NodeError> {
+        let wanted: BTreeSet<(&str, Hook)> = wanted.iter().map(|guard| (guard.link.as_str(), guard.hook)).collect();
+        let here = network::namespace()?;
+        let mut guarded = BTreeSet::new();
+        let (pins, mut marks) = (self.attachments()?, Vec::new());
+        for pin in pins {
+            let Some(hook) = pin.place.hook() else {
+                marks.push(pin);
+                continue;
+            };
+            let gone = self.gone(&pin, here)?;
+            if gone || pin.namespace == here && !wanted.contains(&(pin.link.as_str(), hook)) {
+                self.remove(&pin)?;
+            } else {
+                guarded.insert((pin.namespace, pin.ifindex));
+            }
+        }
+        for mark in marks.iter().filter(|mark| !guarded.contains(&(mark.namespace, mark.ifindex))) {
+            self.remove(mark)?;
+        }
+        self.sweep_stubs()
+    }
+
+    /// Detaches what a guard attached in this network namespace.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or the kernel refuses.
+    pub fn detach(&self, guard: &Guard) -> Result<(), NodeError> {
+        let here = network::namespace()?;
+        let pins = self.attachments()?.into_iter().filter(|pin| pin.namespace == here && pin.link == guard.link);
+        pins.filter(|pin| pin.place.hook() == Some(guard.hook)).try_for_each(|pin| self.remove(&pin).map(drop))
+    }
+
+    /// Detaches everything, wherever it is. Needs no running agent.
+    ///
+    /// # Errors
+    /// When something could not be detached; the rest is.
+    pub fn detach_all(&self) -> Result<(), NodeError> {
+        let mut pins = self.attachments()?;
+        // Filters before the clsact that they hang in.
+        pins.sort_by_key(|pin| pin.place);
+        let failed: Vec<String> =
+            pins.iter().filter_map(|pin| self.remove(pin).err()).map(|error| error.to_string()).collect();
+        if failed.is_empty() {
+            self.sweep_stubs()
+        } else {
+            Err(NodeError::Kernel { doing: "detach".to_owned(), why: failed.join("; ") })
+        }
+    }
+
+    fn attachments(&self) -> Result<Vec<Pin>, NodeError> {
+        Ok(self.pins.names(Kind::Link)?.iter().filter_map(|name| Pin::parse(name)).collect())
+    }
+
+    /// Whether an attachment went with its link.
+    fn gone(&self, pin: &Pin, here: u64) -> Result<bool, NodeError> {
+        let name = pin.to_string();
+        let doing = || format!("look at {name}");
+        let Some(fd) = self.open(&name)? else { return Ok(true) };
+        match pin.place {
+            Place::Clsact => Ok(false),
+            Place::ClsactIngress | Place::ClsactEgress => {
+                Ok(pin.namespace == here
+                    && own_filters(pin, sys::program_id(&fd).doing(doing)?).doing(doing)?.is_empty())
+            }
+            _ => Ok(sys::link_facts(&fd).doing(doing)?.ifindex != pin.ifindex),
+        }
+    }
+
+    /// Detaches, then removes the pin. Returns whether there was one.
+    fn remove(&self, pin: &Pin) -> Result<bool, NodeError> {
+        let name = pin.to_string();
+        let doing = || format!("detach {name}");
+        let Some(fd) = self.open(&name)? else { return Ok(false) };
+        match pin.place {
+            Place::Clsact | Place::ClsactIngress | Place::ClsactEgress => {
+                // A link of another namespace cannot be reached from here, and one whose index is another link's now is gone.
+                if network::namespace()? != pin.namespace {
+                    return Err(NodeError::Kernel {
+                        doing: doing(),
+                        why: format!("it is in another network namespace (inode {}); detach there", pin.namespace),
+                    });
+                }
+                if if_nametoindex(pin.link.as_str()).is_ok_and(|ifindex| ifindex == pin.ifindex) {
+                    self.remove_filters(pin, &fd)?;
+                }
+            }
+            _ => {
+                if sys::link_facts(&fd).doing(doing)?.ifindex != 0 {
+                    sys::link_detach(&fd).doing(doing)?;
+                }
+            }
+        }
+        self.pins.remove(Kind::Link, &name)?;
+        Ok(true)
+    }
+
+    fn remove_filters(&self, pin: &Pin, stub: &OwnedFd) -> Result<(), NodeError> {
+        let doing = || format!("detach {pin}");
+        let Some((_, side)) = pin.place.filter() else {
+            let filters = |parent| filters::list(pin.ifindex, parent).doing(doing);
+            // Else somebody uses it by now.
+            if filters(Parent::Ingress)?.is_empty() && filters(Parent::Egress)?.is_empty() {
+                filters::remove_clsact(pin.ifindex).doing(doing)?;
+            }
+            return Ok(());
+        };
+        for filter in own_filters(pin, sys::program_id(stub).doing(doing)?).doing(doing)? {
+            let link = SchedClassifierLink::attached(&pin.link, side, filter.priority, filter.handle.into(), None)
+                .doing(doing)?;
+            link.detach().doing(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Removes stubs that nothing uses.
+    fn sweep_stubs(&self) -> Result<(), NodeError> {
+        let mut used = BTreeSet::new();
+        for pin in self.attachments()? {
+            let name = pin.to_string();
+            let doing = || format!("look at {name}");
+            let Some(fd) = self.open(&name)? else { continue };
+            used.insert(match pin.place {
+                Place::Clsact | Place::ClsactIngress | Place::ClsactEgress => sys::program_id(&fd).doing(doing)?,
+                _ => sys::link_facts(&fd).doing(doing)?.program,
+            });
+        }
+        for (id, (name, _)) in self.stubs()? {
+            if !used.contains(&id) {
+                self.pins.remove(Kind::Stub, &name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Filters at the place of a pin that run this program.
+fn own_filters(pin: &Pin, program: u32) -> io::Result<Vec<filters::Filter>> {
+    let Some((parent, _)) = pin.place.filter() else {
+        return Ok(Vec::new());
+    };
+    let mut filters = filters::list(pin.ifindex, parent)?;
+    filters.retain(|filter| filter.program == Some(program));
+    Ok(filters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_have_readable_names() {
+        for (link, name) in [
+            ("eth0", "eth0-7-4026531840-tcx_ingress"),
+            ("eth0.100", "eth0%2E100-7-4026531840-tcx_ingress"),
+            ("a-b-c", "a-b-c-7-4026531840-tcx_ingress"),
+            ("x%2E", "x%252E-7-4026531840-tcx_ingress"),
+        ] {
+            let pin = Pin { link: link.to_owned(), ifindex: 7, namespace: 4_026_531_840, place: Place::TcxIngress };
+            assert_eq!(pin.to_string(), name);
+            assert_eq!(Pin::parse(name), Some(pin));
+        }
+        assert_eq!(Pin::parse("eth0-7-4026531840-elsewhere"), None);
+        assert_eq!(Pin::parse("tcx_ingress"), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! The node as the kernel has it.
+
+mod node;
+mod store;
+
+pub use self::{
+    node::{INPUT_RULE, KernelNode, Options, Reader, XdpMode, detach},
+    store::KernelStore,
+};

@@ -1,0 +1,413 @@
+//! A node whose tables, programs and links are the kernel's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, TryLockError},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use bulkhead_ebpf::{
+    abi::{self, program},
+    reason::Reason,
+};
+
+use super::KernelStore;
+use crate::{
+    attach::{Classifiers, Guard, Hook, Links},
+    desired::{Desired, EndpointName},
+    input_rule,
+    load::{Maps, Programs, Sizes},
+    names::Names,
+    network,
+    node::{
+        Contacts, Discovered, DiscoveredOverlay, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Status,
+    },
+    pins::Pins,
+    publish::{self, Publisher},
+    read,
+    store::{Config, Store as _},
+    sys::Doing as _,
+};
+
+/// Whether links that carry the overlay also check in XDP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// TC alone.
+    #[default]
+    Off,
+    /// Behind the driver: any link, little gain.
+    Generic,
+    /// In the driver. Attaching resets many of them, and on veth it costs the peer TSO.
+    Native,
+}
+
+/// How a node is guarded.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a bpffs; this version's pins are below it.
+    pub pins: PathBuf,
+    /// Directory on a disk, for names and what else outlives the process.
+    pub state: PathBuf,
+    /// XDP on links that carry the overlay.
+    pub xdp: XdpMode,
+    /// XDP on single links, by name, where it is not [`Self::xdp`].
+    pub xdp_links: BTreeMap<String, XdpMode>,
+    /// How TC programs are attached.
+    pub classifiers: Classifiers,
+    /// Sizes of tables that are not pinned yet.
+    pub sizes: Sizes,
+    /// Samples of denied contacts that a CPU may take in 128 jiffies.
+    pub budget: u32,
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new(pins: &Path, state: &Path) -> Self {
+        Self {
+            pins: pins.to_owned(),
+            state: state.to_owned(),
+            xdp: XdpMode::default(),
+            xdp_links: BTreeMap::new(),
+            classifiers: Classifiers::default(),
+            sizes: Sizes::default(),
+            budget: 512,
+        }
+    }
+
+    /// Sets [`Self::xdp`].
+    #[must_use]
+    pub fn xdp(mut self, xdp: XdpMode) -> Self {
+        self.xdp = xdp;
+        self
+    }
+}
+
+/// A node that enforces. Calls concern the network namespace of the calling thread. Dropping it leaves everything in force.
+#[derive(Debug)]
+pub struct KernelNode {
+    options: Options,
+    pins: Pins,
+    links: Links,
+    publisher: Publisher<KernelStore>,
+    /// Settings of the programs that this process has put in force.
+    loaded: Option<abi::Config>,
+    /// Held against a second agent.
+    _lock: File,
+}
+
+impl KernelNode {
+    /// Takes over what is pinned, or makes the tables. Nothing is attached or changed until the first publish.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`]: a missing right or feature, pins of another layout, or an agent that has these pins.
+    pub fn open(options: Options) -> Result<Self, NodeError> {
+        let pins = Pins::new(&options.pins);
+        pins.create()?;
+        let lock = lock(&pins)?;
+        let store = KernelStore::new(Maps::create(&pins, &options.sizes)?)?;
+        let links = Links::new(&pins, options.classifiers);
+        let publisher = Publisher::open(store, &options.state)?;
+        Ok(Self { options, pins, links, publisher, loaded: None, _lock: lock })
+    }
+
+    /// The publisher, for tests that stop it half-way.
+    pub const fn publisher(&mut self) -> &mut Publisher<KernelStore> {
+        &mut self.publisher
+    }
+
+    /// Programs in force, for test runs.
+    ///
+    /// # Errors
+    /// Before the first publish.
+    pub fn programs(&self) -> Result<Programs, NodeError> {
+        Programs::open(&self.pins)
+    }
+
+    fn load(&mut self, desired: &Desired) -> Result<(), NodeError> {
+        let config = settings(desired, self.options.budget)?;
+        if self.loaded != Some(config) {
+            Programs::load(&self.pins, self.publisher.store_mut().maps_mut(), &config)?;
+            self.loaded = Some(config);
+        }
+        Ok(())
+    }
+
+    /// Programs on the links of the overlays, in the order in which they may be attached: what marks before what asks for the mark.
+    fn boundary(&self, desired: &Desired, overlays: &[DiscoveredOverlay]) -> Vec<Guard> {
+        let members: BTreeSet<u32> = desired.overlays.iter().map(|overlay| overlay.vni).collect();
+        let overlays: Vec<_> = overlays.iter().filter(|overlay| members.contains(&overlay.vni)).collect();
+        let guard = |link: &str, hook, program, value| Guard { link: link.to_owned(), hook, program, value };
+        let mut guards = Vec::new();
+        let underlays: BTreeSet<&String> = overlays.iter().flat_map(|overlay| &overlay.underlays).collect();
+        for link in underlays {
+            guards.push(guard(link, Hook::Ingress, program::UNDERLAY, 0));
+            guards.push(guard(link, Hook::Egress, program::UNDERLAY_OUT, 0));
+            match self.options.xdp_links.get(link).unwrap_or(&self.options.xdp) {
+                XdpMode::Off => {}
+                XdpMode::Generic => guards.push(guard(link, Hook::XdpGeneric, program::UNDERLAY, 0)),
+                XdpMode::Native => guards.push(guard(link, Hook::XdpNative, program::UNDERLAY, 0)),
+            }
+        }
+        for overlay in overlays {
+            let unmarked = if overlay.underlays.is_empty() { abi::overlay::UNMARKED } else { 0 };
+            let value = overlay.vni | unmarked;
+            guards.push(guard(&overlay.device, Hook::Ingress, program::OVERLAY_IN, value));
+            guards.push(guard(&overlay.device, Hook::Egress, program::OVERLAY_OUT, value));
+        }
+        guards
+    }
+
+    /// As [`detach`], by the agent itself. The node is of no use afterwards.
+    ///
+    /// # Errors
+    /// As [`detach`].
+    pub fn detach(&mut self) -> Result<(), NodeError> {
+        self.loaded = None;
+        remove(&self.pins)
+    }
+}
+
+/// A second agent would give the first one's ids to other things, and attach what a detach has just removed.
+fn lock(pins: &Pins) -> Result<File, NodeError> {
+    let doing = || format!("lock {}", pins.base().display());
+    let directory = File::open(pins.base()).doing(doing)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err("an agent runs with these pins; stop it first").doing(doing),
+        Err(TryLockError::Error(error)) => Err(error).doing(doing),
+    }
+}
+
+/// Detaches everything, removes the input rule and the pins. Needs no agent; call it in the network namespace of the node.
+///
+/// # Errors
+/// An agent runs, or something could not be removed. While something is still attached the tables stay: without them it would drop everything.
+pub fn detach(pins: &Path) -> Result<(), NodeError> {
+    let pins = Pins::new(pins);
+    let _lock = if pins.exist() { Some(lock(&pins)?) } else { None };
+    remove(&pins)
+}
+
+fn remove(pins: &Pins) -> Result<(), NodeError> {
+    let ports = Maps::open(pins).and_then(KernelStore::new).and_then(|store| tunnel_ports(&store));
+    // The rule first: without programs that mark, it would stop the overlay. When the pins cannot tell whether there is one, it is looked for.
+    let rule = if ports.is_ok_and(|ports| ports.is_empty()) { Ok(()) } else { input_rule::remove() };
+    Links::new(pins, Classifiers::default()).detach_all()?;
+    pins.remove_all()?;
+    rule
+}
+
+fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeError {
+    NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
+}
+
+/// Node-wide settings of the programs.
+fn settings(desired: &Desired, budget: u32) -> Result<abi::Config, NodeError> {
+    let ports: BTreeSet<u16> = desired.overlays.iter().map(|overlay| overlay.port).collect();
+    let vteps: BTreeSet<IpAddr> = desired.overlays.iter().flat_map(|overlay| overlay.own.iter().copied()).collect();
+    let mut config = abi::Config { budget, ..abi::Config::default() };
+    let fits = |table, need: usize, limit: usize| {
+        let what = "the node".to_owned();
+        if need <= limit { Ok(()) } else { Err(NodeError::Capacity { what, table, need, limit }) }
+    };
+    fits("tunnel ports", ports.len(), config.tunnel_ports.len())?;
+    fits("own VTEP addresses", vteps.len(), config.vteps.len())?;
+    config.vtep_count = u32::try_from(vteps.len()).expect("checked above");
+    for (slot, port) in config.tunnel_ports.iter_mut().zip(ports) {
+        *slot = port;
+    }
+    for (slot, vtep) in config.vteps.iter_mut().zip(vteps) {
+        *slot = words(vtep);
+    }
+    Ok(config)
+}
+
+/// An address as it lies in a packet, IPv4 mapped.
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(address) => abi::mapped(u32::from_ne_bytes(address.octets())),
+        IpAddr::V6(address) => {
+            let octets = address.octets();
+            std::array::from_fn(|i| {
+                u32::from_ne_bytes([octets[4 * i], octets[4 * i + 1], octets[4 * i + 2], octets[4 * i + 3]])
+            })
+        }
+    }
+}
+
+impl Node for KernelNode {
+    /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
+    fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        let discovered = network::discover()?;
+        let plan = self.publisher.prepare(desired, &mut |endpoint| {
+            let mac = network::link(&endpoint.link).and_then(|facts| facts.container_mac());
+            mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
+        })?;
+        let before = tunnel_ports(self.publisher.store())?;
+        self.load(desired)?;
+        let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
+        let published = self.publisher.commit(plan)?;
+
+        let mut guards: Vec<(Guard, Option<EndpointName>)> =
+            self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
+        for endpoint in attach {
+            for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
+                guards.push((
+                    Guard { link: endpoint.link.clone(), hook, program, value: endpoint.slot },
+                    Some(endpoint.endpoint.clone()),
+                ));
+            }
+        }
+        // A link that cannot be guarded does not leave the others unguarded.
+        let maps = self.publisher.store().maps();
+        let mut failed = None;
+        for (guard, endpoint) in &guards {
+            if let Err(error) = self.links.attach(maps, guard) {
+                failed.get_or_insert(match endpoint {
+                    Some(endpoint) => link_error(&guard.link, endpoint, &error),
+                    None => error,
+                });
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let guards: Vec<Guard> = guards.into_iter().map(|(guard, _)| guard).collect();
+        let ports: BTreeSet<u16> = desired.overlays.iter().map(|overlay| overlay.port).collect();
+        if !ports.is_empty() {
+            input_rule::ensure(&ports)?;
+        } else if !before.is_empty() {
+            input_rule::remove()?;
+        }
+        self.links.retain(&guards)?;
+
+        self.publisher.release(&removed)?;
+        let slots: Vec<u32> = removed.iter().map(|removed| removed.slot).collect();
+        if !slots.is_empty() {
+            self.publisher.store_mut().drop_flow_tables(&slots)?;
+        }
+        self.publisher.store_mut().make_spare_flow_tables()?;
+        Ok(published)
+    }
+
+    fn discover(&mut self) -> Result<Discovered, NodeError> {
+        network::discover()
+    }
+
+    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
+        counters(self.publisher.store(), self.publisher.names())
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
+        read::flows(self.publisher.store(), self.publisher.names())
+    }
+
+    fn contacts(&mut self) -> Result<Contacts, NodeError> {
+        read::contacts(self.publisher.store(), self.publisher.names())
+    }
+
+    fn status(&mut self) -> Result<Status, NodeError> {
+        status(self.publisher.store(), self.publisher.names(), &self.links)
+    }
+}
+
+/// Reads what is pinned, while an agent runs or when none does. Changes nothing.
+#[derive(Debug)]
+pub struct Reader {
+    store: KernelStore,
+    links: Links,
+    state: PathBuf,
+}
+
+impl Reader {
+    /// Opens the pins.
+    ///
+    /// # Errors
+    /// Nothing is pinned there, or by another version.
+    pub fn open(pins: &Path, state: &Path) -> Result<Self, NodeError> {
+        let pins = Pins::new(pins);
+        let store = KernelStore::new(Maps::open(&pins)?)?;
+        Ok(Self { store, links: Links::new(&pins, Classifiers::default()), state: state.to_owned() })
+    }
+
+    /// See [`Node::counters`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn counters(&self) -> Result<Vec<Reading>, NodeError> {
+        read::with_names(&self.state, |names| counters(&self.store, names))
+    }
+
+    /// See [`Node::flows`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
+        read::with_names(&self.state, |names| read::flows(&self.store, names))
+    }
+
+    /// See [`Node::contacts`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn contacts(&self) -> Result<Contacts, NodeError> {
+        read::with_names(&self.state, |names| read::contacts(&self.store, names))
+    }
+
+    /// See [`Node::status`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn status(&self) -> Result<Status, NodeError> {
+        read::with_names(&self.state, |names| status(&self.store, names, &self.links))
+    }
+}
+
+/// What the tables counted, and what the input rule dropped before any program saw it.
+fn counters(store: &KernelStore, names: &Names) -> Result<Vec<Reading>, NodeError> {
+    let mut readings = read::counters(store, names)?;
+    // Without an overlay there is no rule, and nft need not be there.
+    let packets = if tunnel_ports(store)?.is_empty() { 0 } else { input_rule::counter()? };
+    if packets > 0 {
+        readings.push(Reading {
+            endpoint: None,
+            service: String::new(),
+            direction: "ingress",
+            reason: Reason::Unverified,
+            rule: INPUT_RULE.to_owned(),
+            packets,
+            bytes: 0,
+            flows: 0,
+        });
+    }
+    Ok(readings)
+}
+
+/// Name of the nftables input rule among the rules.
+pub const INPUT_RULE: &str = "input rule";
+
+fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, NodeError> {
+    let mut status = read::status(store, names)?;
+    let attachments = links.list()?;
+    for endpoint in &mut status.endpoints {
+        let guards = |program| {
+            attachments
+                .iter()
+                .any(|found| found.alive && found.link == endpoint.link && found.stub == Some((program, endpoint.slot)))
+        };
+        endpoint.attached = guards(program::FROM_WORKLOAD) && guards(program::TO_WORKLOAD);
+    }
+    status.links =
+        attachments.iter().map(|found| LinkStatus { link: found.link.clone(), guard: found.to_string() }).collect();
+    let ports = tunnel_ports(store)?;
+    status.input_rule = ports.is_empty() || input_rule::present(&ports)?;
+    Ok(status)
+}
+
+/// Ports that the programs in force know; none before the first publish.
+fn tunnel_ports(store: &KernelStore) -> Result<BTreeSet<u16>, NodeError> {
+    let config = store.get::<Config>(&0)?.unwrap_or_default();
+    Ok(config.tunnel_ports.into_iter().filter(|port| *port != 0).collect())
+}

@@ -1,0 +1,374 @@
+//! [`Store`] over the pinned maps.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{OnceLock, atomic::Ordering},
+    thread,
+    time::Duration,
+};
+
+use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS};
+use bulkhead_ebpf::abi;
+
+use crate::{
+    bytes,
+    clock::Clock,
+    load::Maps,
+    node::NodeError,
+    store::{self, Kind, Plain, Store, Table},
+    sys::{self, Doing as _, Map, Shape, Words},
+};
+
+const FLOWS: [&str; 2] = ["FLOWS4", "FLOWS6"];
+/// Pairs of flow tables that are made before they are needed.
+const SPARE: usize = 4;
+/// Values that one look-up of per-CPU arrays copies.
+const CHUNK: u32 = 4096;
+
+/// The pinned maps as tables.
+#[derive(Debug)]
+pub struct KernelStore {
+    maps: Maps,
+    node: Words,
+    endpoints: Words,
+    rows: Words,
+    grace: Grace,
+    clock: OnceLock<Clock>,
+    spare: Vec<[Map; 2]>,
+}
+
+impl KernelStore {
+    /// Tables over these maps.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn new(maps: Maps) -> Result<Self, NodeError> {
+        let words = |name| Words::map(maps.get(name)?).doing(|| format!("map {name} into memory"));
+        let (node, endpoints, rows) =
+            (words(store::Node::NAME)?, words(store::Endpoints::NAME)?, words(store::Rows::NAME)?);
+        Ok(Self { maps, node, endpoints, rows, grace: Grace::new()?, clock: OnceLock::new(), spare: Vec::new() })
+    }
+
+    /// The maps.
+    #[must_use]
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The maps, for [`crate::load::Programs::load`].
+    pub const fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// Makes flow tables ahead, so that a new endpoint need not wait for that.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make_spare_flow_tables(&mut self) -> Result<(), NodeError> {
+        while self.spare.len() < SPARE {
+            let pair = self.flow_table_pair()?;
+            self.spare.push(pair);
+        }
+        Ok(())
+    }
+
+    fn flow_table_pair(&self) -> Result<[Map; 2], NodeError> {
+        Ok([self.maps.create_inner(FLOWS[0])?, self.maps.create_inner(FLOWS[1])?])
+    }
+
+    /// Frees the flow tables of slots that no link refers to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn drop_flow_tables(&mut self, slots: &[u32]) -> Result<(), NodeError> {
+        both(|outer| {
+            let outer = self.maps.get(outer)?;
+            outer.remove_batch(&keys(slots)).doing(|| "free flow tables")
+        })
+    }
+
+    fn words<T: Table>(&self) -> Result<&Words, NodeError> {
+        match T::NAME {
+            store::Node::NAME => Ok(&self.node),
+            store::Endpoints::NAME => Ok(&self.endpoints),
+            store::Rows::NAME => Ok(&self.rows),
+            name => Err(NodeError::Kernel {
+                doing: format!("open the words of {name}"),
+                why: "the table is not kept in words".to_owned(),
+            }),
+        }
+    }
+
+    /// Sums over CPUs of a range of a per-CPU array.
+    fn sums(&self, map: &Map, first: u32, count: u32) -> io::Result<Vec<abi::Counter>> {
+        let values = map.range(first, count)?;
+        Ok(values
+            .chunks_exact(map.value_len())
+            .map(|cpus| bytes::each::<abi::Counter>(cpus).fold(abi::Counter::default(), sum))
+            .collect())
+    }
+}
+
+/// Runs a job for both families at once: each waits for a grace period of its own.
+fn both(job: impl Fn(&'static str) -> Result<(), NodeError> + Sync) -> Result<(), NodeError> {
+    thread::scope(|scope| {
+        let other = scope.spawn(|| job(FLOWS[1]));
+        let first = job(FLOWS[0]);
+        let second = other.join().unwrap_or_else(|_| Err("the thread panicked").doing(|| "write flow tables"));
+        first.and(second)
+    })
+}
+
+fn keys(slots: &[u32]) -> Vec<u8> {
+    slots.iter().flat_map(|slot| slot.to_ne_bytes()).collect()
+}
+
+fn sum(a: abi::Counter, b: abi::Counter) -> abi::Counter {
+    abi::Counter {
+        packets: a.packets.wrapping_add(b.packets),
+        bytes: a.bytes.wrapping_add(b.bytes),
+        flows: a.flows.wrapping_add(b.flows),
+    }
+}
+
+/// Neighbouring indexes, as first and count, of at most [`CHUNK`].
+fn runs(indexes: &[u32]) -> Vec<(u32, u32)> {
+    let mut sorted = indexes.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for index in sorted {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == index && *count < CHUNK => *count += 1,
+            _ => runs.push((index, 1)),
+        }
+    }
+    runs
+}
+
+fn pairs<K: Plain, V: Plain>((keys, values): &(Vec<u8>, Vec<u8>)) -> Vec<(K, V)> {
+    bytes::each(keys).zip(bytes::each(values)).collect()
+}
+
+fn doing<T: Table>(what: &str) -> String {
+    format!("{what} {}", T::NAME)
+}
+
+impl Store for KernelStore {
+    fn limit<T: Table>(&self) -> usize {
+        self.maps.get(T::NAME).map_or(0, |map| map.shape().max_entries as usize)
+    }
+
+    fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Value>, NodeError> {
+        if T::KIND == Kind::Words {
+            let index = bytes::to::<u32>(bytes::of(key)) as usize;
+            let word = self.words::<T>()?.get(index).map(|word| word.load(Ordering::Acquire));
+            return Ok(word.map(|word| bytes::to(bytes::of(&word))));
+        }
+        let map = self.maps.get(T::NAME)?;
+        let mut value = vec![0; map.value_len()];
+        let found = map.get(bytes::of(key), &mut value).doing(|| doing::<T>("read"))?;
+        Ok(found.then(|| bytes::to(&value)))
+    }
+
+    fn entries<T: Table>(&self) -> Result<Vec<(T::Key, T::Value)>, NodeError> {
+        match T::KIND {
+            Kind::Words => {
+                let words = self.words::<T>()?.iter().map(|word| word.load(Ordering::Acquire));
+                Ok((0_u32..)
+                    .zip(words)
+                    .filter(|(_, word)| *word != 0)
+                    .map(|(index, word)| (bytes::to(bytes::of(&index)), bytes::to(bytes::of(&word))))
+                    .collect())
+            }
+            Kind::Hash => Ok(pairs(&self.maps.get(T::NAME)?.entries().doing(|| doing::<T>("read"))?)),
+            Kind::Array => {
+                let mut entries =
+                    pairs::<T::Key, T::Value>(&self.maps.get(T::NAME)?.entries().doing(|| doing::<T>("read"))?);
+                entries.retain(|(_, value)| bytes::of(value).iter().any(|byte| *byte != 0));
+                Ok(entries)
+            }
+        }
+    }
+
+    fn put<T: Table>(&mut self, entries: &[(T::Key, T::Value)]) -> Result<(), NodeError> {
+        if T::KIND == Kind::Words {
+            let words = self.words::<T>()?;
+            for (key, value) in entries {
+                let index = bytes::to::<u32>(bytes::of(key));
+                let word =
+                    words.get(index as usize).ok_or_else(|| format!("{index} is beyond its {} words", words.len()));
+                word.doing(|| doing::<T>("write"))?.store(bytes::to(bytes::of(value)), Ordering::Release);
+            }
+            return Ok(());
+        }
+        let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| bytes::of(key)).copied().collect();
+        let values: Vec<u8> = entries.iter().flat_map(|(_, value)| bytes::of(value)).copied().collect();
+        self.maps.get(T::NAME)?.put_batch(&keys, &values).doing(|| doing::<T>("write"))
+    }
+
+    fn delete<T: Table>(&mut self, keys: &[T::Key]) -> Result<(), NodeError> {
+        let keys: Vec<u8> = keys.iter().flat_map(bytes::of).copied().collect();
+        self.maps.get(T::NAME)?.remove_batch(&keys).doing(|| doing::<T>("delete from"))
+    }
+
+    fn grace_period(&mut self) {
+        self.grace.wait();
+    }
+
+    fn flow_tables(&mut self, fresh: &[u32]) -> Result<(), NodeError> {
+        let mut tables = Vec::with_capacity(fresh.len());
+        for _ in fresh {
+            tables.push(match self.spare.pop() {
+                Some(pair) => pair,
+                None => self.flow_table_pair()?,
+            });
+        }
+        both(|outer| {
+            let family = usize::from(outer == FLOWS[1]);
+            // A map of maps takes descriptors.
+            let values: Vec<u8> =
+                tables.iter().flat_map(|pair| pair[family].as_fd().as_raw_fd().to_ne_bytes()).collect();
+            self.maps.get(outer)?.put_batch(&keys(fresh), &values).doing(|| "give endpoints their flow tables")
+        })
+    }
+
+    fn counters(&self, indexes: &[u32]) -> Result<Vec<abi::Counter>, NodeError> {
+        let map = self.maps.get("COUNTERS")?;
+        let mut read = Vec::with_capacity(indexes.len());
+        for (first, count) in runs(indexes) {
+            read.extend((first..).zip(self.sums(map, first, count).doing(|| "read COUNTERS")?));
+        }
+        // Sorted by index, like the runs.
+        let find = |index: &u32| {
+            read.binary_search_by_key(index, |(at, _)| *at).map_or_else(|_| abi::Counter::default(), |at| read[at].1)
+        };
+        Ok(indexes.iter().map(find).collect())
+    }
+
+    fn endpoint_counters(&self) -> Result<Vec<(u32, abi::Counter)>, NodeError> {
+        let map = self.maps.get("ENDPOINT_COUNTERS")?;
+        let mut counters = Vec::new();
+        for first in (0..map.shape().max_entries).step_by(CHUNK as usize) {
+            let sums =
+                self.sums(map, first, CHUNK.min(map.shape().max_entries - first)).doing(|| "read ENDPOINT_COUNTERS")?;
+            counters.extend((first..).zip(sums).filter(|(_, counter)| *counter != abi::Counter::default()));
+        }
+        Ok(counters)
+    }
+
+    fn reset_counters(&mut self, indexes: &[u32]) -> Result<(), NodeError> {
+        let map = self.maps.get("COUNTERS")?;
+        map.put_batch(&keys(indexes), &vec![0; indexes.len() * map.value_len()]).doing(|| "reset COUNTERS")
+    }
+
+    fn flows(
+        &self,
+        slot: u32,
+    ) -> Result<(Vec<(abi::FlowKey4, abi::Flow)>, Vec<(abi::FlowKey6, abi::Flow)>), NodeError> {
+        let read = |outer: &str| -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+            let mut id = [0; 4];
+            let outer = self.maps.get(outer).map_err(io::Error::other)?;
+            // User space reads ids from a map of maps.
+            if !outer.get(&slot.to_ne_bytes(), &mut id)? {
+                return Ok(None);
+            }
+            match Map::from_id(u32::from_ne_bytes(id)) {
+                Ok(map) => map.entries().map(Some),
+                // Replaced in between.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(e),
+            }
+        };
+        let (four, six) = (read(FLOWS[0]).doing(|| "read FLOWS4")?, read(FLOWS[1]).doing(|| "read FLOWS6")?);
+        Ok((four.as_ref().map(pairs).unwrap_or_default(), six.as_ref().map(pairs).unwrap_or_default()))
+    }
+
+    fn unsent(&self) -> Result<u64, NodeError> {
+        let map = self.maps.get("BUDGET")?;
+        let value = map.range(0, 1).doing(|| "read BUDGET")?;
+        Ok(bytes::each::<abi::Budget>(&value).map(|budget| budget.unsent).sum())
+    }
+
+    fn clock(&self) -> Result<(u64, u64), NodeError> {
+        let clock = match self.clock.get() {
+            Some(clock) => clock,
+            None => {
+                let clock = Clock::new().doing(|| "load the program that reads jiffies")?;
+                self.clock.get_or_init(|| clock)
+            }
+        };
+        Ok((clock.jiffies().doing(|| "read jiffies")?, clock.hz()))
+    }
+}
+
+/// Waits for the programs that run.
+#[derive(Debug)]
+enum Grace {
+    /// membarrier(2).
+    Membarrier,
+    /// A write into a map of maps, which does not return before the programs that may still use the old map have ended. For kernels whose
+    /// membarrier does not reach every CPU (`nohz_full`).
+    OuterMap { outer: Map, inner: Map },
+}
+
+impl Grace {
+    /// Chooses what works here, by trying it.
+    fn new() -> Result<Self, NodeError> {
+        if sys::membarrier().is_ok() {
+            return Ok(Self::Membarrier);
+        }
+        Self::outer_map().doing(|| "find a way to wait for running programs")
+    }
+
+    fn outer_map() -> io::Result<Self> {
+        let shape = Shape { kind: BPF_MAP_TYPE_ARRAY as u32, key_size: 4, value_size: 4, max_entries: 1, flags: 0 };
+        let inner = Map::create("GRACE", &shape, None)?;
+        let outer =
+            Map::create("GRACE", &Shape { kind: BPF_MAP_TYPE_ARRAY_OF_MAPS as u32, ..shape }, Some(inner.as_fd()))?;
+        let grace = Self::OuterMap { outer, inner };
+        grace.once()?;
+        Ok(grace)
+    }
+
+    fn once(&self) -> io::Result<()> {
+        match self {
+            Self::Membarrier => sys::membarrier(),
+            Self::OuterMap { outer, inner } => {
+                outer.put(&0_u32.to_ne_bytes(), &inner.as_fd().as_raw_fd().to_ne_bytes())
+            }
+        }
+    }
+
+    /// Does not return before it has worked, because what comes next relies on it.
+    fn wait(&self) {
+        while let Err(error) = self.once() {
+            tracing::error!(%error, "cannot wait for running programs; trying again");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_fixtures::skip;
+
+    use super::*;
+
+    #[test]
+    fn neighbours_are_read_together() {
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[7, 3, 4, 5, 9, 4]), [(3, 3), (7, 1), (9, 1)]);
+        assert_eq!(runs(&(0..CHUNK + 2).collect::<Vec<_>>()), [(0, CHUNK), (CHUNK, 2)]);
+    }
+
+    #[test]
+    fn either_way_of_waiting_works() {
+        if !skip::root() {
+            return;
+        }
+        Grace::outer_map().unwrap().wait();
+        sys::membarrier().unwrap();
+    }
+}

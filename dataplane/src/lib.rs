@@ -1,0 +1,22 @@
+//! The node half of Bulkhead: loads, pins and attaches the eBPF programs, publishes tables, discovers links, reads events.
+//!
+//! No call of bpf(2), netlink or nftables stands outside this crate. The intent half knows it by [`node::Node`] alone.
+
+pub mod attach;
+pub mod baseline;
+mod bytes;
+pub mod clock;
+pub mod desired;
+mod filters;
+pub mod input_rule;
+pub mod kernel;
+pub mod load;
+pub mod memory;
+pub mod names;
+pub mod network;
+pub mod node;
+pub mod pins;
+pub mod publish;
+pub mod read;
+pub mod store;
+pub mod sys;

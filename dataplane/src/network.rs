@@ -1,0 +1,148 @@
+//! What the network says: links, addresses, VXLAN devices and whom their permanent entries bind.
+//!
+//! Everything here concerns the network namespace of the calling thread.
+
+mod facts;
+mod netlink;
+mod overlay;
+
+use std::{fs, io, os::unix::fs::MetadataExt as _};
+
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::AddressMessage,
+    link::{LinkAttribute, LinkMessage},
+    neighbour::NeighbourMessage,
+    route::RouteMessage,
+};
+
+pub use self::facts::Mac;
+use self::{
+    facts::{Assigned, Fdb, Link, Neighbour, Route},
+    netlink::Netlink,
+    overlay::Network,
+};
+use crate::node::{Discovered, NodeError};
+
+/// Addresses of this node, VXLAN devices, and the inner prefixes that permanent entries bind to other nodes' VTEPs.
+///
+/// A VTEP owns a prefix where the main table's best route to it has a gateway by way of the VXLAN device (or of its
+/// bridge), a permanent neighbour entry names the gateway's MAC address and a static forwarding entry the VTEP behind
+/// that: flannel's layout. A permanent neighbour entry of the device (or of its bridge) binds its own address alone:
+/// Docker's. What was learned, from packets or by a routing protocol, binds nothing, and neither does what two entries
+/// say differently. VTEPs of static entries that own nothing are listed without prefixes.
+///
+/// Devices without a VNI of their own (`external`) are left out. A device whose socket is in another namespace has no
+/// underlay here.
+///
+/// # Errors
+/// [`NodeError::Kernel`] when the kernel refuses, or its tables change faster than they can be read.
+pub fn discover() -> Result<Discovered, NodeError> {
+    let network = netlink::run("discover the network", async |netlink| {
+        Ok(Network {
+            links: netlink.list(RouteNetlinkMessage::GetLink(LinkMessage::default()), Link::read).await?,
+            addresses: netlink.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()), Assigned::read).await?,
+            routes: netlink.list(RouteNetlinkMessage::GetRoute(RouteMessage::default()), Route::read).await?,
+            neighbours: netlink.list(neighbours(AddressFamily::Unspec), Neighbour::read).await?,
+            fdb: netlink.list(neighbours(AddressFamily::Bridge), Fdb::read).await?,
+        })
+    })?;
+    Ok(Discovered { addresses: network.node_addresses(), overlays: network.overlays() })
+}
+
+fn neighbours(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// What attaching to a link needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkFacts {
+    /// Name; the first one, where the link was asked for by an alternative name.
+    pub name: String,
+    /// Index, unique within the network namespace only.
+    pub index: u32,
+    /// Own MAC address; `None` for links without Ethernet.
+    pub mac: Option<Mac>,
+    /// Name of the bridge (or bond) that it is a port of.
+    pub master: Option<String>,
+    /// MAC address of the other end of the veth pair, whichever namespace that is in; `None` for links of other kinds.
+    pub peer: Option<Mac>,
+}
+
+impl LinkFacts {
+    /// MAC address of the container behind this link, the only one that it may send from.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`] when the link is not the host side of a veth pair.
+    pub fn container_mac(&self) -> Result<Mac, NodeError> {
+        self.peer.ok_or_else(|| NodeError::Kernel {
+            doing: format!("find the container behind link {}", self.name),
+            why: "the link is not the host side of a veth pair; `ip link show type veth` lists those there are"
+                .to_owned(),
+        })
+    }
+}
+
+/// Facts of the link with that name.
+///
+/// # Errors
+/// [`NodeError::Kernel`] when there is none, or when it is a veth pair whose other end the kernel does not show.
+pub fn link(name: &str) -> Result<LinkFacts, NodeError> {
+    netlink::run(&format!("read link {name}"), async |netlink| {
+        let link = get(netlink, 0, LinkAttribute::IfName(name.to_owned())).await.map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::ENODEV) => io::Error::other(
+                    "there is no such link in this network namespace; `ip -br link` lists those there are",
+                ),
+                _ => error,
+            }
+        })?;
+        let master = match link.master {
+            Some(index) => Some(get(netlink, index, None).await?.name),
+            None => None,
+        };
+        let peer = if link.veth { Some(peer_mac(netlink, &link).await?) } else { None };
+        Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, peer })
+    })
+}
+
+/// The other end is named by index and, where that is not ours, by our id of its namespace, which the kernel gives on
+/// demand.
+async fn peer_mac(netlink: &mut Netlink, link: &Link) -> io::Result<Mac> {
+    // An index that is equal on both sides may be left out.
+    let index = link.lower.unwrap_or(link.index);
+    let netns = link.lower_netns.map(LinkAttribute::IfNetnsId);
+    let peer = get(netlink, index, netns).await.map_err(|error| {
+        io::Error::other(format!(
+            "the container's end of the veth pair (index {index}) cannot be read: {error}; the container may be going away, else \
+             CAP_NET_ADMIN is needed in the user namespace that owns the container's network namespace"
+        ))
+    })?;
+    // Between the two requests the container may have gone, and its index to another link.
+    if !peer.veth || peer.lower.unwrap_or(peer.index) != link.index {
+        return Err(io::Error::other("the container's end of the veth pair changed while it was read; try again"));
+    }
+    peer.mac.ok_or_else(|| io::Error::other("the container's end of the veth pair has no MAC address"))
+}
+
+/// The link with that index, or with what the attribute says.
+async fn get(netlink: &mut Netlink, index: u32, attribute: impl Into<Option<LinkAttribute>>) -> io::Result<Link> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.extend(attribute.into());
+    let answer = netlink.get(RouteNetlinkMessage::GetLink(message)).await?;
+    Link::read(&answer).ok_or_else(|| io::Error::other("the kernel answered with something else than a link"))
+}
+
+/// Identity of the calling thread's network namespace: the inode number that `readlink /proc/self/ns/net` shows.
+///
+/// # Errors
+/// [`NodeError::Kernel`] when /proc is not mounted.
+pub fn namespace() -> Result<u64, NodeError> {
+    let path = "/proc/thread-self/ns/net";
+    let namespace = fs::metadata(path)
+        .map_err(|error| NodeError::Kernel { doing: format!("read {path}"), why: error.to_string() })?;
+    Ok(namespace.ino())
+}

@@ -1,0 +1,288 @@
+//! The one trait through which the intent half sees a node. Plain data only, so that the privileged half can become a process of its own.
+
+use std::net::IpAddr;
+
+use bulkhead_ebpf::{
+    abi::{Direction, Mode},
+    reason::Reason,
+};
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+use crate::desired::{Desired, EndpointName, Segment};
+
+/// What the intent half asks of a node. Calls block; no call panics on what the kernel or a file says.
+pub trait Node: Send {
+    /// Makes the kernel enforce `desired`: all of it, or nothing and an error.
+    ///
+    /// # Errors
+    /// [`NodeError::Capacity`] before anything is written, [`NodeError::Link`] for an endpoint's link that cannot be guarded, else [`NodeError::Kernel`].
+    fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError>;
+
+    /// What the network of this node says: addresses of the node, VXLAN devices and whom their permanent entries bind.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn discover(&mut self) -> Result<Discovered, NodeError>;
+
+    /// Exact counters since the pins were made, those of endpoints that are gone included.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn counters(&mut self) -> Result<Vec<Reading>, NodeError>;
+
+    /// Flows that are in the tables now.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError>;
+
+    /// Samples of what was denied.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn contacts(&mut self) -> Result<Contacts, NodeError>;
+
+    /// What is in force, read back from the kernel.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn status(&mut self) -> Result<Status, NodeError>;
+}
+
+/// What a publish did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// Node's epoch afterwards.
+    pub epoch: u32,
+    /// Map entries written.
+    pub writes: usize,
+    /// Grace periods waited for.
+    pub grace_periods: usize,
+}
+
+/// What the network of a node says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Discovered {
+    /// Addresses of the node's own interfaces, loopback and link-local ones left out.
+    pub addresses: Vec<IpAddr>,
+    /// VXLAN devices.
+    pub overlays: Vec<DiscoveredOverlay>,
+}
+
+/// A VXLAN device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DiscoveredOverlay {
+    /// Name of the device.
+    pub device: String,
+    /// VNI.
+    pub vni: Segment,
+    /// UDP port.
+    pub port: u16,
+    /// Own VTEP address.
+    pub own: Option<IpAddr>,
+    /// Links that carry it.
+    pub underlays: Vec<String>,
+    /// Permanent bindings of inner prefixes to VTEPs: routes by way of the device joined with neighbours and FDB.
+    pub peers: Vec<(IpAddr, Vec<IpNetwork>)>,
+}
+
+/// One exact counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reading {
+    /// The endpoint; `None` for what the node itself dropped or let pass (underlay).
+    pub endpoint: Option<EndpointName>,
+    /// Service of the endpoint when it was last published; empty for none.
+    pub service: String,
+    /// Direction of the packets as the workload sees it; on the underlay ingress.
+    pub direction: &'static str,
+    /// Reason.
+    #[serde(serialize_with = "label")]
+    pub reason: Reason,
+    /// Name of the deciding rule; empty where none decided.
+    pub rule: String,
+    /// Wire segments.
+    pub packets: u64,
+    /// Bytes of the frames on the wire.
+    pub bytes: u64,
+    /// Flows, see [`bulkhead_ebpf::abi::Counter::flows`].
+    pub flows: u64,
+}
+
+/// A flow in an endpoint's table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FlowRecord {
+    /// Owner.
+    pub endpoint: EndpointName,
+    /// Direction of the initiator.
+    pub direction: &'static str,
+    /// The owner's address.
+    pub local: IpAddr,
+    /// The peer's address.
+    pub remote: IpAddr,
+    /// IP protocol.
+    pub protocol: u8,
+    /// The owner's port.
+    pub local_port: u16,
+    /// The peer's port.
+    pub remote_port: u16,
+    /// Name of the rule that allowed it.
+    pub rule: String,
+    /// Reason.
+    #[serde(serialize_with = "label")]
+    pub reason: Reason,
+    /// Wire segments: initiator, replies.
+    pub packets: [u64; 2],
+    /// Bytes: initiator, replies.
+    pub bytes: [u64; 2],
+    /// First and latest packet, nanoseconds of Unix time.
+    pub first: u64,
+    /// Latest packet, nanoseconds of Unix time.
+    pub last: u64,
+    /// The verdict is of the current epoch.
+    pub current: bool,
+}
+
+/// Samples of what was denied, and what did not fit the budget.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Contacts {
+    /// Samples.
+    pub records: Vec<ContactRecord>,
+    /// Denied packets that the budget did not let through.
+    pub unsent: u64,
+}
+
+/// One sample of what was denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ContactRecord {
+    /// The endpoint, `None` on the underlay.
+    pub endpoint: Option<EndpointName>,
+    /// Direction of the packet.
+    pub direction: &'static str,
+    /// The peer; on the underlay the outer source.
+    pub peer: IpAddr,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Destination port, or ICMP type << 8 | code.
+    pub port: u16,
+    /// Reason.
+    #[serde(serialize_with = "label")]
+    pub reason: Reason,
+    /// Name of the deciding rule; empty where none decided.
+    pub rule: String,
+    /// Wire segments sampled.
+    pub packets: u64,
+    /// Bytes sampled.
+    pub bytes: u64,
+    /// First sample, nanoseconds of Unix time.
+    pub first: u64,
+    /// Latest sample, nanoseconds of Unix time.
+    pub last: u64,
+    /// On the underlay: VNI and inner source.
+    pub inner: Option<(Segment, IpAddr)>,
+}
+
+/// What is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Node's epoch.
+    pub epoch: u32,
+    /// Endpoints.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Links that are guarded: name and programs.
+    pub links: Vec<LinkStatus>,
+    /// Use of each bounded table.
+    pub tables: Vec<TableUse>,
+    /// Whether the input rule stands.
+    pub input_rule: bool,
+}
+
+/// An endpoint as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EndpointStatus {
+    /// Name.
+    pub name: EndpointName,
+    /// Slot.
+    pub slot: u32,
+    /// Host-side link.
+    pub link: String,
+    /// Mode.
+    #[serde(serialize_with = "debug")]
+    pub mode: Mode,
+    /// Epoch of its flows.
+    pub epoch: u32,
+    /// Both programs are attached.
+    pub attached: bool,
+}
+
+/// A guarded link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LinkStatus {
+    /// Name.
+    pub link: String,
+    /// What guards it: `tcx ingress underlay`, `xdp native underlay`.
+    pub guard: String,
+}
+
+/// Use of a bounded table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TableUse {
+    /// Name of the table.
+    pub table: &'static str,
+    /// In use.
+    pub used: usize,
+    /// Configured.
+    pub limit: usize,
+}
+
+/// Why a node cannot do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Does not fit; nothing was written.
+    #[error("{what} needs {need} {table}, {limit} are configured; nothing was changed")]
+    Capacity {
+        /// Whose need it is.
+        what: String,
+        /// Table.
+        table: &'static str,
+        /// Needed.
+        need: usize,
+        /// Configured.
+        limit: usize,
+    },
+    /// An endpoint's link cannot be guarded.
+    #[error("link {link} of {endpoint} cannot be guarded: {why}")]
+    Link {
+        /// Name of the link.
+        link: String,
+        /// Name of the endpoint.
+        endpoint: String,
+        /// Reason and remedy.
+        why: String,
+    },
+    /// The kernel or a tool refused something.
+    #[error("{doing}: {why}")]
+    Kernel {
+        /// What was tried.
+        doing: String,
+        /// What came back.
+        why: String,
+    },
+}
+
+/// Label of a direction.
+#[must_use]
+pub const fn direction_label(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+fn label<S: serde::Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(reason.label())
+}
+
+fn debug<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{mode:?}"))
+}

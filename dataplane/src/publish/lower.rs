@@ -1,0 +1,394 @@
+//! Turns a [`Desired`] into content of tables: symbols get ids, and everything is checked against the limits before anything is written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bulkhead_ebpf::{
+    abi::{
+        self, AddressWord, CounterKey, Direction, ENDPOINT_ADDRESSES, EndpointInfo, EndpointWord, Half, MAX_SLOTS,
+        Owner, PrefixKey6, VtepKey,
+    },
+    reason::Reason,
+};
+
+use crate::{
+    desired::{Desired, Endpoint, EndpointName, SelectorId, SetId},
+    names::{Names, endpoint_identity, rule_hash, selector_hash},
+    node::NodeError,
+    publish::{
+        check::{capacity, check, invalid},
+        ids::Bits,
+        places::{Key, Place, Places, SEGMENT_BITS, octets, to_packet},
+        sets::{LoweredSet, SetLowering, groups, used_sets},
+        state::{State, Walker},
+        steps::Steps,
+    },
+    store::{self, LpmKey, Store, Table},
+};
+
+/// What the tables shall hold.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Slot and data of each of [`Desired::endpoints`], and whether the slot is new to it.
+    pub(crate) slots: Vec<(u32, EndpointInfo, bool)>,
+    pub(crate) places: Places,
+    pub(crate) vteps: BTreeSet<VtepKey>,
+    pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
+    pub(crate) selectors: HashSet<[u64; 2]>,
+    /// Rules that counters of this target name: index in [`Desired::rules`] by hash.
+    pub(crate) rules: BTreeMap<u64, usize>,
+    pub(crate) steps: Steps,
+}
+
+/// Name in messages.
+pub fn display(name: &EndpointName) -> String {
+    match name.index {
+        0 => format!("{}/{}", name.namespace, name.workload),
+        index => format!("{}/{}#{index}", name.namespace, name.workload),
+    }
+}
+
+/// Lowers all of it. After an error the caller rolls `state` back.
+pub(crate) fn lower<S: Store>(
+    desired: &Desired,
+    state: &mut State,
+    store: &S,
+    names: &Names,
+    mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
+) -> Result<Target, NodeError> {
+    check(desired)?;
+    let mut infos = Vec::new();
+    for endpoint in &desired.endpoints {
+        infos.push(info(endpoint, mac(endpoint)?)?);
+    }
+    let slots = assign_slots(desired, infos, state, store, names)?;
+
+    let selectors: Vec<(&str, [u64; 2])> =
+        desired.selectors.iter().map(|text| (text.as_str(), selector_hash(text))).collect();
+    let sets: BTreeMap<SetId, String> = used_sets(desired);
+    state.selectors.place(&selectors, &groups(desired, sets.keys()))?;
+    capacity("the selectors", store::Ids::NAME, state.selectors.used(), store.limit::<store::Ids>())?;
+    let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
+
+    let hashes: Vec<u64> = desired.rules.iter().map(|rule| rule_hash(&rule.name)).collect();
+    let mut lowered = BTreeMap::new();
+    for (set, who) in &sets {
+        lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
+    }
+    assign_counters(desired, state, store, names, &slots, &lowered)?;
+    let words = views(desired, state, store, &slots, &lowered)?;
+    let places = places(desired, state, &slots, &bits)?;
+    let steps = Steps::plan(state, &words, &places);
+    let (vteps, owners) = overlays(desired);
+
+    state.sets.check()?;
+    state.lists.check()?;
+    state.views.check()?;
+    state.blocks.check()?;
+    state.rows.check()?;
+    check_places(state, store, &places)?;
+    capacity("the overlays' nodes", store::Vteps::NAME, vteps.len(), store.limit::<store::Vteps>())?;
+    capacity("the overlays' prefixes", store::Owners::NAME, owners.len(), store.limit::<store::Owners>())?;
+
+    let rules = hashes.iter().enumerate().map(|(index, hash)| (*hash, index));
+    let named: HashSet<u64> =
+        lowered.values().flat_map(|set| set.numbers.iter().flatten().map(|(rule, _)| *rule)).collect();
+    Ok(Target {
+        slots,
+        places,
+        vteps,
+        owners,
+        selectors: selectors.into_iter().map(|(_, hash)| hash).collect(),
+        rules: rules.filter(|(hash, _)| named.contains(hash)).collect(),
+        steps,
+    })
+}
+
+fn info(endpoint: &Endpoint, mac: [u8; 6]) -> Result<EndpointInfo, NodeError> {
+    let mut info = EndpointInfo {
+        identity: endpoint_identity(&endpoint.name),
+        segment: endpoint.segment,
+        mac,
+        ..EndpointInfo::default()
+    };
+    let families = endpoint.addresses.iter().filter(|address| address.is_ipv4()).count();
+    for need in [families, endpoint.addresses.len() - families] {
+        capacity(display(&endpoint.name), "addresses of one family", need, ENDPOINT_ADDRESSES)?;
+    }
+    for address in &endpoint.addresses {
+        match address {
+            IpAddr::V4(_) => {
+                info.ipv4[usize::from(info.ipv4_count)] = to_packet(*address)[3];
+                info.ipv4_count += 1;
+            }
+            IpAddr::V6(_) => {
+                info.ipv6[usize::from(info.ipv6_count)] = to_packet(*address);
+                info.ipv6_count += 1;
+            }
+        }
+    }
+    Ok(info)
+}
+
+/// Slots: the one that already has the very same data; else the one that the endpoint had before; else the first free one from its hash on that
+/// nobody ever had; else the one whose owner has been gone longest. What is known of a slot never changes while it has an owner.
+fn assign_slots<S: Store>(
+    desired: &Desired,
+    infos: Vec<EndpointInfo>,
+    state: &State,
+    store: &S,
+    names: &Names,
+) -> Result<Vec<(u32, EndpointInfo, bool)>, NodeError> {
+    let limit =
+        store.limit::<store::Endpoints>().min(store.limit::<store::EndpointInfos>()).min(MAX_SLOTS as usize) as u32;
+    let mut owners: HashMap<u64, Vec<(u32, &EndpointInfo)>> = HashMap::new();
+    state.infos.iter().for_each(|(slot, info)| owners.entry(info.identity).or_default().push((*slot, info)));
+    let kept: Vec<Option<u32>> = infos
+        .iter()
+        .map(|info| {
+            owners.get(&info.identity).and_then(|own| own.iter().find(|(_, own)| *own == info)).map(|(slot, _)| *slot)
+        })
+        .collect();
+
+    let mut free: BTreeSet<u32> = (1..limit).filter(|slot| !state.infos.contains_key(slot)).collect();
+    let need = state.infos.len() + kept.iter().filter(|slot| slot.is_none()).count();
+    let gone = |slot: &u32| {
+        names
+            .slots
+            .get(slot)
+            .and_then(|owner| names.endpoints.get(&owner.endpoint))
+            .and_then(|owner| owner.gone)
+            .unwrap_or(0)
+    };
+    let mut slots = Vec::new();
+    for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
+        let slot = kept.or_else(|| {
+            let start = 1 + (info.identity % u64::from(limit.max(2) - 1)) as u32;
+            let virgin = |slot: &&u32| !names.slots.contains_key(slot);
+            let before = names
+                .slots
+                .iter()
+                .find(|(slot, owner)| owner.endpoint == info.identity && free.contains(slot))
+                .map(|(slot, _)| *slot);
+            before
+                .or_else(|| free.range(start..).chain(free.range(..start)).find(virgin).copied())
+                .or_else(|| free.iter().copied().min_by_key(|slot| gone(slot)))
+        });
+        let Some(slot) = slot else {
+            capacity(display(&endpoint.name), store::Endpoints::NAME, need, limit as usize - 1)?;
+            return invalid("there is no slot left");
+        };
+        free.remove(&slot);
+        slots.push((slot, info, kept.is_none()));
+    }
+    Ok(slots)
+}
+
+fn counter_key(rule: u64, reason: Reason, info: &EndpointInfo, slot: u32, direction: Direction) -> CounterKey {
+    CounterKey {
+        rule,
+        endpoint: info.identity,
+        slot: slot as u16,
+        direction: direction as u8,
+        reason: reason as u8,
+        padding: 0,
+    }
+}
+
+fn assign_counters<S: Store>(
+    desired: &Desired,
+    state: &mut State,
+    store: &S,
+    names: &Names,
+    slots: &[(u32, EndpointInfo, bool)],
+    lowered: &BTreeMap<SetId, LoweredSet>,
+) -> Result<(), NodeError> {
+    let who: Vec<String> = desired.endpoints.iter().map(|endpoint| display(&endpoint.name)).collect();
+    let mut wanted = Vec::new();
+    for ((endpoint, (slot, info, _)), who) in desired.endpoints.iter().zip(slots).zip(&who) {
+        let sets: BTreeSet<SetId> = endpoint.views.iter().flat_map(|view| [view.ingress, view.egress]).collect();
+        for set in sets {
+            let rules = lowered[&set].numbers.iter().flatten();
+            wanted.extend(rules.map(|(rule, reason)| {
+                (counter_key(*rule, *reason, info, *slot, set.of(desired).direction), who.as_str())
+            }));
+        }
+    }
+    // Taken first: of endpoints that are gone, longest first; then of rules that are gone from endpoints that are there.
+    let there: HashSet<u64> = slots.iter().map(|(_, info, _)| info.identity).collect();
+    let rank = |key: &CounterKey| match names.endpoints.get(&key.endpoint).and_then(|endpoint| endpoint.gone) {
+        _ if there.contains(&key.endpoint) => u64::MAX,
+        gone => u64::from(gone.unwrap_or(0)),
+    };
+    let (counters, blocks) = (&mut state.counters, &state.blocks);
+    debug_assert!(counters.used() <= store.limit::<store::CounterKeys>());
+    counters.assign(&wanted, || blocks.counters(), rank)
+}
+
+/// Views of every endpoint, from the last of each chain to the first.
+fn views<S: Store>(
+    desired: &Desired,
+    state: &mut State,
+    store: &S,
+    slots: &[(u32, EndpointInfo, bool)],
+    lowered: &BTreeMap<SetId, LoweredSet>,
+) -> Result<BTreeMap<u32, EndpointWord>, NodeError> {
+    let deadlines = Deadlines::new(state, store)?;
+    let mut words = BTreeMap::new();
+    for (endpoint, (slot, info, _)) in desired.endpoints.iter().zip(slots) {
+        let who = || display(&endpoint.name);
+        let mut next = 0;
+        for view in endpoint.views.iter().rev() {
+            let mut half = |set: SetId| {
+                let LoweredSet { id, numbers } = &lowered[&set];
+                let index = |(rule, reason): (u64, Reason)| {
+                    state.counters.index(&counter_key(rule, reason, info, *slot, set.of(desired).direction))
+                };
+                let block: Vec<u32> = numbers.iter().map(|number| number.and_then(index).unwrap_or(0)).collect();
+                Half { set: *id, counters: state.blocks.intern(&block, who) }
+            };
+            let (ingress, egress) = (half(view.ingress), half(view.egress));
+            let open = |set: SetId, flag| if set.of(desired).isolated { 0 } else { flag };
+            let view = abi::View {
+                ingress,
+                egress,
+                deadline: view.until.map_or(u64::MAX, |until| deadlines.jiffies(until)),
+                next,
+                flags: open(view.ingress, abi::View::OPEN_INGRESS) | open(view.egress, abi::View::OPEN_EGRESS),
+            };
+            next = state.views.intern(view, who);
+        }
+        words.insert(*slot, EndpointWord::new(0, next, endpoint.mode));
+    }
+    Ok(words)
+}
+
+/// Wall clock to jiffies.
+struct Deadlines {
+    now: i128,
+    jiffies: i128,
+    hz: i128,
+    in_force: BTreeSet<u64>,
+}
+
+impl Deadlines {
+    fn new<S: Store>(state: &State, store: &S) -> Result<Self, NodeError> {
+        let (jiffies, hz) = store.clock()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos().cast_signed());
+        let in_force = state.words.values().flat_map(|word| Walker::new(state).chain(word.view()));
+        Ok(Self {
+            now,
+            jiffies: jiffies.into(),
+            hz: hz.max(1).into(),
+            in_force: in_force.map(|(_, view)| view.deadline).collect(),
+        })
+    }
+
+    /// A deadline that is in force already stays as it is unless it is off by half a second: the same publish again changes nothing, a step of the
+    /// clock does.
+    fn jiffies(&self, until: u64) -> u64 {
+        let exact = (self.jiffies + (i128::from(until) - self.now) * self.hz / 1_000_000_000)
+            .clamp(0, i128::from(u64::MAX - 1)) as u64;
+        let tolerance = (self.hz / 2) as u64;
+        let near = exact.saturating_sub(tolerance)..=exact.saturating_add(tolerance).min(u64::MAX - 1);
+        self.in_force.range(near).min_by_key(|deadline| deadline.abs_diff(exact)).copied().unwrap_or(exact)
+    }
+}
+
+fn row(state: &mut State, bits: &[u16], selectors: &BTreeSet<SelectorId>, who: impl FnOnce() -> String) -> u32 {
+    if selectors.is_empty() {
+        return 0;
+    }
+    let mut row = Bits::NONE;
+    selectors.iter().for_each(|selector| row.set(bits[selector.0 as usize]));
+    state.rows.intern(row, who)
+}
+
+fn places(
+    desired: &Desired,
+    state: &mut State,
+    slots: &[(u32, EndpointInfo, bool)],
+    bits: &[u16],
+) -> Result<Places, NodeError> {
+    let by_name: HashMap<&EndpointName, u32> =
+        desired.endpoints.iter().zip(slots).map(|(endpoint, (slot, ..))| (&endpoint.name, *slot)).collect();
+    let mut rows: HashMap<&BTreeSet<SelectorId>, u32> = HashMap::new();
+    let mut places = Places::default();
+    for ((segment, address), known) in &desired.addresses {
+        let slot = match &known.endpoint {
+            None => 0,
+            Some(name) => match by_name.get(name) {
+                Some(slot) => *slot as u16,
+                None => {
+                    return invalid(format!(
+                        "{address} belongs to {}, which is no endpoint of this node",
+                        display(name)
+                    ));
+                }
+            },
+        };
+        let row = *rows
+            .entry(&known.selectors)
+            .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
+        let flags = if known.node { AddressWord::NODE } else { 0 }
+            | if known.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
+        places.insert(Key::known(*segment, *address), Place { row, slot, flags });
+    }
+    for ((segment, network), prefix) in &desired.prefixes {
+        let row = *rows
+            .entry(&prefix.selectors)
+            .or_insert_with(|| row(state, bits, &prefix.selectors, || format!("prefix {network}")));
+        let flags = if prefix.overlay { AddressWord::OVERLAY } else { 0 }
+            | if prefix.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
+        if places.insert(Key::prefix(*segment, *network), Place { row, slot: 0, flags }).is_some() {
+            return invalid(format!("prefix {network} stands there twice"));
+        }
+    }
+    Ok(places)
+}
+
+fn check_places<S: Store>(state: &State, store: &S, places: &Places) -> Result<(), NodeError> {
+    // Old and new entries stand side by side for a moment.
+    let leaving = state.places.map.keys().filter(|key| !places.map.contains_key(key));
+    let [known4, known6, prefixes4, prefixes6] = Places::counts(places.map.keys().chain(leaving));
+    capacity("the known addresses", store::Addresses4::NAME, known4, store.limit::<store::Addresses4>())?;
+    capacity("the known addresses", store::Addresses6::NAME, known6, store.limit::<store::Addresses6>())?;
+    capacity("the prefixes", store::Prefixes4::NAME, prefixes4, store.limit::<store::Prefixes4>())?;
+    capacity("the prefixes", store::Prefixes6::NAME, prefixes6, store.limit::<store::Prefixes6>())
+}
+
+fn overlays(desired: &Desired) -> (BTreeSet<VtepKey>, BTreeMap<LpmKey<PrefixKey6>, Owner>) {
+    let (mut vteps, mut owners) = (BTreeSet::new(), BTreeMap::new());
+    for overlay in &desired.overlays {
+        vteps.insert(VtepKey { vni: overlay.vni, address: [0; 4] });
+        for (vtep, prefixes) in &overlay.peers {
+            let address = to_packet(*vtep);
+            vteps.insert(VtepKey { vni: overlay.vni, address });
+            for prefix in prefixes {
+                let mapped = if prefix.is_ipv4() { 96 } else { 0 };
+                let data = PrefixKey6 { segment: overlay.vni.to_be_bytes(), address: octets(prefix.network()) };
+                owners.insert(
+                    LpmKey { prefix_len: SEGMENT_BITS + mapped + u32::from(prefix.prefix()), data },
+                    Owner { vtep: address },
+                );
+            }
+        }
+    }
+    (vteps, owners)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_in_force_stay_unless_the_clock_steps() {
+        let deadlines = Deadlines { now: 1_000_000_000_000, jiffies: 5_000, hz: 250, in_force: [7_400].into() };
+        assert_eq!(deadlines.jiffies(1_010_000_000_000), 7_400, "exact is 7,500, within half a second");
+        assert_eq!(deadlines.jiffies(1_020_000_000_000), 10_000);
+        assert_eq!(deadlines.jiffies(0), 0, "before the kernel started");
+    }
+}

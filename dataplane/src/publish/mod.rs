@@ -1,0 +1,405 @@
+//! The publisher: makes the tables say what a [`Desired`] says, so that every packet is judged by exactly one revision.
+//!
+//! ```text
+//! prepare   checks all of it against the limits; names to disk; slots, their data and flow tables for new endpoints    (nothing enforced changes)
+//! commit    S1 ids | S2 objects nobody sees | step 1 rows, epochs | S3 wait | S4 flip words | S5 wait | step 3 rows, epochs | wait | S6 free
+//! release   frees the slots of removed endpoints, once their links are detached
+//! ```
+//!
+//! Links of new endpoints are attached by the caller after `prepare`: up to the commit their words are 0, pending; after it they have their policy.
+//!
+//! Stopped anywhere, the tables alone say what is in force; the next publisher reads them back ([`recover`]) and goes on from there.
+
+mod check;
+mod ids;
+mod lower;
+mod places;
+mod recover;
+mod sets;
+mod state;
+mod steps;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use bulkhead_ebpf::{
+    abi::{Counter, Direction, EndpointInfo},
+    reason::REASONS,
+};
+
+pub use self::lower::display;
+use self::{
+    lower::{Target, lower},
+    places::put,
+    recover::recover,
+};
+pub(crate) use self::{places::from_packet, recover::scan, state::State};
+use crate::{
+    desired::{Desired, Endpoint, EndpointName},
+    names::{NamedEndpoint, Names, SlotOwner, Total},
+    node::{NodeError, Published, TableUse},
+    store::{EndpointInfos, Store},
+};
+
+/// Where a publish can be stopped; the tables are complete up to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CrashPoint {
+    /// Names are on disk; slots of new endpoints have their data and flow tables.
+    Prepared,
+    /// S1: new selectors' bits are recorded.
+    Ids,
+    /// S2: lists, port tables, views, rows and counters are written, and nothing refers to them.
+    Objects,
+    /// VTEPs and owners of prefixes are as desired.
+    Overlays,
+    /// Step 1: addresses and prefixes have their first rows.
+    FirstRows,
+    /// Step 1: the epochs of endpoints that read what changed are raised.
+    FirstEpochs,
+    /// S3.
+    FirstWait,
+    /// S4, step 2: endpoint words are flipped.
+    Flips,
+    /// S5.
+    FlipsWait,
+    /// Step 3: addresses and prefixes are as desired.
+    LastRows,
+    /// Step 3: epochs.
+    LastEpochs,
+    /// S5 again: nothing reads the old objects any more.
+    LastWait,
+    /// S6: they are free.
+    Swept,
+    /// Slots of removed endpoints are free.
+    Released,
+}
+
+impl CrashPoint {
+    /// All, in order.
+    pub const ALL: [Self; 14] = [
+        Self::Prepared,
+        Self::Ids,
+        Self::Objects,
+        Self::Overlays,
+        Self::FirstRows,
+        Self::FirstEpochs,
+        Self::FirstWait,
+        Self::Flips,
+        Self::FlipsWait,
+        Self::LastRows,
+        Self::LastEpochs,
+        Self::LastWait,
+        Self::Swept,
+        Self::Released,
+    ];
+}
+
+/// Called at every [`CrashPoint`]; `Break` stops the publisher there as a crash would.
+pub type Hook = Box<dyn FnMut(CrashPoint) -> ControlFlow<()> + Send>;
+
+/// An endpoint whose link shall be guarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Its slot.
+    pub slot: u32,
+    /// Its name.
+    pub endpoint: EndpointName,
+    /// Its host-side link.
+    pub link: String,
+    /// The slot is new to it: its word is 0 until the commit. For others the attachment stands, unless the link was made anew.
+    pub new: bool,
+}
+
+/// A slot whose endpoint is gone, or has another slot now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The slot.
+    pub slot: u32,
+    /// The link that referred to it; `None` where that is not known or it is another endpoint's now.
+    pub link: Option<String>,
+}
+
+/// A publish that is checked and can be carried out.
+#[derive(Debug)]
+pub struct Plan {
+    /// Every endpoint.
+    pub attach: Vec<Attach>,
+    /// What is to be detached after the commit.
+    pub removed: Vec<Removed>,
+    target: Target,
+    /// Of several plans only the latest holds.
+    generation: u64,
+}
+
+/// Publishes to one node's tables. One at a time: a second one would give the same ids to other things.
+pub struct Publisher<S> {
+    store: S,
+    directory: PathBuf,
+    names: Names,
+    /// `None` after a failure: then the tables are asked.
+    state: Option<State>,
+    generation: u64,
+    hook: Option<Hook>,
+}
+
+impl<S: Store> Publisher<S> {
+    /// Takes over what the tables hold; `directory` is the state directory.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn open(mut store: S, directory: &Path) -> Result<Self, NodeError> {
+        let names = Names::load(directory).unwrap_or_else(|error| {
+            tracing::warn!(%error, "names of rules and endpoints that are gone are lost");
+            Names::default()
+        });
+        let state = Some(recover(&mut store)?);
+        Ok(Self { store, directory: directory.to_owned(), names, state, generation: 0, hook: None })
+    }
+
+    /// Has `hook` called at every [`CrashPoint`].
+    pub fn set_hook(&mut self, hook: Option<Hook>) {
+        self.hook = hook;
+    }
+
+    /// The tables.
+    pub const fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// The tables, for what is not published: flows, settings.
+    pub const fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Names of all that the tables know by hash.
+    pub const fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Use of the bounded tables.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn usage(&mut self) -> Result<Vec<TableUse>, NodeError> {
+        let state = self.take_state()?;
+        let usage = state.usage(&self.store);
+        self.state = Some(state);
+        Ok(usage)
+    }
+
+    fn take_state(&mut self) -> Result<State, NodeError> {
+        match self.state.take() {
+            Some(state) => Ok(state),
+            None => recover(&mut self.store),
+        }
+    }
+
+    fn reached(hook: &mut Option<Hook>, point: CrashPoint) -> Result<(), NodeError> {
+        match hook.as_mut().map(|hook| hook(point)) {
+            Some(ControlFlow::Break(())) => {
+                Err(NodeError::Kernel { doing: "publish".to_owned(), why: format!("stopped at {point:?}") })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks `desired` against every limit and makes ready what new endpoints need. `mac` tells the MAC of an endpoint's container side.
+    ///
+    /// # Errors
+    /// [`NodeError::Capacity`], or the error of `mac`, with nothing changed; [`NodeError::Kernel`].
+    pub fn prepare(
+        &mut self,
+        desired: &Desired,
+        mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
+    ) -> Result<Plan, NodeError> {
+        self.generation += 1;
+        let mut state = self.take_state()?;
+        // A plan before this one that was not carried out.
+        state.roll_back();
+        let target = match lower(desired, &mut state, &self.store, &self.names, mac) {
+            Ok(target) => target,
+            Err(error) => {
+                state.roll_back();
+                self.state = Some(state);
+                return Err(error);
+            }
+        };
+
+        let removed = self.removed(desired, &state, &target);
+        let names = self.renamed(desired, &state, &target)?;
+        if names != self.names {
+            names.save(&self.directory)?;
+            self.names = names;
+        }
+        let new: Vec<(u32, EndpointInfo)> =
+            target.slots.iter().filter(|(.., new)| *new).map(|(slot, info, _)| (*slot, *info)).collect();
+        if !new.is_empty() {
+            self.store.flow_tables(&new.iter().map(|(slot, _)| *slot).collect::<Vec<_>>())?;
+        }
+        put::<S, EndpointInfos>(&mut self.store, &new)?;
+        state.infos.extend(new);
+        Self::reached(&mut self.hook, CrashPoint::Prepared)?;
+        self.state = Some(state);
+
+        let attach = desired.endpoints.iter().zip(&target.slots).map(|(endpoint, (slot, _, new))| Attach {
+            slot: *slot,
+            endpoint: endpoint.name.clone(),
+            link: endpoint.link.clone(),
+            new: *new,
+        });
+        Ok(Plan { attach: attach.collect(), removed, target, generation: self.generation })
+    }
+
+    fn removed(&self, desired: &Desired, state: &State, target: &Target) -> Vec<Removed> {
+        let slots: HashSet<u32> = target.slots.iter().map(|(slot, ..)| *slot).collect();
+        let links: HashSet<&str> = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
+        let owners = |slot: &u32| {
+            self.names.slots.get(slot).map(|owner| owner.link.clone()).filter(|link| !links.contains(link.as_str()))
+        };
+        state
+            .infos
+            .keys()
+            .filter(|slot| !slots.contains(slot))
+            .map(|slot| Removed { slot: *slot, link: owners(slot) })
+            .collect()
+    }
+
+    /// Names as they shall be: those of before that tables still refer to, and those of the target.
+    fn renamed(&self, desired: &Desired, state: &State, target: &Target) -> Result<Names, NodeError> {
+        let mut names = self.names.clone();
+        let there: BTreeSet<u64> = target.slots.iter().map(|(_, info, _)| info.identity).collect();
+        for (identity, endpoint) in &mut names.endpoints {
+            if !there.contains(identity) {
+                endpoint.gone.get_or_insert(state.epoch.saturating_add(1));
+            }
+        }
+        for (endpoint, (_, info, _)) in desired.endpoints.iter().zip(&target.slots) {
+            let retired = names.endpoints.remove(&info.identity).map(|endpoint| endpoint.retired).unwrap_or_default();
+            let Endpoint { name, service, link, .. } = endpoint.clone();
+            names.endpoints.insert(info.identity, NamedEndpoint { name, service, link, gone: None, retired });
+        }
+
+        // Slots that change hands: what is counted there is the old owner's up to here.
+        let changing = |(slot, info, new): &(u32, EndpointInfo, bool)| {
+            *new && names.slots.get(slot).is_none_or(|owner| owner.endpoint != info.identity)
+        };
+        let changing: HashSet<u32> =
+            target.slots.iter().filter(|slot| changing(slot)).map(|(slot, ..)| *slot).collect();
+        let counted = if changing.is_empty() { Vec::new() } else { slot_totals(&self.store)? };
+        for (endpoint, (slot, info, _)) in desired.endpoints.iter().zip(&target.slots) {
+            let link = endpoint.link.clone();
+            match names.slots.get_mut(slot) {
+                Some(owner) if !changing.contains(slot) => owner.link = link,
+                before => {
+                    let base: Vec<Total> =
+                        counted.iter().filter(|(counted, _)| counted == slot).map(|(_, total)| *total).collect();
+                    if let Some(before) = before
+                        && let Some(endpoint) = names.endpoints.get_mut(&before.endpoint)
+                    {
+                        add_totals(&mut endpoint.retired, &since(&base, &before.base));
+                    }
+                    names.slots.insert(*slot, SlotOwner { endpoint: info.identity, link, base });
+                }
+            }
+        }
+
+        names.rules.extend(target.rules.iter().map(|(hash, rule)| (*hash, desired.rules[*rule].clone())));
+        let counters = || state.counters.keys();
+        let rules: HashSet<u64> = counters().map(|key| key.rule).chain(target.rules.keys().copied()).collect();
+        let endpoints: HashSet<u64> = counters()
+            .map(|key| key.endpoint)
+            .chain(names.slots.values().map(|owner| owner.endpoint))
+            .chain(there)
+            .collect();
+        names.rules.retain(|hash, _| rules.contains(hash));
+        names.endpoints.retain(|identity, _| endpoints.contains(identity));
+        Ok(names)
+    }
+
+    /// Carries a plan out. Afterwards the caller detaches [`Plan::removed`], whose words are 0, and calls [`Publisher::release`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`]: then the next [`Publisher::prepare`] reads the tables back and goes on from where they are.
+    pub fn commit(&mut self, plan: Plan) -> Result<Published, NodeError> {
+        // What the plan allocated is known to the state that it was made from, and to no other.
+        let Some(mut state) = self.state.take_if(|_| plan.generation == self.generation) else {
+            return Err(NodeError::Kernel { doing: "publish".to_owned(), why: "the plan is out of date".to_owned() });
+        };
+        self.generation += 1;
+        let hook = &mut self.hook;
+        let published = steps::run(&mut self.store, &mut state, plan.target, &mut |point| Self::reached(hook, point))?;
+        self.state = Some(state);
+        Ok(published)
+    }
+
+    /// Frees the slots of what was removed, once no link refers to them.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn release(&mut self, removed: &[Removed]) -> Result<(), NodeError> {
+        let mut state = self.take_state()?;
+        let slots: Vec<u32> =
+            removed.iter().map(|removed| removed.slot).filter(|slot| !state.words.contains_key(slot)).collect();
+        put::<S, EndpointInfos>(
+            &mut self.store,
+            &slots.iter().map(|slot| (*slot, EndpointInfo::default())).collect::<Vec<_>>(),
+        )?;
+        state.infos.retain(|slot, _| !slots.contains(slot));
+        Self::reached(&mut self.hook, CrashPoint::Released)?;
+        self.state = Some(state);
+        Ok(())
+    }
+}
+
+impl<S> fmt::Debug for Publisher<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("directory", &self.directory)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All of `ENDPOINT_COUNTERS`, by slot.
+pub(crate) fn slot_totals<S: Store>(store: &S) -> Result<Vec<(u32, Total)>, NodeError> {
+    let total = |(index, counter): (u32, Counter)| {
+        let (place, reason) = (index / REASONS, index % REASONS);
+        (place / 2, Total::new(Direction::from_u8((place % 2) as u8), reason as u8, counter))
+    };
+    Ok(store.endpoint_counters()?.into_iter().map(total).collect())
+}
+
+/// What was counted after `base`.
+pub(crate) fn since(totals: &[Total], base: &[Total]) -> Vec<Total> {
+    let less = |total: &Total| {
+        let base = base
+            .iter()
+            .find(|base| (base.direction, base.reason) == (total.direction, total.reason))
+            .map(Total::counter)
+            .unwrap_or_default();
+        Total {
+            packets: total.packets.saturating_sub(base.packets),
+            bytes: total.bytes.saturating_sub(base.bytes),
+            flows: total.flows.saturating_sub(base.flows),
+            ..*total
+        }
+    };
+    totals.iter().map(less).filter(|total| total.counter() != Counter::default()).collect()
+}
+
+fn add_totals(to: &mut Vec<Total>, more: &[Total]) {
+    for total in more {
+        match to.iter_mut().find(|to| (to.direction, to.reason) == (total.direction, total.reason)) {
+            Some(to) => {
+                to.packets += total.packets;
+                to.bytes += total.bytes;
+                to.flows += total.flows;
+            }
+            None => to.push(*total),
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! What is known of addresses and prefixes, and how it changes step by step.
+//!
+//! A known address is the most specific of prefixes, so that one rule orders all writes: what is inserted or changed goes from the most specific to
+//! the widest, what is removed the other way round. Then an address goes from its old row to its new one in a single write, whatever covers it.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bulkhead_ebpf::abi::{AddressKey4, AddressKey6, AddressWord, PrefixKey4, PrefixKey6};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    desired::Segment,
+    node::NodeError,
+    store::{Addresses4, Addresses6, LpmKey, Prefixes4, Prefixes6, Store},
+};
+
+/// Length of a known address: more specific than any prefix.
+pub(crate) const KNOWN: u8 = u8::MAX;
+/// Bits of a segment in an LPM key.
+pub(crate) const SEGMENT_BITS: u32 = 32;
+
+/// A known address or a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) segment: Segment,
+    pub(crate) address: IpAddr,
+    /// Length of the prefix, [`KNOWN`] for an address.
+    pub(crate) len: u8,
+}
+
+impl Key {
+    pub(crate) const fn known(segment: Segment, address: IpAddr) -> Self {
+        Self { segment, address, len: KNOWN }
+    }
+
+    pub(crate) fn prefix(segment: Segment, network: IpNetwork) -> Self {
+        Self { segment, address: network.network(), len: network.prefix() }
+    }
+
+    /// The prefix of length `len` that covers this.
+    fn cover(&self, len: u8) -> Self {
+        let address = match self.address {
+            IpAddr::V4(a) => IpAddr::V4((a.to_bits() & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)).into()),
+            IpAddr::V6(a) => {
+                IpAddr::V6((a.to_bits() & u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)).into())
+            }
+        };
+        Self { address, len, ..*self }
+    }
+}
+
+/// Its word, but for the tag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) row: u32,
+    pub(crate) slot: u16,
+    pub(crate) flags: u8,
+}
+
+impl Place {
+    pub(crate) const fn from_word(word: u64) -> Self {
+        let word = AddressWord(word);
+        Self { row: word.row(), slot: word.slot() as u16, flags: word.flags() }
+    }
+
+    const fn is_node(self) -> bool {
+        self.flags & AddressWord::NODE != 0
+    }
+
+    const fn word(self, tag: u32) -> u64 {
+        AddressWord::new(tag, self.row as u16, self.slot, self.flags).0
+    }
+}
+
+/// All of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub(crate) map: BTreeMap<Key, Place>,
+    /// Prefix lengths in use, by segment and family.
+    lengths: BTreeMap<(Segment, bool), BTreeSet<u8>>,
+}
+
+impl Places {
+    pub(crate) fn insert(&mut self, key: Key, place: Place) -> Option<Place> {
+        if key.len != KNOWN {
+            self.lengths.entry((key.segment, key.address.is_ipv6())).or_default().insert(key.len);
+        }
+        self.map.insert(key, place)
+    }
+
+    /// What covers a key that is not there itself; nothing is the null place.
+    pub(crate) fn covering(&self, key: &Key) -> Place {
+        let lengths = self.lengths.get(&(key.segment, key.address.is_ipv6()));
+        let covers = lengths
+            .into_iter()
+            .flat_map(|lengths| lengths.range(..key.len).rev())
+            .filter_map(|len| self.map.get(&key.cover(*len)));
+        covers.copied().next().unwrap_or_default()
+    }
+
+    /// What is known of a key: its own, or what covers it.
+    pub(crate) fn effective(&self, key: &Key) -> Place {
+        self.map.get(key).copied().unwrap_or_else(|| self.covering(key))
+    }
+
+    pub(crate) fn change_to(&self, to: &Self) -> Change {
+        let mut change = Change {
+            delete: self.map.keys().filter(|key| !to.map.contains_key(key)).copied().collect(),
+            ..Change::default()
+        };
+        for (key, place) in to.map.iter().filter(|(key, place)| self.map.get(key) != Some(place)) {
+            let before = self.map.get(key).filter(|_| key.len == KNOWN);
+            match (before.map(|before| before.is_node()), place.is_node()) {
+                (Some(false), true) => {
+                    change.last.push((*key, *place));
+                    continue;
+                }
+                (Some(true), false) | (None, _) if key.len == KNOWN => {
+                    change.wait |= self.covering(key) != to.covering(key);
+                }
+                _ => {}
+            }
+            change.put.push((*key, *place));
+        }
+        change
+    }
+
+    pub(crate) fn read<S: Store>(store: &S) -> Result<Self, NodeError> {
+        let mut all = Self::default();
+        for (key, word) in store.entries::<Addresses4>()? {
+            all.insert(Key::known(key.segment, IpAddr::from(key.address.to_ne_bytes())), Place::from_word(word));
+        }
+        for (key, word) in store.entries::<Addresses6>()? {
+            all.insert(Key::known(key.segment, from_packet(key.address)), Place::from_word(word));
+        }
+        for (LpmKey { prefix_len, data }, word) in store.entries::<Prefixes4>()? {
+            let len = prefix_len.saturating_sub(SEGMENT_BITS) as u8;
+            all.insert(
+                Key { segment: u32::from_be_bytes(data.segment), address: data.address.into(), len },
+                Place::from_word(word),
+            );
+        }
+        for (LpmKey { prefix_len, data }, word) in store.entries::<Prefixes6>()? {
+            let len = prefix_len.saturating_sub(SEGMENT_BITS) as u8;
+            all.insert(
+                Key { segment: u32::from_be_bytes(data.segment), address: data.address.into(), len },
+                Place::from_word(word),
+            );
+        }
+        Ok(all)
+    }
+
+    /// Entries of each of the four tables: addresses and prefixes, IPv4 first.
+    pub(crate) fn counts<'a>(keys: impl Iterator<Item = &'a Key>) -> [usize; 4] {
+        let mut counts = [0; 4];
+        keys.for_each(|key| counts[usize::from(key.len != KNOWN) * 2 + usize::from(key.address.is_ipv6())] += 1);
+        counts
+    }
+}
+
+/// Writes that lead from one state to another.
+///
+/// A program looks an address up before it looks for a prefix, and prefixes decide where the address is not known, or is a node's. So where both
+/// change, it must not meet the old address and the new prefix.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Change {
+    put: Vec<(Key, Place)>,
+    /// Prefixes change for programs that did not find what is put: these have to end first.
+    wait: bool,
+    /// What was known and becomes a node's: prefixes decide from then on.
+    last: Vec<(Key, Place)>,
+    delete: Vec<Key>,
+}
+
+/// Entries of the four tables.
+#[derive(Default)]
+struct Entries {
+    known4: Vec<(AddressKey4, u64)>,
+    known6: Vec<(AddressKey6, u64)>,
+    prefixes4: Vec<(LpmKey<PrefixKey4>, u64)>,
+    prefixes6: Vec<(LpmKey<PrefixKey6>, u64)>,
+}
+
+impl Entries {
+    fn new(entries: impl Iterator<Item = (Key, Place)>) -> Self {
+        let mut all = Self::default();
+        for (key, place) in entries {
+            match (key.address, key.len) {
+                (IpAddr::V4(_), KNOWN) => {
+                    let key = AddressKey4 { segment: key.segment, address: to_packet(key.address)[3] };
+                    all.known4.push((key, place.word(key.tag())));
+                }
+                (IpAddr::V6(_), KNOWN) => {
+                    let key = AddressKey6 { segment: key.segment, address: to_packet(key.address) };
+                    all.known6.push((key, place.word(key.tag())));
+                }
+                // An LPM trie does not recycle values, and the key of a look-up is not the entry's.
+                (IpAddr::V4(a), len) => {
+                    let data = PrefixKey4 { segment: key.segment.to_be_bytes(), address: a.octets() };
+                    all.prefixes4.push((LpmKey { prefix_len: SEGMENT_BITS + u32::from(len), data }, place.word(0)));
+                }
+                (IpAddr::V6(a), len) => {
+                    let data = PrefixKey6 { segment: key.segment.to_be_bytes(), address: a.octets() };
+                    all.prefixes6.push((LpmKey { prefix_len: SEGMENT_BITS + u32::from(len), data }, place.word(0)));
+                }
+            }
+        }
+        all.prefixes4.sort_by_key(|(key, _)| Reverse(key.prefix_len));
+        all.prefixes6.sort_by_key(|(key, _)| Reverse(key.prefix_len));
+        all
+    }
+}
+
+impl Change {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.put.len() + self.last.len() + self.delete.len()
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.put.iter().chain(&self.last).map(|(key, _)| key).chain(&self.delete)
+    }
+
+    /// Writes it, in the one order that shows no address a row that is neither the old nor the new one.
+    pub(crate) fn write<S: Store>(&self, store: &mut S, grace_period: impl FnOnce(&mut S)) -> Result<(), NodeError> {
+        let entries = Entries::new(self.put.iter().copied());
+        put::<S, Addresses4>(store, &entries.known4)?;
+        put::<S, Addresses6>(store, &entries.known6)?;
+        if self.wait {
+            grace_period(store);
+        }
+        put::<S, Prefixes4>(store, &entries.prefixes4)?;
+        put::<S, Prefixes6>(store, &entries.prefixes6)?;
+
+        let entries = Entries::new(self.delete.iter().map(|key| (*key, Place::default())));
+        delete::<S, Prefixes4>(store, &keys(entries.prefixes4.iter().rev()))?;
+        delete::<S, Prefixes6>(store, &keys(entries.prefixes6.iter().rev()))?;
+        delete::<S, Addresses4>(store, &keys(entries.known4.iter()))?;
+        delete::<S, Addresses6>(store, &keys(entries.known6.iter()))?;
+
+        let entries = Entries::new(self.last.iter().copied());
+        put::<S, Addresses4>(store, &entries.known4)?;
+        put::<S, Addresses6>(store, &entries.known6)
+    }
+}
+
+fn keys<'a, K: Copy + 'a>(entries: impl Iterator<Item = &'a (K, u64)>) -> Vec<K> {
+    entries.map(|(key, _)| *key).collect()
+}
+
+/// Sixteen octets; IPv4 as ::ffff:a.b.c.d.
+pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(a) => a.to_ipv6_mapped().octets(),
+        IpAddr::V6(a) => a.octets(),
+    }
+}
+
+/// Four words as they lie in a packet; IPv4 as ::ffff:a.b.c.d.
+pub(crate) fn to_packet(address: IpAddr) -> [u32; 4] {
+    let octets = octets(address);
+    std::array::from_fn(|word| {
+        u32::from_ne_bytes([octets[word * 4], octets[word * 4 + 1], octets[word * 4 + 2], octets[word * 4 + 3]])
+    })
+}
+
+/// The other way round; ::ffff:a.b.c.d stays IPv6.
+pub(crate) fn from_packet(words: [u32; 4]) -> IpAddr {
+    let mut octets = [0; 16];
+    octets.chunks_exact_mut(4).zip(words).for_each(|(chunk, word)| chunk.copy_from_slice(&word.to_ne_bytes()));
+    octets.into()
+}
+
+/// One call for each table and step, none for nothing.
+pub(crate) fn put<S: Store, T: crate::store::Table>(
+    store: &mut S,
+    entries: &[(T::Key, T::Value)],
+) -> Result<(), NodeError> {
+    if entries.is_empty() { Ok(()) } else { store.put::<T>(entries) }
+}
+
+/// As [`put`].
+pub(crate) fn delete<S: Store, T: crate::store::Table>(store: &mut S, keys: &[T::Key]) -> Result<(), NodeError> {
+    if keys.is_empty() { Ok(()) } else { store.delete::<T>(keys) }
+}

@@ -1,0 +1,379 @@
+//! The steps S0 to S6: in which order the tables change, so that every packet is judged by one revision wherever the publisher stops.
+//!
+//! Where rows and endpoint words both move and some view that is left *and* some view that is entered read the bits that change, no single write
+//! can move both. Then a publish is a sequence of numbered steps, each a revision of its own:
+//!
+//! 1. rows lose bits that both sides read, gain bits that only the new views read, and keep bits that only the old views read;
+//! 2. endpoint words flip to the new views;
+//! 3. rows become what they shall be.
+//!
+//! Steps without content are left out: mostly it is one.
+
+use std::collections::BTreeMap;
+
+use bulkhead_ebpf::abi::{AddressWord, Class, EndpointWord, IdKey, ROW_WORDS, node};
+
+use crate::{
+    node::{NodeError, Published},
+    publish::{
+        CrashPoint,
+        ids::{Bits, Pool, reply_key},
+        lower::Target,
+        places::{Change, Place, Places, delete, put},
+        recover::SELECTOR,
+        state::{Reachable, State, Walker},
+    },
+    store::{self, Store, Table},
+};
+
+/// What happens to words and places, step by step.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    /// Step 1.
+    first: Change,
+    /// Endpoints whose lists read what step 1 changes: their flows are judged again.
+    first_epochs: Vec<u32>,
+    /// The new views may read what step 1 changed.
+    wait: bool,
+    /// Step 2: slots and their words, but for the epoch; the null word for what is removed.
+    flips: Vec<(u32, EndpointWord)>,
+    /// Step 3.
+    last: Change,
+    last_epochs: Vec<u32>,
+}
+
+/// Bits that views which are left, and views which are entered, read.
+struct Readers {
+    old: Bits,
+    new: Bits,
+}
+
+/// What of an address holds between step 1 and step 3.
+#[derive(PartialEq, Eq)]
+enum Between {
+    /// What was: no view that is entered reads what changes.
+    Old,
+    /// What shall be: no view that is left reads what changes.
+    New,
+    /// A row of its own.
+    Mixed,
+}
+
+impl Readers {
+    /// The row of an address between step 1 and step 3, bit by bit only where it cannot change at once.
+    fn between(&self, rows: &mut Pool<Bits>, old: u32, new: u32) -> (u32, Between) {
+        let (before, after) = (content(rows, old), content(rows, new));
+        let changed = Bits::zip([&before, &after], |[before, after]| before ^ after);
+        if !changed.meets(&self.old) {
+            return (new, Between::New);
+        }
+        if !changed.meets(&self.new) {
+            return (old, Between::Old);
+        }
+        let row = Bits::zip([&before, &after, &self.old, &self.new], |[before, after, left, entered]| {
+            before & after | before & left & !entered | after & entered & !left | (before | after) & !left & !entered
+        });
+        (
+            if row.is_empty() { 0 } else { rows.intern(row, || "a step between two revisions".to_owned()) },
+            Between::Mixed,
+        )
+    }
+}
+
+fn content(rows: &Pool<Bits>, row: u32) -> Bits {
+    rows.get(row).cloned().unwrap_or(Bits::NONE)
+}
+
+/// Bits that differ between two places; all of them where the difference is not one of rows.
+fn difference(rows: &Pool<Bits>, old: Place, new: Place) -> Bits {
+    const JUDGED: u8 = AddressWord::NODE | AddressWord::ENCAPSULATED;
+    if (old.flags ^ new.flags) & JUDGED != 0 {
+        return Bits::ALL;
+    }
+    Bits::zip([&content(rows, old.row), &content(rows, new.row)], |[old, new]| old ^ new)
+}
+
+impl Steps {
+    /// Plans the way from what is in force to `words` (without epochs) and `places`. May need rows of its own.
+    pub(crate) fn plan(state: &mut State, words: &BTreeMap<u32, EndpointWord>, places: &Places) -> Self {
+        let flip = |(slot, word): (&u32, &EndpointWord)| {
+            let same = state.words.get(slot).is_some_and(|old| (old.view(), old.mode()) == (word.view(), word.mode()));
+            (!same).then_some((*slot, *word))
+        };
+        let mut flips: Vec<(u32, EndpointWord)> = words.iter().filter_map(flip).collect();
+        flips.extend(
+            state.words.keys().filter(|slot| !words.contains_key(slot)).map(|slot| (*slot, EndpointWord::default())),
+        );
+
+        let mut readers = Readers { old: Bits::NONE, new: Bits::NONE };
+        let mut walker = Walker::new(state);
+        for (slot, word) in &flips {
+            readers.new.add(&walker.reads(*word));
+            state.words.get(slot).iter().for_each(|old| readers.old.add(&walker.reads(**old)));
+        }
+        if state.places.map == places.map {
+            return Self {
+                first: Change::default(),
+                first_epochs: Vec::new(),
+                wait: false,
+                flips,
+                last: Change::default(),
+                last_epochs: Vec::new(),
+            };
+        }
+
+        // Where no view is left that reads anything, all of it is step 1.
+        let middle = (!readers.old.is_empty()).then(|| middle(state, places, &readers));
+        let first = state.places.change_to(middle.as_ref().unwrap_or(places));
+        let last = middle.as_ref().map(|middle| middle.change_to(places)).unwrap_or_default();
+        let changed = [
+            (&first, &state.places, middle.as_ref().unwrap_or(places)),
+            (&last, middle.as_ref().unwrap_or(places), places),
+        ];
+        let changed = changed.map(|(change, from, to)| {
+            let mut bits = Bits::NONE;
+            change.keys().for_each(|key| bits.add(&difference(&state.rows, from.effective(key), to.effective(key))));
+            bits
+        });
+        let mut walker = Walker::new(state);
+        let mut affected = |words: &BTreeMap<u32, EndpointWord>, changed: &Bits| -> Vec<u32> {
+            words.iter().filter(|(_, word)| walker.reads(**word).meets(changed)).map(|(slot, _)| *slot).collect()
+        };
+        Self {
+            first_epochs: affected(&state.words, &changed[0]),
+            wait: changed[0].meets(&readers.new),
+            last_epochs: affected(words, &changed[1]),
+            first,
+            flips,
+            last,
+        }
+    }
+}
+
+/// What is known of addresses between step 1 and step 3.
+fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
+    let State { rows, places: old, .. } = state;
+    let (mut middle, mut lone) = (Places::default(), Vec::new());
+    for (key, before) in &old.map {
+        let Some(after) = places.map.get(key) else {
+            lone.push(*key);
+            continue;
+        };
+        let (row, between) = if before.row == after.row {
+            (after.row, Between::New)
+        } else {
+            readers.between(rows, before.row, after.row)
+        };
+        let place = match between {
+            Between::Old => *before,
+            Between::New => *after,
+            Between::Mixed => Place { row, ..*before },
+        };
+        middle.insert(*key, place);
+    }
+    // What comes or goes is told from what covers it: judged when all that may cover it is settled. It stands in between where that differs.
+    lone.extend(places.map.keys().filter(|key| !old.map.contains_key(key)));
+    lone.sort_by_key(|key| key.len);
+    for key in lone {
+        let (before, after) = (old.effective(&key), places.effective(&key));
+        let (row, between) = readers.between(rows, before.row, after.row);
+        let comes = places.map.contains_key(&key);
+        if comes && between == Between::New {
+            middle.insert(key, after);
+        } else if middle.covering(&key).row != row {
+            middle.insert(key, Place { row, slot: if comes { 0 } else { before.slot }, flags: before.flags });
+        }
+    }
+    middle
+}
+
+/// Writes to the tables, counted.
+struct Writer<'a, S> {
+    store: &'a mut S,
+    published: Published,
+}
+
+impl<S: Store> Writer<'_, S> {
+    fn put<T: Table>(&mut self, entries: &[(T::Key, T::Value)]) -> Result<(), NodeError> {
+        self.published.writes += entries.len();
+        put::<S, T>(self.store, entries)
+    }
+
+    fn delete<T: Table>(&mut self, keys: &[T::Key]) -> Result<(), NodeError> {
+        self.published.writes += keys.len();
+        delete::<S, T>(self.store, keys)
+    }
+
+    fn change(&mut self, change: &Change) -> Result<(), NodeError> {
+        self.published.writes += change.len();
+        let waits = &mut self.published.grace_periods;
+        change.write(self.store, |store| {
+            *waits += 1;
+            store.grace_period();
+        })
+    }
+
+    fn grace_period(&mut self) {
+        self.published.grace_periods += 1;
+        self.store.grace_period();
+    }
+
+    /// Gives words the next epoch and stores them, each with one aligned write.
+    fn words(&mut self, state: &mut State, words: &[(u32, EndpointWord)]) -> Result<(), NodeError> {
+        if words.is_empty() {
+            return Ok(());
+        }
+        state.epoch += 1;
+        let epoch = state.epoch;
+        self.put::<store::Node>(&[(node::EPOCH, epoch.into())])?;
+        let words: Vec<(u32, EndpointWord)> = words
+            .iter()
+            .map(|(slot, word)| {
+                (*slot, if word.0 == 0 { *word } else { EndpointWord::new(epoch, word.view(), word.mode()) })
+            })
+            .collect();
+        self.put::<store::Endpoints>(&words.iter().map(|(slot, word)| (*slot, word.0)).collect::<Vec<_>>())?;
+        state.words.extend(words);
+        state.words.retain(|_, word| word.0 != 0);
+        Ok(())
+    }
+
+    /// Has the flows of these endpoints judged again.
+    fn epochs(&mut self, state: &mut State, slots: &[u32]) -> Result<(), NodeError> {
+        let words: Vec<(u32, EndpointWord)> =
+            slots.iter().filter_map(|slot| Some((*slot, *state.words.get(slot)?))).collect();
+        self.words(state, &words)
+    }
+}
+
+/// Carries a plan out. After an error the tables are somewhere on the way, and only they say where.
+pub(crate) fn run<S: Store>(
+    store: &mut S,
+    state: &mut State,
+    target: Target,
+    reached: &mut dyn FnMut(CrashPoint) -> Result<(), NodeError>,
+) -> Result<Published, NodeError> {
+    let mut writer = Writer { store, published: Published::default() };
+    let steps = &target.steps;
+
+    // S1: whoever comes after this publisher knows the bits that are about to be used.
+    let ids: Vec<(IdKey, u32)> = state.selectors.fresh().map(|(hash, bit)| (id_key(hash), bit.into())).collect();
+    writer.put::<store::Ids>(&ids)?;
+    reached(CrashPoint::Ids)?;
+
+    // S2: objects that nobody can see yet.
+    objects(&mut writer, state)?;
+    reached(CrashPoint::Objects)?;
+    overlays(&mut writer, state, &target)?;
+    reached(CrashPoint::Overlays)?;
+
+    writer.change(&steps.first)?;
+    reached(CrashPoint::FirstRows)?;
+    writer.epochs(state, &steps.first_epochs)?;
+    reached(CrashPoint::FirstEpochs)?;
+    // S3.
+    if steps.wait && !steps.flips.is_empty() {
+        writer.grace_period();
+    }
+    reached(CrashPoint::FirstWait)?;
+
+    // S4.
+    writer.words(state, &steps.flips)?;
+    reached(CrashPoint::Flips)?;
+    // S5: programs that read an old word see old rows to their end.
+    if !steps.last.is_empty() && !steps.flips.is_empty() {
+        writer.grace_period();
+    }
+    reached(CrashPoint::FlipsWait)?;
+
+    writer.change(&steps.last)?;
+    reached(CrashPoint::LastRows)?;
+    writer.epochs(state, &steps.last_epochs)?;
+    reached(CrashPoint::LastEpochs)?;
+
+    // S6: what nothing reaches any more is free when the last program that may still read it has ended.
+    state.places = target.places;
+    let reachable = Reachable::from(state, state.words.values().copied(), &state.places);
+    let forgotten = state.selectors.garbage(&target.selectors);
+    let removed = steps.flips.iter().any(|(_, word)| word.0 == 0);
+    let garbage = removed
+        || !forgotten.is_empty()
+        || state.views.has_garbage(&reachable.views)
+        || state.sets.has_garbage(&reachable.sets)
+        || state.lists.has_garbage(&reachable.lists)
+        || state.rows.has_garbage(&reachable.rows)
+        || state.blocks.has_garbage(&reachable.blocks);
+    if garbage {
+        writer.grace_period();
+    }
+    reached(CrashPoint::LastWait)?;
+    writer.delete::<store::Ids>(&forgotten.iter().copied().map(id_key).collect::<Vec<_>>())?;
+    state.selectors.sweep(&forgotten);
+    state.views.sweep(&reachable.views);
+    state.sets.sweep(&reachable.sets);
+    state.lists.sweep(&reachable.lists);
+    state.rows.sweep(&reachable.rows);
+    state.blocks.sweep(&reachable.blocks);
+    reached(CrashPoint::Swept)?;
+
+    writer.published.epoch = state.epoch;
+    Ok(writer.published)
+}
+
+const fn id_key(hash: [u64; 2]) -> IdKey {
+    IdKey { hash, kind: SELECTOR, padding: 0 }
+}
+
+fn objects<S: Store>(writer: &mut Writer<'_, S>, state: &mut State) -> Result<(), NodeError> {
+    let reused: Vec<u32> = state
+        .counters
+        .fresh()
+        .iter()
+        .filter(|given| given.reused())
+        .flat_map(|given| [given.index, given.index + 1])
+        .collect();
+    if !reused.is_empty() {
+        writer.published.writes += reused.len();
+        writer.store.reset_counters(&reused)?;
+    }
+    // The replies' half first: a pair is known by its first half.
+    let keys: Vec<_> = state
+        .counters
+        .fresh()
+        .iter()
+        .flat_map(|given| [(given.index + 1, reply_key(&given.key)), (given.index, given.key)])
+        .collect();
+    writer.put::<store::CounterKeys>(&keys)?;
+    state.counters.settle();
+
+    let blocks: Vec<(u32, u32)> =
+        state.blocks.fresh().flat_map(|(base, block)| (base..).zip(block.iter().copied())).collect();
+    writer.put::<store::RuleCounters>(&blocks)?;
+    writer.put::<store::Lists>(&state.lists.fresh().map(|(id, list)| (id, *list)).collect::<Vec<_>>())?;
+    let tables: Vec<_> =
+        state.sets.fresh().flat_map(|(id, set)| (id * Class::COUNT..).zip(set.iter().copied())).collect();
+    writer.put::<store::Ports>(&tables)?;
+    writer.put::<store::Views>(&state.views.fresh().map(|(id, view)| (id, *view)).collect::<Vec<_>>())?;
+    let rows: Vec<(u32, u64)> =
+        state.rows.fresh().flat_map(|(id, row)| (id * ROW_WORDS..).zip(row.0.iter().copied())).collect();
+    writer.put::<store::Rows>(&rows)
+}
+
+/// The underlay's tables: an enforcement point of their own. Removals first.
+fn overlays<S: Store>(writer: &mut Writer<'_, S>, state: &mut State, target: &Target) -> Result<(), NodeError> {
+    writer.delete::<store::Vteps>(&state.vteps.difference(&target.vteps).copied().collect::<Vec<_>>())?;
+    writer.delete::<store::Owners>(
+        &state.owners.keys().filter(|key| !target.owners.contains_key(key)).copied().collect::<Vec<_>>(),
+    )?;
+    let owners: Vec<_> = target
+        .owners
+        .iter()
+        .filter(|(key, owner)| state.owners.get(key) != Some(owner))
+        .map(|(key, owner)| (*key, *owner))
+        .collect();
+    writer.put::<store::Owners>(&owners)?;
+    writer.put::<store::Vteps>(&target.vteps.difference(&state.vteps).map(|key| (*key, 1)).collect::<Vec<_>>())?;
+    state.vteps.clone_from(&target.vteps);
+    state.owners.clone_from(&target.owners);
+    Ok(())
+}

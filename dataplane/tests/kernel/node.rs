@@ -1,0 +1,326 @@
+//! A whole node: from what is desired to what arrives.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Mutex,
+};
+
+use bulkhead_dataplane::{
+    desired::{
+        Address, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule, RuleId,
+        SelectorId, SetId, View,
+    },
+    kernel::{self, KernelNode, Options, Reader, XdpMode},
+    load::Sizes,
+    node::{Node as _, NodeError, Status},
+    pins::Kind,
+};
+use bulkhead_ebpf::{
+    abi::{Action, Class, Direction, Mode},
+    reason::Reason,
+};
+use bulkhead_topology::{
+    Node, Topology, Workload,
+    traffic::{TcpEcho, echo},
+};
+
+use crate::{Directory, ready, refused};
+
+/// One program load after the other: the verifier takes a while for each.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+const SLOTS: Sizes = Sizes {
+    slots: 16,
+    views: 64,
+    sets: 16,
+    lists: 64,
+    rows: 64,
+    addresses: 256,
+    prefixes: 64,
+    rule_counters: 256,
+    counters: 256,
+    vteps: 64,
+    owners: 64,
+    contacts: 64,
+    flows: 256,
+};
+
+const BUDGET: u32 = 100;
+
+/// What a node enforces: `web` may call `db` when `allowed`, and nothing else passes either.
+fn desired(topology: &Topology, node: usize, allowed: bool) -> Desired {
+    let own = topology.node(node);
+    let rule = |name: &str| Rule { name: name.to_owned(), origin: String::new() };
+    let everyone = |direction, action, rule, reason| PolicySet {
+        direction,
+        isolated: true,
+        classes: Class::ALL.map(|_| {
+            let entry = Entry { tier: 0, action, audit: false, reason, peers: Peers::Any(RuleId(rule)) };
+            vec![Interval { start: 0, entries: vec![entry] }]
+        }),
+    };
+    let web = |direction| {
+        let mut set = everyone(direction, Action::Deny, 1, Reason::Isolated);
+        if allowed {
+            let allow = Entry {
+                tier: 0,
+                action: Action::Allow,
+                audit: false,
+                reason: Reason::Rule,
+                peers: Peers::Selectors(vec![(SelectorId(0), RuleId(0))]),
+            };
+            set.classes[Class::Tcp as usize][0].entries.insert(0, allow);
+        }
+        set
+    };
+    let name =
+        |workload: &Workload| EndpointName { namespace: "shop".to_owned(), workload: workload.name.clone(), index: 0 };
+    let here = |workload: &&Workload| workload.node == node;
+    let segment = own.overlay4.vni;
+    let mut addresses = BTreeMap::new();
+    for workload in topology.workloads() {
+        for address in workload.addresses() {
+            let endpoint = here(&workload).then(|| name(workload));
+            addresses.insert(
+                (segment, address),
+                Address { selectors: BTreeSet::from([SelectorId(0)]), endpoint, ..Address::default() },
+            );
+        }
+    }
+    let peers = |overlay: fn(&Node) -> &bulkhead_topology::Overlay| -> BTreeMap<IpAddr, BTreeSet<_>> {
+        let others = topology.nodes().iter().enumerate().filter(|(index, _)| *index != node);
+        others.map(|(_, other)| (overlay(other).vtep, BTreeSet::from([overlay(other).prefix]))).collect()
+    };
+    let overlays = [(&own.overlay4, peers(|node| &node.overlay4)), (&own.overlay6, peers(|node| &node.overlay6))];
+    Desired {
+        selectors: vec!["everyone of the shop".to_owned()],
+        rules: vec![rule("shop calls shop"), rule("default")],
+        sets: vec![web(Direction::Ingress), web(Direction::Egress)],
+        endpoints: topology
+            .workloads()
+            .iter()
+            .filter(here)
+            .map(|workload| Endpoint {
+                name: name(workload),
+                service: workload.name.clone(),
+                link: workload.link.name.clone(),
+                segment,
+                addresses: workload.addresses().to_vec(),
+                mode: Mode::Enforce,
+                views: vec![View { ingress: SetId(0), egress: SetId(1), until: None }],
+            })
+            .collect(),
+        addresses,
+        prefixes: topology
+            .nodes()
+            .iter()
+            .flat_map(|node| {
+                node.overlays()
+                    .map(|overlay| ((segment, overlay.prefix), Prefix { overlay: true, ..Prefix::default() }))
+            })
+            .collect(),
+        overlays: overlays
+            .into_iter()
+            .map(|(overlay, peers)| Overlay { vni: overlay.vni, port: overlay.port, own: vec![overlay.vtep], peers })
+            .collect(),
+    }
+}
+
+/// What the kernel has of a node that must not change when everything is detached: filters, qdiscs, rules, links.
+fn traces(node: &Node) -> String {
+    ["tc qdisc show", "nft list ruleset", "ip link show"]
+        .map(|line| {
+            let mut words = line.split(' ');
+            let output = node.netns.command(words.next().unwrap()).args(words).output().unwrap();
+            assert!(output.status.success(), "{line}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+        .concat()
+}
+
+struct Guarded<'a> {
+    node: &'a Node,
+    directory: Directory,
+    state: tempfile::TempDir,
+    xdp: XdpMode,
+}
+
+impl<'a> Guarded<'a> {
+    fn new(node: &'a Node, xdp: XdpMode) -> Self {
+        Self { node, directory: Directory::new(), state: tempfile::tempdir().unwrap(), xdp }
+    }
+
+    fn open(&self, budget: u32) -> Result<KernelNode, NodeError> {
+        let options =
+            Options { sizes: SLOTS, budget, ..Options::new(&self.directory.0, self.state.path()).xdp(self.xdp) };
+        self.node.netns.run(|| KernelNode::open(options))
+    }
+
+    fn read(&self) -> Status {
+        self.node.netns.run(|| Reader::open(&self.directory.0, self.state.path()).unwrap().status()).unwrap()
+    }
+}
+
+impl Drop for Guarded<'_> {
+    fn drop(&mut self) {
+        // The input rule goes with the namespace.
+        if self.directory.pins().exist()
+            && let Err(error) = self.node.netns.run(|| kernel::detach(&self.directory.0))
+        {
+            eprintln!("{error}");
+        }
+    }
+}
+
+#[test]
+fn policy_holds_across_nodes_restarts_and_upgrades_until_it_is_detached() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology =
+        Topology::builder().nodes(2).workload("web", 0).workload("near", 0).workload("db", 1).build().unwrap();
+    let [web, near, db] = ["web", "near", "db"].map(|name| topology.workload(name));
+    let before: Vec<String> = topology.nodes().iter().map(traces).collect();
+    let guarded = [Guarded::new(topology.node(0), XdpMode::Native), Guarded::new(topology.node(1), XdpMode::Off)];
+    let mut nodes = guarded.each_ref().map(|guarded| guarded.open(BUDGET).unwrap());
+    let publish = |nodes: &mut [KernelNode; 2], allowed| {
+        for (index, node) in nodes.iter_mut().enumerate() {
+            topology.node(index).netns.run(|| node.publish(&desired(&topology, index, allowed))).unwrap();
+        }
+    };
+    let servers: Vec<TcpEcho> = [near, db]
+        .iter()
+        .flat_map(|workload| {
+            workload.addresses().map(|address| TcpEcho::start(&workload.netns, (address, 5432).into()).unwrap())
+        })
+        .collect();
+    let answers =
+        || servers.iter().map(|server| web.client().tcp(server.addr()).unwrap().is_answered()).collect::<Vec<_>>();
+
+    publish(&mut nodes, false);
+    assert_eq!(answers(), [false; 4]);
+    publish(&mut nodes, true);
+    assert_eq!(answers(), [true; 4], "IPv4 and IPv6, on the same node and across nodes");
+    assert!(!web.client().ping(db.v4.into()).unwrap().is_answered(), "TCP alone is allowed");
+
+    // Connections outlive agents and upgrades of the programs; policy holds without an agent.
+    let mut connection = web.client().connect((db.v4, 5432).into()).unwrap();
+    let deadline = std::time::Duration::from_secs(1);
+    assert!(echo(&mut connection, deadline).unwrap().is_answered());
+    let running =
+        |guarded: &Guarded<'_>| std::fs::metadata(guarded.directory.pins().path(Kind::Program, "to_workload")).unwrap();
+    let inode = |guarded: &Guarded<'_>| std::os::unix::fs::MetadataExt::ino(&running(guarded));
+    let programs = guarded.each_ref().map(inode);
+    drop(nodes);
+    assert!(echo(&mut connection, deadline).unwrap().is_answered());
+    assert!(!web.client().ping(db.v4.into()).unwrap().is_answered());
+    // Other settings need other programs.
+    let mut nodes = [guarded[0].open(BUDGET + 1).unwrap(), guarded[1].open(BUDGET).unwrap()];
+    publish(&mut nodes, true);
+    let changed: Vec<bool> = guarded.iter().zip(programs).map(|(guarded, before)| inode(guarded) != before).collect();
+    assert_eq!(changed, [true, false], "programs are replaced where they must be");
+    assert!(echo(&mut connection, deadline).unwrap().is_answered());
+    assert_eq!(answers(), [true; 4]);
+
+    let status = topology.node(0).netns.run(|| nodes[0].status()).unwrap();
+    assert_eq!(guarded[0].read(), status, "readers without an agent see the same");
+    assert_eq!(
+        status
+            .endpoints
+            .iter()
+            .map(|endpoint| (endpoint.name.workload.as_str(), endpoint.attached))
+            .collect::<BTreeMap<_, _>>(),
+        [("near", true), ("web", true)].into()
+    );
+    assert!(status.input_rule);
+    let guards: BTreeSet<(&str, &str)> =
+        status.links.iter().map(|link| (link.link.as_str(), link.guard.as_str())).collect();
+    for guard in ["tcx ingress underlay", "tcx egress underlay_out", "xdp native underlay"] {
+        assert!(guards.contains(&(topology.node(0).underlay.link.name.as_str(), guard)), "{guards:?}");
+    }
+    for overlay in topology.node(0).overlays() {
+        assert!(guards.contains(&(overlay.device.name.as_str(), "tcx ingress overlay_in")), "{guards:?}");
+    }
+
+    // A second agent, or a detach, would work against the one that runs.
+    for why in [
+        refused(guarded[0].open(BUDGET)),
+        refused(topology.node(0).netns.run(|| kernel::detach(&guarded[0].directory.0))),
+    ] {
+        assert!(why.contains("an agent runs with these pins"), "{why}");
+    }
+
+    // A revoked rule cuts the connection.
+    publish(&mut nodes, false);
+    assert!(!echo(&mut connection, deadline).is_ok_and(bulkhead_topology::traffic::Outcome::is_answered));
+    assert_eq!(answers(), [false; 4]);
+
+    drop(nodes);
+    for guarded in &guarded {
+        guarded.node.netns.run(|| kernel::detach(&guarded.directory.0)).unwrap();
+        assert!(!Path::new(&guarded.directory.0).exists());
+    }
+    assert_eq!(answers(), [true; 4], "nothing is left");
+    assert_eq!(topology.nodes().iter().map(traces).collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn an_endpoint_without_a_link_refuses_the_publish() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology =
+        Topology::builder().nodes(2).workload("web", 0).workload("db", 0).workload("late", 0).build().unwrap();
+    let [web, db] = ["web", "db"].map(|name| topology.workload(name));
+    let guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let mut node = guarded.open(BUDGET).unwrap();
+    let server = TcpEcho::start(&db.netns, (db.v4, 5432).into()).unwrap();
+    let mut publish = |desired: &Desired| guarded.node.netns.run(|| node.publish(desired));
+
+    // The first one that works is without `late`, which is not guarded then.
+    let all = desired(&topology, 0, true);
+    let mut some = all.clone();
+    some.endpoints.retain(|endpoint| endpoint.name.workload != "late");
+    for address in some.addresses.values_mut() {
+        address.endpoint.take_if(|name| name.workload == "late");
+    }
+    publish(&some).unwrap();
+    assert!(web.client().tcp(server.addr()).unwrap().is_answered());
+    let before = guarded.read();
+
+    let mut broken = desired(&topology, 0, false);
+    for endpoint in &mut broken.endpoints {
+        if endpoint.name.workload == "db" {
+            endpoint.link = "nosuch0".to_owned();
+        }
+    }
+    let error = publish(&broken).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, NodeError::Link { .. }) && text.contains("nosuch0") && text.contains("shop/db"), "{text}");
+    assert_eq!(guarded.read(), before, "`late` is not guarded either");
+    assert!(web.client().tcp(server.addr()).unwrap().is_answered());
+
+    // Endpoints come and go.
+    publish(&all).unwrap();
+    assert_eq!(guarded.read().endpoints.len(), 3);
+    publish(&some).unwrap();
+    assert_eq!(guarded.read().links, before.links);
+    publish(&Desired { overlays: Vec::new(), ..some.clone() }).unwrap();
+    let status = guarded.read();
+    assert!(!traces(guarded.node).contains("table inet bulkhead"));
+    assert!(status.links.iter().all(|link| link.guard.ends_with("workload")), "{:?}", status.links);
+
+    let many = Desired {
+        overlays: vec![Overlay {
+            own: (0..9).map(|n| IpAddr::from([10, 0, 0, n])).collect(),
+            ..some.overlays[0].clone()
+        }],
+        ..some
+    };
+    let why = refused(guarded.node.netns.run(|| node.publish(&many)));
+    assert!(why.contains("needs 9 own VTEP addresses, 8 are configured"), "{why}");
+}

@@ -1,0 +1,101 @@
+//! A publisher over tables in memory that can be copied, stopped and started again.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+};
+
+use bulkhead_dataplane::{
+    desired::{Desired, Endpoint, EndpointName},
+    memory::{MemoryStore, Snapshot},
+    names::FILE,
+    node::{NodeError, Published, TableUse},
+    publish::{CrashPoint, Publisher},
+    store::Table,
+};
+use tempfile::TempDir;
+
+use crate::judge::{Question, meant, read};
+
+pub(crate) struct Rig {
+    pub(crate) store: MemoryStore,
+    pub(crate) directory: TempDir,
+    pub(crate) publisher: Publisher<MemoryStore>,
+    /// Slots of the latest publish.
+    pub(crate) slots: BTreeMap<EndpointName, u32>,
+}
+
+/// What the container side's MAC would be.
+#[expect(clippy::unnecessary_wraps, reason = "the publisher asks for a function that may fail")]
+pub(crate) fn mac(endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
+    Ok([2, 0, 0, 0, 0, endpoint.link.as_bytes()[4]])
+}
+
+impl Rig {
+    pub(crate) fn new() -> Self {
+        Self::open(MemoryStore::default(), tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn with_limit<T: Table>(limit: usize) -> Self {
+        let store = MemoryStore::default();
+        store.set_limit::<T>(limit);
+        Self::open(store, tempfile::tempdir().unwrap())
+    }
+
+    fn open(store: MemoryStore, directory: TempDir) -> Self {
+        let publisher = Publisher::open(store.clone(), directory.path()).unwrap();
+        Self { store, directory, publisher, slots: BTreeMap::new() }
+    }
+
+    /// A node of its own with the same tables, and a new publisher that has to find out what is in force.
+    pub(crate) fn fork(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        if let Ok(names) = fs::read(self.directory.path().join(FILE)) {
+            fs::write(directory.path().join(FILE), names).unwrap();
+        }
+        Self { slots: self.slots.clone(), ..Self::open(self.store.fork(), directory) }
+    }
+
+    pub(crate) fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        let plan = self.publisher.prepare(desired, &mut mac)?;
+        let slots = plan.attach.iter().map(|attach| (attach.endpoint.clone(), attach.slot)).collect();
+        let removed = plan.removed.clone();
+        let published = self.publisher.commit(plan)?;
+        self.slots = slots;
+        self.publisher.release(&removed)?;
+        Ok(published)
+    }
+
+    /// Has copies of the tables kept, one for each point of the publishes that follow.
+    pub(crate) fn keep_copies(&mut self) -> Arc<Mutex<BTreeMap<CrashPoint, Snapshot>>> {
+        let copies = Arc::new(Mutex::new(BTreeMap::new()));
+        let (kept, store) = (copies.clone(), self.store.clone());
+        self.publisher.set_hook(Some(Box::new(move |point| {
+            kept.lock().unwrap().insert(point, store.snapshot());
+            ControlFlow::Continue(())
+        })));
+        copies
+    }
+
+    /// The tables say what `desired` says, of every endpoint and question.
+    pub(crate) fn assert_means(&self, desired: &Desired, questions: &[Question]) {
+        let tables = self.store.snapshot();
+        for endpoint in &desired.endpoints {
+            for question in questions {
+                let answer = read(&mut &tables, self.slots[&endpoint.name], question);
+                let meant = meant(desired, endpoint, question);
+                assert!(
+                    meant.contains(&answer),
+                    "{} asked {question:?} says {answer:?}, not one of {meant:?}",
+                    endpoint.name.workload
+                );
+            }
+        }
+    }
+
+    pub(crate) fn usage(&mut self) -> BTreeMap<&'static str, usize> {
+        self.publisher.usage().unwrap().into_iter().map(|TableUse { table, used, .. }| (table, used)).collect()
+    }
+}

@@ -1,0 +1,497 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+
+use crate::{
+    Prefix, World,
+    packet::{Arp, Body, Fragment, Ip, Mac, Message, Neighbour, Packet, Transport, flag, link_local},
+    policy::{Decision, Direction, Want, Why},
+    world::{Endpoint, EndpointId, Peer, Protocol, Workload},
+};
+
+/// Reasons of a verdict, by their label.
+pub mod reason {
+    #![expect(missing_docs, reason = "the labels are the documentation's words")]
+    pub const RULE: &str = "rule";
+    pub const NOT_ISOLATED: &str = "not_isolated";
+    pub const REPLY: &str = "reply";
+    pub const RELATED: &str = "related";
+    pub const RESOLUTION: &str = "resolution";
+    pub const DENIED_BY_RULE: &str = "denied_by_rule";
+    pub const ISOLATED: &str = "isolated";
+    pub const NO_FLOW: &str = "no_flow";
+    pub const REVOKED: &str = "revoked";
+    pub const PENDING: &str = "pending";
+    pub const QUARANTINE: &str = "quarantine";
+    pub const SPOOFED_MAC: &str = "spoofed_mac";
+    pub const SPOOFED_SOURCE: &str = "spoofed_source";
+    pub const SPOOFED_RESOLUTION: &str = "spoofed_resolution";
+    pub const VLAN_TAG: &str = "vlan_tag";
+    pub const TUNNEL: &str = "tunnel";
+    pub const FRAGMENT: &str = "fragment";
+    pub const MALFORMED: &str = "malformed";
+    pub const NOT_IP: &str = "not_ip";
+    pub const NOT_FOR_US: &str = "not_for_us";
+    pub const SOURCE_DENIED: &str = "source_denied";
+    pub const PLAIN_OVERLAY_SOURCE: &str = "plain_overlay_source";
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// It passes.
+    pub allow: bool,
+    /// Label of the reason.
+    pub reason: &'static str,
+    /// Rules any of which may be named; empty where no rule decides.
+    pub rules: BTreeSet<String>,
+    /// It begins a flow.
+    pub begins: bool,
+}
+
+/// What holds for an endpoint as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Its policy is not known yet.
+    Pending,
+    /// Its policy holds.
+    #[default]
+    Enforce,
+    /// Nothing may pass.
+    Quarantine,
+}
+
+/// Where a packet to a workload comes from, beside what its headers say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A process of the node.
+    Node,
+    /// From elsewhere, through the node.
+    Forwarded,
+    /// From another node, by the overlay; it has passed the check on the underlay.
+    Overlay,
+    /// An endpoint of this node; its own side has let it pass.
+    Local(EndpointId),
+}
+
+/// What identifies a flow at an endpoint, whichever side sends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    local: IpAddr,
+    remote: IpAddr,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Ports(Protocol, u16, u16),
+    /// Identifier, and the direction in which the question goes.
+    Echo(u16, Direction),
+    /// Type and code, and the direction in which it goes: nothing tells questions from answers.
+    Icmp(u8, u8, Direction),
+    Other(u8),
+}
+
+/// A flow that was allowed: what its first packet asked for.
+#[derive(Clone, Debug)]
+struct Flow {
+    initiator: Direction,
+    want: Want,
+    passing: bool,
+}
+
+/// Endpoints of one node, with what they remember.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    world: Arc<World>,
+    modes: BTreeMap<EndpointId, Mode>,
+    flows: BTreeMap<EndpointId, BTreeMap<Key, Flow>>,
+}
+
+/// A packet on its way through one endpoint's wall.
+struct Passage<'a> {
+    workload: &'a Workload,
+    endpoint: &'a Endpoint,
+    direction: Direction,
+    local: IpAddr,
+    remote: IpAddr,
+    /// The packet came from elsewhere and no local endpoint is known to have sent it.
+    passing: bool,
+    /// The packet came by the overlay.
+    encapsulated: bool,
+    /// The local endpoint that sent it, where that is known.
+    sender: Option<&'a EndpointId>,
+}
+
+impl Verdict {
+    fn of(allow: bool, reason: &'static str) -> Self {
+        Self { allow, reason, rules: BTreeSet::new(), begins: false }
+    }
+
+    fn drop(reason: &'static str) -> Self {
+        Self::of(false, reason)
+    }
+
+    fn decided(decision: Decision) -> Self {
+        let reason = match (decision.allow, decision.why) {
+            (true, Why::NotIsolated) => reason::NOT_ISOLATED,
+            (true, _) => reason::RULE,
+            (false, Why::Rule) => reason::DENIED_BY_RULE,
+            (false, _) => reason::ISOLATED,
+        };
+        Self { allow: decision.allow, reason, rules: decision.rules, begins: false }
+    }
+}
+
+impl Machine {
+    /// Every endpoint enforces, nothing is remembered.
+    #[must_use]
+    pub fn new(world: impl Into<Arc<World>>) -> Self {
+        Self { world: world.into(), modes: BTreeMap::new(), flows: BTreeMap::new() }
+    }
+
+    /// The world in force.
+    #[must_use]
+    pub const fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// Changes the world. Endpoints that are gone are forgotten; flows of the others are judged again when their next
+    /// packet comes.
+    pub fn change(&mut self, world: impl Into<Arc<World>>) {
+        let world = world.into();
+        let local: BTreeSet<_> = world.local().collect();
+        self.flows.retain(|id, _| local.contains(id));
+        self.modes.retain(|id, _| local.contains(id));
+        self.world = world;
+    }
+
+    /// Sets the mode of an endpoint.
+    pub fn set_mode(&mut self, id: &EndpointId, mode: Mode) {
+        self.modes.insert(id.clone(), mode);
+    }
+
+    /// Flows that the endpoint remembers.
+    #[must_use]
+    pub fn remembered(&self, id: &EndpointId) -> usize {
+        self.flows.get(id).map_or(0, BTreeMap::len)
+    }
+
+    fn mode(&self, id: &EndpointId) -> Mode {
+        self.modes.get(id).copied().unwrap_or_default()
+    }
+
+    /// The workload sends a frame.
+    ///
+    /// # Panics
+    /// If there is no such endpoint on this node.
+    pub fn send(&mut self, id: &EndpointId, packet: &Packet) -> Verdict {
+        let world = Arc::clone(&self.world);
+        let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
+        if packet.tagged {
+            return Verdict::drop(reason::VLAN_TAG);
+        }
+        if packet.from != endpoint.mac {
+            return Verdict::drop(reason::SPOOFED_MAC);
+        }
+        let ip = match &packet.body {
+            Body::Foreign => return Verdict::drop(reason::NOT_IP),
+            Body::Broken(_) => return Verdict::drop(reason::MALFORMED),
+            Body::Arp(arp) => return resolution(honest_arp(endpoint, arp)),
+            Body::Ip(ip) => ip,
+        };
+        if let (Transport::Neighbour(neighbour), None) = (&ip.transport, ip.fragment) {
+            return resolution(honest_neighbour(endpoint, ip.source, neighbour));
+        }
+        if !owns(endpoint, ip.source) {
+            return Verdict::drop(reason::SPOOFED_SOURCE);
+        }
+        let passage = Passage {
+            workload,
+            endpoint,
+            direction: Direction::Egress,
+            local: ip.source,
+            remote: ip.destination,
+            passing: false,
+            encapsulated: false,
+            sender: None,
+        };
+        self.pass(&world, id, &passage, ip, true)
+    }
+
+    /// A frame is about to reach the workload.
+    ///
+    /// # Panics
+    /// If there is no such endpoint on this node.
+    pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
+        let world = Arc::clone(&self.world);
+        let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
+        let group = packet.to[0] & 1 == 1;
+        if !group && packet.to != endpoint.mac {
+            return Verdict::drop(reason::NOT_FOR_US);
+        }
+        if packet.tagged {
+            return Verdict::drop(reason::VLAN_TAG);
+        }
+        let ip = match &packet.body {
+            Body::Foreign => return Verdict::drop(reason::NOT_IP),
+            Body::Broken(_) => return Verdict::drop(reason::MALFORMED),
+            // Who sent it was held to the truth where it left.
+            Body::Arp(_) => return resolution(true),
+            Body::Ip(ip) => ip,
+        };
+        if let (Transport::Neighbour(neighbour), None) = (&ip.transport, ip.fragment) {
+            let router = matches!(neighbour.message, Message::RouterAdvertisement | Message::Redirect);
+            let from_workload = matches!(origin, Origin::Local(_));
+            return resolution(neighbour.hop_limit == hop_limit(neighbour.message) && !(router && from_workload));
+        }
+        let own = owns(endpoint, ip.destination);
+        if !own && !group && !to_group(ip.destination) {
+            return Verdict::drop(reason::NOT_FOR_US);
+        }
+        let passage = Passage {
+            workload,
+            endpoint,
+            direction: Direction::Ingress,
+            local: ip.destination,
+            remote: ip.source,
+            passing: matches!(origin, Origin::Forwarded | Origin::Overlay),
+            encapsulated: *origin == Origin::Overlay,
+            sender: match origin {
+                Origin::Local(sender) => Some(sender),
+                _ => None,
+            },
+        };
+        let known = own && self.flows.get(id).is_some_and(|flows| flows.contains_key(&key(&passage, ip)));
+        let verdict = self.pass(&world, id, &passage, ip, own);
+        // Nobody's own side has said that it lets this pass, though its address is of this node.
+        if verdict.allow
+            && verdict.reason != reason::RELATED
+            && (verdict.begins || !known)
+            && *origin == Origin::Forwarded
+            && let Some(owner) = world.local_owner(endpoint.segment, ip.source).filter(|owner| owner != id)
+            && self.source_denies(&world, &owner, ip)
+        {
+            self.forget(id, &passage, ip);
+            return Verdict::drop(reason::SOURCE_DENIED);
+        }
+        verdict
+    }
+
+    /// Whether the policy of a local sender forbids what it is said to have sent.
+    fn source_denies(&self, world: &World, sender: &EndpointId, ip: &Ip) -> bool {
+        let Some((workload, endpoint)) = world.endpoint(sender) else {
+            return true;
+        };
+        if self.mode(sender) != Mode::Enforce || ip.fragment.is_some() && world.isolated(workload, Direction::Egress) {
+            return true;
+        }
+        let peer = world.peer(endpoint.segment, ip.destination, false);
+        !world.judge(workload, Direction::Egress, &peer, want(ip)).allow
+    }
+
+    fn forget(&mut self, id: &EndpointId, passage: &Passage<'_>, ip: &Ip) {
+        if let Some(flows) = self.flows.get_mut(id) {
+            flows.remove(&key(passage, ip));
+        }
+    }
+
+    /// `own`: the local address is one of the endpoint's, so that there is a flow to speak of.
+    fn pass(&mut self, world: &World, id: &EndpointId, passage: &Passage<'_>, ip: &Ip, own: bool) -> Verdict {
+        match self.mode(id) {
+            Mode::Enforce => {}
+            Mode::Pending => return Verdict::drop(reason::PENDING),
+            Mode::Quarantine => return Verdict::drop(reason::QUARANTINE),
+        }
+        let Passage { workload, direction, .. } = *passage;
+        if ip.fragment.is_some() && world.isolated(workload, direction) {
+            return Verdict::drop(reason::FRAGMENT);
+        }
+        if direction == Direction::Ingress && !passage.encapsulated && peer(world, passage, false).behind {
+            return Verdict::drop(reason::PLAIN_OVERLAY_SOURCE);
+        }
+        let tunnel = matches!(ip.transport, Transport::Udp { destination, .. }
+            if world.tunnel_ports.contains(&destination) && ip.fragment != Some(Fragment::Later));
+        if tunnel && direction == Direction::Egress && peer(world, passage, false).node.is_some() {
+            return Verdict::drop(reason::TUNNEL);
+        }
+        if ip.fragment.is_some() {
+            return Verdict::of(true, reason::NOT_ISOLATED);
+        }
+        if let Transport::Error { about, .. } = &ip.transport {
+            return if self.known(world, id, passage, ip, about) {
+                Verdict::of(true, reason::RELATED)
+            } else if world.isolated(workload, direction) {
+                Verdict::drop(reason::NO_FLOW)
+            } else {
+                Verdict::of(true, reason::NOT_ISOLATED)
+            };
+        }
+
+        let key = key(passage, ip);
+        let flow = self.flows.get(id).and_then(|flows| flows.get(&key)).cloned().filter(|flow| {
+            let against = flow.initiator != direction;
+            // The node's own packets and what passes through it with its address are two senders, not one.
+            let other_sender = !against
+                && direction == Direction::Ingress
+                && flow.passing != passage.passing
+                && peer(world, passage, false).node.is_some();
+            !(other_sender || against && begins_always(ip))
+        });
+        if let Some(flow) = flow {
+            let decision = world.judge(workload, flow.initiator, &peer(world, passage, flow.passing), flow.want);
+            if !decision.allow {
+                self.flows.entry(id.clone()).or_default().remove(&key);
+            }
+            return if flow.initiator == direction {
+                Verdict::decided(decision)
+            } else if decision.allow {
+                Verdict { rules: decision.rules, ..Verdict::of(true, reason::REPLY) }
+            } else {
+                Verdict::drop(reason::REVOKED)
+            };
+        }
+
+        let want = want(ip);
+        let passing = passage.passing && direction == Direction::Ingress;
+        let decision = world.judge(workload, direction, &peer(world, passage, passing), want);
+        if !decision.allow && answers_something(ip) {
+            return Verdict::drop(reason::NO_FLOW);
+        }
+        // An answer that nobody asked for may be allowed; it does not turn the other side's questions into answers.
+        let begins = decision.allow && own && !matches!(ip.transport, Transport::Echo { request: false, .. });
+        if begins {
+            let flow = Flow { initiator: direction, want, passing };
+            self.flows.entry(id.clone()).or_default().insert(key, flow);
+        }
+        Verdict { begins, ..Verdict::decided(decision) }
+    }
+
+    /// Whether an error is about a flow of the endpoint that still holds, and goes to the one whose packet it is about.
+    fn known(&self, world: &World, id: &EndpointId, passage: &Passage<'_>, error: &Ip, about: &Ip) -> bool {
+        if about.v6() != error.v6() || about.source != error.destination || about.fragment == Some(Fragment::Later) {
+            return false;
+        }
+        // What arrives is about what the workload sent, and the other way round.
+        let direction = passage.direction.reverse();
+        let (local, remote) = match direction {
+            Direction::Egress => (about.source, about.destination),
+            Direction::Ingress => (about.destination, about.source),
+        };
+        if !owns(passage.endpoint, local) {
+            return false;
+        }
+        let quoted = Passage { direction, local, remote, sender: None, ..*passage };
+        let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
+            return false;
+        };
+        world.judge(passage.workload, flow.initiator, &peer(world, &quoted, flow.passing), flow.want).allow
+    }
+}
+
+/// Who the other end is.
+fn peer<'a>(world: &'a World, passage: &Passage<'_>, passing: bool) -> Peer<'a> {
+    let peer = world.peer(passage.endpoint.segment, passage.remote, passing);
+    match passage.sender.and_then(|sender| world.endpoint(sender)) {
+        // Its node may have replaced its address; it is still itself.
+        Some((sender, _)) => Peer { workload: Some(sender), node: None, here: false, masqueraded: false, ..peer },
+        None => peer,
+    }
+}
+
+fn resolution(honest: bool) -> Verdict {
+    if honest { Verdict::of(true, reason::RESOLUTION) } else { Verdict::drop(reason::SPOOFED_RESOLUTION) }
+}
+
+fn owns(endpoint: &Endpoint, address: IpAddr) -> bool {
+    endpoint.addresses.contains(&address) || address == IpAddr::V6(link_local(endpoint.mac))
+}
+
+fn to_group(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    }
+}
+
+/// A workload speaks for its own addresses only; before it has one it may ask whether somebody has it.
+fn honest_arp(endpoint: &Endpoint, arp: &Arp) -> bool {
+    let probe = arp.request && arp.sender.is_unspecified();
+    arp.sender_mac == endpoint.mac && (probe || owns(endpoint, arp.sender.into()))
+}
+
+fn honest_neighbour(endpoint: &Endpoint, source: IpAddr, neighbour: &Neighbour) -> bool {
+    let near = |address: IpAddr| Prefix::literal("fe80::/10").contains(address) || address == Ipv6Addr::UNSPECIFIED;
+    let asks = owns(endpoint, source) || near(source);
+    let honest = match neighbour.message {
+        Message::Solicitation(_) | Message::RouterSolicitation | Message::ListenerReport(_) => asks,
+        Message::Advertisement(target) => owns(endpoint, source) && owns(endpoint, target.into()),
+        Message::RouterAdvertisement | Message::Redirect | Message::ListenerQuery => false,
+    };
+    let mac = neighbour.mac.is_none_or(|mac: Mac| mac == endpoint.mac);
+    honest && mac && neighbour.hop_limit == hop_limit(neighbour.message)
+}
+
+/// The hop limit that shows that no router has passed the message on (RFC 4861, RFC 3810).
+const fn hop_limit(message: Message) -> u8 {
+    match message {
+        Message::ListenerReport(_) | Message::ListenerQuery => 1,
+        _ => 255,
+    }
+}
+
+/// TCP says of itself that it begins.
+const fn begins_always(ip: &Ip) -> bool {
+    matches!(ip.transport, Transport::Tcp { flags, .. } if flags & (flag::SYN | flag::ACK) == flag::SYN)
+}
+
+/// What cannot be the first packet of a conversation.
+const fn answers_something(ip: &Ip) -> bool {
+    match ip.transport {
+        Transport::Tcp { .. } => !begins_always(ip),
+        Transport::Echo { request, .. } => !request,
+        _ => false,
+    }
+}
+
+/// What the packet asks for, if it is the first one.
+const fn want(ip: &Ip) -> Want {
+    let v6 = ip.v6();
+    match ip.transport {
+        Transport::Tcp { destination, .. } => Want::Port(Protocol::Tcp, destination),
+        Transport::Udp { destination, .. } => Want::Port(Protocol::Udp, destination),
+        Transport::Sctp { destination, .. } => Want::Port(Protocol::Sctp, destination),
+        Transport::Echo { request: true, .. } if v6 => Want::Icmp6(128, 0),
+        Transport::Echo { request: true, .. } => Want::Icmp(8, 0),
+        Transport::Echo { .. } if v6 => Want::Icmp6(129, 0),
+        Transport::Echo { .. } => Want::Icmp(0, 0),
+        Transport::Icmp { kind, code } if v6 => Want::Icmp6(kind, code),
+        Transport::Icmp { kind, code } => Want::Icmp(kind, code),
+        // Never asked for: errors and resolution have rules of their own.
+        Transport::Error { .. } | Transport::Neighbour(_) if v6 => Want::Icmp6(0, 0),
+        Transport::Error { .. } | Transport::Neighbour(_) => Want::Icmp(0, 0),
+        Transport::Other(number) => Want::Other(number),
+    }
+}
+
+fn key(passage: &Passage<'_>, ip: &Ip) -> Key {
+    let sent = passage.direction == Direction::Egress;
+    let ports = |protocol, source, destination| {
+        if sent { What::Ports(protocol, source, destination) } else { What::Ports(protocol, destination, source) }
+    };
+    let what = match ip.transport {
+        Transport::Tcp { source, destination, .. } => ports(Protocol::Tcp, source, destination),
+        Transport::Udp { source, destination } => ports(Protocol::Udp, source, destination),
+        Transport::Sctp { source, destination } => ports(Protocol::Sctp, source, destination),
+        Transport::Echo { request, id } => {
+            What::Echo(id, if request { passage.direction } else { passage.direction.reverse() })
+        }
+        Transport::Icmp { kind, code } => What::Icmp(kind, code, passage.direction),
+        Transport::Other(number) => What::Other(number),
+        // Have no flow; a key that no flow has.
+        Transport::Error { .. } | Transport::Neighbour(_) => What::Icmp(0xff, 0xff, passage.direction),
+    };
+    Key { local: passage.local, remote: passage.remote, what }
+}

@@ -1,0 +1,520 @@
+//! The specification, rule by rule, as the model reads it. The product is held against the model; this is what holds the model.
+
+use std::net::IpAddr;
+
+use bulkhead_model::{
+    Machine, Mode, Origin, Packet, Prefix, World,
+    intent::{Intent, Line, Name, Service},
+    packet::{Arp, Body, ErrorKind, Fragment, Ip, Message, Neighbour, Transport, flag, link_local},
+    policy::{Action, Cidrs, Direction, Level, Ports, Rule, Subject, Tier, Want, Whom},
+    reason,
+    world::{Endpoint, EndpointId, Entity, Node, NodeSegment, Protocol, Workload},
+    yaml,
+};
+
+const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn workload(namespace: &str, name: &str, app: &str, node: usize, addresses: &[&str]) -> Workload {
+    let last = addresses[0].rsplit(['.', ':']).next().unwrap().parse().unwrap();
+    Workload {
+        namespace: namespace.into(),
+        name: name.into(),
+        labels: [("app".into(), app.into())].into(),
+        node,
+        ports: [("http".into(), (8080, Protocol::Tcp))].into(),
+        endpoints: vec![Endpoint {
+            segment: 1,
+            addresses: addresses.iter().map(|text| address(text)).collect(),
+            mac: [2, 0x42, 0, 0, 0, last],
+            link: format!("veth-{name}"),
+        }],
+    }
+}
+
+fn node(n: u8) -> Node {
+    Node {
+        name: format!("n{n}"),
+        addresses: vec![IpAddr::from([192, 0, 2, n])],
+        segments: vec![NodeSegment {
+            vni: 1,
+            vtep: IpAddr::from([192, 0, 2, n]),
+            prefixes: vec![Prefix::literal(&format!("10.244.{n}.0/24")), Prefix::literal(&format!("fd00:{n}::/64"))],
+        }],
+    }
+}
+
+/// web, cart and two databases of `shop`, one of them on the other node, and an operator's workload.
+fn shop(intents: Vec<Intent>) -> World {
+    World {
+        here: 0,
+        service_label: "app".into(),
+        nodes: vec![node(1), node(2)],
+        tunnel_ports: vec![8472],
+        resolvers: vec![address("10.96.0.10")],
+        workloads: vec![
+            workload("shop", "web-1", "web", 0, &["10.244.1.5", "fd00:1::5"]),
+            workload("shop", "cart-1", "cart", 0, &["10.244.1.6", "fd00:1::6"]),
+            workload("shop", "db-1", "db", 0, &["10.244.1.7", "fd00:1::7"]),
+            workload("shop", "db-2", "db", 1, &["10.244.2.7", "fd00:2::7"]),
+            workload("ops", "backup-1", "backup", 1, &["10.244.2.9", "fd00:2::9"]),
+            workload("ops", "free-1", "free", 0, &["10.244.1.9", "fd00:1::9"]),
+        ],
+        policy: vec![Level::Intents(intents)],
+    }
+}
+
+fn line(peer: Name, ports: Ports) -> Line {
+    Line { id: yaml::edge(&peer, &ports), peer, ports }
+}
+
+fn own(name: &str) -> Name {
+    Name::Own(name.into())
+}
+
+const fn tcp(port: u16) -> Ports {
+    Ports::Range(Protocol::Tcp, port, port)
+}
+
+fn service(accepts: Vec<Line>, calls: Vec<Line>) -> Service {
+    Service { select: None, accepts, calls }
+}
+
+fn intent(services: impl IntoIterator<Item = (&'static str, Service)>) -> Intent {
+    Intent {
+        namespace: "shop".into(),
+        external: [(
+            "stripe".to_owned(),
+            Cidrs {
+                cidrs: vec![Prefix::literal("198.51.100.0/24")],
+                except: vec![Prefix::literal("198.51.100.13/32")],
+            },
+        )]
+        .into(),
+        services: services.into_iter().map(|(name, service)| (name.to_owned(), service)).collect(),
+        ..Intent::default()
+    }
+}
+
+/// The policy of the other tests: world -> web:8443, web -> cart:http, cart -> db:5432 and echo, db -> stripe:443.
+fn policy() -> Intent {
+    intent([
+        (
+            "web",
+            service(
+                vec![line(Name::Entity(Entity::World), tcp(8443))],
+                vec![line(own("cart"), Ports::Named("http".into()))],
+            ),
+        ),
+        ("cart", service(vec![], vec![line(own("db"), tcp(5432)), line(own("db"), Ports::Echo)])),
+        (
+            "db",
+            service(
+                vec![line(Name::Other("ops".into(), "backup".into()), tcp(5432))],
+                vec![line(own("stripe"), tcp(443))],
+            ),
+        ),
+    ])
+}
+
+fn id(name: &str) -> EndpointId {
+    let namespace = if name.starts_with("free") || name.starts_with("backup") { "ops" } else { "shop" };
+    EndpointId { namespace: namespace.into(), workload: name.into(), index: 0 }
+}
+
+fn judge(world: &World, name: &str, direction: Direction, peer: &str, want: Want) -> bool {
+    let (workload, endpoint) = world.endpoint(&id(name)).unwrap();
+    world.judge(workload, direction, &world.peer(endpoint.segment, address(peer), false), want).allow
+}
+
+const fn port(port: u16) -> Want {
+    Want::Port(Protocol::Tcp, port)
+}
+
+use Direction::{Egress, Ingress};
+
+#[test]
+fn a_call_opens_both_ends_and_nothing_else() {
+    let world = shop(vec![policy()]);
+    for (name, direction, peer, want, allowed) in [
+        ("web-1", Egress, "10.244.1.6", port(8080), true),
+        ("cart-1", Ingress, "10.244.1.5", port(8080), true),
+        ("cart-1", Ingress, "fd00:1::5", port(8080), true),
+        ("cart-1", Ingress, "10.244.1.5", port(8081), false),
+        ("cart-1", Ingress, "10.244.1.7", port(8080), false),
+        ("web-1", Egress, "10.244.1.7", port(5432), false),
+        ("cart-1", Egress, "10.244.2.7", port(5432), true),
+        ("cart-1", Egress, "10.244.2.7", Want::Icmp(8, 0), true),
+        ("cart-1", Egress, "fd00:2::7", Want::Icmp6(128, 0), true),
+        ("cart-1", Egress, "10.244.2.7", Want::Icmp(0, 0), false),
+        ("cart-1", Egress, "10.244.2.7", Want::Port(Protocol::Udp, 5432), false),
+        // Another namespace opens its own wall, or has none.
+        ("db-1", Ingress, "10.244.2.9", port(5432), true),
+        ("free-1", Egress, "10.244.1.7", port(5432), true),
+        ("db-1", Ingress, "10.244.1.9", port(5432), false),
+        // Externals have holes.
+        ("db-1", Egress, "198.51.100.12", port(443), true),
+        ("db-1", Egress, "198.51.100.13", port(443), false),
+    ] {
+        assert_eq!(judge(&world, name, direction, peer, want), allowed, "{name} {direction:?} {peer} {want:?}");
+    }
+}
+
+#[test]
+fn an_accept_opens_one_end() {
+    let world = shop(vec![intent([
+        ("web", service(vec![], vec![])),
+        ("cart", service(vec![line(own("web"), tcp(80))], vec![])),
+    ])]);
+    assert!(judge(&world, "cart-1", Ingress, "10.244.1.5", port(80)));
+    assert!(!judge(&world, "web-1", Egress, "10.244.1.6", port(80)));
+}
+
+#[test]
+fn who_is_who() {
+    let world = shop(vec![]);
+    let is = |text: &str, passing: bool| {
+        let peer = world.peer(1, address(text), passing);
+        [Entity::World, Entity::Node, Entity::Nodes, Entity::Cluster, Entity::Metadata]
+            .into_iter()
+            .filter(|entity| peer.is(*entity))
+            .map(Entity::name)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    for (peer, passing, entities) in [
+        ("203.0.113.1", true, "world"),
+        ("2001:db8::77", true, "world"),
+        ("10.244.1.5", true, "cluster"),
+        // In the overlay's range and nobody's.
+        ("10.244.1.99", true, ""),
+        ("fd00:2::99", true, ""),
+        ("192.0.2.1", false, "node nodes"),
+        ("192.0.2.2", false, "nodes"),
+        // Masqueraded: nobody knows.
+        ("192.0.2.1", true, "world nodes"),
+        ("192.0.2.2", true, "world nodes"),
+        ("169.254.169.254", false, "metadata"),
+        ("fd00:ec2::254", false, "metadata"),
+        ("fd20:ce::254", false, "metadata"),
+        ("169.254.0.1", true, ""),
+        ("fe80::1", true, ""),
+        ("127.0.0.1", true, ""),
+        ("::1", true, ""),
+        ("224.0.0.251", true, ""),
+        ("ff02::fb", true, ""),
+        ("255.255.255.255", true, ""),
+        ("0.0.0.0", true, ""),
+        ("::", true, ""),
+    ] {
+        assert_eq!(is(peer, passing), entities, "{peer} passing {passing}");
+    }
+    // Another overlay gives out the same addresses.
+    assert!(!world.peer(2, address("10.244.1.5"), true).is(Entity::Cluster));
+}
+
+#[test]
+fn tiers_stand_before_intents() {
+    let rule = |id: &str, action, ports| Rule {
+        id: id.into(),
+        subject: Subject { namespace: Some("shop".into()), ..Subject::default() },
+        direction: Ingress,
+        peer: Whom::Everyone,
+        ports,
+        action,
+    };
+    let judge = |rules: Vec<Rule>| {
+        let mut world = shop(vec![policy()]);
+        world.policy.insert(0, Level::Tier(Tier { rules }));
+        let (web, endpoint) = world.endpoint(&id("web-1")).unwrap();
+        let decision =
+            world.judge(web, Ingress, &world.peer(endpoint.segment, address("203.0.113.1"), true), port(8443));
+        (decision.allow, decision.rules.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(judge(vec![rule("no", Action::Deny, tcp(8443))]), (false, "no".into()));
+    assert_eq!(judge(vec![rule("no", Action::Deny, tcp(80))]), (true, "world:8443".into()));
+    // The first match counts, and a pass leaves the tier.
+    let passes = vec![rule("pass", Action::Pass, tcp(8443)), rule("no", Action::Deny, Ports::Any)];
+    assert_eq!(judge(passes), (true, "world:8443".into()));
+    let allows = vec![rule("yes", Action::Allow, Ports::Any), rule("no", Action::Deny, Ports::Any)];
+    assert_eq!(judge(allows), (true, "yes".into()));
+}
+
+fn packet(name: &str, direction: Direction, peer: &str, transport: Transport) -> (EndpointId, Packet) {
+    let world = shop(vec![]);
+    let id = id(name);
+    let (_, endpoint) = world.endpoint(&id).unwrap();
+    let peer = address(peer);
+    let mine = *endpoint.addresses.iter().find(|a| a.is_ipv4() == peer.is_ipv4()).unwrap();
+    let (source, destination) = if direction == Egress { (mine, peer) } else { (peer, mine) };
+    let (from, to) = if direction == Egress { (endpoint.mac, GATEWAY) } else { (GATEWAY, endpoint.mac) };
+    let ip = Ip { source, destination, fragment: None, extended: false, transport };
+    (id, Packet { from, to, tagged: false, body: Body::Ip(ip) })
+}
+
+const fn segment(source: u16, destination: u16, flags: u8) -> Transport {
+    Transport::Tcp { source, destination, flags }
+}
+
+/// Sends or delivers (from elsewhere); the label of the reason.
+fn step(machine: &mut Machine, name: &str, direction: Direction, peer: &str, transport: Transport) -> &'static str {
+    let (id, packet) = packet(name, direction, peer, transport);
+    let verdict = match direction {
+        Egress => machine.send(&id, &packet),
+        Ingress if peer.starts_with("10.244.2.") || peer.starts_with("fd00:2:") => {
+            machine.deliver(&id, &packet, &Origin::Overlay)
+        }
+        Ingress => machine.deliver(&id, &packet, &Origin::Forwarded),
+    };
+    verdict.reason
+}
+
+#[test]
+fn flows() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let db = "10.244.2.7";
+    // A reply without a question, the question, the reply; then the other side begins on the same ports.
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::SYN | flag::ACK)), reason::NO_FLOW);
+    assert_eq!(step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN)), reason::RULE);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::SYN | flag::ACK)), reason::REPLY);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::SYN)), reason::ISOLATED);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::RST)), reason::REPLY);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4001, flag::ACK)), reason::NO_FLOW);
+    // A flow is taken up in the middle where the policy allows it.
+    assert_eq!(step(machine, "cart-1", Egress, db, segment(4002, 5432, flag::ACK)), reason::RULE);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4002, flag::ACK)), reason::REPLY);
+}
+
+#[test]
+fn echo_belongs_to_whom_asks() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let echo = |request, id| Transport::Echo { request, id };
+    for db in ["10.244.2.7", "fd00:2::7"] {
+        assert_eq!(step(machine, "cart-1", Egress, db, echo(true, 7)), reason::RULE);
+        assert_eq!(step(machine, "cart-1", Ingress, db, echo(true, 7)), reason::ISOLATED);
+        assert_eq!(step(machine, "cart-1", Ingress, db, echo(false, 8)), reason::NO_FLOW);
+        assert_eq!(step(machine, "cart-1", Ingress, db, echo(false, 7)), reason::REPLY);
+    }
+}
+
+#[test]
+fn revocation_cuts_on_the_next_packet() {
+    let mut without = policy();
+    without.services.get_mut("cart").unwrap().calls.clear();
+    let db = "10.244.2.7";
+    for (direction, transport, first) in [
+        (Egress, segment(4000, 5432, flag::ACK), reason::ISOLATED),
+        (Ingress, segment(5432, 4000, flag::ACK), reason::REVOKED),
+    ] {
+        let machine = &mut Machine::new(shop(vec![policy()]));
+        assert_eq!(step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN)), reason::RULE);
+        machine.change(shop(vec![without.clone()]));
+        assert_eq!(step(machine, "cart-1", direction, db, transport.clone()), first);
+        // The flow is gone, so it does not come back with the rule.
+        machine.change(shop(vec![policy()]));
+        assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK)), reason::NO_FLOW);
+    }
+    // The peer loses its label.
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN));
+    let mut world = shop(vec![policy()]);
+    world.workloads[3].labels.clear();
+    machine.change(world);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK)), reason::REVOKED);
+    // A workload that goes takes its flows with it.
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN));
+    let mut world = shop(vec![policy()]);
+    world.workloads.retain(|w| w.name != "cart-1");
+    machine.change(world);
+    machine.change(shop(vec![policy()]));
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK)), reason::NO_FLOW);
+}
+
+#[test]
+fn errors_are_about_flows() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let db = "10.244.2.7";
+    let error = |about: &Packet| {
+        let Body::Ip(about) = &about.body else { unreachable!() };
+        Transport::Error { kind: ErrorKind::TooBig, about: Box::new(about.clone()) }
+    };
+    let (_, question) = packet("cart-1", Egress, db, segment(4000, 5432, flag::ACK));
+    let (_, answer) = packet("cart-1", Ingress, db, segment(5432, 4000, flag::ACK));
+    assert_eq!(step(machine, "cart-1", Ingress, "203.0.113.1", error(&question)), reason::NO_FLOW);
+    step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN));
+    // From any router; about what was sent, not about what came.
+    assert_eq!(step(machine, "cart-1", Ingress, "203.0.113.1", error(&question)), reason::RELATED);
+    assert_eq!(step(machine, "cart-1", Ingress, db, error(&answer)), reason::NO_FLOW);
+    assert_eq!(step(machine, "cart-1", Egress, db, error(&answer)), reason::RELATED);
+    assert_eq!(step(machine, "cart-1", Egress, "10.244.1.7", error(&answer)), reason::NO_FLOW);
+    // Nothing is closed for whom nobody isolates.
+    assert_eq!(step(machine, "free-1", Ingress, db, error(&question)), reason::NOT_ISOLATED);
+    // A flow that does not hold any more is none.
+    machine.change(shop(vec![intent([("cart", service(vec![], vec![]))])]));
+    assert_eq!(step(machine, "cart-1", Ingress, "203.0.113.1", error(&question)), reason::NO_FLOW);
+}
+
+#[test]
+fn the_node_and_what_passes_through_it() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let probe = |source, flags| packet("cart-1", Ingress, "192.0.2.1", segment(source, 8080, flags));
+    let (id, packet) = probe(5000, flag::SYN);
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::ISOLATED);
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Node).reason, reason::RULE);
+    // What passes through is not the node, not even on the node's flow.
+    let (_, packet) = probe(5000, flag::ACK);
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::NO_FLOW);
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(8080, 5000, flag::ACK)), reason::REPLY);
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(8080, 5001, flag::SYN)), reason::ISOLATED);
+    // Masqueraded clients are outside clients.
+    assert_eq!(step(machine, "web-1", Ingress, "192.0.2.2", segment(5000, 8443, flag::SYN)), reason::RULE);
+}
+
+#[test]
+fn a_local_sender_is_held_to_its_own_policy() {
+    let machine = &mut Machine::new(shop(vec![intent([("web", service(vec![], vec![]))])]));
+    let (id, packet) = packet("cart-1", Ingress, "10.244.1.5", segment(4000, 80, flag::SYN));
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::SOURCE_DENIED);
+    assert_eq!(machine.remembered(&id), 0);
+    machine.change(shop(vec![]));
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::NOT_ISOLATED);
+    machine.set_mode(&self::id("web-1"), Mode::Pending);
+    let (_, packet) = self::packet("cart-1", Ingress, "10.244.1.5", segment(4001, 80, flag::SYN));
+    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::SOURCE_DENIED);
+}
+
+#[test]
+fn another_nodes_workloads_come_by_the_overlay() {
+    let machine = &mut Machine::new(shop(vec![]));
+    for peer in ["10.244.2.7", "10.244.2.99", "fd00:2::7"] {
+        let (id, packet) = packet("cart-1", Ingress, peer, segment(4000, 80, flag::SYN));
+        assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::PLAIN_OVERLAY_SOURCE);
+        assert_eq!(machine.deliver(&id, &packet, &Origin::Overlay).reason, reason::NOT_ISOLATED);
+        // Nor on a flow that is known.
+        assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::PLAIN_OVERLAY_SOURCE);
+    }
+}
+
+#[test]
+fn frames_that_no_policy_is_asked_about() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let syn = || packet("cart-1", Egress, "10.244.2.7", segment(4000, 5432, flag::SYN));
+    let send = |machine: &mut Machine, edit: &dyn Fn(&mut Packet)| {
+        let (id, mut packet) = syn();
+        edit(&mut packet);
+        machine.send(&id, &packet).reason
+    };
+    let ip = |packet: &mut Packet, edit: &dyn Fn(&mut Ip)| match &mut packet.body {
+        Body::Ip(ip) => edit(ip),
+        _ => unreachable!(),
+    };
+    assert_eq!(send(machine, &|packet| packet.tagged = true), reason::VLAN_TAG);
+    assert_eq!(send(machine, &|packet| packet.from[5] = 99), reason::SPOOFED_MAC);
+    assert_eq!(send(machine, &|packet| packet.body = Body::Foreign), reason::NOT_IP);
+    assert_eq!(send(machine, &|p| ip(p, &|ip| ip.source = address("10.244.1.7"))), reason::SPOOFED_SOURCE);
+    assert_eq!(send(machine, &|p| ip(p, &|ip| ip.fragment = Some(Fragment::First))), reason::FRAGMENT);
+    let tunnel = Transport::Udp { source: 1, destination: 8472 };
+    assert_eq!(step(machine, "free-1", Egress, "192.0.2.2", tunnel.clone()), reason::TUNNEL);
+    assert_eq!(step(machine, "free-1", Egress, "203.0.113.9", tunnel), reason::NOT_ISOLATED);
+
+    let (cart, mut packet) = syn();
+    packet.to = [2, 0x42, 0, 0, 0, 99];
+    assert_eq!(machine.deliver(&cart, &packet, &Origin::Forwarded).reason, reason::NOT_FOR_US);
+    packet.to = [2, 0x42, 0, 0, 0, 6];
+    assert_eq!(machine.deliver(&cart, &packet, &Origin::Forwarded).reason, reason::NOT_FOR_US);
+
+    machine.set_mode(&cart, Mode::Pending);
+    assert_eq!(send(machine, &|_| {}), reason::PENDING);
+    machine.set_mode(&cart, Mode::Quarantine);
+    assert_eq!(send(machine, &|_| {}), reason::QUARANTINE);
+}
+
+#[test]
+fn addresses_are_resolved_honestly() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let cart = id("cart-1");
+    machine.set_mode(&cart, Mode::Pending);
+    let mac = [2, 0x42, 0, 0, 0, 6];
+    let arp = Arp {
+        request: true,
+        sender_mac: mac,
+        sender: "10.244.1.6".parse().unwrap(),
+        target: "10.244.1.1".parse().unwrap(),
+    };
+    let probe = Arp { sender: "0.0.0.0".parse().unwrap(), ..arp };
+    let theirs = Arp { sender: "10.244.1.7".parse().unwrap(), ..arp };
+    for (arp, honest) in [
+        (arp, true),
+        (Arp { request: false, ..arp }, true),
+        (probe, true),
+        (Arp { request: false, ..probe }, false),
+        (theirs, false),
+        (Arp { sender_mac: [2; 6], ..arp }, false),
+    ] {
+        let frame = Packet { from: mac, to: [0xff; 6], tagged: false, body: Body::Arp(arp) };
+        assert_eq!(machine.send(&cart, &frame).allow, honest, "{arp:?}");
+    }
+    let own: std::net::Ipv6Addr = "fd00:1::6".parse().unwrap();
+    let near: std::net::Ipv6Addr = "fe80::77".parse().unwrap();
+    let any = std::net::Ipv6Addr::UNSPECIFIED;
+    for (source, message, hop_limit, claimed, honest) in [
+        (own, Message::Solicitation(near), 255, Some(mac), true),
+        (near, Message::Solicitation(own), 255, Some(mac), true),
+        (any, Message::Solicitation(own), 255, None, true),
+        (any, Message::Solicitation(own), 64, None, false),
+        ("fd00:1::7".parse().unwrap(), Message::Solicitation(own), 255, None, false),
+        (own, Message::Solicitation(near), 255, Some([2; 6]), false),
+        (own, Message::Advertisement(own), 255, Some(mac), true),
+        (own, Message::Advertisement(link_local(mac)), 255, Some(mac), true),
+        (own, Message::Advertisement(near), 255, Some(mac), false),
+        (near, Message::Advertisement(own), 255, Some(mac), false),
+        (near, Message::RouterSolicitation, 255, None, true),
+        (own, Message::RouterAdvertisement, 255, None, false),
+        (own, Message::Redirect, 255, None, false),
+        (near, Message::ListenerReport("ff02::fb".parse().unwrap()), 1, None, true),
+        (near, Message::ListenerQuery, 1, None, false),
+    ] {
+        let transport = Transport::Neighbour(Neighbour { message, hop_limit, mac: claimed });
+        let ip =
+            Ip { source: source.into(), destination: address("ff02::1"), fragment: None, extended: false, transport };
+        let frame = Packet { from: mac, to: [0x33, 0x33, 0, 0, 0, 1], tagged: false, body: Body::Ip(ip) };
+        assert_eq!(machine.send(&cart, &frame).allow, honest, "{frame:?}");
+    }
+}
+
+#[test]
+fn name_servers() {
+    let mut with_dns = policy();
+    with_dns.dns = true;
+    let mut world = shop(vec![with_dns]);
+    assert!(judge(&world, "web-1", Egress, "10.96.0.10", Want::Port(Protocol::Udp, 53)));
+    assert!(judge(&world, "web-1", Egress, "10.96.0.10", port(53)));
+    assert!(!judge(&world, "web-1", Egress, "10.96.0.11", port(53)));
+    // A name server that is isolated itself opens for them.
+    world.resolvers = vec![address("10.244.1.7")];
+    assert!(judge(&world, "db-1", Ingress, "10.244.1.5", Want::Port(Protocol::Udp, 53)));
+    assert!(!judge(&world, "db-1", Ingress, "10.244.1.9", Want::Port(Protocol::Udp, 53)));
+}
+
+#[test]
+fn selected_services_and_other_documents() {
+    let mut world = shop(vec![
+        Intent { namespace: "ops".into(), ..intent([("backup", service(vec![], vec![]))]) },
+        intent([(
+            "store",
+            Service { select: Some([("app".to_owned(), "db".to_owned())].into()), ..service(vec![], vec![]) },
+        )]),
+        intent([("web", service(vec![], vec![line(own("store"), Ports::Any)]))]),
+    ]);
+    // Names of one document hold in the other.
+    assert!(judge(&world, "web-1", Egress, "10.244.2.7", Want::Other(89)));
+    assert!(judge(&world, "db-1", Ingress, "10.244.1.5", port(1)));
+    // `free` is listed nowhere.
+    assert!(judge(&world, "free-1", Ingress, "203.0.113.1", port(1)));
+    world.workloads[2].labels.clear();
+    assert!(judge(&world, "db-1", Ingress, "203.0.113.1", port(1)));
+}

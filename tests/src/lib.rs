@@ -1,0 +1,13 @@
+//! A lab: a topology of namespaces whose nodes Bulkhead guards. Used by the end-to-end tests and the demonstration.
+//!
+//! A [`Lab`] keeps the directory of policies and the workloads file that a user would write, and guards its nodes in one of two ways:
+//! [`Lab::publish`] runs compiler and node half in this process, so that what was published holds when the call returns; an [`Agent`] is
+//! the real program in a process of its own, which a test may kill.
+
+mod agent;
+mod lab;
+
+pub use self::{
+    agent::{Agent, bulkhead, http_get},
+    lab::{Lab, Role},
+};

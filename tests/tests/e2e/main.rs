@@ -1,0 +1,10 @@
+//! Bulkhead end to end: the real programs on real links, real VXLAN between nodes in namespaces.
+//!
+//! A denied probe is one whose client saw nothing *and* whose server saw nothing *and* that stands in a counter with its reason.
+
+mod agent;
+mod established;
+mod forged;
+mod kills;
+mod policy;
+mod probe;

@@ -1,0 +1,60 @@
+//! From the model's world to what a node shall enforce, by way of the files that people write.
+
+use bulkhead_controller::{
+    compile::compile,
+    diagnostic::{Diagnostics, source},
+    intent,
+    model::Model,
+    workloads,
+};
+use bulkhead_dataplane::{
+    desired::Desired,
+    node::{Discovered, DiscoveredOverlay},
+};
+use bulkhead_model::{World, generate::TUNNEL_PORT, yaml};
+use ipnetwork::IpNetwork;
+
+/// Compiles the world for the node that judges.
+pub(crate) fn desired(world: &World) -> Result<Desired, Diagnostics> {
+    let mut intents = Vec::new();
+    for (name, text) in yaml::policies(world) {
+        intents.extend(intent::parse(&source(name, text))?);
+    }
+    let workloads = workloads::parse(&source("workloads.yaml", yaml::workloads(world)))?;
+    let model = Model::build(&intents, &workloads)?;
+    compile(&model, &world.nodes[world.here].name, &discovered(world))
+}
+
+/// What the network of the node would say: a VXLAN device for each overlay, with permanent entries for the other nodes.
+fn discovered(world: &World) -> Discovered {
+    let here = &world.nodes[world.here];
+    let overlays = here.segments.iter().map(|own| {
+        let peers = world.nodes.iter().filter(|node| node.name != here.name).flat_map(|node| &node.segments);
+        DiscoveredOverlay {
+            device: format!("flannel.{}", own.vni),
+            vni: own.vni,
+            port: TUNNEL_PORT,
+            own: Some(own.vtep),
+            underlays: vec!["eth0".to_owned()],
+            peers: peers
+                .filter(|part| part.vni == own.vni)
+                .map(|part| {
+                    let net = |prefix: &bulkhead_model::Prefix| {
+                        IpNetwork::new(prefix.address, prefix.len).expect("the model's prefixes are right")
+                    };
+                    (part.vtep, part.prefixes.iter().map(net).collect())
+                })
+                .collect(),
+        }
+    });
+    Discovered { addresses: here.addresses.clone(), overlays: overlays.collect() }
+}
+
+/// The files of a world, to read and to try.
+pub(crate) fn files(world: &World) -> String {
+    let mut out = format!("# workloads.yaml, node {}\n{}", world.nodes[world.here].name, yaml::workloads(world));
+    for (name, text) in yaml::policies(world) {
+        out.push_str(&format!("# {name}\n{text}"));
+    }
+    out
+}

@@ -1,0 +1,90 @@
+//! Random policies, workloads and packets: what the programs do is what the reference model says.
+//!
+//! A scenario goes through everything: the model writes its world as YAML, the controller compiles that, the publisher
+//! writes tables, and the programs judge frames by them, while the model judges the packets that the frames stand for.
+//! Verdicts are compared one by one, counters (by endpoint, direction, reason and rule) at the end of each scenario.
+//!
+//! `BULKHEAD_SEED=n` repeats a run. `BULKHEAD_LONG=1` runs ten times as many scenarios.
+
+mod compiled;
+mod frames;
+mod host;
+mod kernel;
+mod walls;
+
+use std::{
+    cell::{Cell, RefCell},
+    hash::{BuildHasher, RandomState},
+    path::Path,
+};
+
+use bulkhead_dataplane::memory::MemoryStore;
+use bulkhead_fixtures::skip;
+use bulkhead_model::generate;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use crate::{
+    host::Host,
+    kernel::Kernel,
+    walls::{Programs, Walls},
+};
+
+/// Runs scenarios and returns how many verdicts they had.
+fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {
+    let seed = match std::env::var("BULKHEAD_SEED") {
+        Ok(seed) => seed.parse().expect("BULKHEAD_SEED is a number"),
+        Err(_) => RandomState::new().hash_one(0),
+    };
+    println!("BULKHEAD_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let cases = if skip::long() { 10 * cases } else { cases };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        max_shrink_time: 120_000,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+
+    let walls = RefCell::new(walls);
+    let verdicts = Cell::new(0);
+    let result = runner.run(&generate::scenario(1..800), |scenario| {
+        match walls.borrow_mut().check(&scenario) {
+            Ok(compared) => verdicts.set(verdicts.get() + compared),
+            Err(difference) => {
+                let worlds = scenario.worlds.iter().enumerate();
+                let worlds = worlds.map(|(n, world)| format!("## world {n}\n{}", compiled::files(world)));
+                return Err(TestCaseError::fail(format!("{}\n{difference}", worlds.collect::<String>())));
+            }
+        }
+        Ok(())
+    });
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(difference, _)) => panic!("BULKHEAD_SEED={seed}\n{difference}"),
+        Err(TestError::Abort(why)) => panic!("BULKHEAD_SEED={seed}: {why}"),
+    }
+    println!("{} verdicts in {cases} scenarios", verdicts.get());
+    verdicts.get()
+}
+
+#[test]
+fn verdicts_of_the_library() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = MemoryStore::default();
+    let walls = Walls::new(store.clone(), Host::new(store), directory.path());
+    assert!(scenarios(60, walls) > 10_000, "too few verdicts to mean anything");
+}
+
+#[test]
+fn verdicts_of_the_kernel() {
+    if !skip::root() || !skip::require("a BPF file system in /sys/fs/bpf", Path::new("/sys/fs/bpf/ip").exists()) {
+        return;
+    }
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let (store, kernel) = Kernel::load().expect("programs load");
+    let walls = Walls::new(store, kernel, directory.path());
+    assert!(scenarios(300, walls) >= 100_000, "fewer verdicts than promised");
+}
