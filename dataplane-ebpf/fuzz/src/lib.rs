@@ -1,4 +1,7 @@
 //! What the targets run: the tests' own harness, which also replays the corpus (`cargo test -p bulkhead-ebpf --test verdict`).
+//!
+//! `BULKHEAD_SEEDS=DIRECTORY cargo test -p bulkhead-ebpf --test verdict seeds` writes the seeds, `cargo +nightly fuzz run verdict
+//! fuzz/corpus/verdict DIRECTORY/verdict` (in the directory above this one) runs a target, `-- -merge=1 -use_counters=0` keeps what is worth it.
 
 #[path = "../../tests/verdict/harness.rs"]
 mod harness;

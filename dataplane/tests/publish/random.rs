@@ -55,7 +55,7 @@ impl Revisions {
 }
 
 proptest! {
-    #![proptest_config(config(24))]
+    #![proptest_config(config(16))]
 
     #[test]
     fn tables_mean_what_was_desired((mut world, edits) in sequence(false, 6)) {
