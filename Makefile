@@ -1,6 +1,6 @@
 # Everything here works on a new machine: each target first runs tests/setup/setup.sh, which installs what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench lint clean
+.PHONY: help setup demo demo-clean test test-long bench lint clean
 
 # Where `cargo install` and rustup put their programs. Added only where it is missing: the eBPF half is built anew when
 # PATH changes.
@@ -22,6 +22,9 @@ setup: ## install what this machine lacks (tests/setup/setup.sh --dry-run shows 
 demo: setup ## two nodes, a VXLAN, a small shop: what a policy allows and blocks (KEEP=1 leaves it standing)
 	cargo build --release $(CARGO_FLAGS)
 	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo
+
+demo-clean: ## remove what make demo KEEP=1 left standing
+	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo -- clean
 
 test: setup ## every test except long variants; tests on real links need root
 	@mkdir -p $(dir $(BULKHEAD_LEFT_OUT)) && : > $(BULKHEAD_LEFT_OUT)

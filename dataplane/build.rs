@@ -72,7 +72,9 @@ fn build(workspace: &Path, target_dir: &Path) -> Result<()> {
         command.env_remove(key);
     }
     let arch = format!("--cfg=bpf_target_arch=\"{}\"", var("CARGO_CFG_TARGET_ARCH")?);
-    let flags = [arch.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
+    // By default the linker makes a call of every memset and memcpy, and a loop over bytes of what is called.
+    let in_line = "-Clink-arg=--disable-expand-memcpy-in-order";
+    let flags = [arch.as_str(), "-Cdebuginfo=2", "-Clink-arg=--btf", in_line, "-Ctarget-cpu=v3"];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     // Building `core` is an unstable feature; only the child may use one.
     command.env("RUSTC_BOOTSTRAP", "1");

@@ -7,6 +7,7 @@ mod world;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    io::{self, IsTerminal as _},
     path::PathBuf,
 };
 
@@ -74,15 +75,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             rig.insert(Rig::new(case.prefixes)?);
         }
     }
+    let progress = io::stderr().is_terminal();
     let mut measured: Vec<Measured> = cases.iter().map(|_| Measured::default()).collect();
     for run in 1..=runs {
         for (case, measured) in cases.iter().zip(&mut measured) {
-            eprint!("\r\x1b[Krun {run} of {runs}: {}", case.id());
+            if progress {
+                eprint!("\r\x1b[Krun {run} of {runs}: {}", case.id());
+            }
             let rig = rigs.get_mut(&case.prefixes).context("a rig for every case")?;
             measured.runs.push(measure(rig, case, rounds, hurry).with_context(|| case.id())?);
         }
     }
-    eprintln!("\r\x1b[K");
+    if progress {
+        eprint!("\r\x1b[K");
+    }
     report::print(&cases, &measured, options.smoke);
     if let Some(file) = json {
         report::json(&cases, &measured, options.smoke, file)?;

@@ -147,7 +147,7 @@ pub const fn link_local(mac: &[u8; 6]) -> [u32; 4] {
 pub const LINK_LOCAL: u8 = ENDPOINT_ADDRESSES as u8;
 
 #[inline(always)]
-fn same(a: &[u32; 4], b: &[u32; 4]) -> bool {
+pub(crate) fn same(a: &[u32; 4], b: &[u32; 4]) -> bool {
     // Not `==`, which may become a call of `bcmp`. The last word differs most often.
     a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0]
 }

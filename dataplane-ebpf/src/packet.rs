@@ -422,7 +422,11 @@ fn half(octets: &[u8; 2]) -> u16 {
 #[must_use]
 #[inline(always)]
 pub fn same_mac(a: &[u8; 6], b: &[u8; 6]) -> bool {
-    word(&[a[0], a[1], a[2], a[3]]) == word(&[b[0], b[1], b[2], b[3]]) && a[4] == b[4] && a[5] == b[5]
+    let (Some(a4), Some(b4), Some(a2), Some(b2)) = (a.first_chunk(), b.first_chunk(), a.last_chunk(), b.last_chunk())
+    else {
+        return false;
+    };
+    word(a4) == word(b4) && half(a2) == half(b2)
 }
 
 #[inline(always)]

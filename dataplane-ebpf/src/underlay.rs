@@ -90,18 +90,19 @@ struct Found {
 
 #[inline(always)]
 fn own_vtep<T: Tables>(tables: &T, address: &[u32; 4]) -> bool {
-    tables.config().is_some_and(|config| {
-        for i in 0..OWN_VTEPS {
-            if i >= config.vtep_count as usize {
-                break;
-            }
-            let own = &config.vteps[i];
-            if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
-                return true;
-            }
+    let Some(config) = tables.config() else {
+        return false;
+    };
+    for i in 0..OWN_VTEPS {
+        if i >= config.vtep_count as usize {
+            break;
         }
-        false
-    })
+        let own = &config.vteps[i];
+        if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
+            return true;
+        }
+    }
+    false
 }
 
 /// `None` for what is not encapsulated traffic to an own VTEP.

@@ -9,7 +9,7 @@ use crate::{
         Action, AddressWord, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Entry, Flow, Half,
         LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, ROW_WORDS, VIEW_CHAIN, View, endpoint_counter, mark,
     },
-    family::{Family, V4, V6},
+    family::{Family, V4, V6, same},
     packet::{
         Arp, Ethernet, Fault, Frame, Ip, NeighbourOption, Parsed, Role, Transport, neighbour, neighbour_target,
         protocol, quoted, same_mac,
@@ -197,7 +197,7 @@ fn solicitation<F: Frame + ?Sized>(
     }
     let advertises = transport.icmp_type() == neighbour::ADVERTISEMENT;
     let source_fits = V6::own(info, ip.source).is_some()
-        || !advertises && (ip.source == [0; 4] || ip.source[0].to_be() & 0xffc0_0000 == 0xfe80_0000);
+        || !advertises && (same(&ip.source, &[0; 4]) || ip.source[0].to_be() & 0xffc0_0000 == 0xfe80_0000);
     let target_fits = !advertises || V6::own(info, neighbour_target(frame, icmp)?).is_some();
     if ip.hop_limit != hop_limit || ip.fragment || !source_fits || !target_fits {
         return Ok(Some(Reason::SpoofedResolution));

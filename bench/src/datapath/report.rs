@@ -193,3 +193,55 @@ pub(crate) fn json(cases: &[Case], measured: &[Measured], smoke: bool, file: Fil
 fn round(ns: f64) -> f64 {
     (ns * 10.0).round() / 10.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(runs: &[&[[u32; 4]]]) -> Measured {
+        let round = |[empty, floor, idle, subject]: &[u32; 4]| Round {
+            empty: *empty,
+            floor: *floor,
+            idle: *idle,
+            subject: *subject,
+        };
+        Measured { runs: runs.iter().map(|rounds| rounds.iter().map(round).collect()).collect() }
+    }
+
+    /// A disturbed round moves neither the median nor, whichever program it hit, the smallest figure.
+    #[test]
+    fn figures_stand_above_what_the_subject_was_measured_above() {
+        let measured =
+            measured(&[&[[10, 53, 12, 62], [10, 53, 90, 62], [10, 53, 12, 200], [10, 53, 12, 62], [10, 96, 12, 63]]]);
+        let (figures, over) = summary(&measured, Some(45.0));
+        assert_eq!((figures.subject.median, figures.subject.min), (50.0, 50.0));
+        assert_eq!((figures.floor.median, figures.floor.min), (43.0, 43.0));
+        assert_eq!((figures.empty.median, figures.empty.min), (10.0, 10.0));
+        assert_eq!((figures.target, over), (Some(45.0), 1));
+    }
+
+    /// A machine on which the floor takes twice as long may take twice as long.
+    #[test]
+    fn the_target_follows_the_floor() {
+        let (figures, over) = summary(&measured(&[&[[10, 96, 10, 100]]]), Some(45.0));
+        assert_eq!((figures.target, over), (Some(90.0), 0));
+    }
+
+    #[test]
+    fn one_good_run_in_three_meets_a_target() {
+        let (slow, fast): (&[[u32; 4]], &[[u32; 4]]) = (&[[10, 53, 10, 56]], &[[10, 53, 10, 55]]);
+        let verdict_of = |runs: &[&[[u32; 4]]]| {
+            let (figures, over) = summary(&measured(runs), Some(45.0));
+            verdict(figures.target, over, runs.len())
+        };
+        assert_eq!(verdict_of(&[slow, slow, slow]), Some("missed"));
+        assert_eq!(verdict_of(&[slow, fast, slow]), Some("met"));
+        assert_eq!(verdict_of(&[slow, slow]), None);
+        assert_eq!(verdict(None, 0, 3), None);
+    }
+
+    #[test]
+    fn an_even_number_has_a_median_too() {
+        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 2.5);
+    }
+}

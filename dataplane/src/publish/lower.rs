@@ -219,9 +219,11 @@ fn assign_counters<S: Store>(
     }
     // Taken first: of endpoints that are gone, longest first; then of rules that are gone from endpoints that are there.
     let there: HashSet<u64> = slots.iter().map(|(_, info, _)| info.identity).collect();
-    let rank = |key: &CounterKey| match names.endpoints.get(&key.endpoint).and_then(|endpoint| endpoint.gone) {
+    // One that goes with this very publish is gone for the shortest time of all.
+    let rank = |key: &CounterKey| match names.endpoints.get(&key.endpoint) {
         _ if there.contains(&key.endpoint) => u64::MAX,
-        gone => u64::from(gone.unwrap_or(0)),
+        Some(endpoint) => endpoint.gone.map_or(u64::MAX - 1, u64::from),
+        None => 0,
     };
     let (counters, blocks) = (&mut state.counters, &state.blocks);
     debug_assert!(counters.used() <= store.limit::<store::CounterKeys>());

@@ -6,9 +6,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bulkhead_topology::{kept, remove_kept};
+use bulkhead_topology::{Netns, kept, remove_kept};
 
-use crate::{shop::Shop, show};
+use crate::{
+    shop::{POLICY_FILE, Shop},
+    show,
+};
 
 /// One file for each kept demonstration, named like its topology; it holds the paths that are not in namespaces, one a line.
 const RECORDS: &str = "/run/bulkhead-demo";
@@ -21,32 +24,32 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
     fs::create_dir_all(RECORDS)?;
     fs::write(Path::new(RECORDS).join(id), format!("{}\n{}\n", pins.display(), shop.directory().display()))?;
 
-    show::say("Everything is still standing, agents included. To look around, in a shell as root:");
-    show::say("");
-    for (node, name) in topology.nodes().iter().zip(["n1", "n2"]) {
-        show::command(&format!("{name}() {{ nsenter --net={} \"$@\"; }}", node.netns.path().display()), "");
-    }
-    let web = topology.workload("web");
-    show::command(&format!("web() {{ nsenter --net={} \"$@\"; }}", web.netns.path().display()), "");
-    let bulkhead = bulkhead_tests::bulkhead()?;
-    show::command(&format!("bulkhead={}", bulkhead.display()), "");
-    let of = format!("--pins {} --state {}", shop.lab.pins(0).display(), shop.lab.state(0).display());
-    show::command(&format!("n1=\"{of}\""), "");
-    show::say("");
-    show::command("n1 $bulkhead status $n1", "what is in force on n1");
-    show::command("n1 $bulkhead get flows $n1", "who talks to whom");
-    show::command("n1 $bulkhead observe $n1", "what was blocked, and why");
-    show::command("n1 curl -s http://127.0.0.1:9477/metrics", "metrics");
-    show::command("n1 tcpdump -ni eth0 udp port 8472", "the overlay on the wire");
-    let [db, cart] = ["db", "cart"].map(|name| topology.workload(name).v4);
-    show::command(&format!("web timeout 1 bash -c '</dev/tcp/{db}/5432' || echo blocked"), "call db as web");
-    show::command(&format!("web timeout 1 bash -c '</dev/tcp/{cart}/8080' && echo allowed"), "call cart as web");
-    show::command(
-        &format!("$EDITOR {}", shop.lab.policies().join(crate::shop::POLICY_FILE).display()),
-        "both agents notice",
-    );
-    show::say("");
-    show::command("make demo-clean", "removes it all");
+    let enter = |name: &str, netns: &Netns| format!("{name}() {{ nsenter --net={} \"$@\"; }}", netns.path().display());
+    let own =
+        |node: usize| format!("--pins {} --state {}", shop.lab.pins(node).display(), shop.lab.state(node).display());
+    let call = |name: &str, port: u16| {
+        format!("web timeout 1 bash -c '</dev/tcp/{}/{port}' && echo yes || echo no", topology.workload(name).v4)
+    };
+    show::blank();
+    show::say("It is all still standing, agents included. To look around, in a shell as root:");
+    show::commands(&[
+        (enter("n1", &topology.node(0).netns), ""),
+        (enter("n2", &topology.node(1).netns), ""),
+        (enter("web", &topology.workload("web").netns), ""),
+        (format!("bulkhead() {{ n1 {} \"$@\" {}; }}", bulkhead_tests::bulkhead()?.display(), own(0)), ""),
+    ]);
+    show::blank();
+    show::commands(&[
+        ("bulkhead status".to_owned(), "what is in force on n1"),
+        ("bulkhead get rules".to_owned(), "each rule, its line, and what it decided"),
+        ("bulkhead observe".to_owned(), "who talked to whom, what was blocked, and why"),
+        ("n1 curl -s http://127.0.0.1:9477/metrics".to_owned(), "metrics"),
+        ("n1 tcpdump -ni eth0 udp port 8472".to_owned(), "the overlay on the wire"),
+        (call("cart", 8080), "allowed"),
+        (call("db", 5432), "blocked"),
+        (format!("$EDITOR {}", shop.lab.policies().join(POLICY_FILE).display()), "both agents notice"),
+        ("make demo-clean".to_owned(), "removes it all"),
+    ]);
     // Nothing of it is dropped: processes run on, and namespaces, pins and files stay.
     std::mem::forget(shop);
     Ok(())
@@ -74,6 +77,8 @@ pub(crate) fn clean() -> Result<()> {
             true,
         );
     }
+    // It stays when another demonstration was kept just now.
+    let _ = fs::remove_dir(RECORDS);
     Ok(())
 }
 

@@ -72,7 +72,7 @@ const STRANGERS: [Stranger; 3] = [
     Stranger {
         name: "thief",
         v4: Ipv4Addr::new(203, 0, 113, 66),
-        v6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 66),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0x66),
         port: Some(443),
     },
 ];
@@ -260,39 +260,40 @@ impl Shop {
 
     /// Draws the network.
     pub(crate) fn draw(&self) {
-        const WIDTH: usize = 40;
+        const INSIDE: usize = 30;
         let topology = &self.lab.topology;
-        let outsider = topology.outsider();
-        let mut columns: Vec<Vec<String>> = Vec::new();
-        for (index, node) in topology.nodes().iter().enumerate() {
-            let inside = topology.workloads().iter().filter(|workload| workload.node == index);
-            let mut lines: Vec<String> = inside
-                .map(|workload| {
-                    let port = servers().find(|(name, _)| *name == workload.name).map(|(_, port)| format!(":{port}"));
-                    format!("{:<9} {}{}", workload.name, workload.v4, port.unwrap_or_default())
-                })
-                .collect();
+        let column = |index: usize| {
+            let node = topology.node(index);
+            let mut lines: Vec<String> = Vec::new();
+            for workload in topology.workloads().iter().filter(|workload| workload.node == index) {
+                let port = servers().find(|(name, _)| *name == workload.name).map(|(_, port)| format!(":{port}"));
+                lines.push(format!("{:<9}{}{}", workload.name, workload.v4, port.unwrap_or_default()));
+            }
             lines.resize(MEMBERS.len().div_ceil(2), String::new());
-            lines.push("─".repeat(WIDTH - 4));
-            lines.push(format!("bridge {} ─ {}", node.bridge.name, node.overlay4.device.name));
-            lines.push(format!("underlay {}", node.underlay.v4));
-            columns.push(lines);
+            lines.push(format!("{} ── {}", node.bridge.name, node.overlay4.device.name));
+            lines.push(format!("eth0     {}", node.underlay.v4));
+            lines
+        };
+        let (left, right) = (column(0), column(1));
+        let edge = "─".repeat(INSIDE + 2);
+        let mut text = format!("┌{:─<w$}┐         ┌{:─<w$}┐\n", "─ node n1 ", "─ node n2 ", w = INSIDE + 2);
+        for (index, (left, right)) in left.iter().zip(&right).enumerate() {
+            // The tunnel joins the VXLAN devices.
+            let between = if index + 2 == column(0).len() { "├─ VXLAN ─┤" } else { "│         │" };
+            text.push_str(&format!("│ {left:<INSIDE$} {between} {right:<INSIDE$} │\n"));
         }
-        let [left, right] = &columns[..] else { return };
-        let frame = |text: &str| text.repeat(WIDTH - 2);
-        let mut text = format!("┌{:─<2$}┐       ┌{:─<2$}┐\n", " node n1 ", " node n2 ", WIDTH - 2);
-        for (index, (left, right)) in left.iter().zip(right).enumerate() {
-            let wire = if index + 2 == columns[0].len() { "◄─VXLAN─►" } else { "" };
-            let (left_edge, right_edge) = if wire.is_empty() { ("│       │", "") } else { (wire, "") };
-            text.push_str(&format!("│ {left:<w$} {left_edge}{right_edge} {right:<w$} │\n", w = WIDTH - 4));
-        }
-        text.push_str(&format!("└{}┘       └{}┘\n", frame("─"), frame("─")));
-        let strangers: Vec<_> = STRANGERS.iter().map(|stranger| format!("{} {}", stranger.name, stranger.v4)).collect();
+        let gap = INSIDE / 2;
+        let (before, after) = ("─".repeat(gap), "─".repeat(INSIDE + 1 - gap));
+        text.push_str(&format!("└{before}┬{after}┘         └{before}┬{after}┘\n"));
         text.push_str(&format!(
-            "  third host, on the same underlay: {}  ({})",
-            outsider.underlay.v4,
-            strangers.join(", ")
+            "{0}└{1}┬{2}┘\n",
+            " ".repeat(gap + 1),
+            "─".repeat(edge.len() / 6 + 5),
+            "─".repeat(edge.len() / 6 + 4)
         ));
+        let strangers: Vec<_> = STRANGERS.iter().map(|stranger| format!("{} {}", stranger.name, stranger.v4)).collect();
+        let strangers = strangers.join(", ");
+        text.push_str(&format!("third host {}, no node: {}", topology.outsider().underlay.v4, strangers));
         show::verbatim(&text);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anstream::{eprintln, println};
 use anstyle::{AnsiColor, Color, Style};
-use textwrap::{Options, termwidth, wrap};
+use textwrap::{Options, WordSeparator, WordSplitter, termwidth, wrap};
 
 /// Mark of what is allowed, or as expected.
 pub(crate) const GOOD: &str = "✓";
@@ -43,6 +43,11 @@ pub(crate) fn say(text: &str) {
     }
 }
 
+/// A line between paragraphs.
+pub(crate) fn blank() {
+    println!();
+}
+
 /// Text that stays as it is.
 pub(crate) fn verbatim(text: &str) {
     for line in text.lines() {
@@ -57,10 +62,12 @@ pub(crate) fn took(text: &str, since: Instant) {
 
 /// Something that is as it should be, or is not.
 pub(crate) fn check(text: &str, holds: bool) {
-    if holds {
-        println!("  {GREEN}{GOOD}{GREEN:#} {text}");
-    } else {
-        println!("  {ALARM}{BAD}{ALARM:#} {text}");
+    let (style, mark) = if holds { (GREEN, GOOD) } else { (ALARM, BAD) };
+    for (index, line) in lines(&format!("{mark} {text}"), "    ").iter().enumerate() {
+        match line.trim_start().strip_prefix(mark) {
+            Some(rest) if index == 0 => println!("  {style}{mark}{style:#}{rest}"),
+            _ => println!("{line}"),
+        }
     }
 }
 
@@ -99,20 +106,25 @@ pub(crate) fn changed(number: usize, before: &str, after: &str) {
     println!("  {DIM}{number:>3} │{DIM:#} {GREEN}+ {after}{GREEN:#}");
 }
 
-/// A line of a metrics page, its name and value in sight.
+/// A line of a metrics page, as it is.
 pub(crate) fn sample(line: &str) {
     let (series, value) = line.rsplit_once(' ').unwrap_or((line, ""));
-    let labelled: Vec<String> = lines(series, "    ");
-    let last = labelled.len().saturating_sub(1);
-    for (index, text) in labelled.iter().enumerate() {
-        let value = if index == last { value } else { "" };
-        println!("{DIM}{text}{DIM:#} {value}");
-    }
+    println!("  {DIM}{series}{DIM:#} {value}");
 }
 
-/// A command that somebody may type.
-pub(crate) fn command(text: &str, what: &str) {
-    println!("  {CYAN}{text}{CYAN:#}{}{DIM}{what}{DIM:#}", if what.is_empty() { "" } else { "   # " });
+/// Commands that somebody may type, each with what it does.
+pub(crate) fn commands(commands: &[(String, &str)]) {
+    // Long ones do not push the others' comments out of sight.
+    const LONG: usize = 48;
+    let lengths = commands.iter().map(|(command, _)| command.len());
+    let width = lengths.filter(|length| *length <= LONG).max().unwrap_or(0);
+    for (command, what) in commands {
+        if what.is_empty() {
+            println!("  {CYAN}{command}{CYAN:#}");
+        } else {
+            println!("  {CYAN}{command:<width$}{CYAN:#}  {DIM}# {what}{DIM:#}");
+        }
+    }
 }
 
 /// A table; the first row is its head. A cell is coloured by the mark with which it begins.
@@ -139,6 +151,10 @@ pub(crate) fn table(rows: &[Vec<String>]) {
 /// Wrapped for a terminal, each line as it is for a file. All lines but the first begin with `indent`.
 fn lines(text: &str, indent: &str) -> Vec<String> {
     let width = if stdout().is_terminal() { termwidth().clamp(60, WIDEST) } else { usize::MAX };
-    let options = Options::new(width).initial_indent("  ").subsequent_indent(indent);
+    let options = Options::new(width)
+        .initial_indent("  ")
+        .subsequent_indent(indent)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation);
     text.lines().flat_map(|line| wrap(line, &options)).map(Into::into).collect()
 }

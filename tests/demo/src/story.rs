@@ -25,44 +25,49 @@ pub(crate) fn run(keep: bool) -> Result<ExitCode> {
     let mut score = Score::default();
     let told = tell(&mut shop, &mut score);
     if stop.asked() {
-        show::say("\ninterrupted: removing everything");
-        let traces = shop.traces();
-        remove(shop, keep);
-        let found = traces.found();
+        show::say("interrupted: removing everything");
+        let found = remove(shop, keep);
         ensure!(found.is_empty(), "left behind: {}", found.join(", "));
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(INTERRUPTED));
     }
-    if keep {
-        show::step(8, "What was tried");
-        score.draw();
-        kept::leave(shop)?;
+    let standing = if keep {
+        Some(shop)
     } else {
-        let traces = shop.traces();
-        drop(shop);
-        let found = traces.found();
+        let found = remove(shop, keep);
         score.fact("namespaces, pins, files and processes of this run", "gone", found.is_empty());
-        show::step(8, "What was tried");
-        score.draw();
-        for left in found {
-            show::alarm(&format!("left behind: {left}"));
-        }
+        found.iter().for_each(|left| show::alarm(&format!("left behind: {left}")));
+        None
+    };
+    show::step(8, "What was tried");
+    score.draw();
+    let good = told.is_ok() && score.good();
+    if good {
+        show::took("everything went as expected, in all", begun);
+    }
+    if let Some(shop) = standing {
+        kept::leave(shop)?;
     }
     told?;
-    ensure!(score.good(), "not everything went as expected: see WRONG above");
-    show::took("Everything went as expected, in all", begun);
+    ensure!(good, "not everything went as expected: see {} above", show::BAD);
     Ok(ExitCode::SUCCESS)
 }
 
-/// A kept topology does not go by itself.
-fn remove(shop: Shop, keep: bool) {
-    let id = shop.lab.topology.id().to_owned();
+/// Exit status after SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Removes everything. Returns what is there all the same.
+fn remove(shop: Shop, keep: bool) -> Vec<String> {
+    let (traces, id) = (shop.traces(), shop.lab.topology.id().to_owned());
     drop(shop);
     if keep {
+        // Such a topology does not go by itself.
         bulkhead_topology::remove_kept(&id);
     }
+    traces.found()
 }
 
 fn tell(shop: &mut Shop, score: &mut Score) -> Result<()> {
+    show::step(0, "Two nodes, their containers, and a third host");
     shop.draw();
     before(shop, score)?;
     apply(shop)?;
@@ -105,13 +110,16 @@ fn after(shop: &Shop, score: &mut Score) -> Result<()> {
     let answers = guarded(shop, &everybody())?;
     table(&answers);
     let (allowed, blocked): (Vec<&Answer>, Vec<&Answer>) = answers.iter().partition(|answer| answer.expected.allowed);
-    show::say("\nWhat still works:");
+    show::blank();
+    show::say("What still works:");
     allowed.into_iter().for_each(Answer::tell);
-    show::say("\nWhat does not:");
+    show::blank();
+    show::say("What does not (the intruder's calls from web follow):");
     blocked.into_iter().filter(|answer| answer.call.from != "web").for_each(Answer::tell_briefly);
     score.calls("calls under the policy", &answers);
 
-    show::say("\nAn intruder has taken over web. He scans, from inside its namespace:");
+    show::blank();
+    show::say("An intruder has taken over web, and scans from inside its namespace:");
     let scan = [
         Call { from: "web", to: "db", ask: Ask::Ping },
         Call::tcp("web", "db", 5432),
@@ -124,7 +132,7 @@ fn after(shop: &Shop, score: &mut Score) -> Result<()> {
     ];
     let answers = guarded(shop, &scan)?;
     answers.iter().for_each(Answer::tell);
-    show::say("What web itself may do is all that he may do.");
+    show::say("What web itself may do is all that the intruder may do.");
     score.calls("calls of the intruder", &answers);
     Ok(())
 }
@@ -172,12 +180,12 @@ fn revoke(shop: &Shop, score: &mut Score) -> Result<()> {
     let answers = guarded(shop, &call)?;
     answers.iter().for_each(Answer::tell);
     ensure!(answers.iter().all(|answer| !answer.expected.allowed), "the edit changes nothing");
-    score.calls("new call cart -> db", &answers);
+    score.calls("new call cart -> db without the rule", &answers);
     shop.edit(POLICY)?;
     let answers = guarded(shop, &call)?;
     show::say("The line is put back:");
     answers.iter().for_each(Answer::tell);
-    score.calls("new call cart -> db, rule put back", &answers);
+    score.calls("new call cart -> db with the rule again", &answers);
     Ok(())
 }
 
@@ -187,7 +195,7 @@ fn forge(shop: &Shop, score: &mut Score) -> Result<()> {
     for forged in forgery::kinds(shop) {
         let dropped = forgery::dropped(shop, &forged)?;
         show::check(
-            &format!("{}\n    dropped on n2, reason {}: {}", forged.what, forged.reason.label(), plain(forged.reason)),
+            &format!("{}: dropped on n2. Reason {}: {}", forged.what, forged.reason.label(), plain(forged.reason)),
             dropped,
         );
         score.fact(&format!("forged VXLAN packet, {}", forged.reason.label()), "dropped and counted", dropped);
@@ -230,14 +238,14 @@ fn count(shop: &Shop, score: &mut Score) -> Result<()> {
     show::step(7, "What the agents tell Prometheus (an excerpt)");
     const BLOCKED: &str = r#"verdict="blocked""#;
     let excerpts = [
-        (0, "bulkhead_packets_total", r#"direction="egress",namespace="shop",reason="isolated""#),
-        (0, "bulkhead_peer_packets_total", r#"direction="egress",namespace="shop",peer="shop"#),
+        (0, "bulkhead_packets_total", r#"workload="web""#),
+        (0, "bulkhead_peer_packets_total", r#"workload="web""#),
         (1, "bulkhead_underlay_packets_total", ""),
     ];
-    for (node, name, labels) in excerpts {
+    for (node, name, of) in excerpts {
         let (status, page) = shop.agent(node).get("/metrics")?;
         ensure!(status == 200, "/metrics: {status}");
-        let about = |line: &&str| line.starts_with(name) && line.contains(BLOCKED) && line.contains(labels);
+        let about = |line: &&str| line.starts_with(name) && line.contains(BLOCKED) && line.contains(of);
         page.lines().filter(about).for_each(show::sample);
     }
     let mut exact = true;

@@ -61,7 +61,7 @@ impl Kernel {
             lists: 4096,
             rows: 1024,
             rule_counters: 16_384,
-            counters: 32_768,
+            counters: 8192,
             flows: 1024,
             ..Sizes::default()
         };

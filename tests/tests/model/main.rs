@@ -4,7 +4,7 @@
 //! writes tables, and the programs judge frames by them, while the model judges the packets that the frames stand for.
 //! Verdicts are compared one by one, counters (by endpoint, direction, reason and rule) at the end of each scenario.
 //!
-//! `BULKHEAD_SEED=n` repeats a run. `BULKHEAD_LONG=1` runs ten times as many scenarios.
+//! `BULKHEAD_SEED=n` repeats a run. `BULKHEAD_LONG=1` runs ten times as many scenarios, from a seed of its own.
 
 mod compiled;
 mod frames;
@@ -15,7 +15,6 @@ mod walls;
 use std::{
     cell::{Cell, RefCell},
     hash::{BuildHasher, RandomState},
-    path::Path,
 };
 
 use bulkhead_dataplane::memory::MemoryStore;
@@ -29,16 +28,22 @@ use crate::{
     walls::{Programs, Walls},
 };
 
+/// What `make test` runs, so that a change is judged by itself; the long variant looks for what is new. This seed once showed counters of an
+/// endpoint given away in the publish that removed it.
+const SEED: u64 = 10_509_956_797_270_165_902;
+
 /// Runs scenarios and returns how many verdicts they had.
 fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {
+    let long = skip::long();
     let seed = match std::env::var("BULKHEAD_SEED") {
         Ok(seed) => seed.parse().expect("BULKHEAD_SEED is a number"),
-        Err(_) => RandomState::new().hash_one(0),
+        Err(_) if long => RandomState::new().hash_one(0),
+        Err(_) => SEED,
     };
     println!("BULKHEAD_SEED={seed}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let cases = if skip::long() { 10 * cases } else { cases };
+    let cases = if long { 10 * cases } else { cases };
     let config = Config {
         cases,
         failure_persistence: None,
@@ -80,7 +85,9 @@ fn verdicts_of_the_library() {
 
 #[test]
 fn verdicts_of_the_kernel() {
-    if !skip::root() || !skip::require("a BPF file system in /sys/fs/bpf", Path::new("/sys/fs/bpf/ip").exists()) {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let mounted = mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq(["/sys/fs/bpf", "bpf"]));
+    if !skip::root() || !skip::require("a BPF file system in /sys/fs/bpf (`mount -t bpf bpf /sys/fs/bpf`)", mounted) {
         return;
     }
     let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");

@@ -64,6 +64,8 @@ struct RawRevision {
     services: Vec<RawService>,
     externals: [[bool; EXTERNAL.len()]; NAMESPACES.len()],
     dns: [bool; NAMESPACES.len()],
+    /// A node without overlay that has addresses which are otherwise outside.
+    third_node: bool,
     /// For each workload: 0 gone, 1 another label, else as it is.
     fates: Vec<u8>,
 }
@@ -72,10 +74,14 @@ struct RawRevision {
 /// own each.
 pub fn worlds() -> impl Strategy<Value = Vec<World>> {
     let workloads = prop::collection::vec(raw_workload(), 3..8);
-    (workloads, any::<Index>(), prop::collection::vec(revision(), 1..4)).prop_map(|(raw, resolver, revisions)| {
-        let base = base(&raw, resolver);
-        revisions.iter().map(|revision| revise(&base, revision)).collect()
-    })
+    // Names of workloads occur in one scenario only: who runs many on the same tables can tell their counters apart.
+    let tag = any::<u32>().no_shrink();
+    (workloads, any::<Index>(), prop::collection::vec(revision(), 1..4), tag).prop_map(
+        |(raw, resolver, revisions, tag)| {
+            let base = base(&raw, resolver, tag);
+            revisions.iter().map(|revision| revise(&base, revision)).collect()
+        },
+    )
 }
 
 fn raw_workload() -> impl Strategy<Value = Raw> {
@@ -94,8 +100,9 @@ fn raw_workload() -> impl Strategy<Value = Raw> {
 fn revision() -> impl Strategy<Value = RawRevision> {
     let services = prop::collection::vec(raw_service(), 8..20);
     let fates = prop::collection::vec(0..12_u8, 8);
-    (services, any::<[[bool; EXTERNAL.len()]; 2]>(), any::<[bool; 2]>(), fates)
-        .prop_map(|(services, externals, dns, fates)| RawRevision { services, externals, dns, fates })
+    (services, any::<[[bool; EXTERNAL.len()]; 2]>(), any::<[bool; 2]>(), prop::bool::weighted(0.3), fates).prop_map(
+        |(services, externals, dns, third_node, fates)| RawRevision { services, externals, dns, third_node, fates },
+    )
 }
 
 fn raw_service() -> impl Strategy<Value = RawService> {
@@ -112,7 +119,7 @@ fn raw_service() -> impl Strategy<Value = RawService> {
     )
 }
 
-fn base(raw: &[Raw], resolver: Index) -> World {
+fn base(raw: &[Raw], resolver: Index, tag: u32) -> World {
     let node = |n: u8, vnis: &[Segment]| Node {
         name: format!("n{n}"),
         addresses: vec![
@@ -136,7 +143,7 @@ fn base(raw: &[Raw], resolver: Index) -> World {
     };
     // Two overlays with the same addresses, where anybody is in the second.
     let vnis: &[Segment] = if raw.iter().any(|raw| raw.second_segment) { &[1, 2] } else { &[1] };
-    let workloads: Vec<_> = raw.iter().enumerate().map(|(i, raw)| place(i, raw)).collect();
+    let workloads: Vec<_> = raw.iter().enumerate().map(|(i, raw)| place(i, raw, tag)).collect();
     let resolvers = if resolver.index(3) == 0 {
         vec![IpAddr::from([203, 0, 113, 53]), IpAddr::from([0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 0x53])]
     } else {
@@ -153,7 +160,7 @@ fn base(raw: &[Raw], resolver: Index) -> World {
     }
 }
 
-fn place(i: usize, raw: &Raw) -> Workload {
+fn place(i: usize, raw: &Raw, tag: u32) -> Workload {
     // There is somebody to ask on this node.
     let node = usize::from(raw.remote && i > 0);
     let segment = 1 + u32::from(raw.second_segment && i > 0);
@@ -180,7 +187,7 @@ fn place(i: usize, raw: &Raw) -> Workload {
     }
     Workload {
         namespace: NAMESPACES[raw.namespace.index(NAMESPACES.len())].to_owned(),
-        name: format!("{service}-{i}"),
+        name: format!("{service}-{i}-{tag:x}"),
         labels: labels(service, TIERS[raw.tier.index(TIERS.len())]),
         node,
         ports,
@@ -199,6 +206,10 @@ fn labels(service: &str, tier: &str) -> Labels {
 
 fn revise(base: &World, raw: &RawRevision) -> World {
     let mut world = base.clone();
+    if raw.third_node {
+        let addresses = vec![IpAddr::from([198, 51, 100, 200]), IpAddr::from([0x2001, 0xdb8, 6, 0, 0, 0, 0, 1])];
+        world.nodes.push(Node { name: "n3".to_owned(), addresses, segments: Vec::new() });
+    }
     for (workload, fate) in world.workloads.iter_mut().zip(&raw.fates) {
         if *fate == 1 {
             let next = SERVICES.iter().position(|name| workload.labels[LABEL] == **name).map_or(0, |at| at + 1);
