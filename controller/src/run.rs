@@ -121,7 +121,7 @@ impl Life {
                 Ok(Wake::Scrape(reply)) => {
                     // Whoever asked may be gone.
                     let _ = reply.send(agent.metrics().map_err(|error| error.to_string()));
-                    continue;
+                    // On to what is due: scrapes without end must not keep a policy from being applied.
                 }
                 Ok(Wake::Stop) => break,
                 // `waker` lives as long as this loop.
