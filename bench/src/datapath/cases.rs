@@ -18,6 +18,10 @@ const SHOT: i32 = 2;
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 
+/// TCP flags.
+const SYN: Option<u8> = Some(tcp::SYN);
+const ACK: Option<u8> = Some(tcp::ACK);
+
 /// How each run of a test run gets a packet that makes it do what the case is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Driver {
@@ -116,8 +120,8 @@ pub(crate) fn all() -> Vec<Case> {
     cases
 }
 
-/// A segment between the endpoint and a peer, as `subject` sees it. `port` is the endpoint's or the peer's that is the lower one.
-fn packet(subject: Subject, peer: std::net::IpAddr, begun_by_peer: bool, port: u16, flags: u8) -> Vec<u8> {
+/// A packet (TCP with these flags, UDP without) between the endpoint and a peer, as `subject` sees it. `port` is the endpoint's or the peer's that is the lower one.
+fn packet(subject: Subject, peer: std::net::IpAddr, begun_by_peer: bool, port: u16, flags: Option<u8>) -> Vec<u8> {
     let (own, remote) = if begun_by_peer { (PORT, port) } else { (port, PORT) };
     match subject {
         Subject::FromWorkload => world::sent(peer, own, remote, flags),
@@ -138,7 +142,7 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         family,
         prefixes: Prefixes::Few,
         before: Vec::new(),
-        packet: packet(subject, peer, !sent, 40_001, tcp::SYN),
+        packet: packet(subject, peer, !sent, 40_001, SYN),
         mark,
         driver: same,
         flows: Flows::Kept,
@@ -150,22 +154,28 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
     // The peer of what the endpoint sends is the one that answers, and the other way round.
     cases.push(Case {
         name: "established",
-        before: vec![(subject, packet(subject, peer, !sent, 40_000, tcp::SYN))],
-        packet: packet(subject, peer, !sent, 40_000, tcp::ACK),
+        before: vec![(subject, packet(subject, peer, !sent, 40_000, SYN))],
+        packet: packet(subject, peer, !sent, 40_000, ACK),
         target: Some(established),
         ..base()
     });
     cases.push(Case {
+        name: "established_udp",
+        before: vec![(subject, packet(subject, peer, !sent, 40_000, None))],
+        packet: packet(subject, peer, !sent, 40_000, None),
+        ..base()
+    });
+    cases.push(Case {
         name: "established_reply",
-        before: vec![(other, packet(other, peer, sent, 40_000, tcp::SYN))],
-        packet: packet(subject, peer, sent, 40_000, tcp::ACK),
+        before: vec![(other, packet(other, peer, sent, 40_000, SYN))],
+        packet: packet(subject, peer, sent, 40_000, ACK),
         reason: Some(Reason::Reply),
         target: Some(established),
         ..base()
     });
     cases.push(Case {
         name: "new_no_insert",
-        before: vec![(subject, packet(subject, peer, !sent, 40_001, tcp::SYN))],
+        before: vec![(subject, packet(subject, peer, !sent, 40_001, SYN))],
         driver: Driver::NextEpoch,
         target: Some(80.0),
         ..base()
@@ -176,7 +186,7 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
     let denied = |name, peer, prefixes, mark, target| Case {
         name,
         prefixes,
-        packet: packet(subject, peer, !sent, 40_002, tcp::SYN),
+        packet: packet(subject, peer, !sent, 40_002, SYN),
         mark,
         driver: if mark == 0 { Driver::None } else { same },
         action: SHOT,

@@ -135,7 +135,10 @@ pub(crate) fn print(cases: &[Case], measured: &[Measured], smoke: bool) {
     if smoke {
         println!("{} cases do what they should; too brief to compare with targets", cases.len());
     } else if met + missed.len() > 0 {
-        println!("targets met: {met}, missed: {}", missed.len());
+        println!(
+            "targets (scaled by the floor, which took {FLOOR} ns where they were set) met: {met}, missed: {}",
+            missed.len()
+        );
         missed.iter().for_each(|case| println!("  missed: {case}"));
     }
 }

@@ -232,7 +232,7 @@ fn overlay(family: Family) -> Overlay {
     }
 }
 
-/// An isolated direction with rules for a dozen intervals of TCP ports. What begins at [`PORT`] has five entries; [`allowed`] hits the fourth,
+/// An isolated direction with rules for a dozen intervals of ports. What begins at [`PORT`] has five entries; [`allowed`] hits the fourth,
 /// what is denied runs down to the last.
 fn set(
     direction: Direction,
@@ -268,22 +268,23 @@ fn set(
     };
     let interval =
         |start, entries: &[Entry]| Interval { start, entries: [entries, std::slice::from_ref(&isolated)].concat() };
-    let tcp = [(0, false), (22, true), (23, false), (80, true), (81, false), (443, true), (444, false)]
-        .map(|(start, open)| interval(start, if open { &other } else { &[] }))
-        .into_iter()
-        .chain([interval(PORT, &entries), interval(PORT + 1, &[]), interval(8080, &other), interval(8090, &[])])
-        .collect();
+    let ports: Vec<Interval> =
+        [(0, false), (22, true), (23, false), (80, true), (81, false), (443, true), (444, false)]
+            .map(|(start, open)| interval(start, if open { &other } else { &[] }))
+            .into_iter()
+            .chain([interval(PORT, &entries), interval(PORT + 1, &[]), interval(8080, &other), interval(8090, &[])])
+            .collect();
     let closed = || vec![interval(0, &[])];
-    PolicySet { direction, isolated: true, classes: [tcp, closed(), closed(), closed(), closed(), closed()] }
+    PolicySet { direction, isolated: true, classes: [ports.clone(), ports, closed(), closed(), closed(), closed()] }
 }
 
-/// A TCP segment that the endpoint sends.
-pub(crate) fn sent(to: IpAddr, from_port: u16, to_port: u16, flags: u8) -> Vec<u8> {
+/// A packet that the endpoint sends: TCP with these flags, UDP without.
+pub(crate) fn sent(to: IpAddr, from_port: u16, to_port: u16, flags: Option<u8>) -> Vec<u8> {
     segment(OWN_MAC, OTHER_MAC, own(of(to)), to, (from_port, to_port), flags)
 }
 
-/// A TCP segment that the endpoint gets.
-pub(crate) fn got(from: IpAddr, from_port: u16, to_port: u16, flags: u8) -> Vec<u8> {
+/// A packet that the endpoint gets.
+pub(crate) fn got(from: IpAddr, from_port: u16, to_port: u16, flags: Option<u8>) -> Vec<u8> {
     segment(OTHER_MAC, OWN_MAC, from, own(of(from)), (from_port, to_port), flags)
 }
 
@@ -330,11 +331,17 @@ impl Tunnel {
 
 /// A TCP segment for the node itself.
 pub(crate) fn plain(family: Family) -> Vec<u8> {
-    segment([2, 0, 192, 0, 2, 2], [2, 0, 192, 0, 2, 1], vtep(family, 2), vtep(family, 0), (40_000, 22), tcp::ACK)
+    segment([2, 0, 192, 0, 2, 2], [2, 0, 192, 0, 2, 1], vtep(family, 2), vtep(family, 0), (40_000, 22), Some(tcp::ACK))
 }
 
-fn segment(src: Mac, dst: Mac, from: IpAddr, to: IpAddr, ports: (u16, u16), flags: u8) -> Vec<u8> {
-    Frame::eth(src, dst).ip(from, to).tcp(ports.0, ports.1, flags).payload(32).build()
+fn segment(src: Mac, dst: Mac, from: IpAddr, to: IpAddr, ports: (u16, u16), flags: Option<u8>) -> Vec<u8> {
+    let packet = Frame::eth(src, dst).ip(from, to);
+    match flags {
+        Some(flags) => packet.tcp(ports.0, ports.1, flags),
+        None => packet.udp(ports.0, ports.1),
+    }
+    .payload(32)
+    .build()
 }
 
 /// Key of the flow that the floor programs know, and the packet that has it.
@@ -352,5 +359,5 @@ pub(crate) fn floor_flow() -> FlowKey4 {
 
 /// See [`floor_flow`].
 pub(crate) fn floor_packet() -> Vec<u8> {
-    sent(allowed(Family::V4), 40_000, PORT, tcp::ACK)
+    sent(allowed(Family::V4), 40_000, PORT, Some(tcp::ACK))
 }

@@ -13,8 +13,6 @@ mod skb;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use core::hint::black_box;
-
     use aya_ebpf::{
         bindings::{__sk_buff, xdp_action},
         macros::{classifier, xdp},
@@ -31,7 +29,7 @@ mod programs {
 
     use crate::{
         maps::Maps,
-        skb::{Buffer, Skb},
+        skb::{Buffer, Skb, hide},
     };
 
     /// Go on with the next program of this link: `TCX_NEXT`, which clsact calls `TC_ACT_UNSPEC`. `TC_ACT_OK` would skip other people's programs.
@@ -53,20 +51,20 @@ mod programs {
         at_end: i32,
     ) -> i32 {
         let skb = Skb::new(context.skb.skb);
-        let mut pulled = false;
+        let mut pulled = 0;
         let reason = loop {
             let action = body(skb.0);
             if action != AGAIN {
                 return action;
             }
             // Hidden, or the compiler makes two copies of the body out of the loop.
-            if black_box(pulled) {
+            if hide(pulled) != 0 {
                 break Reason::Malformed;
             }
             if !skb.pull() {
                 break Reason::NoMemory;
             }
-            pulled = true;
+            pulled = 1;
         };
         if at_end == DROP {
             let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };

@@ -84,12 +84,12 @@ impl Frame for SkbBuffer {
 
     #[inline(always)]
     fn transport(&self, offset: usize, protocol: u8, v6: bool) -> Parsed<Transport> {
-        if protocol == protocol::TCP {
-            // Most packets: without a call, whose return alone costs as much as everything that it does (where the kernel guards returns against
-            // speculation). The verifier must not tell the roles apart, or it looks at all that follows once for each.
+        if matches!(protocol, protocol::TCP | protocol::UDP) {
+            // Most packets: without a call, whose return alone costs as much as all that it does (where the kernel guards returns against
+            // speculation). The verifier must not tell roles and classes apart, or it looks at all that follows once for each.
             let mut found = transport_header(&self.buffer, offset, protocol, v6)?;
-            let flags = found.tcp_flags;
-            let nothing = hide(flags) ^ flags;
+            let unknown = found.source_port as u64;
+            let nothing = (hide(unknown) ^ unknown) as u8;
             // SAFETY: 0 leaves the number as it is.
             found.role = unsafe { core::mem::transmute::<u8, Role>(found.role as u8 ^ nothing) };
             // SAFETY: as above.
@@ -118,11 +118,10 @@ impl Frame for SkbBuffer {
 
 /// A number that the compiler knows nothing of.
 #[inline(always)]
-fn hide(number: u8) -> u8 {
-    let mut number = number as u64;
+pub(crate) fn hide(mut number: u64) -> u64 {
     // SAFETY: copies a register to itself.
     unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
-    number as u8
+    number
 }
 
 /// [`transport_header`] as a global function of the object, which the verifier looks at by itself: numbers come out that it knows nothing of, and
