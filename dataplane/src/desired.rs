@@ -35,6 +35,10 @@ pub struct Desired {
     pub prefixes: BTreeMap<(Segment, IpNetwork), Prefix>,
     /// Overlays of which this node is a member.
     pub overlays: Vec<Overlay>,
+    /// Addresses that this node's kernel translates to backends (kube-proxy's, for one).
+    pub services: BTreeMap<ServiceAddress, BTreeSet<Backend>>,
+    /// Judge and count on the whole node, drop nothing: spoofed and forged packets are reported as well and pass.
+    pub observe: bool,
 }
 
 /// Index in [`Desired::selectors`].
@@ -164,6 +168,31 @@ pub struct Prefix {
     pub overlay: bool,
     /// As in [`Address::encapsulated`].
     pub encapsulated: bool,
+}
+
+/// An address and port that the node's kernel translates to one of several backends (DNAT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceAddress {
+    /// Segment in which an endpoint of this node can call it.
+    pub segment: Segment,
+    /// The address; `None` for a port on any node's address (a NodePort).
+    pub address: Option<IpAddr>,
+    /// IP protocol: TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// Port that is called.
+    pub port: u16,
+}
+
+/// Where calls to a [`ServiceAddress`] end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Address, of the family of the service's.
+    pub address: IpAddr,
+    /// Port that it listens on.
+    pub port: u16,
+    /// The way there passes one of this node's programs after translation: it is a workload of this node, or behind a VXLAN device. Of others (the
+    /// API server, host-gw routes) nothing is judged after the caller's own link, so there all backends must be allowed.
+    pub judged_later: bool,
 }
 
 /// An overlay of which this node is a member.

@@ -217,6 +217,7 @@ pub(crate) fn desired(prefixes: Prefixes) -> Desired {
         addresses,
         prefixes: known,
         overlays: Family::ALL.map(overlay).into(),
+        ..Desired::default()
     }
 }
 

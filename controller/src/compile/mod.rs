@@ -140,6 +140,8 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered) -> Result<Des
         addresses: addresses.unwrap_or_default(),
         prefixes,
         overlays: network::overlays(model, node, own, discovered),
+        services: BTreeMap::new(),
+        observe: false,
     })
 }
 

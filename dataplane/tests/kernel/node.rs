@@ -125,6 +125,7 @@ fn desired(topology: &Topology, node: usize, allowed: bool) -> Desired {
             .into_iter()
             .map(|(overlay, peers)| Overlay { vni: overlay.vni, port: overlay.port, own: vec![overlay.vtep], peers })
             .collect(),
+        ..Desired::default()
     }
 }
 
