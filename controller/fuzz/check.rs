@@ -3,9 +3,8 @@
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Diagnostics, source},
-    intent,
     model::Model,
-    workloads,
+    policy, workloads,
 };
 use bulkhead_dataplane::{desired::Peers, node::Discovered};
 use bulkhead_ebpf::abi::PORT_INTERVALS;
@@ -36,9 +35,9 @@ fn both(policy: &str, workloads: &str) {
 
 fn compiled(policy: &str, workloads: &str) -> Result<(), Diagnostics> {
     let workloads = workloads::parse(&source("workloads.yaml", workloads))?;
-    let model = Model::build(&intent::parse(&source("policy.yaml", policy))?, &workloads)?;
+    let model = Model::build(&policy::parse(&source("policy.yaml", policy))?, &workloads)?;
     for node in model.nodes.keys() {
-        let desired = compile(&model, node, &Discovered::default())?;
+        let desired = compile(&model, node, &Discovered::default(), 0)?;
         for interval in desired.sets.iter().flat_map(|set| &set.classes) {
             assert!((1..=PORT_INTERVALS).contains(&interval.len()));
             assert_eq!(interval[0].start, 0);

@@ -2,10 +2,7 @@
 //!
 //! No clock, no thread and no signal here: [`crate::run`] calls, and tests do.
 
-use std::{
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::PathBuf;
 
 use bulkhead_dataplane::{
     desired::Desired,
@@ -19,7 +16,7 @@ use crate::{
     metrics::{Health, Totals, render},
     model::Model,
     peers::Peers,
-    revision::{Revision, StateError, load, store},
+    revision::{Revision, StateError, load, now, store},
 };
 
 /// Name of the file with totals by peer in the state directory.
@@ -178,7 +175,7 @@ impl<N: Node> Agent<N> {
         }
         if self.stale {
             // The input is not used, but what is in force must follow the network.
-            match compile(&self.model, &self.settings.node, &self.discovered) {
+            match compile(&self.model, &self.settings.node, &self.discovered, now()) {
                 Ok(desired) => {
                     if let Err(error) = self.enforce(desired) {
                         self.fail(&error);
@@ -294,12 +291,12 @@ impl<N: Node> Agent<N> {
     fn read(
         &mut self,
     ) -> Result<(Vec<bulkhead_dataplane::node::Reading>, bulkhead_dataplane::node::Contacts), NodeError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = now();
         let readings = self.node.counters()?;
         let flows = self.node.flows()?;
         let contacts = self.node.contacts()?;
         self.totals.update(&readings, &flows, &contacts.records, &self.peers);
-        self.read_at = u64::try_from(now).unwrap_or(u64::MAX);
+        self.read_at = now;
         Ok((readings, contacts))
     }
 
@@ -352,7 +349,7 @@ struct Prepared {
 
 fn prepare(node: &str, inputs: Inputs, discovered: &Discovered) -> Result<Prepared, Diagnostics> {
     let model = inputs.model()?;
-    let desired = compile(&model, node, discovered)?;
+    let desired = compile(&model, node, discovered, now())?;
     Ok(Prepared { inputs, model, desired })
 }
 

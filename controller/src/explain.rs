@@ -1,11 +1,13 @@
 //! Why something is allowed or blocked, in the words and lines of those who wrote the policy.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
-use bulkhead_ebpf::abi::{Class, Direction};
+use bulkhead_ebpf::abi::{Action, Class, Direction};
 
 use crate::{
+    compile::NODE_REACHES,
     diagnostic::Place,
+    guard,
     intent::Entity,
     model::{METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
@@ -41,6 +43,10 @@ pub enum Verdict<'a> {
     Open,
     /// A node may reach the workloads that run on it.
     OwnNode,
+    /// A rule of a Guard allows it.
+    Guarded(&'a guard::Rule),
+    /// A rule of a Guard denies it.
+    Denied(&'a guard::Rule),
     /// A rule allows it.
     Allowed(&'a Rule),
     /// No rule allows it.
@@ -58,7 +64,18 @@ impl Verdict<'_> {
     /// Whether it lets the connection through.
     #[must_use]
     pub const fn allows(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+        !matches!(self, Self::Refused { .. } | Self::Denied(_))
+    }
+
+    /// Name and place of the rule that decides; a refusal has only a place.
+    #[must_use]
+    pub fn decider(&self) -> Option<(&str, &Place)> {
+        match self {
+            Self::Open | Self::OwnNode => None,
+            Self::Guarded(rule) | Self::Denied(rule) => Some((&rule.name, &rule.place)),
+            Self::Allowed(rule) => Some((&rule.name, &rule.place)),
+            Self::Refused { place, .. } => Some(("", place)),
+        }
     }
 }
 
@@ -80,6 +97,10 @@ pub struct Explanation<'a> {
     pub egress: Verdict<'a>,
     /// What the callee's wall says.
     pub ingress: Verdict<'a>,
+    /// What the callers' and the callee's wall would say if what is audited were enforced.
+    pub would_be: [Verdict<'a>; 2],
+    /// Rules of Guards that leave the decision to what comes after their Guard.
+    pub passed: Vec<&'a guard::Rule>,
     /// The nearest rule when it is blocked and there is one.
     pub nearest: Option<Near<'a>>,
 }
@@ -90,14 +111,28 @@ impl Explanation<'_> {
     pub const fn allowed(&self) -> bool {
         self.egress.allows() && self.ingress.allows()
     }
+
+    /// Whether both would if what is audited were enforced.
+    #[must_use]
+    pub fn would_be_allowed(&self) -> bool {
+        self.would_be.iter().all(Verdict::allows)
+    }
 }
 
-/// Answers a question by the rules of the model, on the tables of no node.
+/// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node.
 #[must_use]
-pub fn explain<'a>(model: &'a Model, question: Question<'a>) -> Explanation<'a> {
-    let egress = wall(model, &question, Direction::Egress);
-    let ingress = wall(model, &question, Direction::Ingress);
-    let nearest = if egress.allows() && ingress.allows() { None } else { nearest(model, &question) };
+pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation<'a> {
+    let mut passed = Vec::new();
+    let [egress, ingress] = [Direction::Egress, Direction::Ingress]
+        .map(|direction| wall(model, &question, Asked { direction, now, audit: false }, &mut passed));
+    let would_be = [Direction::Egress, Direction::Ingress]
+        .map(|direction| wall(model, &question, Asked { direction, now, audit: true }, &mut Vec::new()));
+    // What a Guard denies no rule of an Intent opens.
+    let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
+    let denied = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Denied(_));
+    let walls = [&egress, &ingress];
+    let near = walls.into_iter().any(refused) && !walls.into_iter().any(denied);
+    let nearest = if near { nearest(model, &question) } else { None };
     let home = [question.from, question.to].map(|party| workload(model, party).map(|(name, _)| name.namespace.clone()));
     let same = home[0] == home[1] || home.iter().any(Option::is_none);
     let names = [question.from, question.to].map(|party| {
@@ -109,7 +144,7 @@ pub fn explain<'a>(model: &'a Model, question: Question<'a>) -> Explanation<'a> 
             _ => name,
         }
     });
-    Explanation { question, names, egress, ingress, nearest }
+    Explanation { question, names, egress, ingress, would_be, passed, nearest }
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.
@@ -176,32 +211,52 @@ fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
     let Party::Address(address) = party else { return false };
     match peer {
         Peer::Service(_) => false,
+        Peer::Namespaces { other, .. } => *other,
+        Peer::Any => true,
         Peer::Cidrs(cidrs) => holds(cidrs, address),
         Peer::Entity(Entity::Node) => model.nodes.get(node).is_some_and(|node| node.addresses.contains(&address)),
         Peer::Entity(entity) => is(model, *entity, address),
     }
 }
 
-fn wall<'a>(model: &'a Model, question: &Question<'a>, direction: Direction) -> Verdict<'a> {
+/// Of what a wall is asked.
+#[derive(Clone, Copy)]
+struct Asked {
+    direction: Direction,
+    now: u64,
+    /// As if what is audited were enforced.
+    audit: bool,
+}
+
+fn wall<'a>(model: &'a Model, question: &Question<'a>, asked: Asked, passed: &mut Vec<&'a guard::Rule>) -> Verdict<'a> {
+    let Asked { direction, now, audit } = asked;
     let (subject, peer) = match direction {
         Direction::Egress => (question.from, question.to),
         Direction::Ingress => (question.to, question.from),
     };
-    let Some((_, subject)) = workload(model, subject) else {
+    let Some((name, subject)) = workload(model, subject) else {
         return Verdict::Open;
     };
-    let Some((service, place)) = subject
-        .services
-        .first()
-        .and_then(|first| model.services.get_key_value(first))
-        .map(|(name, service)| (name, &service.place))
-    else {
-        return Verdict::Open;
-    };
-    let lets: Vec<&Rule> = model.rules_of(subject, direction).collect();
     let node = subject.node.as_str();
-    if let Some(rule) = lets.iter().find(|rule| covers(model, rule, question) && matches(model, &rule.peer, peer, node))
-    {
+    for guard in model.guards.iter().filter(|guard| guard.subjects.hold(model, name, subject)) {
+        let fits = |rule: &&guard::Rule| {
+            (audit || !rule.audit)
+                && rule.ports.iter().any(|ports| covers(model, ports, question))
+                && guard.peer(rule, model, &name.namespace).is_some_and(|whom| matches(model, &whom, peer, node))
+        };
+        match guard.rules(direction, now).find(fits) {
+            Some(rule) if rule.action == Action::Pass => passed.push(rule),
+            Some(rule) if rule.action == Action::Allow => return Verdict::Guarded(rule),
+            Some(rule) => return Verdict::Denied(rule),
+            None => {}
+        }
+    }
+    let Some((service, listed)) = model.isolating(subject, audit) else {
+        return Verdict::Open;
+    };
+    let lets: Vec<&Rule> = model.rules_of(subject, direction).filter(|rule| audit || !rule.audit).collect();
+    let allows = |rule: &&&Rule| covers(model, &rule.ports, question) && matches(model, &rule.peer, peer, node);
+    if let Some(rule) = lets.iter().find(allows) {
         return Verdict::Allowed(rule);
     }
     if direction == Direction::Ingress
@@ -210,18 +265,18 @@ fn wall<'a>(model: &'a Model, question: &Question<'a>, direction: Direction) -> 
     {
         return Verdict::OwnNode;
     }
-    Verdict::Refused { service, place, lets }
+    Verdict::Refused { service, place: &listed.place, lets }
 }
 
-/// Whether the rule's ports hold what is asked, on the side that listens.
-fn covers(model: &Model, rule: &Rule, question: &Question<'_>) -> bool {
-    stretches(model, rule, question.to)
+/// Whether ports of a rule hold what is asked, on the side that listens.
+fn covers(model: &Model, ports: &Ports, question: &Question<'_>) -> bool {
+    stretches(model, ports, question.to)
         .iter()
         .any(|stretch| stretch.class == question.class && (stretch.first..=stretch.last).contains(&question.value))
 }
 
-fn stretches(model: &Model, rule: &Rule, to: Party<'_>) -> Vec<Stretch> {
-    match &rule.ports {
+fn stretches(model: &Model, ports: &Ports, to: Party<'_>) -> Vec<Stretch> {
+    match ports {
         Ports::Named(name) => {
             let listening = workload(model, to).and_then(|(_, workload)| workload.ports.get(name));
             listening.map(|&(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
@@ -234,7 +289,7 @@ fn stretches(model: &Model, rule: &Rule, to: Party<'_>) -> Vec<Stretch> {
 fn nearest<'a>(model: &'a Model, question: &Question<'_>) -> Option<Near<'a>> {
     let node_of = |party| workload(model, party).map_or("", |(_, workload)| workload.node.as_str());
     let mut best: Option<Near<'a>> = None;
-    for rule in &model.rules {
+    for rule in model.rules.iter().filter(|rule| !rule.audit) {
         let Wall::Service(owner) = &rule.wall else { continue };
         let of_wall = |party| workload(model, party).is_some_and(|(_, workload)| workload.services.contains(owner));
         let (caller, callee) = match rule.direction {
@@ -248,11 +303,11 @@ fn nearest<'a>(model: &'a Model, question: &Question<'_>) -> Option<Near<'a>> {
         if !caller && !callee {
             continue;
         }
-        let covering = stretches(model, rule, question.to);
+        let covering = stretches(model, &rule.ports, question.to);
         let protocol = covering.iter().any(|stretch| stretch.class == question.class);
         // A named port that the callee does not have is another port, not another protocol.
         let protocol = protocol || covering.is_empty();
-        let port = covers(model, rule, question) || !protocol;
+        let port = covers(model, &rule.ports, question) || !protocol;
         let differs: Vec<_> = [("caller", caller), ("callee", callee), ("protocol", protocol), ("port", port)]
             .into_iter()
             .filter(|(_, same)| !same)
@@ -278,6 +333,8 @@ fn short(peer: &Peer, home: &str, model: &Model) -> String {
     match peer {
         Peer::Service(name) => local(name),
         Peer::Entity(entity) => entity.to_string(),
+        // Only Guards have these.
+        Peer::Namespaces { .. } | Peer::Any => peer.to_string(),
         Peer::Cidrs(cidrs) => model
             .externals
             .iter()
@@ -305,32 +362,67 @@ impl<'a> Explanation<'a> {
     pub fn text(&self, model: &'a Model) -> String {
         let [from, to] = &self.names;
         let what = format!("{from} -> {to} {}", point(self.question.class, self.question.value));
-        if self.allowed() {
-            return format!("ALLOWED {what}  {}", self.grounds());
+        let mut text = if self.allowed() {
+            format!("ALLOWED {what}  {}", grounds(&self.egress, &self.ingress))
+        } else {
+            format!("BLOCKED {what}  {}", self.blocked(model))
+        };
+        let passed: BTreeSet<_> =
+            self.passed.iter().map(|rule| format!("{} ({})", rule.name, rule.place.origin())).collect();
+        if !passed.is_empty() {
+            text.push_str(&format!("; passed on by {}", passed.into_iter().collect::<Vec<_>>().join(" and ")));
         }
-        let mut text = format!("BLOCKED {what}  ");
-        let near = |verdict: &Verdict<'_>, name: &str| match verdict {
+        let [egress, ingress] = &self.would_be;
+        match (self.allowed(), self.would_be_allowed()) {
+            (true, false) => {
+                let at = if egress.allows() { format!("{to}'s ingress") } else { format!("{from}'s egress") };
+                let why = self
+                    .sentence(egress, Direction::Egress, model)
+                    .or_else(|| self.sentence(ingress, Direction::Ingress, model));
+                text.push_str(&format!("; audit: would be blocked at {at}: {}", why.unwrap_or_default()));
+            }
+            (false, true) => text.push_str(&format!("; audit: would be allowed, {}", grounds(egress, ingress))),
+            _ => {}
+        }
+        text
+    }
+
+    /// Why a wall blocks; `None` when it does not.
+    fn sentence(&self, verdict: &Verdict<'_>, direction: Direction, model: &Model) -> Option<String> {
+        let (name, verb) = match direction {
+            Direction::Egress => (&self.names[0], "may call"),
+            Direction::Ingress => (&self.names[1], "accepts"),
+        };
+        match verdict {
             Verdict::Refused { service, place, lets } => {
                 let targets: Vec<_> = lets.iter().map(|rule| target(rule, &service.namespace, model)).collect();
-                Some((format!("{name} is isolated ({})", place.origin()), some(targets), place.origin()))
+                Some(format!("{name} is isolated ({}) and {verb} {}", place.origin(), some(targets)))
             }
+            Verdict::Denied(rule) => Some(format!("denied by {} ({})", rule.name, rule.place.origin())),
             _ => None,
-        };
-        match (near(&self.egress, from), near(&self.ingress, to)) {
-            (Some((isolated, lets, _)), other) => {
-                text.push_str(&format!("at {from}'s egress: {isolated} and may call {lets}"));
-                match (other, &self.ingress) {
-                    (Some((_, _, origin)), _) => text.push_str(&format!("; {to} would refuse too ({origin})")),
-                    (None, Verdict::Allowed(rule)) => {
-                        text.push_str(&format!("; {to} would accept it ({})", rule.place.origin()));
-                    }
-                    (None, _) => {}
+        }
+    }
+
+    fn blocked(&self, model: &'a Model) -> String {
+        let [from, to] = &self.names;
+        let origin = |verdict: &Verdict<'_>| verdict.decider().map(|(_, place)| place.origin());
+        let sentences = (
+            self.sentence(&self.egress, Direction::Egress, model),
+            self.sentence(&self.ingress, Direction::Ingress, model),
+        );
+        let mut text = String::new();
+        match sentences {
+            (Some(why), other) => {
+                text.push_str(&format!("at {from}'s egress: {why}"));
+                if let Some(origin) = origin(&self.ingress) {
+                    let would = if other.is_some() { "refuse too" } else { "accept it" };
+                    text.push_str(&format!("; {to} would {would} ({origin})"));
                 }
             }
-            (None, Some((isolated, lets, _))) => {
-                text.push_str(&format!("at {to}'s ingress: {isolated} and accepts {lets}"));
-                if let Verdict::Allowed(rule) = &self.egress {
-                    text.push_str(&format!("; {from} may call it ({})", rule.place.origin()));
+            (None, Some(why)) => {
+                text.push_str(&format!("at {to}'s ingress: {why}"));
+                if let Some(origin) = origin(&self.egress) {
+                    text.push_str(&format!("; {from} may call it ({origin})"));
                 }
             }
             (None, None) => {}
@@ -353,18 +445,18 @@ impl<'a> Explanation<'a> {
         }
         text
     }
+}
 
-    fn grounds(&self) -> String {
-        let by = |verdict: &Verdict<'_>| match verdict {
-            Verdict::Allowed(rule) => Some(format!("{} ({})", rule.name, rule.place.origin())),
-            Verdict::OwnNode => Some(crate::compile::NODE_REACHES.to_owned()),
-            Verdict::Open | Verdict::Refused { .. } => None,
-        };
-        match (by(&self.egress), by(&self.ingress)) {
-            (None, None) => "neither side is isolated".to_owned(),
-            (Some(egress), Some(ingress)) if egress != ingress => format!("by {egress} and {ingress}"),
-            (Some(one), _) | (None, Some(one)) => format!("by {one}"),
-        }
+/// Why both walls let something through.
+fn grounds(egress: &Verdict<'_>, ingress: &Verdict<'_>) -> String {
+    let by = |verdict: &Verdict<'_>| match verdict {
+        Verdict::OwnNode => Some(NODE_REACHES.to_owned()),
+        verdict => verdict.decider().map(|(name, place)| format!("{name} ({})", place.origin())),
+    };
+    match (by(egress), by(ingress)) {
+        (None, None) => "neither side is isolated".to_owned(),
+        (Some(egress), Some(ingress)) if egress != ingress => format!("by {egress} and {ingress}"),
+        (Some(one), _) | (None, Some(one)) => format!("by {one}"),
     }
 }
 

@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, source},
-    intent,
     model::Model,
-    workloads,
+    policy, workloads,
 };
 
 /// Longest file that is read; nobody writes a policy of this size by hand.
@@ -54,13 +53,13 @@ impl Inputs {
     /// Everything that is wrong with any of them.
     pub fn model(&self) -> Result<Model, Diagnostics> {
         let mut found = Diagnostics::default();
-        let mut intents = Vec::new();
+        let mut policies = Vec::new();
         for (name, text) in &self.policies {
-            intents.extend(found.take(intent::parse(&source(name, text))).unwrap_or_default());
+            policies.extend(found.take(policy::parse(&source(name, text))).unwrap_or_default());
         }
         let workloads = found.take(workloads::parse(&source(&self.workloads.0, &self.workloads.1)));
         match workloads {
-            Some(workloads) if found.0.is_empty() => Model::build(&intents, &workloads),
+            Some(workloads) if found.0.is_empty() => Model::build(&policies, &workloads),
             // Names cannot be resolved while some are missing.
             _ => Err(found),
         }

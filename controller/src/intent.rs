@@ -1,22 +1,20 @@
 //! `kind: Intent`: what owners of services write.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt};
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use crate::{
-    diagnostic::{Diagnostic, Diagnostics, Place, Source},
-    ports::Ports,
-    yaml::{self, Checked, Entries, at},
-};
+use crate::{diagnostic::Place, policy::Reader, ports::Ports, yaml::Entries};
 
 /// One document.
 #[derive(Clone, Debug)]
 pub struct Intent {
     /// Namespace that it speaks of.
     pub namespace: String,
+    /// It is judged beside what is enforced, and reported.
+    pub audit: bool,
     /// Where `dns: cluster` stands, if it does.
     pub dns: Option<Place>,
     /// Peers without a container.
@@ -65,6 +63,8 @@ pub struct Service {
     pub place: Place,
     /// Labels that its workloads have; `None` for the service label with the service's name.
     pub select: Option<BTreeMap<String, String>>,
+    /// Its walls report instead of blocking.
+    pub audit: bool,
     /// Who may call it.
     pub accepts: Vec<Line>,
     /// Whom it may call.
@@ -139,7 +139,7 @@ impl Entity {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|entity| entity.name() == text)
     }
 }
@@ -150,96 +150,38 @@ impl fmt::Display for Entity {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Document {
-    #[serde(rename = "apiVersion")]
-    _api_version: Checked,
-    #[serde(rename = "kind")]
-    _kind: Checked,
-    namespace: Spanned<String>,
-    mode: Option<Spanned<String>>,
-    dns: Option<Spanned<String>>,
-    #[serde(default)]
-    external: Entries<ExternalFields>,
-    services: Entries<Option<ServiceFields>>,
+/// Fields of a document, as they are written.
+pub(crate) struct Fields {
+    pub(crate) namespace: Spanned<String>,
+    pub(crate) mode: Option<Spanned<String>>,
+    pub(crate) dns: Option<Spanned<String>>,
+    pub(crate) external: Entries<ExternalFields>,
+    pub(crate) services: Entries<Option<ServiceFields>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ExternalFields {
-    cidrs: Vec<Spanned<String>>,
+pub(crate) struct ExternalFields {
+    pub(crate) cidrs: Vec<Spanned<String>>,
     #[serde(default)]
-    except: Vec<Spanned<String>>,
+    pub(crate) except: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct ServiceFields {
+pub(crate) struct ServiceFields {
     select: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
     accepts: Vec<Spanned<String>>,
     #[serde(default)]
     calls: Vec<Spanned<String>>,
-    isolate: Option<Spanned<IgnoredAny>>,
-}
-
-/// Reads all documents of a file.
-///
-/// # Errors
-/// Everything that is wrong with it; nothing of the file is used then.
-pub fn parse(source: &Arc<Source>) -> Result<Vec<Intent>, Diagnostics> {
-    let documents = yaml::documents::<Document>(source, "Intent", |kind| match kind {
-        "Guard" => Some("`Guard` is not supported yet by this version: remove the document"),
-        "Workloads" => {
-            Some("the workloads file is given by `--workloads` and stands outside the directory of policies")
-        }
-        _ => None,
-    })?;
-    let mut found = Diagnostics::default();
-    let intents =
-        documents.into_iter().map(|document| Reader { source, found: &mut found }.intent(document.value)).collect();
-    found.or(intents)
-}
-
-/// Turns what was deserialized into what is meant, and collects what is wrong.
-struct Reader<'a> {
-    source: &'a Arc<Source>,
-    found: &'a mut Diagnostics,
+    isolate: Option<Spanned<String>>,
 }
 
 impl Reader<'_> {
-    fn at<T>(&self, value: &Spanned<T>) -> Place {
-        at(self.source, value)
-    }
-
-    fn error<T>(&mut self, value: &Spanned<T>, message: impl Into<String>, help: impl Into<String>) {
-        self.found.push(Diagnostic::error(&self.at(value), message).help(help));
-    }
-
-    fn name(&mut self, name: &Spanned<String>, of: &str) -> String {
-        if !valid_name(&name.value) {
-            let help = "1 to 63 letters, digits, `-`, `_` or `.`, a letter or digit at both ends";
-            self.error(name, format!("`{}` cannot be the name of {of}", name.value), help);
-        }
-        name.value.clone()
-    }
-
-    fn intent(&mut self, document: Document) -> Intent {
+    pub(crate) fn intent(&mut self, document: Fields) -> Intent {
         let namespace = self.name(&document.namespace, "a namespace");
-        match &document.mode {
-            Some(mode) if mode.value == "audit" => {
-                self.error(
-                    mode,
-                    "`mode: audit` is not supported yet by this version",
-                    "write `mode: enforce`, or keep the document elsewhere",
-                );
-            }
-            Some(mode) if mode.value != "enforce" => {
-                self.error(mode, format!("mode `{}` is not known", mode.value), "write `mode: enforce`");
-            }
-            _ => {}
-        }
+        let audit = self.audit(document.mode.as_ref());
         let dns = document.dns.as_ref().and_then(|dns| match dns.value.as_str() {
             "cluster" => Some(self.at(dns)),
             "none" => None,
@@ -259,78 +201,16 @@ impl Reader<'_> {
             .into_iter()
             .map(|(name, fields)| self.service(&namespace, &name, fields.unwrap_or_default()))
             .collect();
-        Intent { namespace, dns, external, services }
-    }
-
-    fn declared(&mut self, name: &Spanned<String>, of: &str) -> String {
-        if Entity::parse(&name.value).is_some() {
-            self.error(
-                name,
-                format!("`{}` is an entity and cannot be the name of {of}", name.value),
-                "choose another name",
-            );
-        }
-        self.name(name, of)
-    }
-
-    fn external(&mut self, name: &Spanned<String>, fields: &ExternalFields) -> External {
-        let text = self.declared(name, "an external");
-        if fields.cidrs.is_empty() {
-            self.error(
-                name,
-                format!("external `{text}` has no prefixes and would match nobody"),
-                "write `cidrs: [198.51.100.0/24]`",
-            );
-        }
-        let mut cidrs: Vec<IpNetwork> = fields.cidrs.iter().filter_map(|cidr| self.network(cidr)).collect();
-        let mut except = Vec::new();
-        for written in &fields.except {
-            let Some(net) = self.network(written) else { continue };
-            if !cidrs.iter().any(|&outer| contains(outer, net)) {
-                self.error(
-                    written,
-                    format!("{net} is not inside any of the prefixes of `{text}`"),
-                    "an exception must lie in one of `cidrs`; remove or correct it",
-                );
-            }
-            except.push(net);
-        }
-        for nets in [&mut cidrs, &mut except] {
-            nets.sort_unstable();
-            nets.dedup();
-        }
-        External { name: text, place: self.at(name), cidrs: Cidrs { cidrs, except } }
-    }
-
-    fn network(&mut self, written: &Spanned<String>) -> Option<IpNetwork> {
-        let Ok(net) = written.value.parse::<IpNetwork>() else {
-            self.error(
-                written,
-                format!("`{}` is not a prefix", written.value),
-                "write `198.51.100.0/24` or `2001:db8::/32`",
-            );
-            return None;
-        };
-        let whole = IpNetwork::new(net.network(), net.prefix()).ok()?;
-        if net != whole {
-            self.error(
-                written,
-                format!("{net} has bits set behind its prefix"),
-                format!("write `{whole}`, or `{}` for the one address", net.ip()),
-            );
-            return None;
-        }
-        Some(net)
+        Intent { namespace, audit, dns, external, services }
     }
 
     fn service(&mut self, namespace: &str, name: &Spanned<String>, fields: ServiceFields) -> Service {
         let text = self.declared(name, "a service");
-        if let Some(isolate) = &fields.isolate {
-            self.error(
-                isolate,
-                "`isolate` is not supported yet by this version",
-                "remove it: to list a service is to isolate it",
-            );
+        let isolate = fields.isolate.as_ref();
+        let audit = isolate.is_some_and(|isolate| isolate.value == "audit");
+        if let Some(isolate) = isolate.filter(|_| !audit) {
+            let help = "write `isolate: audit` to report only, or remove it: to list a service is to isolate it";
+            self.error(isolate, format!("isolate `{}` is not known", isolate.value), help);
         }
         if let Some(select) = &fields.select
             && select.value.is_empty()
@@ -344,15 +224,13 @@ impl Reader<'_> {
         }
         let accepts = fields.accepts.iter().filter_map(|line| self.line(namespace, line)).collect();
         let calls = fields.calls.iter().filter_map(|line| self.line(namespace, line)).collect();
-        Service { name: text, place: self.at(name), select: fields.select.map(|select| select.value), accepts, calls }
+        let select = fields.select.map(|select| select.value);
+        Service { name: text, place: self.at(name), select, audit, accepts, calls }
     }
 
     fn line(&mut self, namespace: &str, written: &Spanned<String>) -> Option<Line> {
         let text = &written.value;
-        let prefix = text.rsplit_once(':').map_or(text.as_str(), |(prefix, _)| prefix);
-        if [text.as_str(), prefix].into_iter().any(|text| text.trim_matches(['[', ']']).parse::<IpNetwork>().is_ok()) {
-            let help = "give it a name: `external: { stripe: { cidrs: [198.51.100.0/24] } }`, then write `stripe:443`";
-            self.error(written, format!("`{text}` has an address where a name is expected"), help);
+        if self.address(written) {
             return None;
         }
         let Some((peer, ports)) = text.split_once(':') else {

@@ -1,7 +1,7 @@
 //! The intent half of Bulkhead: reads what people write, turns it into what a node shall enforce, and shows what came of it.
 //!
 //! ```text
-//! intent::parse ─┐
+//! policy::parse ─┐
 //!                ├─> model::Model::build ─> compile::compile ─> bulkhead_dataplane::desired::Desired
 //! workloads::parse ┘            └────────> explain::explain
 //! ```
@@ -13,11 +13,13 @@ pub mod agent;
 pub mod compile;
 pub mod diagnostic;
 pub mod explain;
+pub mod guard;
 pub mod input;
 pub mod intent;
 pub mod metrics;
 pub mod model;
 pub mod peers;
+pub mod policy;
 pub mod ports;
 pub mod revision;
 pub mod run;

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
+    guard::{self, Guard},
     intent::{Cidrs, Entity, Intent, Line, PeerName},
+    policy::Policy,
     ports::{Ports, Transport},
     workloads::{self, Endpoint, Node, WorkloadName, Workloads},
 };
@@ -24,7 +26,9 @@ pub struct Model {
     pub nodes: BTreeMap<String, Node>,
     /// Workloads by name.
     pub workloads: BTreeMap<WorkloadName, Workload>,
-    /// Services that an Intent lists: the isolated ones.
+    /// Labels of namespaces.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Services that an Intent lists: the isolated ones, and those whose isolation is only judged.
     pub services: BTreeMap<ServiceName, Service>,
     /// Peers without a container, by namespace and name.
     pub externals: BTreeMap<ServiceName, Cidrs>,
@@ -32,7 +36,9 @@ pub struct Model {
     pub resolvers: BTreeSet<IpAddr>,
     /// Label that names the service of a workload that no listed service selects.
     pub service_label: String,
-    /// Rules in the order in which they are written. Names are unique for each wall and direction.
+    /// Guards in the order in which they are judged, before all rules.
+    pub guards: Vec<Guard>,
+    /// Rules of Intents in the order in which they are written. Names are unique for each wall and direction.
     pub rules: Vec<Rule>,
     /// What somebody should look at although the input is used.
     pub warnings: Diagnostics,
@@ -60,6 +66,8 @@ pub struct Service {
     pub place: Place,
     /// Labels that its workloads have.
     pub select: BTreeMap<String, String>,
+    /// It isolates nobody: what it would block is reported.
+    pub audit: bool,
 }
 
 /// A workload.
@@ -73,7 +81,7 @@ pub struct Workload {
     pub ports: BTreeMap<String, (Transport, u16)>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
-    /// Listed services that select it; isolated when there is one.
+    /// Listed services that select it.
     pub services: BTreeSet<ServiceName>,
     /// Service for metrics: the first listed one, else what the service label says, else empty.
     pub service: String,
@@ -103,6 +111,8 @@ pub struct Rule {
     pub peer: Peer,
     /// Ports on the side that listens.
     pub ports: Ports,
+    /// It grants nothing: what it would let through is reported.
+    pub audit: bool,
 }
 
 /// Whose wall a rule opens.
@@ -123,6 +133,17 @@ pub enum Peer {
     Entity(Entity),
     /// A service: a listed one, or what the service label says.
     Service(ServiceName),
+    /// Workloads by a label of their namespaces.
+    Namespaces {
+        /// Label.
+        label: String,
+        /// Its value.
+        value: String,
+        /// Everyone else instead, known or not.
+        other: bool,
+    },
+    /// Everyone, known or not.
+    Any,
 }
 
 impl fmt::Display for Peer {
@@ -131,6 +152,9 @@ impl fmt::Display for Peer {
             Self::Cidrs(cidrs) => write!(f, "cidr {cidrs}"),
             Self::Entity(entity) => write!(f, "entity {entity}"),
             Self::Service(service) => write!(f, "service {service}"),
+            Self::Namespaces { label, value, other: false } => write!(f, "namespaces {label}={value}"),
+            Self::Namespaces { label, value, other: true } => write!(f, "other than namespaces {label}={value}"),
+            Self::Any => f.write_str("any"),
         }
     }
 }
@@ -140,12 +164,24 @@ impl Model {
     ///
     /// # Errors
     /// Everything that does not fit together.
-    pub fn build(intents: &[Intent], workloads: &Workloads) -> Result<Self, Diagnostics> {
+    pub fn build(policies: &[Policy], workloads: &Workloads) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::default();
-        let services = services(intents, &workloads.service_label, &mut found);
-        let externals = externals(intents, &services, &mut found);
+        let intents: Vec<&Intent> = policies
+            .iter()
+            .filter_map(|policy| match policy {
+                Policy::Intent(intent) => Some(intent),
+                Policy::Guard(_) => None,
+            })
+            .collect();
+        let guards = policies.iter().filter_map(|policy| match policy {
+            Policy::Guard(guard) => Some(guard),
+            Policy::Intent(_) => None,
+        });
+        let services = services(&intents, &workloads.service_label, &mut found);
+        let externals = externals(&intents, &services, &mut found);
         let mut model = Self {
             nodes: workloads.nodes.clone(),
+            namespaces: workloads.namespaces.clone(),
             workloads: workloads
                 .workloads
                 .iter()
@@ -155,12 +191,14 @@ impl Model {
             externals: externals.iter().map(|(name, (_, cidrs))| (name.clone(), cidrs.clone())).collect(),
             resolvers: workloads.resolvers.clone(),
             service_label: workloads.service_label.clone(),
+            guards: Vec::new(),
             rules: Vec::new(),
             warnings: Diagnostics::default(),
         };
         for intent in intents {
             Builder { model: &mut model, found: &mut found, intent }.intent();
         }
+        guard::resolve(&mut model, guards, &mut found);
         model.warn_of_empty_services();
         found.or(model)
     }
@@ -187,7 +225,41 @@ impl Model {
             Peer::Service(service) => self.is_member(service, name, workload),
             Peer::Entity(entity) => *entity == Entity::Cluster,
             Peer::Cidrs(cidrs) => workload.addresses().any(|address| holds(cidrs, address)),
+            Peer::Namespaces { label, value, other } => {
+                (self.namespace(&name.namespace).get(label) == Some(value)) != *other
+            }
+            Peer::Any => true,
         }
+    }
+
+    /// Labels of a namespace.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.namespaces.get(name).unwrap_or(NONE)
+    }
+
+    /// The first listed service that isolates a workload, or with `audit` the first that would.
+    #[must_use]
+    pub fn isolating(&self, workload: &Workload, audit: bool) -> Option<(&ServiceName, &Service)> {
+        let listed = || workload.services.iter().filter_map(|name| self.services.get_key_value(name));
+        listed().find(|(_, service)| !service.audit).or_else(|| listed().next().filter(|_| audit))
+    }
+
+    /// What to say of a service that nobody is.
+    pub(crate) fn nobody(&self, service: &ServiceName, place: &Place, so: &str) -> Option<Diagnostic> {
+        if self.services.contains_key(service) || self.members(service).next().is_some() {
+            return None;
+        }
+        let names: Vec<_> = self
+            .workloads
+            .iter()
+            .filter(|(workload, _)| workload.namespace == service.namespace)
+            .map(|(_, workload)| workload.service.as_str())
+            .filter(|service| !service.is_empty())
+            .collect();
+        let warning = Diagnostic::warning(place, format!("nobody is `{service}`: {so}"));
+        Some(warning.help(suggest(&service.name, names)))
     }
 
     /// Rules that open a wall of a workload, in order.
@@ -256,7 +328,7 @@ pub fn local_prefixes() -> Vec<IpNetwork> {
     all.into_iter().flatten().collect()
 }
 
-fn services(intents: &[Intent], label: &str, found: &mut Diagnostics) -> BTreeMap<ServiceName, Service> {
+fn services(intents: &[&Intent], label: &str, found: &mut Diagnostics) -> BTreeMap<ServiceName, Service> {
     let mut services: BTreeMap<ServiceName, Service> = BTreeMap::new();
     for intent in intents {
         for service in &intent.services {
@@ -268,14 +340,15 @@ fn services(intents: &[Intent], label: &str, found: &mut Diagnostics) -> BTreeMa
             }
             let select =
                 service.select.clone().unwrap_or_else(|| BTreeMap::from([(label.to_owned(), service.name.clone())]));
-            services.insert(name, Service { place: service.place.clone(), select });
+            let audit = intent.audit || service.audit;
+            services.insert(name, Service { place: service.place.clone(), select, audit });
         }
     }
     services
 }
 
 fn externals(
-    intents: &[Intent],
+    intents: &[&Intent],
     services: &BTreeMap<ServiceName, Service>,
     found: &mut Diagnostics,
 ) -> BTreeMap<ServiceName, (Place, Cidrs)> {
@@ -366,6 +439,7 @@ impl Builder<'_> {
             direction,
             peer,
             ports: line.ports.clone(),
+            audit: self.intent.audit,
         };
         if let Ports::Named(port) = &line.ports {
             let listener = if direction == Direction::Ingress { &Peer::Service(service.clone()) } else { &peer };
@@ -406,15 +480,8 @@ impl Builder<'_> {
             }
             PeerName::Remote { namespace, name } => {
                 let full = ServiceName { namespace: namespace.clone(), name: name.clone() };
-                if !self.model.services.contains_key(&full) && self.model.members(&full).next().is_none() {
-                    let names = self.model.workloads.iter().filter(|(workload, _)| workload.namespace == *namespace);
-                    let names: Vec<_> = names
-                        .map(|(_, workload)| workload.service.as_str())
-                        .filter(|service| !service.is_empty())
-                        .collect();
-                    let warning =
-                        Diagnostic::warning(&line.place, format!("nobody is `{full}`: the line matches nobody"));
-                    self.model.warnings.push(warning.help(suggest(name, names)));
+                if let Some(warning) = self.model.nobody(&full, &line.place, "the line matches nobody") {
+                    self.model.warnings.push(warning);
                 }
                 Some(Peer::Service(full))
             }
@@ -464,6 +531,7 @@ impl Builder<'_> {
                     direction,
                     peer,
                     ports: ports.clone(),
+                    audit: self.intent.audit,
                 };
                 self.model.rules.push(rule(Wall::Service(full.clone()), Direction::Egress, resolvers.clone()));
                 self.model.rules.push(rule(Wall::Resolvers, Direction::Ingress, Peer::Service(full.clone())));

@@ -66,7 +66,14 @@ impl Revision {
     /// A revision that is published now.
     #[must_use]
     pub fn new(number: u64, node: &str, inputs: Inputs, desired: &Desired) -> Self {
-        Self { format: FORMAT, number, node: node.to_owned(), published: now(), inputs, summary: desired.into() }
+        Self {
+            format: FORMAT,
+            number,
+            node: node.to_owned(),
+            published: now() / 1_000_000_000,
+            inputs,
+            summary: desired.into(),
+        }
     }
 
     /// The last good revision, if one was ever stored.
@@ -124,7 +131,8 @@ pub(crate) fn store<T: Serialize>(state: &Path, file: &str, value: &T) -> Result
     write().map_err(|error| StateError { path: state.join(file), why: error.to_string() })
 }
 
-/// Seconds of Unix time.
+/// Nanoseconds of Unix time.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

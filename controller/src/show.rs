@@ -25,6 +25,7 @@ use crate::{
     metrics::protocol,
     model::{Model, ServiceName},
     peers::{Peers, UNKNOWN},
+    policy::{self, Policy},
     ports::{class_of, point},
     revision::Revision,
     workloads::WorkloadName,
@@ -74,7 +75,7 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                 workload: name.name.clone(),
                 service: workload.service.clone(),
                 node: workload.node.clone(),
-                isolated: !workload.services.is_empty(),
+                isolated: model.isolating(workload, false).is_some(),
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
@@ -116,6 +117,8 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
 #[derive(Debug, Serialize)]
 pub struct PolicyLine {
     origin: String,
+    /// `enforce` or `audit`.
+    mode: &'static str,
     namespace: String,
     service: String,
     selects: BTreeMap<String, String>,
@@ -131,12 +134,14 @@ pub struct PolicyLine {
 pub fn policies(revision: &Revision, model: &Model) -> Result<Vec<PolicyLine>, Diagnostics> {
     let mut lines = Vec::new();
     for (file, text) in &revision.inputs.policies {
-        for intent in intent::parse(&source(file, text))? {
+        for document in policy::parse(&source(file, text))? {
+            let Policy::Intent(intent) = document else { continue };
             for service in &intent.services {
                 let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
                 let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
                 lines.push(PolicyLine {
                     origin: service.place.origin(),
+                    mode: if intent.audit || service.audit { "audit" } else { "enforce" },
                     workloads: model.members(&name).count(),
                     selects: model.services.get(&name).map(|service| service.select.clone()).unwrap_or_default(),
                     namespace: name.namespace,
@@ -161,6 +166,7 @@ pub fn policies_table(lines: &[PolicyLine]) -> String {
                 line.namespace.clone(),
                 line.service.clone(),
                 line.origin.clone(),
+                line.mode.to_owned(),
                 selects.join(","),
                 line.workloads.to_string(),
                 line.accepts.join(" "),
@@ -168,7 +174,7 @@ pub fn policies_table(lines: &[PolicyLine]) -> String {
             ]
         })
         .collect();
-    table(["NAMESPACE", "SERVICE", "ORIGIN", "SELECTS", "WORKLOADS", "ACCEPTS", "CALLS"], &rows)
+    table(["NAMESPACE", "SERVICE", "ORIGIN", "MODE", "SELECTS", "WORKLOADS", "ACCEPTS", "CALLS"], &rows)
 }
 
 /// One line of `bulkhead get rules`.
@@ -208,6 +214,8 @@ pub fn rules(model: &Model, readings: &[Reading]) -> Vec<RuleLine> {
 fn origins(model: &Model) -> BTreeMap<String, String> {
     let mut origins: BTreeMap<String, String> =
         model.rules.iter().map(|rule| (rule.name.clone(), rule.place.origin())).collect();
+    let guards = model.guards.iter().flat_map(|guard| &guard.rules);
+    origins.extend(guards.map(|rule| (rule.name.clone(), rule.place.origin())));
     for (name, service) in &model.services {
         for direction in [Direction::Ingress, Direction::Egress] {
             origins.insert(isolated(name, direction), service.place.origin());
@@ -460,7 +468,7 @@ impl<'a> Names<'a> {
         let own = Party::Workload(&own);
         let peer = self.peers.workload(endpoint, contact.peer).map_or(Party::Address(contact.peer), Party::Workload);
         let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
-        let answer = explain(self.model, Question { from, to, class, value });
+        let answer = explain(self.model, Question { from, to, class, value }, contact.last);
         (!answer.allowed()).then(|| answer.text(self.model))
     }
 

@@ -38,6 +38,8 @@ pub struct Workloads {
     pub nodes: BTreeMap<String, Node>,
     /// Workloads by name.
     pub workloads: BTreeMap<WorkloadName, Workload>,
+    /// Labels of namespaces; one that is not listed has none.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A node.
@@ -116,6 +118,8 @@ struct Document {
     _kind: Checked,
     service_label: Option<Spanned<String>>,
     #[serde(default)]
+    namespaces: Vec<NamespaceFields>,
+    #[serde(default)]
     resolvers: Vec<Spanned<String>>,
     #[serde(default)]
     nodes: Vec<NodeFields>,
@@ -123,6 +127,14 @@ struct Document {
     workloads: Vec<WorkloadFields>,
     #[serde(default)]
     services: Vec<Spanned<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamespaceFields {
+    name: Spanned<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -175,7 +187,7 @@ struct EndpointFields {
 /// Everything that is wrong with it; nothing of it is used then.
 pub fn parse(source: &Arc<Source>) -> Result<Workloads, Diagnostics> {
     let documents = yaml::documents::<Document>(source, "Workloads", |kind| match kind {
-        "Intent" => Some("policies stand in files of the directory given by `--policies`"),
+        "Intent" | "Guard" => Some("policies stand in files of the directory given by `--policies`"),
         _ => None,
     })?;
     let mut documents = documents.into_iter();
@@ -263,7 +275,23 @@ impl Reader<'_> {
             }
             workloads.insert(name, workload);
         }
-        Workloads { service_label, resolvers, nodes, workloads }
+        let namespaces = self.namespaces(&document.namespaces);
+        Workloads { service_label, resolvers, nodes, workloads, namespaces }
+    }
+
+    fn namespaces(&mut self, written: &[NamespaceFields]) -> BTreeMap<String, BTreeMap<String, String>> {
+        let mut first: BTreeMap<String, Place> = BTreeMap::new();
+        let mut namespaces = BTreeMap::new();
+        for fields in written {
+            let name = self.name(&fields.name, "a namespace");
+            let place = self.at(&fields.name);
+            if let Some(first) = first.insert(name.clone(), place.clone()) {
+                let error = Diagnostic::error(&place, format!("namespace `{name}` is listed twice"));
+                self.found.push(error.note(&first, "first here").help("keep one of the two"));
+            }
+            namespaces.insert(name, fields.labels.clone());
+        }
+        namespaces
     }
 
     fn node(&mut self, fields: &NodeFields) -> (String, Node) {

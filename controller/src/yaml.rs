@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_saphyr::{Error, Location, Spanned};
 
@@ -45,6 +45,53 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
     }
 }
 
+/// Names of what every document begins with.
+const HEADER: [&str; 2] = [API_VERSION_FIELD, "kind"];
+const API_VERSION_FIELD: &str = "apiVersion";
+
+/// One text, or a list of texts.
+#[derive(Debug)]
+pub(crate) struct OneOrMany(pub(crate) Vec<Spanned<String>>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        enum Either {
+            One(String),
+            Many(Vec<Spanned<String>>),
+        }
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Either;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a list of texts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Either, E> {
+                Ok(Either::One(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Either, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = seq.next_element()? {
+                    texts.push(text);
+                }
+                Ok(Either::Many(texts))
+            }
+        }
+        impl<'de> Deserialize<'de> for Either {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(Texts)
+            }
+        }
+        let Spanned { value, referenced, defined } = Spanned::<Either>::deserialize(deserializer)?;
+        Ok(Self(match value {
+            Either::One(value) => vec![Spanned { value, referenced, defined }],
+            Either::Many(texts) => texts,
+        }))
+    }
+}
+
 /// What every document begins with.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -59,33 +106,49 @@ pub(crate) type Checked = IgnoredAny;
 /// What a kind that is not read here gets told.
 pub(crate) type Refusal = fn(&str) -> Option<&'static str>;
 
+/// A kind of document.
+pub(crate) struct Kind {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Its fields besides those of every document, where a file may hold several kinds; else empty.
+    pub(crate) fields: &'static [&'static str],
+}
+
 /// Reads all documents of a file, at least one. Each must be of the given kind; `refusal` knows what to say of others.
 pub(crate) fn documents<'de, T: Deserialize<'de>>(
     source: &'de Arc<Source>,
-    kind: &str,
+    kind: &'static str,
+    refusal: Refusal,
+) -> Result<Vec<Spanned<T>>, Diagnostic> {
+    documents_of(source, &[Kind { name: kind, fields: &[] }], refusal)
+}
+
+/// The same where each document is of one of several kinds, whose fields `T` has all.
+pub(crate) fn documents_of<'de, T: Deserialize<'de>>(
+    source: &'de Arc<Source>,
+    kinds: &[Kind],
     refusal: Refusal,
 ) -> Result<Vec<Spanned<T>>, Diagnostic> {
     let text = source.inner();
-    let headers: Vec<Spanned<Header>> = read(source, text)?;
+    let headers: Vec<Spanned<Header>> = read(text).map_err(|error| refuse(source, text, &error, None))?;
+    let known = || kinds.iter().map(|kind| format!("`kind: {}`", kind.name)).collect::<Vec<_>>().join(" or ");
     if headers.is_empty() {
         // Also what a reader sees of a file that somebody is about to write: it must not open what the text to come isolates.
         return Err(Diagnostic::error(&Place::start(source), "the file has no document")
-            .help(format!("begin with `apiVersion: {API_VERSION}` and `kind: {kind}`, or remove the file")));
+            .help(format!("begin with `apiVersion: {API_VERSION}` and {}, or remove the file", known())));
     }
     for header in &headers {
         let here = at(source, header);
         match &header.value.kind {
             None => {
-                return Err(
-                    Diagnostic::error(&here, "the document has no `kind`").help(format!("write `kind: {kind}`"))
-                );
+                return Err(Diagnostic::error(&here, "the document has no `kind`").help(format!("write {}", known())));
             }
-            Some(found) if found.value != kind => {
+            Some(found) if kinds.iter().all(|kind| kind.name != found.value) => {
                 let place = at(source, found);
                 let error = Diagnostic::error(&place, format!("kind `{}` cannot be read here", found.value));
                 return Err(match refusal(&found.value) {
                     Some(why) => error.help(why),
-                    None => error.help(format!("write `kind: {kind}`")),
+                    None => error.help(format!("write {}", known())),
                 });
             }
             Some(_) => {}
@@ -102,13 +165,18 @@ pub(crate) fn documents<'de, T: Deserialize<'de>>(
             Some(_) => {}
         }
     }
-    read(source, text)
+    read(text).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        let header = headers.iter().rev().find(|header| header.referenced.line() <= line);
+        let kind = header.and_then(|header| header.value.kind.as_ref());
+        refuse(source, text, &error, kinds.iter().find(|known| kind.is_some_and(|kind| kind.value == known.name)))
+    })
 }
 
-fn read<'de, T: Deserialize<'de>>(source: &Arc<Source>, text: &'de str) -> Result<Vec<T>, Diagnostic> {
+fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<Vec<T>, Error> {
     // The defaults bound depth, nodes, aliases and size, and refuse a key that is written twice.
     let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| refuse(source, text, &error))
+    serde_saphyr::from_multiple_with_options(text, options)
 }
 
 /// Place of a value; of an alias, where it is used.
@@ -133,11 +201,18 @@ fn place(source: &Arc<Source>, text: &str, location: Location) -> Place {
     Place::new(source, narrow(location.line()), narrow(location.column()), start, len)
 }
 
-fn refuse(source: &Arc<Source>, text: &str, error: &Error) -> Diagnostic {
+fn refuse(source: &Arc<Source>, text: &str, error: &Error, kind: Option<&Kind>) -> Diagnostic {
     let here = error.location().map_or_else(|| Place::start(source), |location| place(source, text, location));
     match error.without_snippet() {
         Error::SerdeUnknownField { field, expected, .. } => {
-            Diagnostic::error(&here, format!("unknown field `{field}`")).help(suggest(field, expected.iter().copied()))
+            let fields = kind.map(|kind| kind.fields).filter(|fields| !fields.is_empty());
+            let own = |name: &&str| {
+                // A document's own fields, and not those of something inside it.
+                let document = expected.contains(&API_VERSION_FIELD);
+                fields.is_none_or(|fields| !document || fields.contains(name) || HEADER.contains(name))
+            };
+            let expected: Vec<_> = expected.iter().copied().filter(own).collect();
+            Diagnostic::error(&here, format!("unknown field `{field}`")).help(suggest(field, expected))
         }
         Error::SerdeMissingField { field, .. } => {
             Diagnostic::error(&here, format!("`{field}` is missing")).help(format!("add `{field}:`"))

@@ -5,10 +5,11 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
-use bulkhead_controller::{compile::compile, diagnostic, intent, model::Model, workloads};
+use bulkhead_controller::{compile::compile, diagnostic, model::Model, policy, workloads};
 use bulkhead_dataplane::{
     desired::Desired,
     kernel::{KernelNode, Options},
@@ -162,19 +163,21 @@ impl Lab {
     /// # Errors
     /// What is wrong with the files.
     pub fn compile(&mut self, node: usize) -> Result<Desired> {
-        let mut intents = Vec::new();
+        let mut policies = Vec::new();
         let mut files: Vec<_> = fs::read_dir(self.policies())?.collect::<Result<_, _>>()?;
         files.sort_by_key(fs::DirEntry::file_name);
         for file in files {
             let source = diagnostic::source(file.file_name().to_string_lossy(), fs::read_to_string(file.path())?);
-            intents.extend(intent::parse(&source).map_err(|found| anyhow::anyhow!("{found}"))?);
+            policies.extend(policy::parse(&source).map_err(|found| anyhow::anyhow!("{found}"))?);
         }
         let source = diagnostic::source("workloads.yaml", fs::read_to_string(self.workloads_file())?);
         let workloads = workloads::parse(&source).map_err(|found| anyhow::anyhow!("{found}"))?;
-        let model = Model::build(&intents, &workloads).map_err(|found| anyhow::anyhow!("{found}"))?;
+        let model = Model::build(&policies, &workloads).map_err(|found| anyhow::anyhow!("{found}"))?;
         let name = self.topology.node(node).name.clone();
         let discovered = self.with(node, KernelNode::discover)?;
-        compile(&model, &name, &discovered).map_err(|found| anyhow::anyhow!("{found}"))
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        compile(&model, &name, &discovered, now).map_err(|found| anyhow::anyhow!("{found}"))
     }
 
     /// Publishes the files on every node. When it returns, they hold.

@@ -1,124 +1,92 @@
 //! From the model to what one node shall enforce. Pure: the same model and the same network give the same [`Desired`].
 
 mod cut;
+mod draft;
 mod network;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_dataplane::{
     desired::{self, Desired, EndpointName, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
     node::{Discovered, direction_label},
 };
-use bulkhead_ebpf::{
-    abi::{Action, Class, Direction, Mode, PORT_INTERVALS},
-    reason::Reason,
-};
+use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, VIEW_CHAIN};
 
+use self::draft::{Draft, Selector, Step, Subject};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, suggest},
-    intent::Entity,
-    model::{Model, Peer, ServiceName, Workload},
-    ports::{Ports, Stretch, Transport},
+    model::{Model, ServiceName},
+    ports::Stretch,
 };
 
-/// Tier of Intent among those that later sources add before and behind it.
-pub const TIER: u8 = 10;
+/// Tier of Intents. Before it each Guard that concerns a policy set has one; behind it there is room for a baseline.
+pub const TIER: u8 = 250;
 /// Rule of what no policy isolates.
 pub const NOT_ISOLATED: &str = "not isolated";
 /// Rule by which a node reaches the workloads that run on it.
 pub const NODE_REACHES: &str = "node may reach its workloads";
 
-/// A distinct peer expression. Its text is its identity.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Selector {
-    peer: Peer,
-    /// Of the peer's workloads only those whose port of this name has this number.
-    port: Option<NamedPort>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct NamedPort {
-    name: String,
-    transport: Transport,
-    number: u16,
-}
-
-impl fmt::Display for Selector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.peer.fmt(f)?;
-        if let Some(NamedPort { name, transport, number }) = &self.port {
-            write!(f, " with port {name}={number}/{transport}")?;
-        }
-        Ok(())
-    }
-}
-
-/// A rule, resolved for one endpoint.
-#[derive(Clone, Debug)]
-struct Grant {
-    stretch: Stretch,
-    selector: Selector,
-    rule: desired::Rule,
-}
-
-/// One direction of a workload before ids are given.
-#[derive(Clone, Debug)]
-enum Draft {
-    /// No policy isolates it.
-    Open,
-    /// What is granted, and the rule that denies the rest.
-    Isolated { grants: Vec<Grant>, rest: desired::Rule },
-}
-
-/// Compiles what the named node shall enforce. `discovered` is what that node's own network says.
+/// Compiles what the named node shall enforce. `discovered` is what that node's own network says; what ends before `now`, in nanoseconds of Unix
+/// time, is left out, and what ends later has a view until then.
 ///
 /// # Errors
 /// An unknown node, an address of a workload that is a node's, policies that do not fit the tables.
-pub fn compile(model: &Model, node: &str, discovered: &Discovered) -> Result<Desired, Diagnostics> {
+pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> Result<Desired, Diagnostics> {
     let Some(own) = model.nodes.get(node) else {
         let error = Diagnostic::nowhere(format!("node `{node}` is not in the workloads file"));
         return Err(error.help(suggest(node, model.nodes.keys().map(String::as_str))).into());
     };
-    let local: Vec<_> = model
-        .workloads
-        .iter()
-        .filter(|(_, workload)| workload.node == node && !workload.endpoints.is_empty())
-        .collect();
-    let drafts: Vec<[Draft; 2]> = local
-        .iter()
-        .map(|(_, workload)| [Direction::Ingress, Direction::Egress].map(|direction| draft(model, workload, direction)))
-        .collect();
-    let names = Names::of(drafts.iter().flatten());
-
     let mut found = Diagnostics::default();
+    let local = model.workloads.iter().filter(|(_, workload)| workload.node == node && !workload.endpoints.is_empty());
+    let local: Vec<_> = local
+        .map(|(name, workload)| {
+            let subject = Subject { model, name, workload, now };
+            (subject, phases(subject, &mut found))
+        })
+        .collect();
+    let names = Names::of(local.iter().flat_map(|(_, phases)| phases).flat_map(|phase| &phase.drafts));
+
     let mut sets: BTreeMap<PolicySet, usize> = BTreeMap::new();
-    let mut views = Vec::new();
-    for ((_, workload), drafts) in local.iter().zip(&drafts) {
-        let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| {
-            let draft = &drafts[direction as usize];
-            let set = names.set(direction, draft);
-            found.0.extend(too_long(model, workload, &set, draft));
-            let next = sets.len();
-            *sets.entry(set).or_insert(next)
-        });
-        views.push((ingress, egress));
+    let mut chains = Vec::new();
+    for (subject, phases) in &local {
+        let mut views: Vec<View> = Vec::new();
+        for phase in phases {
+            let [ingress, egress] = phase.drafts.each_ref().map(|draft| {
+                let set = names.set(draft);
+                found.0.extend(too_long(*subject, &set, draft));
+                let next = sets.len();
+                *sets.entry(set).or_insert(next)
+            });
+            // Not an id yet; ids follow the content, not the order of workloads.
+            let [ingress, egress] = [ingress, egress].map(|index| SetId(u32::try_from(index).unwrap_or(u32::MAX)));
+            match views.last_mut() {
+                Some(last) if (last.ingress, last.egress) == (ingress, egress) => last.until = phase.until,
+                _ => views.push(View { ingress, egress, until: phase.until }),
+            }
+        }
+        if views.len() > VIEW_CHAIN as usize {
+            let error = too_many_ends(*subject, views.len());
+            // Of a Guard that concerns many workloads one says enough.
+            if !found.0.iter().any(|other| other.place == error.place) {
+                found.push(error);
+            }
+        }
+        chains.push(views);
     }
     let network = network::Network::new(model, node, discovered, &names.selectors);
     let addresses = found.take(network.addresses());
     found.0.dedup();
     found.or(())?;
 
-    // Ids follow the content, not the order of workloads.
     let mut ids = vec![SetId(0); sets.len()];
     for (id, &index) in (0..).map(SetId).zip(sets.values()) {
         ids[index] = id;
     }
     let mut endpoints = Vec::new();
-    for ((name, workload), (ingress, egress)) in local.iter().zip(views) {
-        let view = View { ingress: ids[ingress], egress: ids[egress], until: None };
+    for ((Subject { name, workload, .. }, _), mut views) in local.iter().zip(chains) {
+        for set in views.iter_mut().flat_map(|view| [&mut view.ingress, &mut view.egress]) {
+            *set = ids[set.0 as usize];
+        }
         for (index, endpoint) in (0..).zip(&workload.endpoints) {
             endpoints.push(desired::Endpoint {
                 name: EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index },
@@ -127,7 +95,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered) -> Result<Des
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
                 mode: Mode::Enforce,
-                views: vec![view],
+                views: views.clone(),
             });
         }
     }
@@ -145,56 +113,29 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered) -> Result<Des
     })
 }
 
-fn draft(model: &Model, workload: &Workload, direction: Direction) -> Draft {
-    let Some((first, service)) = workload.services.first().and_then(|first| Some((first, model.services.get(first)?)))
-    else {
-        return Draft::Open;
+/// What a workload is judged by until a deadline.
+struct Phase {
+    drafts: [Draft; 2],
+    until: Option<u64>,
+}
+
+/// One phase until each end of a rule, and one after the last.
+fn phases(subject: Subject<'_>, found: &mut Diagnostics) -> Vec<Phase> {
+    let ends = subject.ends();
+    let begins = std::iter::once(subject.now).chain(ends.iter().copied());
+    let untils = ends.iter().copied().map(Some).chain([None]);
+    let phase = |(now, until)| Phase {
+        drafts: [Direction::Ingress, Direction::Egress]
+            .map(|direction| Subject { now, ..subject }.draft(direction, found)),
+        until,
     };
-    let mut grants = Vec::new();
-    for rule in model.rules_of(workload, direction) {
-        let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
-        let mut grant = |stretch, port| {
-            grants.push(Grant { stretch, selector: Selector { peer: rule.peer.clone(), port }, rule: named.clone() });
-        };
-        match (&rule.ports, direction) {
-            (Ports::Named(name), Direction::Ingress) => {
-                if let Some(&(transport, number)) = workload.ports.get(name) {
-                    grant(one(transport, number), None);
-                }
-            }
-            (Ports::Named(name), Direction::Egress) => {
-                let listeners =
-                    model.workloads.iter().filter(|(member, workload)| model.matches(&rule.peer, member, workload));
-                let listening: BTreeSet<_> =
-                    listeners.filter_map(|(_, workload)| workload.ports.get(name)).copied().collect();
-                for (transport, number) in listening {
-                    grant(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }));
-                }
-            }
-            (ports, _) => ports.stretches().into_iter().for_each(|stretch| grant(stretch, None)),
-        }
-    }
-    if direction == Direction::Ingress {
-        let rule = desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() };
-        let node = Selector { peer: Peer::Entity(Entity::Node), port: None };
-        grants.extend(Ports::Any.stretches().into_iter().map(|stretch| Grant {
-            stretch,
-            selector: node.clone(),
-            rule: rule.clone(),
-        }));
-    }
-    let rest = desired::Rule { name: isolated(first, direction), origin: service.place.origin() };
-    Draft::Isolated { grants, rest }
+    begins.zip(untils).map(phase).collect()
 }
 
 /// Name of the rule that denies what no other allows.
 #[must_use]
 pub fn isolated(service: &ServiceName, direction: Direction) -> String {
     format!("{service} isolated {}", direction_label(direction))
-}
-
-fn one(transport: Transport, number: u16) -> Stretch {
-    Stretch { class: transport.class(), first: number, last: number }
 }
 
 /// Selectors and rules of a node in the order of their ids.
@@ -206,16 +147,10 @@ struct Names {
 impl Names {
     fn of<'a>(drafts: impl Iterator<Item = &'a Draft>) -> Self {
         let (mut selectors, mut rules) = (BTreeMap::new(), BTreeSet::new());
-        for draft in drafts {
-            match draft {
-                Draft::Open => _ = rules.insert(open()),
-                Draft::Isolated { grants, rest } => {
-                    rules.insert(rest.clone());
-                    for grant in grants {
-                        selectors.insert(grant.selector.to_string(), grant.selector.clone());
-                        rules.insert(grant.rule.clone());
-                    }
-                }
+        for line in drafts.flat_map(|draft| &draft.steps).flat_map(|step| &step.lines) {
+            rules.insert(line.rule.clone());
+            if let Some(selector) = &line.selector {
+                selectors.insert(selector.to_string(), selector.clone());
             }
         }
         let mut selectors: Vec<_> = selectors.into_values().collect();
@@ -231,55 +166,54 @@ impl Names {
         RuleId(id(self.rules.binary_search(rule)))
     }
 
-    fn set(&self, direction: Direction, draft: &Draft) -> PolicySet {
-        let last = |action, reason, rule: &desired::Rule| Entry {
-            tier: TIER,
-            action,
-            audit: false,
-            reason,
-            peers: Peers::Any(self.rule(rule)),
-        };
-        match draft {
-            Draft::Open => {
-                let entries = vec![last(Action::Allow, Reason::NotIsolated, &open())];
-                PolicySet {
-                    direction,
-                    isolated: false,
-                    classes: Class::ALL.map(|_| vec![Interval { start: 0, entries: entries.clone() }]),
-                }
-            }
-            Draft::Isolated { grants, rest } => {
-                let stretches: Vec<_> = grants
-                    .iter()
-                    .map(|grant| (grant.stretch, self.selector(&grant.selector), self.rule(&grant.rule)))
-                    .collect();
-                let interval = |(start, covering): (u16, BTreeMap<SelectorId, RuleId>)| {
-                    let mut entries = Vec::new();
-                    if !covering.is_empty() {
-                        let peers = Peers::Selectors(covering.into_iter().collect());
-                        entries.push(Entry {
-                            tier: TIER,
-                            action: Action::Allow,
-                            audit: false,
-                            reason: Reason::Rule,
-                            peers,
-                        });
-                    }
-                    entries.push(last(Action::Deny, Reason::Isolated, rest));
-                    Interval { start, entries }
-                };
-                PolicySet {
-                    direction,
-                    isolated: true,
-                    classes: cut::cut(&stretches).map(|axis| axis.into_iter().map(interval).collect()),
-                }
-            }
+    fn set(&self, draft: &Draft) -> PolicySet {
+        let stretches: Vec<_> = (0..)
+            .zip(&draft.steps)
+            .flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)))
+            .map(|(at, line)| {
+                let selector = line.selector.as_ref().map(|selector| self.selector(selector));
+                (line.stretch, (at, selector), self.rule(&line.rule))
+            })
+            .collect();
+        let interval = |(start, covering)| Interval { start, entries: entries(&draft.steps, &covering) };
+        PolicySet {
+            direction: draft.direction,
+            isolated: draft.isolated,
+            classes: cut::cut(&stretches).map(|axis| axis.into_iter().map(interval).collect()),
         }
     }
 }
 
-fn open() -> desired::Rule {
-    desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() }
+/// Entries of an interval; keys are a step and its selector, if it has one. What nobody reaches is left out.
+fn entries(steps: &[Step], covering: &BTreeMap<(usize, Option<SelectorId>), RuleId>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut left = None;
+    for (at, step) in
+        steps.iter().enumerate().filter(|&(at, _)| covering.range((at, None)..(at + 1, None)).next().is_some())
+    {
+        if left == Some(step.tier) {
+            continue;
+        }
+        let Step { tier, action, audit, reason, .. } = *step;
+        let selectors: Vec<_> = covering
+            .range((at, None)..(at + 1, None))
+            .filter_map(|(&(_, selector), &rule)| Some((selector?, rule)))
+            .collect();
+        if !selectors.is_empty() {
+            entries.push(Entry { tier, action, audit, reason, peers: Peers::Selectors(selectors) });
+        }
+        if let Some(&rule) = covering.get(&(at, None)) {
+            entries.push(Entry { tier, action, audit, reason, peers: Peers::Any(rule) });
+            let passed = entries.iter().any(|entry| (entry.tier, entry.action) == (tier, Action::Pass));
+            match audit {
+                true => {}
+                // Whoever a `pass` let out of the tier goes on behind it.
+                false if passed => left = Some(tier),
+                false => break,
+            }
+        }
+    }
+    entries
 }
 
 /// Both come from the same drafts: what is looked up is there.
@@ -287,32 +221,66 @@ fn id(found: Result<usize, usize>) -> u32 {
     u32::try_from(found.unwrap_or_else(|at| at)).unwrap_or(u32::MAX)
 }
 
-/// What is wrong when the rules of a workload cut a class into more intervals than a port table has.
-fn too_long(model: &Model, workload: &Workload, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
+/// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
+fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
+    let Subject { model, name, workload, .. } = subject;
+    let isolating = model.isolating(workload, true);
+    let place = isolating.map_or(&workload.place, |(_, service)| &service.place);
+    let name = isolating.map_or_else(|| format!("workload `{name}`"), |(name, _)| format!("`{name}`"));
+    let direction = direction_label(set.direction);
+    let most =
+        |intervals: &[Interval]| intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default();
+    let limit = LIST_ENTRIES * LIST_CHAIN as usize;
+    if let Some((class, entries)) = Class::ALL
+        .into_iter()
+        .zip(set.classes.iter().map(|intervals| most(intervals)))
+        .find(|&(_, entries)| entries > limit)
+    {
+        let message = format!(
+            "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {limit} fit"
+        );
+        let help = "write rules of Guards that do the same one after the other: they become one entry";
+        return Some(Diagnostic::error(place, message).help(help));
+    }
     let (class, intervals) =
         Class::ALL.into_iter().zip(&set.classes).find(|(_, intervals)| intervals.len() > PORT_INTERVALS)?;
-    let Draft::Isolated { grants, .. } = draft else {
-        return None;
-    };
-    let (name, service) = workload.services.first().and_then(|first| Some((first, model.services.get(first)?)))?;
     let mut ranges: Vec<String> = Vec::new();
-    for grant in grants.iter().filter(|grant| grant.stretch.class == class) {
-        let Stretch { first, last, .. } = grant.stretch;
-        let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
-        let text = if grant.rule.origin.is_empty() {
+    for line in draft.steps.iter().flat_map(|step| &step.lines).filter(|line| line.stretch.class == class) {
+        let Stretch { first, last, .. } = line.stretch;
+        if (first, last) == (0, u16::MAX) {
             continue;
-        } else {
-            format!("{range} ({})", grant.rule.origin)
-        };
+        }
+        let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
+        let text = format!("{range} ({})", line.rule.origin);
         if !ranges.contains(&text) {
             ranges.push(text);
         }
     }
     let message = format!(
-        "the rules of `{name}` cut {class:?} at {} into {} intervals, {PORT_INTERVALS} fit: {}",
-        direction_label(set.direction),
+        "the rules of {name} cut {class:?} at {direction} into {} intervals, {PORT_INTERVALS} fit: {}",
         intervals.len(),
         ranges.join(", ")
     );
-    Some(Diagnostic::error(&service.place, message).help("write neighbouring ports as one range, or split the service"))
+    Some(Diagnostic::error(place, message).help("write neighbouring ports as one range, or split the service"))
+}
+
+/// What is wrong when rules end at more times than a chain of views has.
+fn too_many_ends(subject: Subject<'_>, views: usize) -> Diagnostic {
+    let Subject { model, name, workload, now } = subject;
+    let rules: Vec<_> = model
+        .guards
+        .iter()
+        .filter(|guard| guard.subjects.hold(model, name, workload))
+        .flat_map(|guard| &guard.rules)
+        .filter(|rule| rule.expires.is_some_and(|end| end > now))
+        .collect();
+    let listed: Vec<_> = rules.iter().map(|rule| format!("{} ({})", rule.name, rule.place.origin())).collect();
+    let message = format!(
+        "rules that concern workload `{name}` end at {} times, {} fit: {}",
+        views - 1,
+        VIEW_CHAIN - 1,
+        listed.join(", ")
+    );
+    let place = rules.first().map_or(&workload.place, |rule| &rule.place);
+    Diagnostic::error(place, message).help("let some of them end at the same time, and remove what has ended")
 }

@@ -11,7 +11,7 @@ use bulkhead_dataplane::{
 };
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use super::Selector;
+use super::draft::Selector;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     intent::{Entity, contains},
@@ -117,8 +117,11 @@ impl<'a> Network<'a> {
         for &segment in &self.segments {
             for (&address, &own) in &self.nodes {
                 let selectors = self.matching(|selector| match selector.peer {
+                    // Only workloads name their ports.
+                    _ if selector.port.is_some() => false,
                     Peer::Entity(Entity::Node) => own,
                     Peer::Entity(Entity::Nodes) => true,
+                    Peer::Namespaces { other, .. } => other,
                     _ => selector.holds(address),
                 });
                 let known = Address {
@@ -158,10 +161,14 @@ impl<'a> Network<'a> {
                 let overlay = within(&self.overlays, segment, net);
                 let world = masqueraded || !overlay && !local.iter().any(|&outer| contains(outer, net));
                 let selectors = self.matching(|selector| match &selector.peer {
+                    _ if selector.port.is_some() => false,
                     Peer::Entity(Entity::World) => world,
                     Peer::Entity(Entity::Nodes) => masqueraded,
                     Peer::Entity(Entity::Metadata) => METADATA.iter().any(|&address| IpNetwork::from(address) == net),
                     Peer::Entity(Entity::Node | Entity::Cluster) | Peer::Service(_) => false,
+                    // What nobody is known to have is other.
+                    Peer::Namespaces { other, .. } => *other,
+                    Peer::Any => true,
                     Peer::Cidrs(cidrs) => {
                         let any = |outers: &[IpNetwork]| outers.iter().any(|&outer| contains(outer, net));
                         any(&cidrs.cidrs) && !any(&cidrs.except)

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use bulkhead_controller::{
     diagnostic::source,
-    intent,
     metrics::{Health, Totals, render},
     model::Model,
     peers::Peers,
-    workloads,
+    policy, workloads,
 };
 use bulkhead_dataplane::node::{ContactRecord, Contacts, Discovered, FlowRecord, Reading, Status, TableUse};
 use bulkhead_ebpf::reason::Reason;
@@ -18,7 +17,7 @@ use crate::support::{INTENT, WORKLOADS, contact, flow, reading, value};
 
 fn peers() -> Peers {
     let workloads = workloads::parse(&source("w.yaml", WORKLOADS)).unwrap();
-    let model = Model::build(&intent::parse(&source("shop.yaml", INTENT)).unwrap(), &workloads).unwrap();
+    let model = Model::build(&policy::parse(&source("shop.yaml", INTENT)).unwrap(), &workloads).unwrap();
     Peers::new(&model, "n1", &Discovered::default())
 }
 

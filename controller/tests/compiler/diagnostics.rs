@@ -3,11 +3,11 @@
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Drawn, source},
-    intent, workloads,
+    policy, workloads,
 };
 use bulkhead_dataplane::node::Discovered;
 
-use crate::support::{example, model};
+use crate::support::{NOW, example, model};
 
 /// Diagnostics of a policy beside the shop's workloads, errors and warnings.
 fn policy(text: &str) -> String {
@@ -144,15 +144,16 @@ fn what_only_the_compiler_sees() {
     let workloads = example("shop-workloads.yaml");
 
     let model = model_of(&format!("{head}services: {{}}\n"), &workloads);
-    let unknown = compile(&model, "n22", &Discovered::default()).unwrap_err();
+    let unknown = compile(&model, "n22", &Discovered::default(), NOW).unwrap_err();
 
     let ports: Vec<String> = (0..20).map(|i| format!("world:{}", 8000 + 2 * i)).collect();
     let crowded = format!("{head}services:\n  web:\n    accepts: [{}]\n", ports.join(", "));
     let model = model_of(&crowded, &workloads);
-    let long = compile(&model, "n1", &Discovered::default()).unwrap_err();
+    let long = compile(&model, "n1", &Discovered::default(), NOW).unwrap_err();
 
     let discovered = Discovered { addresses: vec!["10.244.1.5".parse().unwrap()], overlays: Vec::new() };
-    let stolen = compile(&model_of(&format!("{head}services: {{}}\n"), &workloads), "n1", &discovered).unwrap_err();
+    let stolen =
+        compile(&model_of(&format!("{head}services: {{}}\n"), &workloads), "n1", &discovered, NOW).unwrap_err();
     let said = format!("{unknown}\n\n{long}\n\n{stolen}");
     insta::assert_snapshot!(said);
 }
@@ -160,7 +161,7 @@ fn what_only_the_compiler_sees() {
 #[test]
 fn a_diagnostic_is_drawn_with_its_line() {
     let text = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [cart] }\n";
-    let found = intent::parse(&source("p.yaml", text)).unwrap_err();
+    let found = policy::parse(&source("p.yaml", text)).unwrap_err();
     let drawn = Drawn::from(found.0.into_iter().next().unwrap());
     let mut picture = String::new();
     miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::none())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{EXAMPLES, example_model, render};
+use crate::support::{EXAMPLES, NOW, example_model, render};
 use bulkhead_controller::{
     compile::compile,
     explain::{Party, Question, explain, parse_point},
@@ -23,7 +23,7 @@ fn every_example_is_listed_and_compiles_for_every_node() {
         let model = example_model(policy, workloads);
         assert_eq!(model.warnings.to_string(), "", "{policy}");
         for node in model.nodes.keys() {
-            let desired = compile(&model, node, &Discovered::default())
+            let desired = compile(&model, node, &Discovered::default(), NOW)
                 .unwrap_or_else(|found| panic!("{policy} {node}: {found}"));
             assert!(!desired.endpoints.is_empty(), "{policy} {node}");
             insta::assert_snapshot!(format!("{policy}-{node}"), render(&desired));
@@ -38,7 +38,7 @@ fn ask(model: &Model, from: &str, to: &str, point: &str) -> String {
         Err(name) => Party::Workload(name),
     };
     let (class, value) = parse_point(point).unwrap();
-    explain(model, Question { from: party(0), to: party(1), class, value }).text(model)
+    explain(model, Question { from: party(0), to: party(1), class, value }, NOW).text(model)
 }
 
 fn workload(text: &str) -> WorkloadName {

@@ -2,6 +2,7 @@
 
 mod diagnostics;
 mod examples;
+mod guard;
 mod network;
 mod policy;
 mod replay;

@@ -10,7 +10,7 @@ use bulkhead_dataplane::{
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
-use crate::support::{desired, model};
+use crate::support::{NOW, desired, model};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -139,7 +139,7 @@ fn discovered(peers: &[(&str, &[&str])]) -> Discovered {
 fn the_kernels_bindings_complete_the_file() {
     let model = model(("p.yaml", &policy(&[])), ("w.yaml", WORKLOADS)).unwrap();
     let discovered = discovered(&[("192.0.2.2", &["10.1.2.0/24"]), ("192.0.2.3", &["10.1.3.0/24", "10.1.2.128/25"])]);
-    let desired = compile(&model, "n1", &discovered).unwrap();
+    let desired = compile(&model, "n1", &discovered, NOW).unwrap();
     let [overlay] = desired.overlays.as_slice() else { panic!("{:?}", desired.overlays) };
     assert_eq!(
         (overlay.vni, overlay.port, overlay.own.as_slice()),

@@ -10,7 +10,7 @@ use bulkhead_ebpf::{
     reason::Reason,
 };
 
-use crate::support::{desired, example, example_model, model};
+use crate::support::{NOW, desired, example, example_model, model};
 
 /// Who is let through at a point, by selector; `None` when everyone is.
 fn let_through(
@@ -227,7 +227,10 @@ fn replicas_share_their_sets_and_the_order_of_input_does_not_matter() {
             .unwrap();
     let model = example_model("shop.yaml", "shop-workloads.yaml");
     for node in ["n1", "n2"] {
-        assert_eq!(compile(&model, node, &Discovered::default()), compile(&reversed, node, &Discovered::default()));
+        assert_eq!(
+            compile(&model, node, &Discovered::default(), NOW),
+            compile(&reversed, node, &Discovered::default(), NOW)
+        );
     }
 }
 

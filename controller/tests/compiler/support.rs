@@ -5,15 +5,17 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Diagnostics, source},
-    intent,
     model::Model,
-    workloads,
+    policy, workloads,
 };
 use bulkhead_dataplane::{
     desired::{Desired, Interval, Peers, PolicySet, RuleId, SelectorId},
     node::{Discovered, direction_label},
 };
 use bulkhead_ebpf::abi::Class;
+
+/// When policies are compiled, in nanoseconds of Unix time: 2026-01-01.
+pub(crate) const NOW: u64 = 1_767_225_600_000_000_000;
 
 /// Text of one of the policies to copy.
 pub(crate) fn example(name: &str) -> String {
@@ -30,10 +32,10 @@ pub(crate) const EXAMPLES: [(&str, &str); 4] = [
 ];
 
 /// A model from texts.
-pub(crate) fn model(policy: (&str, &str), workloads: (&str, &str)) -> Result<Model, Diagnostics> {
+pub(crate) fn model(text: (&str, &str), workloads: (&str, &str)) -> Result<Model, Diagnostics> {
     let workloads = workloads::parse(&source(workloads.0, workloads.1))?;
-    let intents = intent::parse(&source(policy.0, policy.1))?;
-    Model::build(&intents, &workloads)
+    let policies = policy::parse(&source(text.0, text.1))?;
+    Model::build(&policies, &workloads)
 }
 
 /// A model from two files of the policies to copy.
@@ -43,7 +45,7 @@ pub(crate) fn example_model(policy: &str, workloads: &str) -> Model {
 
 /// What a node shall enforce, from texts.
 pub(crate) fn desired(policy: &str, workloads: &str, node: &str) -> Result<Desired, Diagnostics> {
-    compile(&model(("policy.yaml", policy), ("workloads.yaml", workloads))?, node, &Discovered::default())
+    compile(&model(("policy.yaml", policy), ("workloads.yaml", workloads))?, node, &Discovered::default(), NOW)
 }
 
 /// Everything that is decided, in few lines.
@@ -64,6 +66,9 @@ pub(crate) fn render(desired: &Desired) -> String {
             endpoint.mode
         );
         for view in &endpoint.views {
+            if let Some(until) = view.until {
+                let _ = writeln!(text, "  until {}", bulkhead_controller::show::time(until));
+            }
             for id in [view.ingress, view.egress] {
                 render_set(&mut text, desired, &desired.sets[id.0 as usize]);
             }
@@ -132,7 +137,9 @@ fn render_class(
                     .collect::<Vec<_>>()
                     .join(" | "),
             };
-            let _ = writeln!(text, "      tier {} {:?} {}: {peers}", entry.tier, entry.action, entry.reason.label());
+            let audit = if entry.audit { " audit" } else { "" };
+            let _ =
+                writeln!(text, "      tier {} {:?}{audit} {}: {peers}", entry.tier, entry.action, entry.reason.label());
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Calls: made on the wire, explained from the policy, and compared.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use bulkhead_controller::{
@@ -57,11 +60,7 @@ impl Expected {
     }
 
     fn by(model: &Model, explanation: &Explanation<'_>) -> Self {
-        let line = |verdict: &Verdict<'_>| match verdict {
-            Verdict::Allowed(rule) => Some(rule.place.line),
-            Verdict::Refused { place, .. } => Some(place.line),
-            Verdict::Open | Verdict::OwnNode => None,
-        };
+        let line = |verdict: &Verdict<'_>| verdict.decider().map(|(_, place)| place.line);
         // The wall that decides: the caller's own, unless it lets the call through.
         let walls = if explanation.egress.allows() && !explanation.ingress.allows() {
             [&explanation.ingress, &explanation.egress]
@@ -126,6 +125,8 @@ pub(crate) fn unguarded(shop: &Shop, calls: &[Call]) -> Result<Vec<Answer>> {
 /// Makes calls under the policy that is in force.
 pub(crate) fn guarded(shop: &Shop, calls: &[Call]) -> Result<Vec<Answer>> {
     let model = shop.model()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
     make(shop, calls, |call| {
         let [from, to] = [call.from, call.to].map(|name| shop.party(name));
         let (class, value) = match call.ask {
@@ -137,7 +138,7 @@ pub(crate) fn guarded(shop: &Shop, calls: &[Call]) -> Result<Vec<Answer>> {
             party.workload.as_ref().map_or(Party::Address(party.addresses[0]), Party::Workload)
         }
         let question = Question { from: party(&from), to: party(&to), class, value };
-        Ok(Expected::by(&model, &explain(&model, question)))
+        Ok(Expected::by(&model, &explain(&model, question, now)))
     })
 }
 

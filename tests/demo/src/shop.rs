@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use bulkhead_controller::{diagnostic, intent, model::Model, workloads, workloads::WorkloadName};
+use bulkhead_controller::{diagnostic, model::Model, policy, workloads, workloads::WorkloadName};
 use bulkhead_dataplane::{kernel::Reader, node::Reading};
 use bulkhead_ebpf::reason::Reason;
 use bulkhead_tests::{Agent, Lab, Role};
@@ -172,11 +172,11 @@ impl Shop {
 
     /// The policies in force, as the agents read them.
     pub(crate) fn model(&self) -> Result<Model> {
-        let policy = diagnostic::source(POLICY_FILE, self.policy()?);
-        let intents = intent::parse(&policy).map_err(|found| anyhow!("{found}"))?;
+        let text = diagnostic::source(POLICY_FILE, self.policy()?);
+        let policies = policy::parse(&text).map_err(|found| anyhow!("{found}"))?;
         let workloads = diagnostic::source("workloads.yaml", fs::read_to_string(self.lab.workloads_file())?);
         let workloads = workloads::parse(&workloads).map_err(|found| anyhow!("{found}"))?;
-        Model::build(&intents, &workloads).map_err(|found| anyhow!("{found}"))
+        Model::build(&policies, &workloads).map_err(|found| anyhow!("{found}"))
     }
 
     /// Text of the policy file.

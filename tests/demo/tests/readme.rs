@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 use bulkhead_controller::{
     diagnostic,
     explain::{Party, Question, explain, parse_point},
-    intent,
     model::Model,
+    policy,
     workloads::{self, WorkloadName},
 };
 
@@ -24,9 +24,9 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 }
 
 fn model(policy: &str) -> Model {
-    let intents = intent::parse(&diagnostic::source("shop.yaml", policy)).unwrap_or_else(|found| panic!("{found}"));
+    let policies = policy::parse(&diagnostic::source("shop.yaml", policy)).unwrap_or_else(|found| panic!("{found}"));
     let workloads = diagnostic::source("shop-workloads.yaml", read("policy-examples/shop-workloads.yaml"));
-    Model::build(&intents, &workloads::parse(&workloads).unwrap()).unwrap_or_else(|found| panic!("{found}"))
+    Model::build(&policies, &workloads::parse(&workloads).unwrap()).unwrap_or_else(|found| panic!("{found}"))
 }
 
 fn ask(model: &Model, from: &str, to: &str, port: &str) -> String {
@@ -34,7 +34,7 @@ fn ask(model: &Model, from: &str, to: &str, port: &str) -> String {
     let (from, to) = (name(from), name(to));
     let (class, value) = parse_point(port).unwrap();
     let question = Question { from: Party::Workload(&from), to: Party::Workload(&to), class, value };
-    explain(model, question).text(model)
+    explain(model, question, 0).text(model)
 }
 
 #[test]

@@ -3,9 +3,8 @@
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Diagnostics, source},
-    intent,
     model::Model,
-    workloads,
+    policy, workloads,
 };
 use bulkhead_dataplane::{
     desired::Desired,
@@ -14,15 +13,18 @@ use bulkhead_dataplane::{
 use bulkhead_model::{World, generate::TUNNEL_PORT, yaml};
 use ipnetwork::IpNetwork;
 
+/// When it is compiled, in nanoseconds of Unix time: before everything in it ends.
+const NOW: u64 = 0;
+
 /// Compiles the world for the node that judges.
 pub(crate) fn desired(world: &World) -> Result<Desired, Diagnostics> {
-    let mut intents = Vec::new();
+    let mut policies = Vec::new();
     for (name, text) in yaml::policies(world) {
-        intents.extend(intent::parse(&source(name, text))?);
+        policies.extend(policy::parse(&source(name, text))?);
     }
     let workloads = workloads::parse(&source("workloads.yaml", yaml::workloads(world)))?;
-    let model = Model::build(&intents, &workloads)?;
-    compile(&model, &world.nodes[world.here].name, &discovered(world))
+    let model = Model::build(&policies, &workloads)?;
+    compile(&model, &world.nodes[world.here].name, &discovered(world), NOW)
 }
 
 /// What the network of the node would say: a VXLAN device for each overlay, with permanent entries for the other nodes.

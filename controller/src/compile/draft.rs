@@ -1,0 +1,205 @@
+//! What one direction of a workload is judged by, before ids are given.
+
+use std::{collections::BTreeSet, fmt};
+
+use bulkhead_dataplane::{desired, node::direction_label};
+use bulkhead_ebpf::{
+    abi::{Action, Direction},
+    reason::Reason,
+};
+
+use super::{NODE_REACHES, NOT_ISOLATED, TIER, isolated};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics},
+    intent::Entity,
+    model::{Model, Peer, Workload},
+    ports::{Ports, Stretch, Transport},
+    workloads::WorkloadName,
+};
+
+/// A distinct peer expression. Its text is its identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Selector {
+    pub(super) peer: Peer,
+    /// Of the peer's workloads only those whose port of this name has this number.
+    pub(super) port: Option<NamedPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NamedPort {
+    pub(super) name: String,
+    pub(super) transport: Transport,
+    pub(super) number: u16,
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.peer.fmt(f)?;
+        if let Some(NamedPort { name, transport, number }) = &self.port {
+            write!(f, " with port {name}={number}/{transport}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One direction of a workload.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) direction: Direction,
+    /// In order of judgement; the last one is for everyone.
+    pub(super) steps: Vec<Step>,
+    /// Something that is enforced may deny.
+    pub(super) isolated: bool,
+}
+
+/// What does the same in one tier: its order does not matter.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub(super) tier: u8,
+    pub(super) action: Action,
+    pub(super) audit: bool,
+    pub(super) reason: Reason,
+    pub(super) lines: Vec<Line>,
+}
+
+/// A rule, resolved for the workload.
+#[derive(Clone, Debug)]
+pub(super) struct Line {
+    pub(super) stretch: Stretch,
+    /// `None` for everyone.
+    pub(super) selector: Option<Selector>,
+    pub(super) rule: desired::Rule,
+}
+
+/// A workload at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) model: &'a Model,
+    pub(super) name: &'a WorkloadName,
+    pub(super) workload: &'a Workload,
+    pub(super) now: u64,
+}
+
+impl Subject<'_> {
+    pub(super) fn draft(self, direction: Direction, found: &mut Diagnostics) -> Draft {
+        let mut draft = Draft { direction, steps: Vec::new(), isolated: false };
+        self.guards(&mut draft, found);
+        self.intents(&mut draft);
+        draft
+    }
+
+    /// Ends that rules of Guards still have before them.
+    pub(super) fn ends(self) -> BTreeSet<u64> {
+        let guards = self.model.guards.iter().filter(|guard| guard.subjects.hold(self.model, self.name, self.workload));
+        guards.flat_map(|guard| &guard.rules).filter_map(|rule| rule.expires).filter(|&end| end > self.now).collect()
+    }
+
+    /// Each Guard has a tier of its own, so that a `pass` leaves it and what is behind it is asked.
+    fn guards(self, draft: &mut Draft, found: &mut Diagnostics) {
+        let concerning = self.model.guards.iter().filter(|guard| {
+            guard.subjects.hold(self.model, self.name, self.workload)
+                && guard.rules(draft.direction, self.now).next().is_some()
+        });
+        let concerning: Vec<_> = concerning.collect();
+        if concerning.len() > TIER.into() {
+            let message = format!(
+                "{} Guards concern workload `{}` at {}, {TIER} fit",
+                concerning.len(),
+                self.name,
+                direction_label(draft.direction)
+            );
+            let error = Diagnostic::error(&concerning[usize::from(TIER)].place, message);
+            found.push(error.help("put rules of several Guards into one"));
+            return;
+        }
+        for (tier, guard) in (0..).zip(concerning) {
+            for rule in guard.rules(draft.direction, self.now) {
+                let Some(peer) = guard.peer(rule, self.model, &self.name.namespace) else { continue };
+                let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
+                let lines =
+                    rule.ports.iter().flat_map(|ports| self.lines(draft.direction, &peer, ports, &named)).collect();
+                let reason = if rule.action == Action::Deny { Reason::DeniedByRule } else { Reason::Rule };
+                draft.push(Step { tier, action: rule.action, audit: rule.audit, reason, lines });
+            }
+            draft.isolated |=
+                guard.rules(draft.direction, self.now).any(|rule| rule.action == Action::Deny && !rule.audit);
+        }
+    }
+
+    fn intents(self, draft: &mut Draft) {
+        let Self { model, workload, .. } = self;
+        let direction = draft.direction;
+        let step = |action, audit, reason, lines| Step { tier: TIER, action, audit, reason, lines };
+        if let Some((first, service)) = model.isolating(workload, true) {
+            // Where nothing is enforced all is reported only.
+            for audit in [false, true] {
+                let mut lines: Vec<Line> = Vec::new();
+                for rule in model.rules_of(workload, direction).filter(|rule| (rule.audit || service.audit) == audit) {
+                    let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
+                    lines.extend(self.lines(direction, &rule.peer, &rule.ports, &named));
+                }
+                if direction == Direction::Ingress && service.audit == audit {
+                    let rule = desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() };
+                    lines.extend(self.lines(direction, &Peer::Entity(Entity::Node), &Ports::Any, &rule));
+                }
+                draft.push(step(Action::Allow, audit, Reason::Rule, lines));
+            }
+            let rest = desired::Rule { name: isolated(first, direction), origin: service.place.origin() };
+            draft.push(step(Action::Deny, service.audit, Reason::Isolated, everyone(&rest)));
+            draft.isolated |= !service.audit;
+            if !service.audit {
+                return;
+            }
+        }
+        let open = desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() };
+        draft.push(step(Action::Allow, false, Reason::NotIsolated, everyone(&open)));
+    }
+
+    /// What a rule is for the workload: its ports are those of the side that listens.
+    fn lines(self, direction: Direction, peer: &Peer, ports: &Ports, rule: &desired::Rule) -> Vec<Line> {
+        let Self { model, workload, .. } = self;
+        let line = |stretch, port: Option<NamedPort>| {
+            let everyone = *peer == Peer::Any && port.is_none();
+            let selector = (!everyone).then(|| Selector { peer: peer.clone(), port });
+            Line { stretch, selector, rule: rule.clone() }
+        };
+        match (ports, direction) {
+            (Ports::Named(name), Direction::Ingress) => {
+                let own = workload.ports.get(name);
+                own.map(|&(transport, number)| line(one(transport, number), None)).into_iter().collect()
+            }
+            (Ports::Named(name), Direction::Egress) => {
+                let listeners =
+                    model.workloads.iter().filter(|(member, workload)| model.matches(peer, member, workload));
+                let listening: BTreeSet<_> =
+                    listeners.filter_map(|(_, workload)| workload.ports.get(name)).copied().collect();
+                let port = |(transport, number)| {
+                    line(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }))
+                };
+                listening.into_iter().map(port).collect()
+            }
+            (ports, _) => ports.stretches().into_iter().map(|stretch| line(stretch, None)).collect(),
+        }
+    }
+}
+
+impl Draft {
+    /// Adds to the last step what does the same there.
+    fn push(&mut self, step: Step) {
+        let does = |step: &Step| (step.tier, step.action, step.audit, step.reason);
+        match self.steps.last_mut() {
+            _ if step.lines.is_empty() => {}
+            Some(last) if does(last) == does(&step) => last.lines.extend(step.lines),
+            _ => self.steps.push(step),
+        }
+    }
+}
+
+fn everyone(rule: &desired::Rule) -> Vec<Line> {
+    let stretches = Ports::Any.stretches().into_iter();
+    stretches.map(|stretch| Line { stretch, selector: None, rule: rule.clone() }).collect()
+}
+
+fn one(transport: Transport, number: u16) -> Stretch {
+    Stretch { class: transport.class(), first: number, last: number }
+}

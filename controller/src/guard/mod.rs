@@ -1,0 +1,98 @@
+//! `kind: Guard`: what owners of the platform write. Judged before every Intent; isolates nobody by itself.
+
+mod read;
+mod resolve;
+
+use std::collections::BTreeMap;
+
+use bulkhead_ebpf::abi::{Action, Direction};
+
+use crate::{
+    diagnostic::Place,
+    model::{self, ServiceName},
+    ports::Ports,
+};
+
+pub(crate) use read::{Fields, RuleFields, SubjectFields};
+pub(crate) use resolve::resolve;
+
+/// One document. Its first rule that matches decides; when none does, what comes after it is asked.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Name.
+    pub name: String,
+    /// Where its name stands.
+    pub place: Place,
+    /// Guards are judged by ascending priority.
+    pub priority: u32,
+    /// Where its priority stands.
+    pub priority_place: Place,
+    /// Whom it concerns.
+    pub subjects: Subjects,
+    /// Label of namespaces that tells who is the same and who is other, and where it stands.
+    pub compare: Option<(String, Place)>,
+    /// Rules in order, one for each peer that is written.
+    pub rules: Vec<Rule>,
+}
+
+/// Whom a Guard concerns: every workload that fulfils all conditions. Without a condition every workload.
+#[derive(Clone, Debug, Default)]
+pub struct Subjects {
+    /// Where they stand; `None` when they are left out.
+    pub place: Option<Place>,
+    /// Labels of the workload's namespace.
+    pub namespaces: BTreeMap<String, Value>,
+    /// Services, of one of which it is a member; empty for no condition.
+    pub services: Vec<(ServiceName, Place)>,
+    /// Labels of the workload.
+    pub workloads: BTreeMap<String, Value>,
+}
+
+/// Value that a label shall have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Whatever it is.
+    Any,
+    /// This one.
+    Is(String),
+}
+
+/// A rule for one peer.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Stable, unique and without line numbers: `guard tenants: deny to node:22/tcp`.
+    pub name: String,
+    /// Where its peer is written.
+    pub place: Place,
+    /// What a match does.
+    pub action: Action,
+    /// Traffic to whom it concerns, or from it.
+    pub direction: Direction,
+    /// The other side.
+    pub peer: Whom,
+    /// Ports on the side that listens, never empty.
+    pub ports: Vec<Ports>,
+    /// It is judged beside what is enforced, and reported.
+    pub audit: bool,
+    /// End, in nanoseconds of Unix time; `None` for never.
+    pub expires: Option<u64>,
+}
+
+/// The other side of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// Workloads whose namespace has the label's value of the namespace of the workload that it concerns.
+    Same,
+    /// Everyone else, known or not.
+    Other,
+    /// The same for whomever it concerns.
+    Is(model::Peer),
+}
+
+impl Rule {
+    /// Whether it holds at a time, in nanoseconds of Unix time.
+    #[must_use]
+    pub fn holds(&self, now: u64) -> bool {
+        self.expires.is_none_or(|end| now < end)
+    }
+}

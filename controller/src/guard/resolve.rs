@@ -1,0 +1,208 @@
+//! What Guards mean among services, namespaces and workloads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bulkhead_ebpf::abi::{Action, Direction};
+
+use super::{Guard, Rule, Subjects, Value, Whom};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place, suggest},
+    intent::Entity,
+    model::{Model, Peer, ServiceName, Workload},
+    ports::Ports,
+    workloads::WorkloadName,
+};
+
+impl Subjects {
+    /// Whether a workload fulfils all conditions.
+    #[must_use]
+    pub fn hold(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
+        let fulfils = |labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, Value>| {
+            wanted.iter().all(|(label, value)| match (labels.get(label), value) {
+                (found, Value::Any) => found.is_some(),
+                (found, Value::Is(value)) => found == Some(value),
+            })
+        };
+        fulfils(model.namespace(&name.namespace), &self.namespaces)
+            && fulfils(&workload.labels, &self.workloads)
+            && (self.services.is_empty()
+                || self.services.iter().any(|(service, _)| model.is_member(service, name, workload)))
+    }
+}
+
+impl Guard {
+    /// The other side of one of its rules for a workload of a namespace; `None` for nobody.
+    #[must_use]
+    pub fn peer(&self, rule: &Rule, model: &Model, namespace: &str) -> Option<Peer> {
+        let own = || {
+            let (label, _) = self.compare.as_ref()?;
+            Some((label.clone(), model.namespace(namespace).get(label)?.clone()))
+        };
+        match &rule.peer {
+            Whom::Is(peer) => Some(peer.clone()),
+            Whom::Same => own().map(|(label, value)| Peer::Namespaces { label, value, other: false }),
+            // What lacks the label is other to everyone, and everyone to it.
+            Whom::Other => {
+                Some(own().map_or(Peer::Any, |(label, value)| Peer::Namespaces { label, value, other: true }))
+            }
+        }
+    }
+
+    /// Its rules of a direction that hold at a time.
+    pub fn rules(&self, direction: Direction, now: u64) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(move |rule| rule.direction == direction && rule.holds(now))
+    }
+}
+
+/// Puts Guards into the model in the order in which they are judged.
+pub(crate) fn resolve<'a>(model: &mut Model, guards: impl Iterator<Item = &'a Guard>, found: &mut Diagnostics) {
+    let mut by_priority: BTreeMap<u32, Guard> = BTreeMap::new();
+    let mut names: BTreeMap<&str, &Place> = BTreeMap::new();
+    for guard in guards {
+        if let Some(first) = names.insert(&guard.name, &guard.place) {
+            let error = Diagnostic::error(&guard.place, format!("Guard `{}` is written twice", guard.name));
+            found.push(error.note(first, "first here").help("give it another name"));
+        }
+        if let Some(first) = by_priority.insert(guard.priority, guard.clone()) {
+            let message = format!("Guards `{}` and `{}` have priority {}", first.name, guard.name, guard.priority);
+            let error = Diagnostic::error(&guard.priority_place, message);
+            found
+                .push(error.note(&first.priority_place, "first here").help("say which is judged first: the lower one"));
+        }
+    }
+    model.guards = by_priority.into_values().collect();
+    let mut warnings = Diagnostics::default();
+    for (at, guard) in model.guards.iter().enumerate() {
+        Check { model, guard, found, warnings: &mut warnings }.guard(&model.guards[..at]);
+    }
+    model.warnings.0.append(&mut warnings.0);
+}
+
+/// Looks at one Guard.
+struct Check<'a> {
+    model: &'a Model,
+    guard: &'a Guard,
+    found: &'a mut Diagnostics,
+    warnings: &'a mut Diagnostics,
+}
+
+impl Check<'_> {
+    fn guard(&mut self, before: &[Guard]) {
+        self.subjects();
+        if let Some((label, place)) = &self.guard.compare
+            && !self.model.namespaces.values().any(|labels| labels.contains_key(label))
+        {
+            let error =
+                Diagnostic::error(place, format!("no namespace has the label `{label}`: everybody would be other"));
+            self.found.push(error.help(format!("{}; {NAMESPACES}", suggest(label, self.labels()))));
+        }
+        for rule in &self.guard.rules {
+            if let Whom::Is(Peer::Service(service)) = &rule.peer {
+                self.service(service, &rule.place, "the rule matches nobody");
+            }
+            for ports in &rule.ports {
+                if let Ports::Named(port) = ports {
+                    self.named_port(rule, port);
+                }
+            }
+        }
+        self.health_checks(before);
+    }
+
+    fn subjects(&mut self) {
+        let Subjects { place, namespaces, services, .. } = &self.guard.subjects;
+        for (service, place) in services {
+            self.service(service, place, "the Guard does not concern it");
+        }
+        let concerns =
+            |(name, workload): (&WorkloadName, &Workload)| self.guard.subjects.hold(self.model, name, workload);
+        let Some(place) = place.as_ref().filter(|_| !self.model.workloads.iter().any(concerns)) else { return };
+        let unknown = namespaces.keys().find(|label| !self.labels().contains(&label.as_str()));
+        let warning = Diagnostic::warning(place, format!("Guard `{}` concerns no workload", self.guard.name));
+        self.warnings.push(match unknown {
+            Some(label) => {
+                let near = suggest(label, self.labels());
+                warning.help(format!("no namespace has the label `{label}`: {near}; {NAMESPACES}"))
+            }
+            None => warning.help("a workload must fulfil all that `for` says"),
+        });
+    }
+
+    /// Labels of namespaces.
+    fn labels(&self) -> Vec<&str> {
+        let labels: BTreeSet<_> = self.model.namespaces.values().flat_map(BTreeMap::keys).map(String::as_str).collect();
+        labels.into_iter().collect()
+    }
+
+    fn service(&mut self, service: &ServiceName, place: &Place, so: &str) {
+        if let Some(warning) = self.model.nobody(service, place, so) {
+            self.warnings.push(warning);
+        }
+    }
+
+    /// A misspelt name must not make a rule one about nothing.
+    fn named_port(&mut self, rule: &Rule, port: &str) {
+        let subjects = || {
+            let all = self.model.workloads.iter();
+            all.filter(|(name, workload)| self.guard.subjects.hold(self.model, name, workload))
+        };
+        let listeners: Vec<&Workload> = match (rule.direction, &rule.peer) {
+            (Direction::Ingress, _) => subjects().map(|(_, workload)| workload).collect(),
+            (Direction::Egress, Whom::Is(Peer::Cidrs(_))) => Vec::new(),
+            (Direction::Egress, Whom::Is(Peer::Entity(entity))) if *entity != Entity::Cluster => Vec::new(),
+            (Direction::Egress, _) => {
+                let peers: BTreeSet<_> =
+                    subjects().filter_map(|(name, _)| self.guard.peer(rule, self.model, &name.namespace)).collect();
+                let all = self.model.workloads.iter();
+                all.filter(|(name, workload)| peers.iter().any(|peer| self.model.matches(peer, name, workload)))
+                    .map(|(_, workload)| workload)
+                    .collect()
+            }
+        };
+        if let (
+            Direction::Egress,
+            Whom::Is(Peer::Cidrs(_) | Peer::Entity(Entity::Metadata | Entity::Node | Entity::Nodes | Entity::World)),
+        ) = (rule.direction, &rule.peer)
+        {
+            let error = Diagnostic::error(
+                &rule.place,
+                format!("`{port}` is the name of a port, and no workload listens there"),
+            );
+            self.found.push(error.help("write the port's number; only workloads name their ports"));
+        } else if !listeners.is_empty() && !listeners.iter().any(|workload| workload.ports.contains_key(port)) {
+            let names: Vec<_> =
+                listeners.iter().flat_map(|workload| workload.ports.keys()).map(String::as_str).collect();
+            let error = Diagnostic::error(&rule.place, format!("no workload that listens there has a port `{port}`"));
+            self.found.push(error.help(suggest(port, names)));
+        }
+    }
+
+    /// A node is other too: who forgets that denies its health checks.
+    fn health_checks(&mut self, before: &[Guard]) {
+        let of_node = |rule: &&Rule| {
+            rule.direction == Direction::Ingress
+                && matches!(rule.peer, Whom::Is(Peer::Entity(Entity::Node | Entity::Nodes)))
+        };
+        if before.iter().flat_map(|guard| &guard.rules).any(|rule| of_node(&rule)) {
+            return;
+        }
+        let own = self.guard.rules.iter().take_while(|rule| !of_node(rule));
+        let denies = |rule: &&Rule| {
+            (rule.direction, rule.action) == (Direction::Ingress, Action::Deny)
+                && rule.ports.contains(&Ports::Any)
+                && matches!(rule.peer, Whom::Other | Whom::Is(Peer::Any))
+        };
+        if let Some(rule) = own.into_iter().find(denies) {
+            let warning = Diagnostic::warning(
+                &rule.place,
+                format!("`{}` also denies what a workload's own node begins, such as health checks", rule.name),
+            );
+            self.warnings.push(
+                warning.help("write `- pass: { from: node }` above it, or `- deny: { from: node }` if it is meant"),
+            );
+        }
+    }
+}
+
+/// Where labels of namespaces come from.
+const NAMESPACES: &str = "the workloads file says `namespaces: [{ name: shop, labels: { tenant: a } }]`";
