@@ -7,7 +7,7 @@ use bulkhead_controller::{
     policy, workloads,
 };
 use bulkhead_dataplane::{desired::Peers, node::Discovered};
-use bulkhead_ebpf::abi::PORT_INTERVALS;
+use bulkhead_ebpf::abi::{PORT_INTERVALS, VIEW_CHAIN};
 
 const POLICY: &str = include_str!("../../policy-examples/shop.yaml");
 const WORKLOADS: &str = include_str!("../../policy-examples/shop-workloads.yaml");
@@ -47,6 +47,12 @@ fn compiled(policy: &str, workloads: &str) -> Result<(), Diagnostics> {
                     .iter()
                     .all(|interval| matches!(interval.entries.last().map(|last| &last.peers), Some(Peers::Any(_))))
             );
+            assert!(interval.iter().all(|interval| interval.entries.is_sorted_by_key(|entry| entry.tier)));
+        }
+        for views in desired.endpoints.iter().map(|endpoint| &endpoint.views) {
+            assert!((1..=VIEW_CHAIN as usize).contains(&views.len()));
+            let ends: Vec<_> = views.iter().map(|view| view.until.unwrap_or(u64::MAX)).collect();
+            assert!(ends.is_sorted_by(|a, b| a < b) && views.last().is_some_and(|last| last.until.is_none()));
         }
     }
     Ok(())

@@ -49,6 +49,8 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
 const HEADER: [&str; 2] = [API_VERSION_FIELD, "kind"];
 const API_VERSION_FIELD: &str = "apiVersion";
 
+const ONE_OR_MANY: &str = "a text or a list of texts";
+
 /// One text, or a list of texts.
 #[derive(Debug)]
 pub(crate) struct OneOrMany(pub(crate) Vec<Spanned<String>>);
@@ -64,7 +66,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
             type Value = Either;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text, or a list of texts")
+                f.write_str(ONE_OR_MANY)
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Either, E> {
@@ -221,6 +223,10 @@ fn refuse(source: &Arc<Source>, text: &str, error: &Error, kind: Option<&Kind>) 
             let key = key.as_deref().map_or_else(String::new, |key| format!(" `{key}`"));
             Diagnostic::error(&here, format!("the key{key} is written twice in one mapping"))
                 .help("keep one of the two")
+        }
+        Error::SerdeInvalidType { expected, .. } if expected == ONE_OR_MANY => {
+            Diagnostic::error(&here, format!("{ONE_OR_MANY} is expected here"))
+                .help("write `node:22`, without a space after the colon, or `[world, node:22]`")
         }
         Error::Unexpected { expected, .. } => {
             let (expected, help) = match *expected {

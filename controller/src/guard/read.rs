@@ -281,7 +281,7 @@ impl Reader<'_> {
                 let Some(peer) = known else {
                     let names = WORDS.into_iter().chain(Entity::ALL.map(Entity::name));
                     let names: Vec<_> = names.chain(around.externals.keys().map(String::as_str)).collect();
-                    let help = format!("{}; a service is written `namespace/service`", suggest(name, names));
+                    let help = format!("{} (a service is written `namespace/service`)", suggest(name, names));
                     self.error(written, format!("`{name}` is no peer"), help);
                     return None;
                 };

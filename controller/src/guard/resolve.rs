@@ -94,7 +94,7 @@ impl Check<'_> {
         {
             let error =
                 Diagnostic::error(place, format!("no namespace has the label `{label}`: everybody would be other"));
-            self.found.push(error.help(format!("{}; {NAMESPACES}", suggest(label, self.labels()))));
+            self.found.push(error.help(format!("{} ({NAMESPACES})", suggest(label, self.labels()))));
         }
         for rule in &self.guard.rules {
             if let Whom::Is(Peer::Service(service)) = &rule.peer {
@@ -122,7 +122,7 @@ impl Check<'_> {
         self.warnings.push(match unknown {
             Some(label) => {
                 let near = suggest(label, self.labels());
-                warning.help(format!("no namespace has the label `{label}`: {near}; {NAMESPACES}"))
+                warning.help(format!("no namespace has the label `{label}`: {near} ({NAMESPACES})"))
             }
             None => warning.help("a workload must fulfil all that `for` says"),
         });

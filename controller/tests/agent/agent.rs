@@ -1,6 +1,10 @@
 //! What an agent does with good and bad input.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    time::{Duration, SystemTime},
+};
 
 use bulkhead_controller::{agent::StartError, revision::Revision};
 use bulkhead_dataplane::{
@@ -37,6 +41,30 @@ fn good_input_is_published_and_stored() {
         value(&text, "bulkhead_table_limit", &["table=\"LISTS\""])
             > value(&text, "bulkhead_table_used", &["table=\"LISTS\""])
     );
+}
+
+#[test]
+fn guards_with_ends_are_published_and_replaced() {
+    let home = Home::new();
+    let end = SystemTime::now() + Duration::from_secs(3600);
+    let guard = |end| {
+        format!(
+            "apiVersion: bulkhead/v1\nkind: Guard\nname: g\npriority: 1\nrules:\n  - deny: {{ to: metadata }}\n  - deny: {{ to: world:25, expires: {} }}\n",
+            humantime::format_rfc3339_seconds(end)
+        )
+    };
+    home.write("policies/guard.yaml", &guard(end));
+    let mut agent = home.agent();
+    for rule in ["guard g: deny to metadata", "guard g: deny to world:25/tcp"] {
+        assert!(rules(&home).contains(&rule.to_owned()), "{rule}");
+    }
+    let before = home.store.snapshot();
+    agent.refresh();
+    assert_eq!(home.store.snapshot(), before, "the same input changes nothing");
+    home.write("policies/guard.yaml", &guard(SystemTime::now() - Duration::from_secs(3600)));
+    agent.refresh();
+    assert_eq!(agent.refused(), "");
+    assert_ne!(home.store.snapshot(), before);
 }
 
 #[test]

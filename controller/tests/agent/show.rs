@@ -63,6 +63,31 @@ fn tables_for_people() {
 }
 
 #[test]
+fn guards_are_shown_by_their_rules() {
+    let guard =
+        "apiVersion: bulkhead/v1\nkind: Guard\nname: g\npriority: 1\nrules:\n  - deny: { to: [metadata, world:25] }\n";
+    let inputs = Inputs {
+        policies: [("shop.yaml", INTENT), ("guard.yaml", guard)]
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .into(),
+        workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+    };
+    let model = inputs.model().unwrap();
+    let rule = "guard g: deny to world:25/tcp";
+    let table = show::rules_table(&show::rules(&model, &[reading("web-1", "egress", Reason::DeniedByRule, rule, 7)]));
+    let lines: Vec<_> = table.lines().filter(|line| line.starts_with("guard")).collect();
+    assert_eq!(lines.len(), 2, "{table}");
+    assert_eq!(lines[1].split_whitespace().rev().take(3).collect::<Vec<_>>(), ["7", "0", "guard.yaml:6"]);
+
+    let mut denied = contact("web-1", "egress", "203.0.113.9", 25, 3, 1_700_000_000_000_000_000);
+    (denied.reason, denied.rule) = (Reason::DeniedByRule, rule.to_owned());
+    assert_eq!(
+        Names::new(&model, "n1").contact(&denied).text,
+        "BLOCKED web -> world (203.0.113.9) 25/tcp  at web's egress: denied by guard g: deny to world:25/tcp (guard.yaml:6)"
+    );
+}
+
+#[test]
 fn observations() {
     let (_, model) = revision();
     let names = Names::new(&model, "n1");

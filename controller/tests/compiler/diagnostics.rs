@@ -68,6 +68,8 @@ fn intents() {
             "services:\n  web: {}\n  web: {}\n",
             "services:\n  web: { acepts: [world:443] }\n",
             "services:\n  web: { isolate: audit }\n",
+            "services:\n  web: { isolate: false }\n",
+            "services: {}\nrules: []\npriority: 1\n",
             "services:\n  web: { select: {} }\n",
             "services:\n  world: {}\n",
             "services:\n  we b: {}\n",
@@ -98,6 +100,60 @@ fn intents() {
 }
 
 #[test]
+fn guards() {
+    let head = "apiVersion: bulkhead/v1\nkind: Guard\nname: g\npriority: 1\n";
+    let rule = |rule: &str| format!("{head}compare: tenant\nrules:\n  - {rule}\n");
+    let of = |subjects: &str| format!("{head}for: {subjects}\nrules:\n  - deny: {{ to: metadata }}\n");
+    let cases = [
+        "apiVersion: bulkhead/v1\nkind: Guard\nrules: []\n".to_owned(),
+        format!("{head}rules: []\n"),
+        format!("{head}namespace: shop\nservices: {{}}\nrules: [{{ deny: {{ to: metadata }} }}]\n"),
+        format!("{head}ruels: []\n"),
+        format!("{head}services: {{}}\nrulez: []\n"),
+        "apiVersion: bulkhead/v1\nkind: Guard\nname: a guard\npriority: high\nmode: dry\nrules: [{ deny: { to: metadata } }]\n".to_owned(),
+        format!("{head}rules: [{{ deny: {{ from: other }} }}]\n"),
+        format!("{head}compare: tennant\nrules: [{{ pass: {{ from: node }} }}, {{ deny: {{ from: other }} }}]\n"),
+        format!("{head}mode: audit\nrules: [{{ deny: {{ to: world, mode: enforce }} }}]\n"),
+        format!("{head}external: {{ same: {{ cidrs: [10.0.0.0/8] }}, office: {{ cidrs: [203.0.113.1/24] }} }}\nrules: [{{ deny: {{ to: ofice }} }}]\n"),
+        rule("deny: { from: other }"),
+        rule("deny: { from: node }\n  - deny: { from: other }"),
+        rule("{}"),
+        rule("{ allow: { to: world }, deny: { to: world } }"),
+        rule("reject: { to: world }"),
+        rule("deny: {}"),
+        rule("deny: { from: world, to: world }"),
+        rule("deny: { to: [] }"),
+        rule("deny: { to: { world: 25 } }"),
+        rule("deny: { to: 25 }"),
+        rule("deny: { to: wrld }"),
+        rule("deny: { to: 203.0.113.0/24 }"),
+        rule("deny: { to: cart }"),
+        rule("deny: { to: shop/crat }"),
+        rule("deny: { to: ['world:', 'world:25/tpc'] }"),
+        rule("deny: { to: [world, world:25], ports: [25] }"),
+        rule("deny: { to: world, ports: [] }"),
+        rule("deny: { to: world, ports: 25 }"),
+        rule("deny: { to: world, ports: [25, smtp/tcp, 25/tcp] }"),
+        rule("deny: { to: world, ports: [smtp] }"),
+        rule("deny: { to: cluster, ports: [htpp] }"),
+        rule("deny: { to: world, mode: report }"),
+        rule("deny: { to: world, expires: tomorrow }"),
+        rule("deny: { to: world:25 }\n  - deny: { to: [metadata, world:25/tcp] }"),
+        rule("deny: { to: world, except: metadata }"),
+        of("{}"),
+        of("{ namespace: { tenant: a } }"),
+        of("{ namespaces: {} }"),
+        of("{ namespaces: { tennant: any } }"),
+        of("{ namespaces: { tenant: wholesale } }"),
+        of("{ services: [] }"),
+        of("{ services: [web, shop/wbe] }"),
+        format!("{}---\n{}", rule("deny: { to: metadata }"), rule("deny: { to: metadata }")),
+    ];
+    let said = all(&cases.each_ref().map(String::as_str), policy);
+    insta::assert_snapshot!(said);
+}
+
+#[test]
 fn the_same_service_in_two_documents() {
     let text = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: {}\n";
     insta::assert_snapshot!(policy(&format!("{text}---\n{text}")), @r"
@@ -118,6 +174,7 @@ fn workloads_files() {
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 0, vtep: 192.0.2.1 }] }]\n".to_owned(),
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 1, vtep: 192.0.2.1, prefixes: [10.244.1.5/24] }] }]\n".to_owned(),
         "services: [{ name: cart, namespace: shop }]\n".to_owned(),
+        "namespaces: [{ name: shop, labels: { tenant: a } }, { name: a b }, { name: shop }]\n".to_owned(),
         format!("{node}---\nkind: Workloads\napiVersion: bulkhead/v1\n"),
         with("nod: n2"),
         format!("{node}workloads: [{{ name: w, namespace: shop, node: n11 }}]\n"),

@@ -2,13 +2,20 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use bulkhead_controller::{
+    explain::{Party, Question, Verdict, explain, parse_point},
+    model::Model,
+    workloads::WorkloadName,
+};
 use bulkhead_dataplane::desired::{Desired, Entry, Peers, SelectorId};
 use bulkhead_ebpf::{
     abi::{Action, Class, Direction, VIEW_CHAIN},
     reason::Reason,
 };
 
-use crate::support::{NOW, desired};
+use proptest::{prelude::*, sample::select};
+
+use crate::support::{NOW, desired, model};
 
 const WORKLOADS: &str = "apiVersion: bulkhead/v1
 kind: Workloads
@@ -21,10 +28,10 @@ nodes:
   - { name: n2, addresses: [192.0.2.2] }
 workloads:
   - { name: web, namespace: shop, labels: { app: web }, node: n1, ports: { http: 80, admin: 9000 }, endpoints: [{ segment: 1, addresses: [10.0.0.1], link: v1 }] }
-  - { name: db, namespace: shop, labels: { app: db, tier: data }, node: n1, endpoints: [{ segment: 1, addresses: [10.0.0.2], link: v2 }] }
+  - { name: db, namespace: shop, labels: { app: db, tier: data }, node: n1, ports: { http: 82 }, endpoints: [{ segment: 1, addresses: [10.0.0.2], link: v2 }] }
   - { name: till, namespace: desk, labels: { app: till }, node: n1, ports: { http: 81 }, endpoints: [{ segment: 1, addresses: [10.0.0.3], link: v3 }] }
   - { name: saw, namespace: mill, labels: { app: saw, tier: data }, node: n1, endpoints: [{ segment: 1, addresses: [10.0.0.4], link: v4 }] }
-  - { name: probe, namespace: ops, labels: { app: probe }, node: n1, endpoints: [{ segment: 1, addresses: [10.0.0.5], link: v5 }] }
+  - { name: probe, namespace: ops, labels: { app: probe }, node: n1, ports: { http: 83 }, endpoints: [{ segment: 1, addresses: [10.0.0.5], link: v5 }] }
 ";
 
 const HOUR: u64 = 3_600_000_000_000;
@@ -358,4 +365,223 @@ fn more_guards_than_tiers_are_refused() {
     assert!(desired(&long(63), WORKLOADS, "n1").is_ok());
     let refused = desired(&long(64), WORKLOADS, "n1").unwrap_err().to_string();
     assert!(refused.contains("become 65 entries of one list of Tcp at egress, 64 fit"), "{refused}");
+}
+
+#[test]
+fn what_decides_is_said_in_words() {
+    let policy = guard(
+        "tenants",
+        100,
+        "for: { namespaces: { tenant: any } }\ncompare: tenant\nrules:\n  - pass: { from: node }\n  - allow: { from: ops/probe:9100 }\n  - deny: { from: other }\n",
+    ) + &guard(
+        "platform",
+        10,
+        "rules:\n  - deny: { to: [metadata, node:22] }\n  - pass: { from: desk/till }\n  - deny: { to: world:25, mode: audit, expires: 2026-06-01T00:00:00Z }\n  - allow: { to: world:26, mode: audit }\n",
+    ) + &intent("services:\n  db: { accepts: [world:5432, desk/till:5432], calls: [world:25] }\n")
+        + &intent("mode: audit\nservices:\n  web: { accepts: [world:443] }\n");
+    let model = model(("p.yaml", &policy), ("w.yaml", WORKLOADS)).unwrap();
+    let parties: Vec<_> = PARTIES.iter().map(|(address, of)| (*address, of.map(name))).collect();
+    let party = |text: &str| {
+        let found = parties.iter().find_map(|(_, of)| of.as_ref().filter(|of| of.name == text));
+        found.map_or_else(|| Party::Address(text.parse().unwrap()), Party::Workload)
+    };
+    let ask = |(from, to, port, now): &(&str, &str, &str, u64)| {
+        let (class, value) = parse_point(port).unwrap();
+        explain(&model, Question { from: party(from), to: party(to), class, value }, *now).text(&model)
+    };
+    let later = NOW + 365 * 24 * HOUR;
+    let answers: Vec<String> = [
+        ("probe", "web", "9100", NOW),
+        ("probe", "web", "9101", NOW),
+        ("probe", "db", "5432", NOW),
+        ("203.0.113.9", "db", "5432", NOW),
+        ("till", "db", "5432", NOW),
+        ("till", "db", "5433", NOW),
+        ("till", "web", "443", NOW),
+        ("saw", "169.254.169.254", "80", NOW),
+        ("db", "192.0.2.1", "22", NOW),
+        ("db", "203.0.113.9", "25", NOW),
+        ("db", "203.0.113.9", "25", later),
+        ("db", "203.0.113.9", "26", NOW),
+        ("web", "203.0.113.9", "80", NOW),
+        ("192.0.2.1", "web", "80", NOW),
+        ("probe", "203.0.113.9", "25", NOW),
+        ("db", "web", "80", NOW),
+    ]
+    .iter()
+    .map(ask)
+    .collect();
+    let answers = answers.join("\n");
+    insta::assert_snapshot!(answers);
+}
+
+/// Who may stand for a peer: workloads, nodes, an address of the overlay that nobody has, and addresses of none.
+const PARTIES: [(&str, Option<(&str, &str)>); 11] = [
+    ("10.0.0.1", Some(("shop", "web"))),
+    ("10.0.0.2", Some(("shop", "db"))),
+    ("10.0.0.3", Some(("desk", "till"))),
+    ("10.0.0.4", Some(("mill", "saw"))),
+    ("10.0.0.5", Some(("ops", "probe"))),
+    ("10.0.0.99", None),
+    ("192.0.2.1", None),
+    ("192.0.2.2", None),
+    ("203.0.113.9", None),
+    ("198.51.100.1", None),
+    ("169.254.169.254", None),
+];
+
+fn name(of: (&str, &str)) -> WorkloadName {
+    WorkloadName { namespace: of.0.to_owned(), name: of.1.to_owned() }
+}
+
+fn rule() -> impl Strategy<Value = String> {
+    let peer = select(vec![
+        "same",
+        "other",
+        "any",
+        "world",
+        "node",
+        "nodes",
+        "metadata",
+        "cluster",
+        "office",
+        "ops/probe",
+        "shop/web",
+        "desk/till",
+    ]);
+    let ports =
+        select(vec!["", ", ports: [80]", ", ports: [70-90, 53/udp]", ", ports: [http]", ", ports: [echo/icmp]"]);
+    let mode = select(vec!["", "", "", ", mode: audit"]);
+    let expires = prop_oneof![4 => Just(None), 1 => (0..=2_u64).prop_map(Some)];
+    (select(vec!["allow", "deny", "pass"]), select(vec!["from", "to"]), peer, ports, mode, expires)
+        .prop_filter("only workloads name their ports", |(_, side, peer, ports, ..)| {
+            !ports.contains("http")
+                || *side == "from"
+                || !["world", "node", "nodes", "metadata", "office", "ops/probe"].contains(peer)
+        })
+        .prop_map(|(action, side, peer, ports, mode, expires)| {
+            let expires =
+                expires.map(|hours| format!(", expires: {}", bulkhead_controller::show::time(NOW + hours * HOUR)));
+            format!("  - {action}: {{ {side}: {peer}{ports}{mode}{} }}\n", expires.unwrap_or_default())
+        })
+}
+
+fn one_guard() -> impl Strategy<Value = String> {
+    let subjects = select(vec![
+        "",
+        "for: { namespaces: { tenant: any } }\n",
+        "for: { workloads: { tier: data } }\n",
+        "for: { services: [shop/web, ops/probe] }\n",
+    ]);
+    let mode = select(vec!["", "", "", "mode: audit\n"]);
+    (subjects, mode, prop::collection::vec(rule(), 1..6)).prop_map(|(subjects, mode, rules)| {
+        // What the same text says twice is an error.
+        let mut seen = BTreeSet::new();
+        let text = |rule: &str| rule.split(", mode").next().unwrap_or_default().split(", expires").next().unwrap_or_default().replace(" }\n", "");
+        let rules: String = rules.into_iter().filter(|rule| seen.insert(text(rule))).collect();
+        format!("{subjects}{mode}compare: tenant\nexternal: {{ office: {{ cidrs: [198.51.100.0/24, 10.0.0.2/31] }} }}\nrules:\n{rules}")
+    })
+}
+
+fn policies() -> impl Strategy<Value = String> {
+    let lines = |verb: &'static str| {
+        prop::sample::subsequence(
+            vec!["db:80", "web:http", "world:80", "node:any", "cluster:53/udp", "ops/probe:80", "desk/till:http"],
+            0..4,
+        )
+        .prop_map(move |lines| format!("{verb}: [{}]", lines.join(", ")))
+    };
+    let service = (lines("accepts"), lines("calls"), any::<bool>()).prop_map(|(accepts, calls, audit)| {
+        // A port that nobody has by that name is an error.
+        let accepts = accepts.replace(":http", ":80");
+        format!("{{ {accepts}, {calls}{} }}", if audit { ", isolate: audit" } else { "" })
+    });
+    let intents = (service.clone(), service, any::<bool>(), any::<bool>()).prop_map(|(web, db, first, second)| {
+        let mode = |audit| if audit { "mode: audit\n" } else { "" };
+        intent(&format!("{}services:\n  web: {web}\n", mode(first)))
+            + &intent(&format!("{}services:\n  db: {db}\n", mode(second)))
+    });
+    (prop::collection::vec(one_guard(), 0..4), prop::option::of(intents)).prop_map(|(guards, intents)| {
+        let guards: String = (0..).zip(guards).map(|(i, rest)| guard(&format!("g{i}"), 10 - i, &rest)).collect();
+        let text = guards + &intents.unwrap_or_default();
+        if text.is_empty() { intent("services: {}\n") } else { text }
+    })
+}
+
+/// A verdict in the words of a walk; the Guard's name instead of its rule's, of which several may match.
+fn told(verdict: &Verdict<'_>) -> (Action, Reason, String) {
+    let guard = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
+    match verdict {
+        Verdict::Open => open(),
+        Verdict::OwnNode => allowed("node may reach its workloads"),
+        Verdict::Guarded(rule) => allowed(&guard(&rule.name)),
+        Verdict::Denied(rule) => denied(&guard(&rule.name)),
+        Verdict::Allowed(_) => allowed("intent"),
+        Verdict::Refused { service, .. } => by(Action::Deny, Reason::Isolated, &service.to_string()),
+    }
+}
+
+fn walked(desired: &Desired, asked: Asked<'_>, audit: bool) -> (Action, Reason, String) {
+    let (action, reason, rule) = walk(desired, asked, audit);
+    let short = match reason {
+        Reason::Isolated => rule.split(' ').next().unwrap_or_default().to_owned(),
+        _ if rule.starts_with("guard ") => rule.split(':').next().unwrap_or_default().to_owned(),
+        Reason::Rule if !rule.starts_with("node ") => "intent".to_owned(),
+        _ => rule,
+    };
+    (action, reason, short)
+}
+
+fn disagreements(text: &str, model: &Model, desired: &Desired) {
+    let subjects = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"];
+    let names: Vec<_> = PARTIES.iter().map(|(_, of)| of.map(name)).collect();
+    let points = ["80", "81", "9000", "53/udp", "echo/icmp", "proto/47"].map(|text| parse_point(text).unwrap());
+    for (subject, own) in PARTIES.iter().zip(&names).filter(|((address, _), _)| subjects.contains(address)) {
+        let own = Party::Workload(own.as_ref().unwrap());
+        for ((address, _), peer) in PARTIES.iter().zip(&names).filter(|((address, _), _)| *address != subject.0) {
+            let peer = peer.as_ref().map_or_else(|| Party::Address(address.parse().unwrap()), Party::Workload);
+            for ((class, value), hours) in points.into_iter().flat_map(|point| [0, 1, 2].map(|hours| (point, hours))) {
+                let now = NOW + hours * HOUR;
+                for direction in [Direction::Ingress, Direction::Egress] {
+                    let (from, to) = if direction == Direction::Ingress { (peer, own) } else { (own, peer) };
+                    let answer = explain(model, Question { from, to, class, value }, now);
+                    let [egress, ingress] = &answer.would_be;
+                    let (verdict, would_be) = match direction {
+                        Direction::Ingress => (&answer.ingress, ingress),
+                        Direction::Egress => (&answer.egress, egress),
+                    };
+                    let asked = Asked {
+                        workload: subject.1.unwrap().1,
+                        direction,
+                        peer: address.parse().unwrap(),
+                        class,
+                        value,
+                        now,
+                    };
+                    for (verdict, audit) in [(verdict, false), (would_be, true)] {
+                        let mut said = told(verdict);
+                        let found = walked(desired, asked, audit);
+                        // The node's own rule stands in one entry with lines of services that match it too.
+                        if found.2.starts_with("node ") && said.2 == "intent" {
+                            said.2 = found.2.clone();
+                        }
+                        assert_eq!(found, said, "{asked:?} audit={audit}\n{text}");
+                    }
+                    assert!(!answer.text(model).is_empty());
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Two ways from what is written to a verdict: by entries of the tables, and by reading the rules again.
+    #[test]
+    fn entries_say_what_is_explained(text in policies()) {
+        let model = model(("policy.yaml", &text), ("workloads.yaml", WORKLOADS)).unwrap_or_else(|found| panic!("{found}\n{text}"));
+        let desired = bulkhead_controller::compile::compile(&model, "n1", &Default::default(), NOW).unwrap_or_else(|found| panic!("{found}\n{text}"));
+        disagreements(&text, &model, &desired);
+    }
 }

@@ -24,11 +24,13 @@ pub(crate) fn example(name: &str) -> String {
 }
 
 /// Names of the policies to copy, and the workloads file that each is written for.
-pub(crate) const EXAMPLES: [(&str, &str); 4] = [
+pub(crate) const EXAMPLES: [(&str, &str); 6] = [
     ("shop.yaml", "shop-workloads.yaml"),
     ("ports.yaml", "examples-workloads.yaml"),
     ("tenants.yaml", "examples-workloads.yaml"),
     ("quarantine.yaml", "examples-workloads.yaml"),
+    ("guard.yaml", "shop-workloads.yaml"),
+    ("audit.yaml", "examples-workloads.yaml"),
 ];
 
 /// A model from texts.
