@@ -195,3 +195,40 @@ pub(crate) fn table(answers: &[Answer]) {
     }
     show::table(&rows);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::iter::successors;
+
+    use super::*;
+
+    /// The next of all outcomes; one that is added must be put in here.
+    fn next(outcome: &Outcome) -> Option<Outcome> {
+        match outcome {
+            Outcome::Answered => Some(Outcome::TimedOut),
+            Outcome::TimedOut => Some(Outcome::Refused),
+            Outcome::Refused => Some(Outcome::Reset),
+            Outcome::Reset => Some(Outcome::Unreachable),
+            Outcome::Unreachable => None,
+        }
+    }
+
+    #[test]
+    fn a_disagreement_between_wire_and_explanation_is_never_good() {
+        let outcomes: Vec<Outcome> = successors(Some(Outcome::Answered), next).collect();
+        for (allowed, wanted, mark) in [(true, Outcome::Answered, GOOD), (false, Outcome::TimedOut, SHUT)] {
+            for &v4 in &outcomes {
+                for &v6 in &outcomes {
+                    let answer = Answer {
+                        call: Call::tcp("web", "cart", 8080),
+                        expected: Expected { allowed, text: String::new(), line: Some(7) },
+                        outcomes: [v4, v6],
+                    };
+                    let agrees = v4 == wanted && v6 == wanted;
+                    assert_eq!(answer.agrees(), agrees, "{answer:?}");
+                    assert_eq!(answer.cell(), format!("{} :7", if agrees { mark } else { BAD }), "{answer:?}");
+                }
+            }
+        }
+    }
+}
