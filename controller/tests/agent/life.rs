@@ -3,11 +3,18 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use bulkhead_controller::run::Life;
+use bulkhead_controller::{agent::Agent, run::Life};
+use bulkhead_dataplane::{
+    desired::Desired,
+    memory::MemoryNode,
+    node::{Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Status},
+};
 
 use crate::support::{Home, INTENT, stored, value};
 
@@ -28,36 +35,112 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-#[test]
-fn it_follows_files_serves_metrics_and_stops() {
-    let home = Home::new();
-    let mut agent = home.agent();
+/// Checks while the agent is at work, and stops it.
+fn alive<N: Node>(home: &Home, mut agent: Agent<N>, check: impl FnOnce(SocketAddr)) {
     let life = Life::new(Some("127.0.0.1:0".parse().unwrap())).unwrap();
     let (address, stopper, locations) = (life.address().unwrap(), life.stopper(), home.locations());
     thread::scope(|scope| {
         let worker = scope.spawn(move || life.run(&mut agent, &locations));
-        let check = || {
-            let first = get(address, "/metrics");
-            assert!(first.starts_with("HTTP/1.1 200"), "{first}");
-            assert!(first.contains("text/plain; version=0.0.4"), "{first}");
-            assert_eq!(value(&first, "bulkhead_revision", &[]), Some(1));
-            assert!(get(address, "/").starts_with("HTTP/1.1 404"));
-
-            home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
-            eventually("the change is published", || {
-                value(&get(address, "/metrics"), "bulkhead_revision", &[]) == Some(2)
-            });
-            home.write("policies/shop.yaml", "not: [a policy");
-            eventually("the error is said", || {
-                value(&get(address, "/metrics"), "bulkhead_policy_error", &[]) == Some(1)
-            });
-            assert_eq!(stored(&home.state()), Some(2));
-        };
-        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
+        let checked = catch_unwind(AssertUnwindSafe(|| check(address)));
         stopper.stop();
         worker.join().unwrap().unwrap();
-        checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        checked.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+}
+
+#[test]
+fn it_follows_files_serves_metrics_and_stops() {
+    let home = Home::new();
+    alive(&home, home.agent(), |address| {
+        let first = get(address, "/metrics");
+        assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+        assert!(first.contains("text/plain; version=0.0.4"), "{first}");
+        assert_eq!(value(&first, "bulkhead_revision", &[]), Some(1));
+        assert!(get(address, "/").starts_with("HTTP/1.1 404"));
+
+        home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+        eventually("the change is published", || value(&get(address, "/metrics"), "bulkhead_revision", &[]) == Some(2));
+        home.write("policies/shop.yaml", "not: [a policy");
+        eventually("the error is said", || value(&get(address, "/metrics"), "bulkhead_policy_error", &[]) == Some(1));
+        assert_eq!(stored(&home.state()), Some(2));
     });
     assert!(home.state().join("peers.json").exists());
     assert_eq!(home.attached(), ["veth-db", "veth-web"], "everything stays in force");
+}
+
+/// A node that takes longer to be read than the clients take to ask again: a scrape always waits.
+struct Slow(MemoryNode);
+
+impl Node for Slow {
+    fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        self.0.publish(desired)
+    }
+
+    fn discover(&mut self) -> Result<Discovered, NodeError> {
+        self.0.discover()
+    }
+
+    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
+        thread::sleep(Duration::from_millis(10));
+        self.0.counters()
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
+        self.0.flows()
+    }
+
+    fn contacts(&mut self) -> Result<Contacts, NodeError> {
+        self.0.contacts()
+    }
+
+    fn status(&mut self) -> Result<Status, NodeError> {
+        self.0.status()
+    }
+}
+
+/// Changes a policy while scrapes or notifications about files come without end, and waits until it is in force.
+fn disturbed(clients: usize, writers: usize) {
+    let home = Home::new();
+    let agent = Agent::start(Slow(home.node().unwrap()), home.settings()).unwrap_or_else(|error| panic!("{error}"));
+    let done = AtomicBool::new(false);
+    alive(&home, agent, |address| {
+        thread::scope(|scope| {
+            for _ in 0..clients {
+                scope.spawn(|| {
+                    while !done.load(Relaxed) {
+                        get(address, "/metrics");
+                    }
+                });
+            }
+            for writer in 0..writers {
+                let (home, done) = (&home, &done);
+                scope.spawn(move || {
+                    while !done.load(Relaxed) {
+                        // No policy, but a change in the directory that is watched.
+                        home.write(&format!("policies/.{writer}.swp"), "");
+                    }
+                });
+            }
+            let checked = catch_unwind(AssertUnwindSafe(|| {
+                for port in 5433..5436 {
+                    let before = stored(&home.state()).unwrap();
+                    home.write("policies/shop.yaml", &INTENT.replace("5432", &port.to_string()));
+                    eventually("the change is published", || stored(&home.state()).unwrap() > before);
+                }
+            }));
+            done.store(true, Relaxed);
+            checked.unwrap_or_else(|panic| resume_unwind(panic));
+        });
+    });
+}
+
+#[test]
+fn scrapes_without_end_do_not_keep_a_policy_from_being_applied() {
+    disturbed(8, 0);
+}
+
+#[test]
+fn changes_without_end_do_not_keep_a_policy_from_being_applied() {
+    disturbed(0, 1);
+    disturbed(8, 1);
 }

@@ -9,7 +9,7 @@ use bulkhead_controller::{
 use bulkhead_dataplane::{
     desired::EndpointName,
     memory::{Links, MemoryNode, MemoryStore},
-    node::{ContactRecord, FlowRecord, Reading},
+    node::{ContactRecord, FlowRecord, NodeError, Reading},
 };
 use bulkhead_ebpf::reason::Reason;
 use tempfile::TempDir;
@@ -66,8 +66,15 @@ impl Home {
     }
 
     pub(crate) fn start(&self) -> Result<Agent<MemoryNode>, StartError> {
-        let node = MemoryNode::open(self.store.clone(), self.links.clone(), &self.state())?;
-        Agent::start(node, Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state() })
+        Agent::start(self.node()?, self.settings())
+    }
+
+    pub(crate) fn node(&self) -> Result<MemoryNode, NodeError> {
+        MemoryNode::open(self.store.clone(), self.links.clone(), &self.state())
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state() }
     }
 
     pub(crate) fn agent(&self) -> Agent<MemoryNode> {
