@@ -12,11 +12,12 @@ use bulkhead_dataplane::{
 use crate::{
     compile::compile,
     diagnostic::Diagnostics,
-    input::{Inputs, Locations},
+    input::{Files, Inputs, Locations},
     metrics::{Health, Totals, render},
     model::Model,
     peers::Peers,
     revision::{Revision, StateError, load, now, store},
+    settle::{Settled, settle},
 };
 
 /// Name of the file with totals by peer in the state directory.
@@ -72,9 +73,9 @@ pub struct Agent<N> {
     /// It must be published again although the input is the same.
     stale: bool,
     /// The input as it was read last, used or not; `None` to use it again whatever it is.
-    seen: Option<Inputs>,
+    seen: Option<Files>,
     unguarded: Vec<Unguarded>,
-    /// Why the input as it is now is not used; empty when it is.
+    /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
     /// Why the latest publish failed; empty when it did not.
     failed: String,
@@ -96,24 +97,25 @@ impl<N: Node> Agent<N> {
         });
         let last = last.filter(|revision| revision.node == settings.node);
         let number = last.as_ref().map_or(0, |revision| revision.number);
-        let mut force = |inputs| {
-            let prepared = prepare(&settings.node, inputs, &discovered).map_err(StartError::Input)?;
+        let mut force = |files: &Files, last| {
+            let prepared = prepare(&settings.node, files, last, &discovered).map_err(StartError::Input)?;
             let unguarded = publish(&mut node, &prepared.desired)?;
             Ok((prepared, unguarded))
         };
-        let mut refused = String::new();
-        let now = match Inputs::read(&settings.locations).map_err(StartError::Input).and_then(&mut force) {
-            Err(error @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }))) => match last.clone() {
+        let mut whole = String::new();
+        let inputs = last.as_ref().map(|last| &last.inputs);
+        let now = match force(&Files::read(&settings.locations), inputs) {
+            Err(error @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }))) => match inputs {
                 // What was good may be refused now: the node's addresses changed.
-                Some(last) => {
-                    refused = error.to_string();
-                    force(last.inputs)?
+                Some(inputs) => {
+                    whole = error.to_string();
+                    force(&inputs.clone().into(), None)?
                 }
                 None => return Err(error),
             },
             other => other?,
         };
-        let (Prepared { inputs, model, desired }, unguarded) = now;
+        let (Prepared { inputs, model, desired, refused }, unguarded) = now;
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
@@ -141,7 +143,11 @@ impl<N: Node> Agent<N> {
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
         };
-        agent.refuse(refused);
+        if whole.is_empty() {
+            agent.refuse_some(&refused);
+        } else {
+            agent.refuse(whole);
+        }
         agent.set_unguarded(unguarded);
         tracing::info!(revision = agent.revision.number, endpoints = agent.desired.endpoints.len(), "in force");
         Ok(agent)
@@ -159,18 +165,13 @@ impl<N: Node> Agent<N> {
             Ok(_) => {}
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
-        match Inputs::read(&self.settings.locations) {
-            Ok(inputs) if !self.stale && self.seen.as_ref() == Some(&inputs) => {}
-            Ok(inputs) => {
-                self.seen = Some(inputs.clone());
-                match prepare(&self.settings.node, inputs, &self.discovered) {
-                    Ok(prepared) => self.apply(prepared),
-                    Err(found) => self.refuse(found.to_string()),
-                }
-            }
-            Err(found) => {
-                self.seen = None;
-                self.refuse(found.to_string());
+        let files = Files::read(&self.settings.locations);
+        if self.stale || self.seen.as_ref() != Some(&files) {
+            let prepared = prepare(&self.settings.node, &files, Some(&self.revision.inputs), &self.discovered);
+            self.seen = Some(files);
+            match prepared {
+                Ok(prepared) => self.apply(prepared),
+                Err(found) => self.refuse(found.to_string()),
             }
         }
         if self.stale {
@@ -201,17 +202,20 @@ impl<N: Node> Agent<N> {
     }
 
     fn apply(&mut self, prepared: Prepared) {
-        let Prepared { inputs, model, desired } = prepared;
+        let Prepared { inputs, model, desired, refused } = prepared;
         match self.enforce(desired) {
             Ok(()) => {}
-            Err(error @ NodeError::Capacity { .. }) => return self.refuse(error.to_string()),
+            Err(error @ NodeError::Capacity { .. }) => {
+                let why = [error.to_string(), refused.to_string()];
+                return self.refuse(why.join("\n").trim_end().to_owned());
+            }
             Err(error) => {
                 // Not the input's fault: it is tried again.
                 self.seen = None;
                 return self.fail(&error);
             }
         }
-        self.refuse(String::new());
+        self.refuse_some(&refused);
         if inputs == self.revision.inputs {
             return;
         }
@@ -253,16 +257,24 @@ impl<N: Node> Agent<N> {
     }
 
     fn refuse(&mut self, why: String) {
-        if self.refused == why {
-            return;
-        }
-        if why.is_empty() {
-            tracing::info!("the input is good again");
-        } else {
+        if self.refused != why {
             tracing::error!(
                 revision = self.revision.number,
                 "the input is refused, the last good revision stays in force:\n{why}"
             );
+        }
+        self.refused = why;
+    }
+
+    /// Says which files are not used beside those that are.
+    fn refuse_some(&mut self, found: &Diagnostics) {
+        let why = found.to_string();
+        if self.refused != why {
+            if why.is_empty() {
+                tracing::info!("the input is good again");
+            } else {
+                tracing::error!("not all files are used:\n{why}");
+            }
         }
         self.refused = why;
     }
@@ -328,7 +340,7 @@ impl<N: Node> Agent<N> {
         &self.unguarded
     }
 
-    /// Why the input as it is now is not used; empty when it is.
+    /// Why the input as it is now is not used, or not all of it; empty when it is.
     #[must_use]
     pub fn refused(&self) -> &str {
         &self.refused
@@ -345,12 +357,18 @@ struct Prepared {
     inputs: Inputs,
     model: Model,
     desired: Desired,
+    /// What of the files is not in it, and why.
+    refused: Diagnostics,
 }
 
-fn prepare(node: &str, inputs: Inputs, discovered: &Discovered) -> Result<Prepared, Diagnostics> {
-    let model = inputs.model()?;
-    let desired = compile(&model, node, discovered, now())?;
-    Ok(Prepared { inputs, model, desired })
+fn prepare(node: &str, files: &Files, last: Option<&Inputs>, discovered: &Discovered) -> Result<Prepared, Diagnostics> {
+    let settled = settle(files, last, |intents, workloads| {
+        let model = Model::build(intents, workloads)?;
+        let desired = compile(&model, node, discovered, now())?;
+        Ok((model, desired))
+    })?;
+    let Settled { inputs, built: (model, desired), refused } = settled;
+    Ok(Prepared { inputs, model, desired, refused })
 }
 
 /// Publishes, without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.

@@ -53,6 +53,11 @@ impl Place {
         self.source.name()
     }
 
+    /// Whether it is in this very text, whatever its name.
+    pub(crate) fn is_in(&self, source: &Arc<Source>) -> bool {
+        Arc::ptr_eq(&self.source, source)
+    }
+
     /// `file:line`, the form in which rules carry it.
     #[must_use]
     pub fn origin(&self) -> String {

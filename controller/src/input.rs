@@ -26,8 +26,38 @@ pub struct Locations {
     pub workloads: PathBuf,
 }
 
-/// Texts as they were read, by file name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Files as they are: the text of each, or why it cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Policy files by name; an error when their directory cannot be read.
+    pub policies: Result<BTreeMap<String, Result<String, Diagnostic>>, Diagnostic>,
+    /// Name and text of the workloads file.
+    pub workloads: (String, Result<String, Diagnostic>),
+}
+
+impl Files {
+    /// Reads all of them.
+    #[must_use]
+    pub fn read(locations: &Locations) -> Self {
+        Self {
+            policies: policies(&locations.policies),
+            workloads: (file_name(&locations.workloads), read(&locations.workloads)),
+        }
+    }
+}
+
+impl From<Inputs> for Files {
+    fn from(inputs: Inputs) -> Self {
+        let (name, text) = inputs.workloads;
+        Self {
+            policies: Ok(inputs.policies.into_iter().map(|(name, text)| (name, Ok(text))).collect()),
+            workloads: (name, Ok(text)),
+        }
+    }
+}
+
+/// Texts that are used, by file name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     /// Policy files.
     pub policies: BTreeMap<String, String>,
@@ -36,17 +66,6 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Reads all files.
-    ///
-    /// # Errors
-    /// What cannot be read.
-    pub fn read(locations: &Locations) -> Result<Self, Diagnostics> {
-        let mut found = Diagnostics::default();
-        let policies = found.take(policies(&locations.policies)).unwrap_or_default();
-        let workloads = found.take(read(&locations.workloads).map_err(Diagnostics::from)).unwrap_or_default();
-        found.or(Self { policies, workloads: (file_name(&locations.workloads), workloads) })
-    }
-
     /// What they mean.
     ///
     /// # Errors
@@ -66,23 +85,18 @@ impl Inputs {
     }
 }
 
-fn policies(directory: &Path) -> Result<BTreeMap<String, String>, Diagnostics> {
+fn policies(directory: &Path) -> Result<BTreeMap<String, Result<String, Diagnostic>>, Diagnostic> {
     let refuse = |error| cannot_read(directory, &error).help("`--policies` is a directory of YAML files");
-    let mut found = Diagnostics::default();
     let mut texts = BTreeMap::new();
     for entry in fs::read_dir(directory).map_err(refuse)? {
         let path = entry.map_err(refuse)?.path();
         let name = file_name(&path);
         let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if yaml
-            && !name.starts_with('.')
-            && !path.is_dir()
-            && let Some(text) = found.take(read(&path).map_err(Diagnostics::from))
-        {
-            texts.insert(name, text);
+        if yaml && !name.starts_with('.') && !path.is_dir() {
+            texts.insert(name, read(&path));
         }
     }
-    found.or(texts)
+    Ok(texts)
 }
 
 fn read(path: &Path) -> Result<String, Diagnostic> {

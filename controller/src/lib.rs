@@ -23,6 +23,7 @@ pub mod policy;
 pub mod ports;
 pub mod revision;
 pub mod run;
+pub mod settle;
 pub mod show;
 pub mod workloads;
 mod yaml;

@@ -305,7 +305,7 @@ pub fn render(
     gauge("bulkhead_revision", "Number of the revision in force.", health.revision)?;
     gauge(
         "bulkhead_policy_error",
-        "1 while the input as it is now is refused; the last good revision is in force.",
+        "1 while the input as it is now, or a file of it, is refused; its last good text is in force.",
         health.refused.into(),
     )?;
     gauge(

@@ -6,8 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bulkhead_controller::{agent::StartError, revision::Revision};
+use bulkhead_controller::{
+    agent::{Agent, StartError},
+    revision::Revision,
+};
 use bulkhead_dataplane::{
+    memory::MemoryNode,
     node::{Discovered, Node as _},
     store::{Prefixes4, Store as _},
 };
@@ -130,6 +134,57 @@ fn bad_input_at_a_later_start_uses_the_last_good_revision() {
     assert_eq!(agent.refused(), "");
     assert!(rules(&home).contains(&"shop: web calls db:5433/tcp".to_owned()));
     assert_eq!(stored(&home.state()), Some(2));
+}
+
+#[test]
+fn one_bad_file_does_not_hold_back_the_others() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    let more = format!(
+        "{WORKLOADS}  - {{ name: db-2, namespace: shop, labels: {{ app: db }}, node: n1, endpoints: [{{ addresses: [10.0.0.3], link: veth-db2 }}] }}\n"
+    );
+    home.write("policies/shop.yaml", BAD);
+    home.write("policies/new.yaml", "services: {}\n");
+    home.write(
+        "policies/ops.yaml",
+        "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: ops\nservices: { backup: {} }\n",
+    );
+    home.write("workloads.yaml", &more);
+    agent.refresh();
+    assert_eq!(home.attached(), ["veth-db", "veth-db2", "veth-web"], "a new workload is guarded");
+    assert!(rules(&home).contains(&"shop: web calls db:5432/tcp".to_owned()));
+    for said in [
+        "did you mean `db`?",
+        "shop.yaml is not in force as it is: its last good text is",
+        "new.yaml is not in force: it never was good",
+    ] {
+        assert!(agent.refused().contains(said), "{said} in {}", agent.refused());
+    }
+    let error = |agent: &mut Agent<MemoryNode>| value(&agent.metrics().unwrap(), "bulkhead_policy_error", &[]);
+    assert_eq!((error(&mut agent), agent.health().revision), (Some(1), 2));
+
+    // What is stored is what is in force, now and after the next start.
+    let in_force = Revision::load(&home.state()).unwrap().unwrap().inputs;
+    assert_eq!(in_force.policies.keys().collect::<Vec<_>>(), ["ops.yaml", "shop.yaml"]);
+    assert_eq!((in_force.policies["shop.yaml"].as_str(), in_force.workloads.1.as_str()), (INTENT, more.as_str()));
+    agent.refresh();
+    assert_eq!((error(&mut agent), agent.health().revision), (Some(1), 2), "said until it is mended");
+    drop(agent);
+    let mut agent = home.agent();
+    assert_eq!((error(&mut agent), agent.health().revision), (Some(1), 2));
+    assert!(agent.refused().contains("new.yaml is not in force: it never was good"), "{}", agent.refused());
+
+    // A change of another file while the agent was away is followed at its start.
+    drop(agent);
+    home.write("workloads.yaml", WORKLOADS);
+    let mut agent = home.agent();
+    assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+    assert_eq!((error(&mut agent), agent.health().revision), (Some(1), 3));
+
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+    fs::remove_file(home.path("policies/new.yaml")).unwrap();
+    agent.refresh();
+    assert_eq!((error(&mut agent), agent.health().revision, agent.refused()), (Some(0), 4, ""));
 }
 
 #[test]

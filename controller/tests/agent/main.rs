@@ -3,5 +3,6 @@
 mod agent;
 mod life;
 mod metrics;
+mod settle;
 mod show;
 mod support;

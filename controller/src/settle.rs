@@ -1,0 +1,280 @@
+//! What can be used of files some of which are bad: one bad file does not hold back the others. Pure.
+//!
+//! The unit is the file, since what is broken cannot be split. A bad one is replaced by its last good text, or left out if it never was good.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Source, source},
+    input::{Files, Inputs},
+    policy::{self, Policy},
+    workloads::{self, Workloads},
+};
+
+/// What is used, and what is not.
+#[derive(Clone, Debug)]
+pub struct Settled<T> {
+    /// Texts that are used; of bad files the last good ones.
+    pub inputs: Inputs,
+    /// What was built from them.
+    pub built: T,
+    /// What is wrong with the files that are not used, and what holds instead; empty when all are used.
+    pub refused: Diagnostics,
+}
+
+/// Takes files as they are as far as `build` can do with them, and the texts of `last`, the inputs of the revision in force, for the others.
+///
+/// # Errors
+/// Without `last` everything that is wrong with any file; else what no mix of old and new texts mends.
+pub fn settle<T>(
+    files: &Files,
+    last: Option<&Inputs>,
+    build: impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+) -> Result<Settled<T>, Diagnostics> {
+    let mut refused = Diagnostics::default();
+    let mut mix = Mix::new(files, last, &mut refused);
+    let bad: BTreeSet<usize> = (0..mix.0.len()).filter(|&file| mix.0[file].error().is_some()).collect();
+    refused.0.extend(bad.iter().filter_map(|&file| mix.0[file].error()).flat_map(|found| found.0.clone()));
+    if last.is_none() {
+        refused = refused.or(Diagnostics::default())?;
+    }
+    if !mix.hold(&bad) {
+        return Err(refused);
+    }
+    let mut tried = refused.clone();
+    let mut built = loop {
+        match mix.build(&build) {
+            Ok(built) => break built,
+            Err(found) => {
+                let blamed = mix.blame(&found);
+                add(&mut tried, found);
+                if last.is_none() || blamed.is_empty() || !mix.hold(&blamed) {
+                    return Err(tried);
+                }
+            }
+        }
+    };
+
+    // Some were only suspected: what can be used beside the others is used.
+    loop {
+        let (mut better, mut why) = (false, Diagnostics::default());
+        for file in (0..mix.0.len()).filter(|file| !bad.contains(file)) {
+            if mix.0[file].held {
+                mix.0[file].held = false;
+                match mix.build(&build) {
+                    Ok(more) => (built, better) = (more, true),
+                    Err(found) => {
+                        mix.0[file].held = true;
+                        add(&mut why, found);
+                    }
+                }
+            }
+        }
+        if !better {
+            add(&mut refused, why);
+            break;
+        }
+    }
+    // A file that is gone while one of another name is bad may be the same: it must not open what it isolates.
+    if mix.0.iter().any(File::is_left_out) {
+        for file in 0..mix.0.len() {
+            if mix.0[file].is_gone() {
+                let safer = mix.hold(&BTreeSet::from([file])).then(|| mix.build(&build));
+                match safer {
+                    Some(Ok(safer)) => built = safer,
+                    _ => mix.0[file].held = false,
+                }
+            }
+        }
+    }
+    refused.0.extend(mix.0.iter().filter_map(File::instead));
+    Ok(Settled { inputs: mix.inputs(), built, refused })
+}
+
+/// One cause is found by several attempts.
+fn add(to: &mut Diagnostics, found: Diagnostics) {
+    for diagnostic in found.0 {
+        if !to.0.contains(&diagnostic) {
+            to.push(diagnostic);
+        }
+    }
+}
+
+/// A text, and what it says.
+struct Version {
+    source: Arc<Source>,
+    content: Result<Content, Diagnostics>,
+}
+
+enum Content {
+    Policy(Vec<Policy>),
+    Workloads(Box<Workloads>),
+}
+
+impl Version {
+    fn parse(name: &str, text: &str, policy: bool) -> Self {
+        let source = source(name, text);
+        let content = if policy {
+            policy::parse(&source).map(Content::Policy)
+        } else {
+            workloads::parse(&source).map(Box::new).map(Content::Workloads)
+        };
+        Self { source, content }
+    }
+}
+
+struct File<'a> {
+    name: &'a str,
+    policy: bool,
+    /// As it is; `None` when it is gone.
+    written: Option<Version>,
+    /// Name and text that are in force; `None` when it never was good.
+    last: Option<(&'a str, &'a str)>,
+    /// It is other than what is in force.
+    changed: bool,
+    /// It is not used as it is, but as it was.
+    held: bool,
+    /// What `last` says, once it is needed.
+    kept: Option<Version>,
+}
+
+impl File<'_> {
+    fn error(&self) -> Option<&Diagnostics> {
+        self.written.as_ref().and_then(|version| version.content.as_ref().err())
+    }
+
+    fn current(&self) -> Option<&Version> {
+        if self.held { self.kept.as_ref() } else { self.written.as_ref() }
+    }
+
+    fn is_left_out(&self) -> bool {
+        self.held && self.written.is_some() && self.last.is_none()
+    }
+
+    fn is_gone(&self) -> bool {
+        !self.held && self.written.is_none()
+    }
+
+    /// What holds instead of it.
+    fn instead(&self) -> Option<Diagnostic> {
+        let name = self.name;
+        self.held.then(|| {
+            Diagnostic::nowhere(match (&self.written, self.last) {
+                (_, None) => format!("{name} is not in force: it never was good"),
+                (None, Some(_)) => {
+                    format!("{name} is gone, but stays in force until the other files are good without it")
+                }
+                (Some(_), Some(_)) => format!("{name} is not in force as it is: its last good text is"),
+            })
+        })
+    }
+}
+
+/// Policy files by name, then the workloads file.
+struct Mix<'a>(Vec<File<'a>>);
+
+impl<'a> Mix<'a> {
+    fn new(files: &'a Files, last: Option<&'a Inputs>, found: &mut Diagnostics) -> Self {
+        let mut names: BTreeMap<&str, Option<Result<&str, &Diagnostic>>> = BTreeMap::new();
+        let before = last.iter().flat_map(|last| &last.policies);
+        match &files.policies {
+            Ok(policies) => {
+                names.extend(before.map(|(name, _)| (name.as_str(), None)));
+                names.extend(policies.iter().map(|(name, read)| (name.as_str(), Some(read.as_deref()))));
+            }
+            Err(error) => {
+                found.push(error.clone());
+                names.extend(before.map(|(name, text)| (name.as_str(), Some(Ok(text.as_str())))));
+            }
+        }
+        let mut mix: Vec<_> = names
+            .into_iter()
+            .map(|(name, read)| {
+                let last = last.and_then(|last| last.policies.get_key_value(name));
+                Self::file(name, true, read, last.map(|(name, text)| (name.as_str(), text.as_str())))
+            })
+            .collect();
+        let (name, read) = &files.workloads;
+        let last = last.map(|last| (last.workloads.0.as_str(), last.workloads.1.as_str()));
+        mix.push(Self::file(name, false, Some(read.as_deref()), last));
+        Self(mix)
+    }
+
+    fn file(
+        name: &'a str,
+        policy: bool,
+        read: Option<Result<&str, &Diagnostic>>,
+        last: Option<(&'a str, &'a str)>,
+    ) -> File<'a> {
+        let changed = read.is_none_or(|read| read.ok() != last.map(|(_, text)| text));
+        let written = read.map(|read| match read {
+            Ok(text) => Version::parse(name, text, policy),
+            Err(error) => Version { source: source(name, ""), content: Err(error.clone().into()) },
+        });
+        File { name, policy, written, last, changed, held: false, kept: None }
+    }
+
+    /// Uses files as they were. `false` when that is no better: a text that was good once and cannot be read now is not left out silently.
+    fn hold(&mut self, files: &BTreeSet<usize>) -> bool {
+        files.iter().all(|&index| {
+            let file = &mut self.0[index];
+            if file.kept.is_none() {
+                file.kept = file.last.map(|(name, text)| Version::parse(name, text, file.policy));
+            }
+            file.held = true;
+            file.changed && file.kept.as_ref().is_none_or(|version| version.content.is_ok())
+        })
+    }
+
+    /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.
+    fn blame(&self, found: &Diagnostics) -> BTreeSet<usize> {
+        let those = |blamed: &dyn Fn(&File<'_>) -> bool| -> BTreeSet<usize> {
+            let able = |file: &File<'_>| file.changed && !file.held && blamed(file);
+            (0..).zip(&self.0).filter(|(_, file)| able(file)).map(|(index, _)| index).collect()
+        };
+        let written = |file: &File<'_>| file.written.as_ref().map(|version| Arc::clone(&version.source));
+        let pointed = |file: &File<'_>| {
+            let source = written(file);
+            source.is_some_and(|source| found.0.iter().flat_map(|found| &found.place).any(|place| place.is_in(&source)))
+        };
+        let noted = |file: &File<'_>| {
+            let source = written(file);
+            source.is_some_and(|source| found.0.iter().flat_map(|found| &found.notes).any(|note| note.0.is_in(&source)))
+        };
+        let tiers: [&dyn Fn(&File<'_>) -> bool; 4] = [&pointed, &noted, &|file| file.policy, &|_| true];
+        tiers.into_iter().map(those).find(|blamed| !blamed.is_empty()).unwrap_or_default()
+    }
+
+    fn build<T>(&self, build: &impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>) -> Result<T, Diagnostics> {
+        let (mut intents, mut all) = (Vec::new(), None);
+        for version in self.0.iter().filter_map(File::current) {
+            match &version.content {
+                Ok(Content::Policy(policy)) => intents.extend_from_slice(policy),
+                Ok(Content::Workloads(workloads)) => all = Some(workloads),
+                Err(found) => return Err(found.clone()),
+            }
+        }
+        match all {
+            Some(workloads) => build(&intents, workloads),
+            None => Err(Diagnostic::nowhere("there is no workloads file").into()),
+        }
+    }
+
+    fn inputs(&self) -> Inputs {
+        let mut inputs = Inputs::default();
+        for file in &self.0 {
+            if let Some(Version { source, .. }) = file.current() {
+                let (name, text) = (source.name().to_owned(), source.inner().clone());
+                if file.policy {
+                    inputs.policies.insert(name, text);
+                } else {
+                    inputs.workloads = (name, text);
+                }
+            }
+        }
+        inputs
+    }
+}

@@ -1,0 +1,197 @@
+//! One bad file does not hold back the others.
+
+use bulkhead_controller::{
+    diagnostic::{Diagnostic, Diagnostics},
+    input::{Files, Inputs},
+    model::Model,
+    settle::{Settled, settle},
+};
+
+use crate::support::{INTENT, WORKLOADS};
+
+const BAD: &str = "not: [a policy";
+
+/// Texts by name; what begins with `w` is the workloads file.
+fn inputs(texts: &[(&str, &str)]) -> Inputs {
+    let mut inputs = Inputs::default();
+    for (name, text) in texts {
+        let (name, text) = ((*name).to_owned(), (*text).to_owned());
+        if name.starts_with('w') {
+            inputs.workloads = (name, text);
+        } else {
+            inputs.policies.insert(name, text);
+        }
+    }
+    inputs
+}
+
+fn settled(now: &[(&str, &str)], last: &[(&str, &str)]) -> Result<Settled<Model>, Diagnostics> {
+    settle(&inputs(now).into(), Some(&inputs(last)), Model::build)
+}
+
+/// Asserts which texts are used, and gives back what is said of the others.
+#[track_caller]
+fn used(now: &[(&str, &str)], last: &[(&str, &str)], expected: &[(&str, &str)]) -> String {
+    let settled = settled(now, last).unwrap_or_else(|found| panic!("{found}"));
+    assert_eq!(settled.inputs, inputs(expected), "{}", settled.refused);
+    settled.refused.to_string()
+}
+
+fn intent(namespace: &str, body: &str) -> String {
+    format!("apiVersion: bulkhead/v1\nkind: Intent\nnamespace: {namespace}\nservices:\n{body}")
+}
+
+const W: (&str, &str) = ("w.yaml", WORKLOADS);
+
+#[test]
+fn good_files_are_used_as_they_are() {
+    let ops = intent("ops", "  backup: {}\n");
+    let now = [("shop.yaml", INTENT), ("ops.yaml", &ops), W];
+    for last in [&now[..], &[("shop.yaml", INTENT), W], &[("old.yaml", INTENT), ("w2.yaml", WORKLOADS)]] {
+        assert_eq!(used(&now, last, &now), "");
+    }
+}
+
+#[test]
+fn a_bad_file_is_as_it_was_and_the_others_are_as_they_are() {
+    let more = WORKLOADS.replace("db-1", "db-2");
+    let ops = intent("ops", "  backup: {}\n");
+    let now = [("a.yaml", BAD), ("ops.yaml", ops.as_str()), ("w.yaml", &more)];
+    let said = used(&now, &[("a.yaml", INTENT), W], &[("a.yaml", INTENT), now[1], now[2]]);
+    assert!(said.starts_with("a.yaml:"), "{said}");
+    assert!(said.ends_with("\na.yaml is not in force as it is: its last good text is"), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("a.yaml:")).count(), 1, "said once: {said}");
+
+    // A name that nobody has is no less a mistake.
+    let unknown = INTENT.replace("db:5432", "bd:5432");
+    let said =
+        used(&[("a.yaml", &unknown), now[1], now[2]], &[("a.yaml", INTENT), W], &[("a.yaml", INTENT), now[1], now[2]]);
+    assert!(said.contains("did you mean `db`?"), "{said}");
+}
+
+#[test]
+fn what_never_was_good_is_left_out_by_name() {
+    let more = WORKLOADS.replace("db-1", "db-2");
+    let now = [("new.yaml", BAD), ("shop.yaml", INTENT), ("w.yaml", more.as_str())];
+    let said = used(&now, &[("shop.yaml", INTENT), W], &now[1..]);
+    assert!(said.ends_with("\nnew.yaml is not in force: it never was good"), "{said}");
+}
+
+#[test]
+fn bad_workloads_are_as_they_were() {
+    let changed = INTENT.replace("5432", "5433");
+    let said = used(
+        &[("shop.yaml", &changed), ("w.yaml", "nodes: [")],
+        &[("shop.yaml", INTENT), W],
+        &[("shop.yaml", &changed), W],
+    );
+    assert!(said.ends_with("\nw.yaml is not in force as it is: its last good text is"), "{said}");
+
+    // A policy of the same name is another file.
+    let (mut last, mut now) = (inputs(&[W]), inputs(&[("w.yaml", &WORKLOADS.replace("db-1", "db-2"))]));
+    last.policies.insert("w.yaml".to_owned(), INTENT.to_owned());
+    now.policies.insert("w.yaml".to_owned(), INTENT.replace("db:5432", "bd:5432"));
+    let settled = settle(&now.clone().into(), Some(&last), Model::build).unwrap();
+    assert_eq!(settled.inputs, Inputs { policies: last.policies, ..now });
+}
+
+#[test]
+fn who_takes_away_what_others_need_is_held_not_the_others() {
+    let (web, db) = (intent("shop", "  web: { calls: [db:5432] }\n"), intent("shop", "  db: {}\n"));
+    let last = [("db.yaml", db.as_str()), ("front.yaml", &web), W];
+    let renamed = db.replace("db", "dbs");
+    let comment = format!("# db is the shop's.\n{web}");
+    let said = used(
+        &[("db.yaml", &renamed), ("front.yaml", &comment), W],
+        &last,
+        &[("db.yaml", &db), ("front.yaml", &comment), W],
+    );
+    assert!(said.contains("front.yaml:6:18: nothing in namespace `shop` is called `db`"), "{said}");
+    assert!(said.ends_with("\ndb.yaml is not in force as it is: its last good text is"), "{said}");
+    assert_eq!(said.matches("is not in force").count(), 1, "{said}");
+
+    // Or is gone.
+    let said = used(&[("front.yaml", &comment), W], &last, &[("db.yaml", &db), ("front.yaml", &comment), W]);
+    assert!(said.contains("db.yaml is gone, but stays in force"), "{said}");
+
+    // Both changed so that they fit are used, whatever another says.
+    let fit = web.replace("db:", "dbs:");
+    let now = [("db.yaml", renamed.as_str()), ("front.yaml", &fit), W, ("bad.yaml", BAD)];
+    used(&now, &last, &now[..3]);
+}
+
+#[test]
+fn a_service_that_is_listed_already_is_not_taken_over() {
+    let new = intent("shop", "  web: {}\n");
+    let now = [("a.yaml", new.as_str()), ("shop.yaml", INTENT), W];
+    let said = used(&now, &now[1..], &now[1..]);
+    assert!(said.contains("`shop/web` is listed twice"), "{said}");
+    assert!(said.ends_with("\na.yaml is not in force: it never was good"), "{said}");
+}
+
+#[test]
+fn workloads_that_do_not_fit_the_policies_are_held_and_other_policies_are_not() {
+    let named = WORKLOADS.replace("labels: { app: db }", "labels: { app: db }, ports: { pg: 5432 }");
+    let policy = INTENT.replace("db:5432", "db:pg");
+    let last = [("shop.yaml", policy.as_str()), ("w.yaml", &named)];
+    let ops = intent("ops", "  backup: {}\n");
+    let other = named.replace("pg:", "sql:");
+    let said = used(&[("ops.yaml", &ops), last[0], ("w.yaml", &other)], &last, &[("ops.yaml", &ops), last[0], last[1]]);
+    assert!(said.contains("has a port `pg`"), "{said}");
+    assert!(said.ends_with("\nw.yaml is not in force as it is: its last good text is"), "{said}");
+}
+
+#[test]
+fn a_file_that_was_renamed_and_broken_at_once_opens_nothing() {
+    let last = [("shop.yaml", INTENT), W];
+    let said = used(&[("store.yaml", BAD), W], &last, &last);
+    assert!(said.contains("shop.yaml is gone, but stays in force until the other files are good without it"), "{said}");
+    assert!(said.contains("store.yaml is not in force: it never was good"), "{said}");
+
+    // Its services are listed elsewhere: it is gone.
+    let now = [("store.yaml", INTENT), W, ("bad.yaml", BAD)];
+    let said = used(&now, &last, &now[..2]);
+    assert!(!said.contains("is gone"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_read_is_bad() {
+    let error = || Diagnostic::nowhere("shop.yaml cannot be read: I/O error");
+    let last = inputs(&[("shop.yaml", INTENT), W]);
+    let ops = intent("ops", "  backup: {}\n");
+    let mut files: Files = inputs(&[("ops.yaml", &ops), W]).into();
+    let build = |files: &Files| settle(files, Some(&last), Model::build).unwrap();
+    files.policies.as_mut().unwrap().insert("shop.yaml".to_owned(), Err(error()));
+    let settled = build(&files);
+    assert_eq!(settled.inputs, inputs(&[("ops.yaml", &ops), ("shop.yaml", INTENT), W]));
+    assert!(settled.refused.to_string().starts_with("shop.yaml cannot be read: I/O error\n"), "{}", settled.refused);
+
+    // Without their directory policies are as they were; workloads go on.
+    let more = WORKLOADS.replace("db-1", "db-2");
+    let files = Files { policies: Err(error()), workloads: ("w.yaml".to_owned(), Ok(more.clone())) };
+    let settled = build(&files);
+    assert_eq!(settled.inputs, inputs(&[("shop.yaml", INTENT), ("w.yaml", &more)]));
+    assert_eq!(settled.refused, error().into());
+}
+
+#[test]
+fn what_no_mix_mends_is_refused_whole() {
+    let refuse = |now: &[(&str, &str)], last: &[(&str, &str)]| settled(now, last).unwrap_err().to_string();
+    // A version that cannot read a text that was good must not leave it out.
+    let last = [("shop.yaml", BAD), W];
+    let ops = intent("ops", "  backup: {}\n");
+    for now in
+        [[("shop.yaml", BAD), W].as_slice(), &[("shop.yaml", "{"), W], &[("shop.yaml", BAD), ("ops.yaml", &ops), W]]
+    {
+        assert!(refuse(now, &last).starts_with("shop.yaml:"), "{now:?}");
+    }
+    // Nor is anything mixed when nothing fits.
+    let files: Files = inputs(&[("shop.yaml", INTENT), W, ("ops.yaml", &ops)]).into();
+    let never = settle(&files, Some(&inputs(&[("shop.yaml", INTENT), W])), |_, _| {
+        Err::<(), Diagnostics>(Diagnostic::nowhere("no").into())
+    });
+    assert_eq!(never.unwrap_err().to_string(), "no");
+    // And without a good revision there is nothing to mix with.
+    let first = settle(&inputs(&[("a.yaml", BAD), ("b.yaml", INTENT), W]).into(), None, Model::build);
+    assert!(first.unwrap_err().to_string().starts_with("a.yaml:"));
+}
