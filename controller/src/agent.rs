@@ -1,8 +1,8 @@
 //! Keeps a node at what people wrote: reads, compiles, publishes, and goes on with the last good revision when it cannot.
 //!
-//! No clock, no thread and no signal here: [`crate::run`] calls, and tests do.
+//! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use bulkhead_dataplane::{
     desired::Desired,
@@ -22,6 +22,9 @@ use crate::{
 
 /// Name of the file with totals by peer in the state directory.
 const TOTALS: &str = "peers.json";
+
+/// What compiles for a node what holds at a moment, in nanoseconds of Unix time.
+pub type Compile = fn(&Model, &str, &Discovered, u64) -> Result<Desired, Diagnostics>;
 
 /// What an agent is for.
 #[derive(Clone, Debug)]
@@ -64,12 +67,15 @@ pub struct Unguarded {
 pub struct Agent<N> {
     node: N,
     settings: Settings,
+    compile: Compile,
     discovered: Discovered,
     /// In force, as people wrote it and as it is meant.
     revision: Revision,
     model: Model,
     /// Compiled from it.
     desired: Desired,
+    /// When that was tried last, nanoseconds of Unix time.
+    compiled: u64,
     /// It must be published again although the input is the same.
     stale: bool,
     /// The input as it was read last, used or not; `None` to use it again whatever it is.
@@ -89,7 +95,16 @@ impl<N: Node> Agent<N> {
     ///
     /// # Errors
     /// Bad input and no good revision in the state directory; a node that refuses.
-    pub fn start(mut node: N, settings: Settings) -> Result<Self, StartError> {
+    pub fn start(node: N, settings: Settings) -> Result<Self, StartError> {
+        Self::start_with(node, settings, compile)
+    }
+
+    /// The same with another compiler, for tests.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(mut node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
+        let compiled = now();
         let discovered = node.discover()?;
         let last = Revision::load(&settings.state).unwrap_or_else(|error| {
             tracing::warn!("{error}; there is no last good revision to fall back on");
@@ -98,7 +113,8 @@ impl<N: Node> Agent<N> {
         let last = last.filter(|revision| revision.node == settings.node);
         let number = last.as_ref().map_or(0, |revision| revision.number);
         let mut force = |files: &Files, last| {
-            let prepared = prepare(&settings.node, files, last, &discovered).map_err(StartError::Input)?;
+            let build = |model: &Model| compile(model, &settings.node, &discovered, compiled);
+            let prepared = prepare(files, last, build).map_err(StartError::Input)?;
             let unguarded = publish(&mut node, &prepared.desired)?;
             Ok((prepared, unguarded))
         };
@@ -130,10 +146,12 @@ impl<N: Node> Agent<N> {
         let mut agent = Self {
             node,
             settings,
+            compile,
             discovered,
             revision,
             model,
             desired,
+            compiled,
             stale: !unguarded.is_empty(),
             seen: None,
             unguarded: Vec::new(),
@@ -165,9 +183,11 @@ impl<N: Node> Agent<N> {
             Ok(_) => {}
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
+        self.stale |= self.is_overdue();
         let files = Files::read(&self.settings.locations);
         if self.stale || self.seen.as_ref() != Some(&files) {
-            let prepared = prepare(&self.settings.node, &files, Some(&self.revision.inputs), &self.discovered);
+            self.compiled = now();
+            let prepared = prepare(&files, Some(&self.revision.inputs), |model| self.compile(model));
             self.seen = Some(files);
             match prepared {
                 Ok(prepared) => self.apply(prepared),
@@ -176,19 +196,70 @@ impl<N: Node> Agent<N> {
         }
         if self.stale {
             // The input is not used, but what is in force must follow the network.
-            match compile(&self.model, &self.settings.node, &self.discovered, now()) {
-                Ok(desired) => {
-                    if let Err(error) = self.enforce(desired) {
-                        self.fail(&error);
-                    }
-                }
-                Err(found) => self.refuse(found.to_string()),
-            }
+            self.renew();
         }
+    }
+
+    fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
+        (self.compile)(model, &self.settings.node, &self.discovered, self.compiled)
+    }
+
+    /// Compiles what is in force again, and publishes it if it changed or is stale.
+    fn renew(&mut self) {
+        self.compiled = now();
+        match self.compile(&self.model) {
+            Ok(desired) => {
+                if let Err(error) = self.enforce(desired) {
+                    self.fail(&error);
+                }
+            }
+            Err(found) => self.refuse(found.to_string()),
+        }
+    }
+
+    /// After a step of the wall clock: deadlines are in force as jiffies, which did not step, and what was left out as past may be to come again.
+    pub fn clock_stepped(&mut self) {
+        self.stale |= self.has_deadlines();
+        self.renew();
+    }
+
+    /// Takes out what has ended. The programs do not wait for that; what they have no use for any more goes.
+    pub fn expire(&mut self) {
+        if self.is_overdue() {
+            self.stale = true;
+            self.renew();
+        }
+    }
+
+    /// When the first of what is in force ends, in nanoseconds of Unix time.
+    #[must_use]
+    pub fn earliest_deadline(&self) -> Option<u64> {
+        // What had passed already when it was compiled would be compiled to the same again.
+        self.deadlines().filter(|&until| until > self.compiled).min()
+    }
+
+    /// How long until then.
+    #[must_use]
+    pub fn until_deadline(&self) -> Option<Duration> {
+        self.earliest_deadline().map(|until| Duration::from_nanos(until.saturating_sub(now())))
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.until_deadline().is_some_and(|left| left.is_zero())
+    }
+
+    fn has_deadlines(&self) -> bool {
+        self.deadlines().next().is_some()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = u64> {
+        self.desired.endpoints.iter().flat_map(|endpoint| &endpoint.views).filter_map(|view| view.until)
     }
 
     /// Looks whether all guards stand, and puts up again what the node lost: a link that was made anew, the input rule.
     pub fn check(&mut self) {
+        // Jiffies and the wall clock drift apart. Deadlines that did not are the same again, and nothing is written.
+        self.stale |= self.has_deadlines();
         match self.node.status() {
             Ok(status) => {
                 let unattached = status.endpoints.iter().any(|endpoint| !endpoint.attached);
@@ -361,10 +432,14 @@ struct Prepared {
     refused: Diagnostics,
 }
 
-fn prepare(node: &str, files: &Files, last: Option<&Inputs>, discovered: &Discovered) -> Result<Prepared, Diagnostics> {
+fn prepare(
+    files: &Files,
+    last: Option<&Inputs>,
+    compile: impl Fn(&Model) -> Result<Desired, Diagnostics>,
+) -> Result<Prepared, Diagnostics> {
     let settled = settle(files, last, |intents, workloads| {
         let model = Model::build(intents, workloads)?;
-        let desired = compile(&model, node, discovered, now())?;
+        let desired = compile(&model)?;
         Ok((model, desired))
     })?;
     let Settled { inputs, built: (model, desired), refused } = settled;

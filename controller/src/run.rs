@@ -17,6 +17,10 @@ use axum::{
     routing::get,
 };
 use bulkhead_dataplane::node::Node;
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
 use notify::{
     EventKind, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode},
@@ -40,6 +44,8 @@ const SCRAPE: Duration = Duration::from_secs(8);
 enum Wake {
     /// A file may have changed.
     Changed,
+    /// The wall clock was set.
+    ClockStepped,
     /// Somebody wants metrics.
     Scrape(oneshot::Sender<Result<String, String>>),
     /// It shall stop.
@@ -99,6 +105,7 @@ impl Life {
     pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
         let Self { wake, waker, server } = self;
         let _watcher = watch(locations, waker.clone());
+        watch_clock(waker.clone());
         if let Some(server) = server {
             serve(server, waker.clone())?;
         }
@@ -108,7 +115,8 @@ impl Life {
         let mut changed: Option<(Instant, Instant)> = None;
         loop {
             let due = changed.map_or(refresh, |(_, quiet)| quiet).min(account);
-            match wake.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            let wait = due.saturating_duration_since(Instant::now());
+            match wake.recv_timeout(agent.until_deadline().map_or(wait, |left| left.min(wait))) {
                 Ok(Wake::Changed) => {
                     let now = Instant::now();
                     let first = changed.map_or(now, |(first, _)| first);
@@ -123,10 +131,12 @@ impl Life {
                     let _ = reply.send(agent.metrics().map_err(|error| error.to_string()));
                     // On to what is due: scrapes without end must not keep a policy from being applied.
                 }
+                Ok(Wake::ClockStepped) => agent.clock_stepped(),
                 Ok(Wake::Stop) => break,
                 // `waker` lives as long as this loop.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
+            agent.expire();
             let now = Instant::now();
             if now >= account {
                 agent.check();
@@ -172,6 +182,29 @@ fn watch(locations: &Locations, waker: Sender<Wake>) -> Option<notify::Recommend
     watched.inspect_err(|error| tracing::warn!("changes are seen within {} s only: {error}", REFRESH.as_secs())).ok()
 }
 
+/// Wakes the agent after each step of the wall clock, also that at the end of a suspend: deadlines are in force as jiffies, which know nothing of
+/// it. The thread lives until a step after the agent's end.
+fn watch_clock(waker: Sender<Wake>) {
+    let wait = move |timer: TimerFd| {
+        // Ends when nobody listens any more, or the kernel refuses.
+        while timer.wait().is_ok() && waker.send(Wake::ClockStepped).is_ok() {}
+    };
+    let watched = step_timer()
+        .and_then(|timer| thread::Builder::new().name("clock".to_owned()).spawn(move || wait(timer)).map(drop));
+    if let Err(error) = watched {
+        tracing::warn!("a step of the wall clock is seen within {} s only: {error}", ACCOUNT.as_secs());
+    }
+}
+
+/// A timer that never ends, but is cancelled by a step of the wall clock.
+fn step_timer() -> io::Result<TimerFd> {
+    // About the year 2242, near the end of the kernel's clock.
+    let never = Expiration::OneShot(TimeSpec::new(1 << 33, 0));
+    let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC)?;
+    timer.set(never, TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET)?;
+    Ok(timer)
+}
+
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -206,5 +239,16 @@ async fn scrape(State(waker): State<Sender<Wake>>) -> Response {
         Ok(Ok(Err(why))) => unavailable(format!("{why}\n")),
         Ok(Err(_)) => unavailable("the agent has stopped\n".to_owned()),
         Err(_) => unavailable("the agent is busy\n".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_tells_steps_of_the_clock() {
+        let timer = step_timer().unwrap();
+        assert!(timer.get().unwrap().is_some(), "it is armed");
     }
 }

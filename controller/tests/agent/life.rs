@@ -27,7 +27,7 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 /// The bound is for a machine that hangs, not for one that is slow.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < until, "{what}");
@@ -36,7 +36,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Checks while the agent is at work, and stops it.
-fn alive<N: Node>(home: &Home, mut agent: Agent<N>, check: impl FnOnce(SocketAddr)) {
+pub(crate) fn alive<N: Node>(home: &Home, mut agent: Agent<N>, check: impl FnOnce(SocketAddr)) {
     let life = Life::new(Some("127.0.0.1:0".parse().unwrap())).unwrap();
     let (address, stopper, locations) = (life.address().unwrap(), life.stopper(), home.locations());
     thread::scope(|scope| {
