@@ -1,6 +1,10 @@
 //! Why something is allowed or blocked, in the words and lines of those who wrote the policy.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 use bulkhead_ebpf::abi::{Action, Class, Direction};
 
@@ -11,7 +15,7 @@ use crate::{
     intent::Entity,
     model::{METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
-    workloads::WorkloadName,
+    workloads::{FrontendPort, WorkloadName},
 };
 
 /// One side of a connection.
@@ -119,9 +123,34 @@ impl Explanation<'_> {
     }
 }
 
-/// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node.
+/// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node. One about a service address is about who answers there: about one who
+/// may be called, if there is any.
 #[must_use]
 pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation<'a> {
+    let mut answers = translated(model, question).into_iter().map(|question| answer(model, question, now)).peekable();
+    let first = answers.peek().cloned();
+    answers.find(Explanation::allowed).or(first).unwrap_or_else(|| answer(model, question, now))
+}
+
+/// What is asked of each backend; nothing when it is not about a service address and its port.
+fn translated<'a>(model: &'a Model, question: Question<'a>) -> Vec<Question<'a>> {
+    let Party::Address(address) = question.to else { return Vec::new() };
+    let Some(frontend) = model.frontend_at(address).and_then(|name| model.frontends.get(name)) else {
+        return Vec::new();
+    };
+    let called = |port: &&FrontendPort| (port.transport.class(), port.port) == (question.class, question.value);
+    let Some(port) = frontend.ports.iter().find(called) else { return Vec::new() };
+    let workloads = frontend.workloads.iter().filter_map(|name| {
+        let workload = model.workloads.get(name)?;
+        let family = workload.addresses().any(|own| own.is_ipv4() == address.is_ipv4());
+        family.then_some((Party::Workload(name), port.target_of(&workload.ports)?))
+    });
+    let outside = frontend.outside.iter().filter(|outside| outside.is_ipv4() == address.is_ipv4());
+    let outside = outside.filter_map(|&outside| Some((Party::Address(outside), port.target_of(&BTreeMap::new())?)));
+    workloads.chain(outside).map(|(to, value)| Question { to, value, ..question }).collect()
+}
+
+fn answer<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation<'a> {
     let mut passed = Vec::new();
     let [egress, ingress] = [Direction::Egress, Direction::Ingress]
         .map(|direction| wall(model, &question, Asked { direction, now, audit: false }, &mut passed));
@@ -148,7 +177,7 @@ pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explan
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.
-/// `shop/cart`, `shop/stripe`, `node n1`, `metadata`, `world`; workloads without a service by their own name; empty for what is none of these
+/// `shop/cart` (also of a service address), `shop/stripe`, `node n1`, `metadata`, `world`; workloads without a service by their own name; empty for what is none of these
 /// (an address of an overlay that no workload has).
 #[must_use]
 pub fn peer_name(model: &Model, party: Party<'_>) -> String {
@@ -163,6 +192,9 @@ fn party_name(model: &Model, party: Party<'_>, full: bool) -> String {
     let Party::Address(address) = party else {
         return String::new();
     };
+    if let Some(name) = model.frontend_at(address) {
+        return if full { name.to_string() } else { name.name.clone() };
+    }
     if let Some((name, _)) = model.externals.iter().find(|(_, cidrs)| holds(cidrs, address)) {
         return if full { name.to_string() } else { name.name.clone() };
     }
@@ -210,7 +242,7 @@ fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
     }
     let Party::Address(address) = party else { return false };
     match peer {
-        Peer::Service(_) => false,
+        Peer::Service(_) | Peer::Backends(_) => false,
         Peer::Namespaces { other, .. } => *other,
         Peer::Any => true,
         Peer::Cidrs(cidrs) => holds(cidrs, address),
@@ -331,7 +363,7 @@ fn short(peer: &Peer, home: &str, model: &Model) -> String {
         if name.namespace == home { name.name.clone() } else { name.to_string() }
     };
     match peer {
-        Peer::Service(name) => local(name),
+        Peer::Service(name) | Peer::Backends(name) => local(name),
         Peer::Entity(entity) => entity.to_string(),
         // Only Guards have these.
         Peer::Namespaces { .. } | Peer::Any => peer.to_string(),

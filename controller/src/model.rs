@@ -16,7 +16,7 @@ use crate::{
     intent::{Cidrs, Entity, Intent, Line, PeerName},
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{self, Endpoint, Node, WorkloadName, Workloads},
+    workloads::{self, Endpoint, Frontend, FrontendPort, Node, Target, WorkloadName, Workloads},
 };
 
 /// Everything that policy speaks of, and what it says.
@@ -32,6 +32,8 @@ pub struct Model {
     pub services: BTreeMap<ServiceName, Service>,
     /// Peers without a container, by namespace and name.
     pub externals: BTreeMap<ServiceName, Cidrs>,
+    /// Service addresses.
+    pub frontends: BTreeMap<ServiceName, Frontend>,
     /// DNS resolvers.
     pub resolvers: BTreeSet<IpAddr>,
     /// Label that names the service of a workload that no listed service selects.
@@ -83,6 +85,8 @@ pub struct Workload {
     pub endpoints: Vec<Endpoint>,
     /// Listed services that select it.
     pub services: BTreeSet<ServiceName>,
+    /// Service addresses that lead to it.
+    pub frontends: BTreeSet<ServiceName>,
     /// Service for metrics: the first listed one, else what the service label says, else empty.
     pub service: String,
     /// Where it is described.
@@ -122,6 +126,8 @@ pub enum Wall {
     Service(ServiceName),
     /// That of each workload with a resolver's address, if it has one.
     Resolvers,
+    /// That of each workload to which a service address leads, if it has one.
+    Backends(ServiceName),
 }
 
 /// The other side of a rule.
@@ -144,6 +150,8 @@ pub enum Peer {
     },
     /// Everyone, known or not.
     Any,
+    /// The workloads to which a service address leads.
+    Backends(ServiceName),
 }
 
 impl fmt::Display for Peer {
@@ -155,6 +163,7 @@ impl fmt::Display for Peer {
             Self::Namespaces { label, value, other: false } => write!(f, "namespaces {label}={value}"),
             Self::Namespaces { label, value, other: true } => write!(f, "other than namespaces {label}={value}"),
             Self::Any => f.write_str("any"),
+            Self::Backends(frontend) => write!(f, "backends {frontend}"),
         }
     }
 }
@@ -179,16 +188,24 @@ impl Model {
         });
         let services = services(&intents, &workloads.service_label, &mut found);
         let externals = externals(&intents, &services, &mut found);
+        let mut leading: BTreeMap<&WorkloadName, BTreeSet<ServiceName>> = BTreeMap::new();
+        for (name, frontend) in &workloads.frontends {
+            frontend.workloads.iter().for_each(|to| _ = leading.entry(to).or_default().insert(name.clone()));
+        }
         let mut model = Self {
             nodes: workloads.nodes.clone(),
             namespaces: workloads.namespaces.clone(),
             workloads: workloads
                 .workloads
                 .iter()
-                .map(|(name, workload)| (name.clone(), select(name, workload, &services, &workloads.service_label)))
+                .map(|(name, workload)| {
+                    let frontends = leading.remove(name).unwrap_or_default();
+                    (name.clone(), select(name, workload, &services, &workloads.service_label, frontends))
+                })
                 .collect(),
             services,
             externals: externals.iter().map(|(name, (_, cidrs))| (name.clone(), cidrs.clone())).collect(),
+            frontends: workloads.frontends.clone(),
             resolvers: workloads.resolvers.clone(),
             service_label: workloads.service_label.clone(),
             guards: Vec::new(),
@@ -223,6 +240,7 @@ impl Model {
     pub fn matches(&self, peer: &Peer, name: &WorkloadName, workload: &Workload) -> bool {
         match peer {
             Peer::Service(service) => self.is_member(service, name, workload),
+            Peer::Backends(frontend) => workload.frontends.contains(frontend),
             Peer::Entity(entity) => *entity == Entity::Cluster,
             Peer::Cidrs(cidrs) => workload.addresses().any(|address| holds(cidrs, address)),
             Peer::Namespaces { label, value, other } => {
@@ -262,6 +280,12 @@ impl Model {
         Some(warning.help(suggest(&service.name, names)))
     }
 
+    /// The service to whose addresses this one belongs.
+    #[must_use]
+    pub fn frontend_at(&self, address: IpAddr) -> Option<&ServiceName> {
+        self.frontends.iter().find(|(_, frontend)| frontend.addresses.contains(&address)).map(|(name, _)| name)
+    }
+
     /// Rules that open a wall of a workload, in order.
     pub fn rules_of<'a>(&'a self, workload: &'a Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
         let resolver = workload.addresses().any(|address| self.resolvers.contains(&address));
@@ -270,6 +294,7 @@ impl Model {
                 && match &rule.wall {
                     Wall::Service(service) => workload.services.contains(service),
                     Wall::Resolvers => resolver,
+                    Wall::Backends(frontend) => workload.frontends.contains(frontend),
                 }
         })
     }
@@ -298,6 +323,11 @@ impl Model {
 pub fn holds(cidrs: &Cidrs, address: IpAddr) -> bool {
     let any = |nets: &[IpNetwork]| nets.iter().any(|net| net.contains(address));
     any(&cidrs.cidrs) && !any(&cidrs.except)
+}
+
+/// Addresses as a peer.
+fn hosts(addresses: &BTreeSet<IpAddr>) -> Peer {
+    Peer::Cidrs(Cidrs { cidrs: addresses.iter().map(|&address| address.into()).collect(), except: Vec::new() })
 }
 
 /// Addresses where clouds keep credentials.
@@ -376,6 +406,7 @@ fn select(
     workload: &workloads::Workload,
     services: &BTreeMap<ServiceName, Service>,
     label: &str,
+    frontends: BTreeSet<ServiceName>,
 ) -> Workload {
     let selects = |(service, of): &(&ServiceName, &Service)| {
         service.namespace == name.namespace
@@ -393,6 +424,7 @@ fn select(
         ports: workload.ports.clone(),
         endpoints: workload.endpoints.clone(),
         services,
+        frontends,
         service,
         place: workload.place.clone(),
     }
@@ -517,9 +549,19 @@ impl Builder<'_> {
             self.found.push(error.help("write `resolvers: [10.96.0.10]` in the workloads file, or remove `dns`"));
             return;
         }
-        let net = |&address: &IpAddr| IpNetwork::from(address);
-        let resolvers =
-            Peer::Cidrs(Cidrs { cidrs: self.model.resolvers.iter().map(net).collect(), except: Vec::new() });
+        let resolvers = hosts(&self.model.resolvers);
+        // Calls to a service address are judged by who answers in the end.
+        let mut answering = Vec::new();
+        for (name, frontend) in &self.model.frontends {
+            if !frontend.addresses.is_disjoint(&self.model.resolvers) {
+                let dns = |port: &&FrontendPort| port.port == 53 && port.transport != Transport::Sctp;
+                let workloads = (!frontend.workloads.is_empty()).then(|| name.clone());
+                let ports = frontend.ports.iter().filter(dns);
+                answering.extend(
+                    ports.map(|port| (name.clone(), workloads.clone(), frontend.outside.clone(), port.clone())),
+                );
+            }
+        }
         for service in &self.intent.services {
             let full = ServiceName { namespace: self.intent.namespace.clone(), name: service.name.clone() };
             for ports in [Ports::one(Transport::Udp, 53), Ports::one(Transport::Tcp, 53)] {
@@ -535,6 +577,30 @@ impl Builder<'_> {
                 };
                 self.model.rules.push(rule(Wall::Service(full.clone()), Direction::Egress, resolvers.clone()));
                 self.model.rules.push(rule(Wall::Resolvers, Direction::Ingress, Peer::Service(full.clone())));
+            }
+            for (name, workloads, outside, FrontendPort { transport, target, .. }) in &answering {
+                let ports = match target {
+                    Target::Number(number) => Ports::one(*transport, *number),
+                    Target::Named(name) => Ports::Named(name.clone()),
+                };
+                let rule = |from: &str, wall, direction, peer| Rule {
+                    name: format!("{}: {} asks dns {ports} {from} {name}", self.intent.namespace, service.name),
+                    place: place.clone(),
+                    wall,
+                    direction,
+                    peer,
+                    ports: ports.clone(),
+                    audit: self.intent.audit,
+                };
+                let caller = || Wall::Service(full.clone());
+                if let Some(frontend) = workloads {
+                    let backends = (Wall::Backends(frontend.clone()), Peer::Backends(frontend.clone()));
+                    self.model.rules.push(rule("of", caller(), Direction::Egress, backends.1));
+                    self.model.rules.push(rule("of", backends.0, Direction::Ingress, Peer::Service(full.clone())));
+                }
+                if !outside.is_empty() {
+                    self.model.rules.push(rule("outside, of", caller(), Direction::Egress, hosts(outside)));
+                }
             }
         }
     }

@@ -28,6 +28,7 @@ pub struct Peers {
     own: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
     externals: Vec<(ServiceName, crate::intent::Cidrs)>,
+    frontends: BTreeMap<IpAddr, ServiceName>,
     neither: Vec<IpNetwork>,
 }
 
@@ -42,8 +43,12 @@ impl Peers {
             own: discovered.addresses.iter().copied().collect(),
             nodes: discovered.overlays.iter().flat_map(|overlay| &overlay.peers).map(|peer| peer.0).collect(),
             externals: model.externals.iter().map(|(name, cidrs)| (name.clone(), cidrs.clone())).collect(),
+            frontends: BTreeMap::new(),
             neither: local_prefixes(),
         };
+        for (name, frontend) in &model.frontends {
+            peers.frontends.extend(frontend.addresses.iter().map(|&address| (address, name.clone())));
+        }
         for (name, workload) in &model.workloads {
             let service = if workload.service.is_empty() { &name.name } else { &workload.service };
             peers.services.insert(name.clone(), format!("{}/{service}", name.namespace));
@@ -77,6 +82,9 @@ impl Peers {
     pub fn name(&self, endpoint: &EndpointName, address: IpAddr) -> String {
         if let Some(workload) = self.workload(endpoint, address) {
             return self.services.get(workload).cloned().unwrap_or_else(|| workload.to_string());
+        }
+        if let Some(service) = self.frontends.get(&address) {
+            return service.to_string();
         }
         // The name that the workload's own people gave comes before others' names.
         let named = || self.externals.iter().filter(|(_, cidrs)| holds(cidrs, address));

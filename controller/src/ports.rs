@@ -26,7 +26,17 @@ impl Transport {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// IP protocol number.
+    #[must_use]
+    pub const fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "tcp" => Self::Tcp,
             "udp" => Self::Udp,
@@ -141,8 +151,7 @@ impl Ports {
         if what.starts_with(|c: char| c.is_ascii_digit()) && what.chars().all(|c| c.is_ascii_digit() || c == '-') {
             let (first, last) = what.split_once('-').unwrap_or((what, what));
             let port = |text: &str| {
-                let number = decimal(text).and_then(|number| u16::try_from(number).ok()).filter(|&number| number > 0);
-                number.ok_or_else(|| {
+                port_number(text).ok_or_else(|| {
                     (format!("`{text}` is not a port"), "ports are 1 to 65535, a range is `8000-8099`".to_owned())
                 })
             };
@@ -231,6 +240,11 @@ pub(crate) fn listening(text: &str) -> Option<(Transport, u16)> {
         Ok(Ports::Range { transport, first, last }) if first == last => Some((transport, first)),
         _ => None,
     }
+}
+
+/// Parses a port's number.
+pub(crate) fn port_number(text: &str) -> Option<u16> {
+    decimal(text).and_then(|number| u16::try_from(number).ok()).filter(|&number| number > 0)
 }
 
 /// Whether a port may have this name.

@@ -1,5 +1,7 @@
 //! `kind: Workloads`: the workloads file, for networks that no orchestrator describes.
 
+mod frontends;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -10,12 +12,15 @@ use std::{
 use bulkhead_dataplane::desired::Segment;
 use bulkhead_ebpf::abi::ENDPOINT_ADDRESSES;
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
+use self::frontends::FrontendFields;
+pub use self::frontends::{Frontend, FrontendPort, Target};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source, suggest},
     intent::valid_name,
+    model::ServiceName,
     ports::{Transport, listening, port_name},
     yaml::{self, Checked, Entries, at},
 };
@@ -40,6 +45,8 @@ pub struct Workloads {
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Labels of namespaces; one that is not listed has none.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Service addresses, by the name of the service. (A service that an Intent lists may be called the same and be another.)
+    pub frontends: BTreeMap<ServiceName, Frontend>,
 }
 
 /// A node.
@@ -126,7 +133,7 @@ struct Document {
     #[serde(default)]
     workloads: Vec<WorkloadFields>,
     #[serde(default)]
-    services: Vec<Spanned<IgnoredAny>>,
+    services: Vec<FrontendFields>,
 }
 
 #[derive(Deserialize)]
@@ -248,11 +255,6 @@ impl Reader<'_> {
     }
 
     fn document(&mut self, document: Document) -> Workloads {
-        if let Some(service) = document.services.first() {
-            let help =
-                "remove `services`; workloads are called by their own addresses, and `resolvers` are those that answer";
-            self.error(service, "service addresses are not supported yet by this version", help);
-        }
         let service_label = document.service_label.map_or_else(|| SERVICE_LABEL.to_owned(), |label| label.value);
         let resolvers = document.resolvers.iter().filter_map(|address| self.address(address)).collect();
         let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
@@ -276,7 +278,8 @@ impl Reader<'_> {
             workloads.insert(name, workload);
         }
         let namespaces = self.namespaces(&document.namespaces);
-        Workloads { service_label, resolvers, nodes, workloads, namespaces }
+        let frontends = self.frontends(&document.services, &nodes, &workloads);
+        Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends }
     }
 
     fn namespaces(&mut self, written: &[NamespaceFields]) -> BTreeMap<String, BTreeMap<String, String>> {

@@ -3,6 +3,7 @@
 mod cut;
 mod draft;
 mod network;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,7 +109,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         addresses: addresses.unwrap_or_default(),
         prefixes,
         overlays: network::overlays(model, node, own, discovered),
-        services: BTreeMap::new(),
+        services: services::services(model, node, &network),
         observe: false,
     })
 }

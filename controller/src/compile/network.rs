@@ -79,7 +79,13 @@ impl<'a> Network<'a> {
         (0..).map(SelectorId).zip(self.selectors).filter(|(_, selector)| matches(selector)).map(|(id, _)| id).collect()
     }
 
-    fn is_encapsulated(&self, segment: Segment, net: IpNetwork) -> bool {
+    /// Segments in which somebody on this node can meet an address.
+    pub(super) const fn segments(&self) -> &BTreeSet<Segment> {
+        &self.segments
+    }
+
+    /// Whether packets to or from it travel encapsulated.
+    pub(super) fn is_encapsulated(&self, segment: Segment, net: IpNetwork) -> bool {
         let own = self.nodes.get(&net.ip()).copied().unwrap_or_default() && IpNetwork::from(net.ip()) == net;
         !own && within(&self.encapsulated, segment, net)
     }
@@ -165,7 +171,7 @@ impl<'a> Network<'a> {
                     Peer::Entity(Entity::World) => world,
                     Peer::Entity(Entity::Nodes) => masqueraded,
                     Peer::Entity(Entity::Metadata) => METADATA.iter().any(|&address| IpNetwork::from(address) == net),
-                    Peer::Entity(Entity::Node | Entity::Cluster) | Peer::Service(_) => false,
+                    Peer::Entity(Entity::Node | Entity::Cluster) | Peer::Service(_) | Peer::Backends(_) => false,
                     // What nobody is known to have is other.
                     Peer::Namespaces { other, .. } => *other,
                     Peer::Any => true,

@@ -173,7 +173,6 @@ fn workloads_files() {
         "nodes: [{ name: n1, addresses: [192.0.2.256, 127.0.0.1] }]\n".to_owned(),
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 0, vtep: 192.0.2.1 }] }]\n".to_owned(),
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 1, vtep: 192.0.2.1, prefixes: [10.244.1.5/24] }] }]\n".to_owned(),
-        "services: [{ name: cart, namespace: shop }]\n".to_owned(),
         "namespaces: [{ name: shop, labels: { tenant: a } }, { name: a b }, { name: shop }]\n".to_owned(),
         format!("{node}---\nkind: Workloads\napiVersion: bulkhead/v1\n"),
         with("nod: n2"),
@@ -190,6 +189,56 @@ fn workloads_files() {
     ];
     let said = all(&cases.each_ref().map(String::as_str), workloads);
     insta::assert_snapshot!(said);
+}
+
+#[test]
+fn service_addresses() {
+    let head = "nodes: [{ name: n1, addresses: [192.0.2.1] }]\nworkloads:\n  - { name: cart-1, namespace: shop, node: n1, ports: { http: 8080, dns: 53/udp }, endpoints: [{ addresses: [10.0.0.5], link: veth1 }] }\n";
+    let of = |services: &[&str]| {
+        format!(
+            "{head}services:\n{}",
+            services.iter().map(|service| format!("  - {{ {service} }}\n")).collect::<String>()
+        )
+    };
+    let cart = |fields: &str| of(&[&format!("name: cart, namespace: shop, addresses: [10.96.3.4], {fields}")]);
+    let cases = [
+        cart("ports: [{ port: 80, target: http, nodePort: 30080 }, { port: 53, protocol: udp }], backends: [cart-1]"),
+        cart("ports: [{ port: 80 }], backends: [cart-11, other/cart-1]"),
+        cart("ports: [{ port: 80 }], backends: [10.0.0.5, 10.96.3.4, 127.0.0.1]"),
+        cart("ports: [{ port: 80 }], backends: [cart-1, cart-1, 192.0.2.1, 192.0.2.9, 192.0.2.9]"),
+        cart("ports: [], backends: [cart-1]"),
+        cart("backends: [cart-1]"),
+        cart("ports: [{ port: 0 }, { port: 80-81 }, { target: 80 }]"),
+        cart("ports: [{ port: 0 }, { port: 65536, nodePort: x, protocol: icmp }, { port: 1, target: HTTP }]"),
+        cart("ports: [{ port: 80, target: htpt }, { port: 81, target: dns }], backends: [cart-1]"),
+        cart("ports: [{ port: 80, target: http }], backends: [192.0.2.9]"),
+        cart("ports: [{ port: 80 }, { port: 80, target: 1 }, { port: 80, protocol: udp }]"),
+        cart("ports: [{ port: 80, node_port: 30080 }]"),
+        of(&[
+            "name: a, namespace: shop, addresses: [10.0.0.5, 192.0.2.1, 10.96.3.4, 10.96.3.4, 224.0.0.1], ports: [{ port: 80 }]",
+        ]),
+        of(&[
+            "name: a, namespace: shop, ports: [{ port: 80 }]",
+            "name: b, namespace: shop, ports: [{ port: 80, nodePort: 30080 }]",
+        ]),
+        of(&[
+            "name: a, namespace: shop, addresses: [10.96.3.4], ports: [{ port: 80, nodePort: 30080 }]",
+            "name: b, namespace: shop, addresses: [10.96.3.4], ports: [{ port: 80, nodePort: 30080 }, { port: 81, nodePort: 30080, protocol: udp }]",
+        ]),
+        of(&[
+            "name: a, namespace: shop, addresses: [10.96.3.4], ports: [{ port: 80 }]",
+            "name: a, namespace: shop, addresses: [10.96.3.5], ports: [{ port: 80 }]",
+        ]),
+        of(&[&format!(
+            "name: a, namespace: shop, addresses: [10.96.3.4], ports: [{}]",
+            (1..=129).map(|port| format!("{{ port: {port} }}")).collect::<Vec<_>>().join(", ")
+        )]),
+    ];
+    let said = cases.each_ref().map(|case| {
+        let what = case.strip_prefix(head).unwrap().chars().take(250).collect::<String>();
+        format!("{}\n---\n{}\n", what.trim_end(), workloads(case))
+    });
+    insta::assert_snapshot!(said.join("\n=====\n"));
 }
 
 #[test]

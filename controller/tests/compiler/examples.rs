@@ -68,6 +68,10 @@ fn the_shop_is_explained_by_its_lines() {
         ("ops/backup-1", "shop/cart-1", "8080"),
         ("ops/backup-1", "203.0.113.9", "443"),
         ("shop/cart-1", "ops/backup-1", "22"),
+        ("shop/web-1", "10.96.3.4", "80"),
+        ("ops/backup-1", "fd00:96::34", "80"),
+        ("shop/web-1", "10.96.3.4", "81"),
+        ("shop/web-1", "10.96.0.1", "443"),
     ]
     .iter()
     .map(|(from, to, point)| ask(&model, from, to, point))

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_controller::compile::compile;
 use bulkhead_dataplane::{
-    desired::{Desired, SelectorId},
+    desired::{Backend, Desired, SelectorId, ServiceAddress},
     node::{Discovered, DiscoveredOverlay},
 };
 use ipnetwork::IpNetwork;
@@ -197,6 +197,56 @@ workloads:
     assert_eq!(overlay.port, 4789);
     assert_eq!(overlay.peers.iter().collect::<Vec<_>>(), [(&ip("192.0.2.2"), &BTreeSet::from([net("10.0.1.6/32")]))]);
     assert!(desired.prefixes[&(4097, net("10.0.1.0/24"))].overlay);
+}
+
+#[test]
+fn service_addresses_lead_to_backends_of_their_family_and_segment() {
+    let text = format!(
+        "{WORKLOADS}  - {{ name: c, namespace: x, node: n2, ports: {{ api: 81 }}, endpoints: [{{ segment: 7, addresses: [10.1.2.6], link: vc }}, {{ addresses: [10.9.9.9], link: vd }}] }}
+services:
+  - {{ name: s, namespace: x, addresses: [10.96.0.1, 'fd00:96::1'], ports: [{{ port: 80, target: 8080, nodePort: 30080 }}, {{ port: 53, protocol: udp }}], backends: [a, b, c, 203.0.113.5, 10.1.2.99] }}
+  - {{ name: t, namespace: x, addresses: [10.96.0.2], ports: [{{ port: 80, target: api }}], backends: [c] }}
+"
+    );
+    let model = model(("p.yaml", &policy(&[])), ("w.yaml", &text)).unwrap();
+    let desired = compile(&model, "n1", &discovered(&[("192.0.2.2", &["10.1.2.0/24"])]), NOW).unwrap();
+    let lead = |segment, address: Option<&str>, protocol, port| {
+        let key = ServiceAddress { segment, address: address.map(ip), protocol, port };
+        desired.services[&key].iter().copied().collect::<Vec<_>>()
+    };
+    let to = |address: &str, port, judged_later| Backend { address: ip(address), port, judged_later };
+    let v4 = |port| {
+        vec![
+            to("10.1.1.5", port, true),
+            to("10.1.2.5", port, true),
+            to("10.1.2.6", port, true),
+            to("10.1.2.99", port, true),
+        ]
+    };
+    // No device carries the IPv6 prefix of n2.
+    let v6 = |port| vec![to("fd01:1::5", port, true), to("fd01:2::5", port, false)];
+    let outside = |port| to("203.0.113.5", port, false);
+    for (port, target, protocol) in [(80, 8080, 6), (53, 53, 17)] {
+        let mut seven = v4(target);
+        seven.push(outside(target));
+        assert_eq!(lead(7, Some("10.96.0.1"), protocol, port), seven);
+        assert_eq!(lead(7, Some("fd00:96::1"), protocol, port), v6(target));
+        let mut zero = seven.clone();
+        zero.insert(4, to("10.9.9.9", target, false));
+        assert_eq!(lead(0, Some("10.96.0.1"), protocol, port), zero, "what is not in the overlay is met in segment 0");
+    }
+    let mut all = v4(8080);
+    all.push(outside(8080));
+    all.extend(v6(8080));
+    assert_eq!(lead(7, None, 6, 30080), all, "a NodePort leads to all");
+    assert_eq!(lead(7, Some("10.96.0.2"), 6, 80), [to("10.1.2.6", 81, true)], "each by its own port");
+    assert_eq!(desired.services.len(), 2 * (2 * 2 + 1 + 1), "two segments");
+
+    // Nobody who answers is nobody to be allowed to: the address is there all the same.
+    let none = text.replace("addresses: [10.96.0.2]", "addresses: [10.96.0.2, 'fd00:96::2']");
+    let desired = crate::support::desired(&policy(&[]), &none, "n1").unwrap();
+    let key = ServiceAddress { segment: 7, address: Some(ip("fd00:96::2")), protocol: 6, port: 80 };
+    assert_eq!(desired.services[&key], BTreeSet::new());
 }
 
 fn network() -> impl Strategy<Value = IpNetwork> {

@@ -195,6 +195,52 @@ fn dns_opens_the_callers_wall_and_the_resolvers() {
 }
 
 #[test]
+fn dns_opens_to_those_who_answer_for_a_service_address() {
+    let all = workloads(
+        "a/x labels: { app: x }\ninfra/dns-1 labels: { app: dns }, ports: { dns: 5353/udp, dns-tcp: 5354 }\ninfra/dns-2 labels: { app: dns }, ports: { dns: 5363/udp, dns-tcp: 5354 }",
+    )
+    .replace("10.0.0.53]", "10.96.0.10]")
+        + "services:
+  - { name: dns, namespace: infra, addresses: [10.96.0.10], backends: [dns-1, dns-2],
+      ports: [{ port: 53, protocol: udp, target: dns }, { port: 53, target: dns-tcp }, { port: 9153 }] }
+  - { name: upstream, namespace: infra, addresses: [10.96.0.11], ports: [{ port: 53, protocol: udp }], backends: [192.0.2.53] }
+  - { name: other, namespace: infra, addresses: [10.96.0.12], ports: [{ port: 53, target: 99 }], backends: [dns-1] }
+";
+    let policy = intent("a", "dns: cluster\nservices:\n  x: {}\n") + &intent("infra", "services:\n  dns: {}\n");
+    let desired = desired(&policy, &all, "n1").unwrap();
+    let named = |port: &str| Some(vec![format!("backends infra/dns with port {port}")]);
+    let egress = |class, port| let_through(&desired, "x", Direction::Egress, class, port);
+    assert_eq!(egress(Class::Udp, 5353), named("dns=5353/udp"));
+    assert_eq!(egress(Class::Udp, 5363), named("dns=5363/udp"));
+    assert_eq!(egress(Class::Tcp, 5354), named("dns-tcp=5354/tcp"));
+    assert_eq!(egress(Class::Udp, 53), Some(vec!["cidr 10.96.0.10/32".to_owned()]), "the resolver by its own address");
+    assert_eq!((egress(Class::Tcp, 9153), egress(Class::Tcp, 99)), (Some(vec![]), Some(vec![])), "nothing else");
+
+    let ingress = |workload, class, port| let_through(&desired, workload, Direction::Ingress, class, port);
+    let (open, shut) = (Some(vec![NODE.to_owned(), "service a/x".to_owned()]), Some(vec![NODE.to_owned()]));
+    for (workload, udp) in [("dns-1", 5353), ("dns-2", 5363)] {
+        assert_eq!(
+            (ingress(workload, Class::Udp, udp), ingress(workload, Class::Tcp, 5354)),
+            (open.clone(), open.clone())
+        );
+        for port in [53, 5353 + 5363 - udp] {
+            assert_eq!(ingress(workload, Class::Udp, port), shut, "{workload} {port}");
+        }
+        assert_eq!(ingress(workload, Class::Tcp, 9153), shut);
+    }
+
+    // Who answers may be outside, or be a number.
+    let outside = all.replace("10.96.0.10]\n", "10.96.0.11, 10.96.0.12]\n");
+    let desired = crate::support::desired(&policy, &outside, "n1").unwrap();
+    let egress = |class, port| let_through(&desired, "x", Direction::Egress, class, port);
+    let cidr = |text: &str| format!("cidr {text}");
+    assert_eq!(egress(Class::Udp, 53), Some(vec![cidr("10.96.0.11/32,10.96.0.12/32"), cidr("192.0.2.53/32")]));
+    assert_eq!(egress(Class::Tcp, 99), Some(vec!["backends infra/other".to_owned()]));
+    let ingress = |workload| let_through(&desired, workload, Direction::Ingress, Class::Tcp, 99);
+    assert_eq!((ingress("dns-1"), ingress("dns-2")), (open, shut));
+}
+
+#[test]
 fn a_workload_of_two_services_has_the_rules_of_both() {
     let policy = intent(
         "a",
@@ -219,12 +265,15 @@ fn replicas_share_their_sets_and_the_order_of_input_does_not_matter() {
 
     let text = example("shop-workloads.yaml");
     let (head, tail) = text.split_once("workloads:\n").unwrap();
+    let (tail, services) = tail.split_at(tail.find("services:").unwrap());
     let mut items: Vec<_> =
         tail.split("  - name:").filter(|item| !item.is_empty()).map(|item| format!("  - name:{item}")).collect();
     items.reverse();
-    let reversed =
-        model(("shop.yaml", &example("shop.yaml")), ("w.yaml", &format!("{head}workloads:\n{}", items.concat())))
-            .unwrap();
+    let reversed = model(
+        ("shop.yaml", &example("shop.yaml")),
+        ("w.yaml", &format!("{head}workloads:\n{}{services}", items.concat())),
+    )
+    .unwrap();
     let model = example_model("shop.yaml", "shop-workloads.yaml");
     for node in ["n1", "n2"] {
         assert_eq!(

@@ -95,6 +95,15 @@ pub(crate) fn render(desired: &Desired) -> String {
             .concat();
         let _ = writeln!(text, "prefix {segment} {prefix}{flags}: {}", selectors(&known.selectors));
     }
+    for (service, backends) in &desired.services {
+        let address = service.address.map_or_else(|| "node".to_owned(), |address| address.to_string());
+        let _ = write!(text, "service {} {address} {}/{}:", service.segment, service.port, service.protocol);
+        for backend in backends {
+            let later = if backend.judged_later { " judged later" } else { "" };
+            let _ = write!(text, " {} {}{later},", backend.address, backend.port);
+        }
+        text = text.trim_end_matches(',').to_owned() + "\n";
+    }
     for overlay in &desired.overlays {
         let _ = writeln!(text, "overlay {} port={} own={:?}", overlay.vni, overlay.port, overlay.own);
         for (vtep, prefixes) in &overlay.peers {
