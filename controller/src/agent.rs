@@ -35,6 +35,8 @@ pub struct Settings {
     pub node: String,
     /// State directory; it exists.
     pub state: PathBuf,
+    /// Judge and count on the whole node, drop nothing.
+    pub observe: bool,
 }
 
 /// Why an agent cannot begin.
@@ -113,7 +115,7 @@ impl<N: Node> Agent<N> {
         let last = last.filter(|revision| revision.node == settings.node);
         let number = last.as_ref().map_or(0, |revision| revision.number);
         let mut force = |files: &Files, last| {
-            let build = |model: &Model| compile(model, &settings.node, &discovered, compiled);
+            let build = |model: &Model| for_node(compile, model, &settings, &discovered, compiled);
             let prepared = prepare(files, last, build).map_err(StartError::Input)?;
             let unguarded = publish(&mut node, &prepared.desired)?;
             Ok((prepared, unguarded))
@@ -168,6 +170,9 @@ impl<N: Node> Agent<N> {
         }
         agent.set_unguarded(unguarded);
         tracing::info!(revision = agent.revision.number, endpoints = agent.desired.endpoints.len(), "in force");
+        if agent.desired.observe {
+            tracing::warn!("this node only observes: nothing is dropped");
+        }
         Ok(agent)
     }
 
@@ -201,7 +206,7 @@ impl<N: Node> Agent<N> {
     }
 
     fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
-        (self.compile)(model, &self.settings.node, &self.discovered, self.compiled)
+        for_node(self.compile, model, &self.settings, &self.discovered, self.compiled)
     }
 
     /// Compiles what is in force again, and publishes it if it changed or is stale.
@@ -444,6 +449,17 @@ fn prepare(
     })?;
     let Settled { inputs, built: (model, desired), refused } = settled;
     Ok(Prepared { inputs, model, desired, refused })
+}
+
+fn for_node(
+    compile: Compile,
+    model: &Model,
+    settings: &Settings,
+    discovered: &Discovered,
+    now: u64,
+) -> Result<Desired, Diagnostics> {
+    let desired = compile(model, &settings.node, discovered, now)?;
+    Ok(Desired { observe: settings.observe, ..desired })
 }
 
 /// Publishes, without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.

@@ -92,6 +92,10 @@ struct AgentArgs {
     /// Check tunnel traffic in XDP too, on the links that carry the overlay. Attaching in the driver resets many NICs.
     #[arg(long, value_enum, default_value_t)]
     xdp: Xdp,
+    /// Judge and count, but drop nothing on this node: what would be blocked is reported and passes, also what is spoofed or forged. The next agent
+    /// that starts without it enforces again.
+    #[arg(long)]
+    observe: bool,
 }
 
 #[derive(Args)]
@@ -190,7 +194,12 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     end_on_signals(life.stopper())?;
 
     let node = KernelNode::open(Options::new(&args.pins, &args.state).xdp(args.xdp.into())).into_diagnostic()?;
-    let settings = Settings { locations: locations.clone(), node: args.node.clone(), state: args.state.clone() };
+    let settings = Settings {
+        locations: locations.clone(),
+        node: args.node.clone(),
+        state: args.state.clone(),
+        observe: args.observe,
+    };
     let mut agent = match Agent::start(node, settings) {
         Ok(agent) => agent,
         Err(StartError::Input(found)) => return Ok(Err(found)),

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use bulkhead_ebpf::abi::Direction;
+use bulkhead_ebpf::abi::{Direction, Mode};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Node that it runs on.
     pub node: String,
+    /// Whether policy holds, is only judged, or nothing passes at all.
+    pub mode: Mode,
     /// Named ports that it listens on.
     pub ports: BTreeMap<String, (Transport, u16)>,
     /// Endpoints.
@@ -421,6 +423,7 @@ fn select(
     Workload {
         labels: workload.labels.clone(),
         node: workload.node.clone(),
+        mode: workload.mode,
         ports: workload.ports.clone(),
         endpoints: workload.endpoints.clone(),
         services,

@@ -28,7 +28,7 @@ use crate::{
     policy::{self, Policy},
     ports::{class_of, point},
     revision::Revision,
-    workloads::WorkloadName,
+    workloads::{WorkloadName, mode_name},
 };
 
 /// Lines of a table with aligned columns; the first is the head.
@@ -54,6 +54,7 @@ pub struct WorkloadLine {
     service: String,
     node: String,
     isolated: bool,
+    mode: &'static str,
     link: String,
     segment: u32,
     addresses: Vec<IpAddr>,
@@ -76,6 +77,7 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                 service: workload.service.clone(),
                 node: workload.node.clone(),
                 isolated: model.isolating(workload, false).is_some(),
+                mode: mode_name(workload.mode),
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
@@ -103,6 +105,7 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
                 line.service.clone(),
                 line.node.clone(),
                 (if line.isolated { "yes" } else { "no" }).to_owned(),
+                line.mode.to_owned(),
                 line.guard.to_owned(),
                 line.link.clone(),
                 line.segment.to_string(),
@@ -110,7 +113,10 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
             ]
         })
         .collect();
-    table(["NAMESPACE", "WORKLOAD", "SERVICE", "NODE", "ISOLATED", "GUARD", "LINK", "SEGMENT", "ADDRESSES"], &rows)
+    table(
+        ["NAMESPACE", "WORKLOAD", "SERVICE", "NODE", "ISOLATED", "MODE", "GUARD", "LINK", "SEGMENT", "ADDRESSES"],
+        &rows,
+    )
 }
 
 /// One line of `bulkhead get policies`: a listed service.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bulkhead_dataplane::desired::Segment;
-use bulkhead_ebpf::abi::ENDPOINT_ADDRESSES;
+use bulkhead_ebpf::abi::{ENDPOINT_ADDRESSES, Mode};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
@@ -31,6 +31,20 @@ pub const SERVICE_LABEL: &str = "app";
 pub const VXLAN_PORT: u16 = 8472;
 /// VNIs have 24 bits.
 const MAX_VNI: u32 = 0x00ff_ffff;
+
+/// Modes that can be written.
+const MODES: [Mode; 3] = [Mode::Enforce, Mode::Observe, Mode::Quarantine];
+
+/// Name of a mode.
+#[must_use]
+pub const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Pending => "pending",
+        Mode::Enforce => "enforce",
+        Mode::Observe => "observe",
+        Mode::Quarantine => "quarantine",
+    }
+}
 
 /// What the file says.
 #[derive(Clone, Debug)]
@@ -99,6 +113,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Node that it runs on.
     pub node: String,
+    /// Whether policy holds, is only judged, or nothing passes at all.
+    pub mode: Mode,
     /// Named ports that it listens on.
     pub ports: BTreeMap<String, (Transport, u16)>,
     /// Endpoints. May be empty: then whoever makes the links tells them.
@@ -174,6 +190,7 @@ struct WorkloadFields {
     #[serde(default)]
     labels: BTreeMap<String, String>,
     node: Spanned<String>,
+    mode: Option<Spanned<String>>,
     #[serde(default)]
     ports: Entries<Spanned<String>>,
     #[serde(default)]
@@ -377,8 +394,24 @@ impl Reader<'_> {
         }
         let endpoints =
             fields.endpoints.iter().map(|endpoint| self.endpoint(&name, &fields.node.value, node, endpoint)).collect();
-        let place = self.at(&fields.name);
-        (name, Workload { place, labels: fields.labels.clone(), node: fields.node.value.clone(), ports, endpoints })
+        let workload = Workload {
+            place: self.at(&fields.name),
+            labels: fields.labels.clone(),
+            node: fields.node.value.clone(),
+            mode: fields.mode.as_ref().map_or(Mode::Enforce, |mode| self.mode(mode)),
+            ports,
+            endpoints,
+        };
+        (name, workload)
+    }
+
+    fn mode(&mut self, written: &Spanned<String>) -> Mode {
+        let known = MODES.into_iter().find(|&mode| mode_name(mode) == written.value);
+        if known.is_none() {
+            let help = suggest(&written.value, MODES.map(mode_name));
+            self.error(written, format!("mode `{}` is not known", written.value), help);
+        }
+        known.unwrap_or(Mode::Enforce)
     }
 
     fn endpoint(

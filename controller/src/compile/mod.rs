@@ -11,7 +11,7 @@ use bulkhead_dataplane::{
     desired::{self, Desired, EndpointName, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
     node::{Discovered, direction_label},
 };
-use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, VIEW_CHAIN};
+use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, PORT_INTERVALS, VIEW_CHAIN};
 
 use self::draft::{Draft, Selector, Step, Subject};
 use crate::{
@@ -95,7 +95,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
-                mode: Mode::Enforce,
+                mode: workload.mode,
                 views: views.clone(),
             });
         }

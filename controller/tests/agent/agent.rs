@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    agent::{Agent, StartError},
+    agent::{Agent, Settings, StartError},
     revision::Revision,
 };
 use bulkhead_dataplane::{
@@ -16,7 +16,7 @@ use bulkhead_dataplane::{
     store::{Prefixes4, Store as _},
 };
 
-use crate::support::{Home, INTENT, WORKLOADS, stored, value};
+use crate::support::{Home, INTENT, WORKLOADS, Wrapped, stored, value};
 
 const BAD: &str =
     "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [bd:5432] }\n  db: {}\n";
@@ -332,4 +332,26 @@ fn a_guard_that_is_gone_is_put_up_again() {
     agent.check();
     agent.refresh();
     assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+}
+
+#[test]
+fn a_node_that_observes_does_so_until_an_agent_enforces() {
+    let home = Home::new();
+    for observe in [true, false] {
+        let node = Wrapped::new(&home);
+        let asked = node.asked.clone();
+        let mut agent = Agent::start(node, Settings { observe, ..home.settings() }).unwrap();
+        assert_eq!(asked.lock().unwrap().observe, observe);
+        home.write("policies/shop.yaml", &INTENT.replace("5432", if observe { "5433" } else { "5434" }));
+        agent.refresh();
+        assert_eq!(agent.refused(), "");
+        assert_eq!(asked.lock().unwrap().observe, observe, "also later");
+        home.links.network().discovered =
+            Discovered { addresses: vec!["10.0.0.254".parse().unwrap()], ..Default::default() };
+        home.write("policies/shop.yaml", "{");
+        agent.refresh();
+        assert_eq!(asked.lock().unwrap().observe, observe, "and while the input is bad");
+        home.write("policies/shop.yaml", INTENT);
+        home.links.network().discovered = Discovered::default();
+    }
 }

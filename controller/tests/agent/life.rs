@@ -10,13 +10,9 @@ use std::{
 };
 
 use bulkhead_controller::{agent::Agent, run::Life};
-use bulkhead_dataplane::{
-    desired::Desired,
-    memory::MemoryNode,
-    node::{Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Status},
-};
+use bulkhead_dataplane::node::Node;
 
-use crate::support::{Home, INTENT, stored, value};
+use crate::support::{Home, INTENT, Wrapped, stored, value};
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -68,40 +64,12 @@ fn it_follows_files_serves_metrics_and_stops() {
     assert_eq!(home.attached(), ["veth-db", "veth-web"], "everything stays in force");
 }
 
-/// A node that takes longer to be read than the clients take to ask again: a scrape always waits.
-struct Slow(MemoryNode);
-
-impl Node for Slow {
-    fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
-        self.0.publish(desired)
-    }
-
-    fn discover(&mut self) -> Result<Discovered, NodeError> {
-        self.0.discover()
-    }
-
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        thread::sleep(Duration::from_millis(10));
-        self.0.counters()
-    }
-
-    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
-        self.0.flows()
-    }
-
-    fn contacts(&mut self) -> Result<Contacts, NodeError> {
-        self.0.contacts()
-    }
-
-    fn status(&mut self) -> Result<Status, NodeError> {
-        self.0.status()
-    }
-}
-
 /// Changes a policy while scrapes or notifications about files come without end, and waits until it is in force.
 fn disturbed(clients: usize, writers: usize) {
     let home = Home::new();
-    let agent = Agent::start(Slow(home.node().unwrap()), home.settings()).unwrap_or_else(|error| panic!("{error}"));
+    // It takes longer to be read than the clients take to ask again: a scrape always waits.
+    let node = Wrapped { pause: Duration::from_millis(10), ..Wrapped::new(&home) };
+    let agent = Agent::start(node, home.settings()).unwrap_or_else(|error| panic!("{error}"));
     let done = AtomicBool::new(false);
     alive(&home, agent, |address| {
         thread::scope(|scope| {

@@ -1,15 +1,21 @@
 //! What several tests need.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
     input::Locations,
 };
 use bulkhead_dataplane::{
-    desired::EndpointName,
+    desired::{Desired, EndpointName},
     memory::{Links, MemoryNode, MemoryStore},
-    node::{ContactRecord, FlowRecord, NodeError, Reading},
+    node::{ContactRecord, Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Status},
 };
 use bulkhead_ebpf::reason::Reason;
 use tempfile::TempDir;
@@ -74,7 +80,7 @@ impl Home {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state() }
+        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state(), observe: false }
     }
 
     pub(crate) fn agent(&self) -> Agent<MemoryNode> {
@@ -83,6 +89,47 @@ impl Home {
 
     pub(crate) fn attached(&self) -> Vec<String> {
         self.links.network().attached.keys().cloned().collect()
+    }
+}
+
+/// A node that remembers what it was asked last, and may take its time to be read.
+pub(crate) struct Wrapped {
+    pub(crate) node: MemoryNode,
+    pub(crate) asked: Arc<Mutex<Desired>>,
+    pub(crate) pause: Duration,
+}
+
+impl Wrapped {
+    pub(crate) fn new(home: &Home) -> Self {
+        Self { node: home.node().unwrap(), asked: Arc::default(), pause: Duration::ZERO }
+    }
+}
+
+impl Node for Wrapped {
+    fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        desired.clone_into(&mut self.asked.lock().unwrap());
+        self.node.publish(desired)
+    }
+
+    fn discover(&mut self) -> Result<Discovered, NodeError> {
+        self.node.discover()
+    }
+
+    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
+        thread::sleep(self.pause);
+        self.node.counters()
+    }
+
+    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
+        self.node.flows()
+    }
+
+    fn contacts(&mut self) -> Result<Contacts, NodeError> {
+        self.node.contacts()
+    }
+
+    fn status(&mut self) -> Result<Status, NodeError> {
+        self.node.status()
     }
 }
 

@@ -1,12 +1,14 @@
 //! What the words of an Intent mean, entry by entry.
 
+use std::collections::BTreeSet;
+
 use bulkhead_controller::compile::compile;
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName, Peers, SetId},
     node::Discovered,
 };
 use bulkhead_ebpf::{
-    abi::{Action, Class, Direction},
+    abi::{Action, Class, Direction, Mode},
     reason::Reason,
 };
 
@@ -281,6 +283,21 @@ fn replicas_share_their_sets_and_the_order_of_input_does_not_matter() {
             compile(&reversed, node, &Discovered::default(), NOW)
         );
     }
+}
+
+#[test]
+fn a_workload_has_its_mode_and_enforces_unless_said() {
+    let policy = intent("a", "services:\n  x: {}\n");
+    let all = workloads(
+        "a/x labels: { app: x }\na/y labels: { app: x }, mode: enforce\na/z labels: { app: x }, mode: observe\na/q mode: quarantine",
+    );
+    let desired = desired(&policy, &all, "n1").unwrap();
+    let modes: Vec<_> =
+        desired.endpoints.iter().map(|endpoint| (endpoint.name.workload.as_str(), endpoint.mode)).collect();
+    assert_eq!(modes, [("q", Mode::Quarantine), ("x", Mode::Enforce), ("y", Mode::Enforce), ("z", Mode::Observe)]);
+    let views: BTreeSet<_> = desired.endpoints[1..].iter().map(|endpoint| endpoint.views.clone()).collect();
+    assert_eq!(views.len(), 1, "the policy is the same");
+    assert!(!desired.observe);
 }
 
 #[test]
