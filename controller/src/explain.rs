@@ -177,8 +177,8 @@ fn answer<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.
-/// `shop/cart` (also of a service address), `shop/stripe`, `node n1`, `metadata`, `world`; workloads without a service by their own name; empty for what is none of these
-/// (an address of an overlay that no workload has).
+/// `shop/cart` (also of a service address), `shop/stripe`, `node n1`, `metadata`, `world`; workloads without a service by their own name; empty for
+/// what is none of these (an address of an overlay that no workload has).
 #[must_use]
 pub fn peer_name(model: &Model, party: Party<'_>) -> String {
     party_name(model, party, true)

@@ -6,8 +6,8 @@
 //! workloads::parse ┘            └────────> explain::explain
 //! ```
 //!
-//! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. [`agent`] carries it to a node and keeps it
-//! there, [`metrics`] and [`show`] tell what the node counted.
+//! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
+//! files some of which are bad. [`agent`] carries it to a node and keeps it there, [`metrics`] and [`show`] tell what the node counted.
 
 pub mod agent;
 pub mod compile;
