@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     World,
-    policy::{Cidrs, Direction, Ports, Want},
+    policy::{Cidrs, Direction, Ports, Reading, Want, listener},
     world::{Entity, Labels, Peer, Protocol, Workload},
 };
 
@@ -13,6 +13,8 @@ use crate::{
 pub struct Intent {
     /// Namespace that it speaks for.
     pub namespace: String,
+    /// It only reports: it neither isolates nor allows. The names that it gives hold all the same.
+    pub audit: bool,
     /// Its services may ask the name servers.
     pub dns: bool,
     /// Peers without a container.
@@ -26,6 +28,8 @@ pub struct Intent {
 pub struct Service {
     /// Labels of its workloads; `None`: those whose service label says its name.
     pub select: Option<Labels>,
+    /// Its own walls only report; its lines grant as ever.
+    pub audit: bool,
     /// Who may begin a conversation with it.
     pub accepts: Vec<Line>,
     /// With whom it may begin one.
@@ -76,14 +80,8 @@ fn member(world: &World, namespace: &str, name: &str, service: &Service, workloa
 }
 
 /// Whether the workload is one of the service of that name, whoever declares it.
-pub(crate) fn named_member(
-    world: &World,
-    intents: &[Intent],
-    namespace: &str,
-    name: &str,
-    workload: &Workload,
-) -> bool {
-    let mut declared = of_namespace(intents, namespace).flat_map(|intent| &intent.services).filter(|(n, _)| *n == name);
+pub(crate) fn named_member(world: &World, namespace: &str, name: &str, workload: &Workload) -> bool {
+    let mut declared = of_namespace(world, namespace).flat_map(|intent| &intent.services).filter(|(n, _)| *n == name);
     match declared.next() {
         Some((name, service)) => member(world, namespace, name, service, workload),
         // Nobody declares it; the source knows it by the label.
@@ -91,17 +89,17 @@ pub(crate) fn named_member(
     }
 }
 
-fn of_namespace<'a>(intents: &'a [Intent], namespace: &str) -> impl Iterator<Item = &'a Intent> {
-    intents.iter().filter(move |intent| intent.namespace == namespace)
+fn of_namespace<'a>(world: &'a World, namespace: &str) -> impl Iterator<Item = &'a Intent> {
+    world.intents().filter(move |intent| intent.namespace == namespace)
 }
 
 /// Names of what isolates the workload; empty when nothing does.
 #[must_use]
-pub fn isolating(world: &World, intents: &[Intent], workload: &Workload) -> BTreeSet<String> {
+pub fn isolating(world: &World, reading: Reading, workload: &Workload) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for intent in intents {
+    for intent in world.intents().filter(|intent| reading.counts(intent.audit)) {
         for (name, service) in &intent.services {
-            if member(world, &intent.namespace, name, service, workload) {
+            if reading.counts(service.audit) && member(world, &intent.namespace, name, service, workload) {
                 found.insert(isolation_id(&intent.namespace, name));
             }
         }
@@ -113,31 +111,26 @@ pub fn isolating(world: &World, intents: &[Intent], workload: &Workload) -> BTre
 #[must_use]
 pub fn grants(
     world: &World,
-    intents: &[Intent],
+    reading: Reading,
     subject: &Workload,
     direction: Direction,
     peer: &Peer<'_>,
     want: Want,
 ) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let listener = match direction {
-        Direction::Ingress => Some(subject),
-        Direction::Egress => peer.workload,
-    };
-    for intent in intents {
+    let listener = listener(subject, direction, peer);
+    for intent in world.intents().filter(|intent| reading.counts(intent.audit)) {
         let namespace = &intent.namespace;
         let named = |name: &Name| match name {
             Name::Entity(entity) => peer.is(*entity),
             Name::Own(name) => {
-                let external = of_namespace(intents, namespace).find_map(|intent| intent.external.get(name));
+                let external = of_namespace(world, namespace).find_map(|intent| intent.external.get(name));
                 match external {
                     Some(cidrs) => cidrs.hold(peer),
-                    None => peer.workload.is_some_and(|w| named_member(world, intents, namespace, name, w)),
+                    None => peer.workload.is_some_and(|w| named_member(world, namespace, name, w)),
                 }
             }
-            Name::Other(namespace, name) => {
-                peer.workload.is_some_and(|w| named_member(world, intents, namespace, name, w))
-            }
+            Name::Other(namespace, name) => peer.workload.is_some_and(|w| named_member(world, namespace, name, w)),
         };
         for (name, service) in &intent.services {
             let subject_in = member(world, namespace, name, service, subject);
@@ -157,7 +150,7 @@ pub fn grants(
                 if let Name::Own(target) = &line.peer
                     && direction == Direction::Ingress
                     && peer_in
-                    && named_member(world, intents, namespace, target, subject)
+                    && named_member(world, namespace, target, subject)
                     && line.ports.hold(want, listener)
                 {
                     found.insert(line.id.clone());

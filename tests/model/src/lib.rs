@@ -5,7 +5,7 @@
 //! time, in the words of the specification; a known flow is judged again at every packet, so that nothing can go stale.
 //! It is slow, and that is its only virtue.
 //!
-//! - [`World`] is what there is (nodes, workloads) and what is wanted (tiers, intents).
+//! - [`World`] is what there is (nodes, workloads) and what is wanted (Guards, intents).
 //! - [`World::judge`] answers one question of policy.
 //! - [`Machine`] adds what packets do: ownership of addresses, flows, replies, errors, fragments, modes.
 //! - [`yaml`] writes a world as the files that the product reads.
@@ -20,8 +20,8 @@ mod prefix;
 pub mod world;
 pub mod yaml;
 
-pub use machine::{Machine, Mode, Origin, Verdict, reason};
+pub use machine::{Machine, Mode, Origin, Verdict, Would, reason};
 pub use packet::Packet;
-pub use policy::Decision;
+pub use policy::{Decision, Judgement};
 pub use prefix::Prefix;
 pub use world::World;

@@ -7,7 +7,7 @@ use std::{
 use crate::{
     Prefix, World,
     packet::{Arp, Body, Fragment, Ip, Mac, Message, Neighbour, Packet, Transport, flag, link_local},
-    policy::{Decision, Direction, Want, Why},
+    policy::{Decision, Direction, Reading, Want, Why},
     world::{Endpoint, EndpointId, Peer, Protocol, Workload},
 };
 
@@ -49,6 +49,19 @@ pub struct Verdict {
     pub rules: BTreeSet<String>,
     /// It begins a flow.
     pub begins: bool,
+    /// What would become of it if all that is audited were enforced, where that is not the same.
+    pub would: Option<Would>,
+}
+
+/// A verdict that only reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Would {
+    /// It would pass.
+    pub allow: bool,
+    /// Label of the reason.
+    pub reason: &'static str,
+    /// Rules any of which may be named.
+    pub rules: BTreeSet<String>,
 }
 
 /// What holds for an endpoint as a whole.
@@ -106,6 +119,8 @@ struct Flow {
 #[derive(Clone, Debug)]
 pub struct Machine {
     world: Arc<World>,
+    /// Nanoseconds of Unix time.
+    now: u64,
     modes: BTreeMap<EndpointId, Mode>,
     flows: BTreeMap<EndpointId, BTreeMap<Key, Flow>>,
 }
@@ -125,13 +140,38 @@ struct Passage<'a> {
     sender: Option<&'a EndpointId>,
 }
 
-impl Verdict {
-    fn of(allow: bool, reason: &'static str) -> Self {
-        Self { allow, reason, rules: BTreeSet::new(), begins: false }
+/// What is said of a packet under one reading of the policy.
+struct Opinion {
+    verdict: Verdict,
+    effect: Effect,
+}
+
+/// What a verdict does to what the endpoint remembers.
+enum Effect {
+    Nothing,
+    Remember(Key, Flow),
+    Forget(Key),
+}
+
+impl From<Verdict> for Opinion {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, effect: Effect::Nothing }
+    }
+}
+
+impl Opinion {
+    fn drop(reason: &'static str) -> Self {
+        Verdict::of(false, reason).into()
     }
 
-    fn drop(reason: &'static str) -> Self {
-        Self::of(false, reason)
+    fn pass(reason: &'static str) -> Self {
+        Verdict::of(true, reason).into()
+    }
+}
+
+impl Verdict {
+    fn of(allow: bool, reason: &'static str) -> Self {
+        Self { allow, reason, rules: BTreeSet::new(), begins: false, would: None }
     }
 
     fn decided(decision: Decision) -> Self {
@@ -141,7 +181,7 @@ impl Verdict {
             (false, Why::Rule) => reason::DENIED_BY_RULE,
             (false, _) => reason::ISOLATED,
         };
-        Self { allow: decision.allow, reason, rules: decision.rules, begins: false }
+        Self { rules: decision.rules, ..Self::of(decision.allow, reason) }
     }
 }
 
@@ -149,7 +189,7 @@ impl Machine {
     /// Every endpoint enforces, nothing is remembered.
     #[must_use]
     pub fn new(world: impl Into<Arc<World>>) -> Self {
-        Self { world: world.into(), modes: BTreeMap::new(), flows: BTreeMap::new() }
+        Self { world: world.into(), now: 0, modes: BTreeMap::new(), flows: BTreeMap::new() }
     }
 
     /// The world in force.
@@ -166,6 +206,17 @@ impl Machine {
         self.flows.retain(|id, _| local.contains(id));
         self.modes.retain(|id, _| local.contains(id));
         self.world = world;
+    }
+
+    /// The time: nanoseconds of Unix time.
+    #[must_use]
+    pub const fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Sets the time.
+    pub const fn set_now(&mut self, now: u64) {
+        self.now = now;
     }
 
     /// Sets the mode of an endpoint.
@@ -188,17 +239,45 @@ impl Machine {
     /// # Panics
     /// If there is no such endpoint on this node.
     pub fn send(&mut self, id: &EndpointId, packet: &Packet) -> Verdict {
-        let world = Arc::clone(&self.world);
+        let opinions = Reading::both(self.now).map(|reading| self.sent(reading, id, packet));
+        self.settle(id, opinions)
+    }
+
+    /// A frame is about to reach the workload.
+    ///
+    /// # Panics
+    /// If there is no such endpoint on this node.
+    pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
+        let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
+        self.settle(id, opinions)
+    }
+
+    /// What holds is done; what would hold is noted where it differs.
+    fn settle(&mut self, id: &EndpointId, [enforced, would]: [Opinion; 2]) -> Verdict {
+        let flows = self.flows.entry(id.clone()).or_default();
+        match enforced.effect {
+            Effect::Nothing => {}
+            Effect::Remember(key, flow) => _ = flows.insert(key, flow),
+            Effect::Forget(key) => _ = flows.remove(&key),
+        }
+        let would = would.verdict;
+        let differs = would.allow != enforced.verdict.allow;
+        let would = differs.then_some(Would { allow: would.allow, reason: would.reason, rules: would.rules });
+        Verdict { would, ..enforced.verdict }
+    }
+
+    fn sent(&self, reading: Reading, id: &EndpointId, packet: &Packet) -> Opinion {
+        let world = &*self.world;
         let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
         if packet.tagged {
-            return Verdict::drop(reason::VLAN_TAG);
+            return Opinion::drop(reason::VLAN_TAG);
         }
         if packet.from != endpoint.mac {
-            return Verdict::drop(reason::SPOOFED_MAC);
+            return Opinion::drop(reason::SPOOFED_MAC);
         }
         let ip = match &packet.body {
-            Body::Foreign => return Verdict::drop(reason::NOT_IP),
-            Body::Broken(_) => return Verdict::drop(reason::MALFORMED),
+            Body::Foreign => return Opinion::drop(reason::NOT_IP),
+            Body::Broken(_) => return Opinion::drop(reason::MALFORMED),
             Body::Arp(arp) => return resolution(honest_arp(endpoint, arp)),
             Body::Ip(ip) => ip,
         };
@@ -206,7 +285,7 @@ impl Machine {
             return resolution(honest_neighbour(endpoint, ip.source, neighbour));
         }
         if !owns(endpoint, ip.source) {
-            return Verdict::drop(reason::SPOOFED_SOURCE);
+            return Opinion::drop(reason::SPOOFED_SOURCE);
         }
         let passage = Passage {
             workload,
@@ -218,26 +297,22 @@ impl Machine {
             encapsulated: false,
             sender: None,
         };
-        self.pass(&world, id, &passage, ip, true)
+        self.pass(reading, id, &passage, ip, true)
     }
 
-    /// A frame is about to reach the workload.
-    ///
-    /// # Panics
-    /// If there is no such endpoint on this node.
-    pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
-        let world = Arc::clone(&self.world);
+    fn delivered(&self, reading: Reading, id: &EndpointId, packet: &Packet, origin: &Origin) -> Opinion {
+        let world = &*self.world;
         let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
         let group = packet.to[0] & 1 == 1;
         if !group && packet.to != endpoint.mac {
-            return Verdict::drop(reason::NOT_FOR_US);
+            return Opinion::drop(reason::NOT_FOR_US);
         }
         if packet.tagged {
-            return Verdict::drop(reason::VLAN_TAG);
+            return Opinion::drop(reason::VLAN_TAG);
         }
         let ip = match &packet.body {
-            Body::Foreign => return Verdict::drop(reason::NOT_IP),
-            Body::Broken(_) => return Verdict::drop(reason::MALFORMED),
+            Body::Foreign => return Opinion::drop(reason::NOT_IP),
+            Body::Broken(_) => return Opinion::drop(reason::MALFORMED),
             // Who sent it was held to the truth where it left.
             Body::Arp(_) => return resolution(true),
             Body::Ip(ip) => ip,
@@ -249,7 +324,7 @@ impl Machine {
         }
         let own = owns(endpoint, ip.destination);
         if !own && !group && !to_group(ip.destination) {
-            return Verdict::drop(reason::NOT_FOR_US);
+            return Opinion::drop(reason::NOT_FOR_US);
         }
         let passage = Passage {
             workload,
@@ -265,68 +340,66 @@ impl Machine {
             },
         };
         let known = own && self.flows.get(id).is_some_and(|flows| flows.contains_key(&key(&passage, ip)));
-        let verdict = self.pass(&world, id, &passage, ip, own);
+        let opinion = self.pass(reading, id, &passage, ip, own);
         // Nobody's own side has said that it lets this pass, though its address is of this node.
-        if verdict.allow
-            && verdict.reason != reason::RELATED
-            && (verdict.begins || !known)
+        if opinion.verdict.allow
+            && opinion.verdict.reason != reason::RELATED
+            && (opinion.verdict.begins || !known)
             && *origin == Origin::Forwarded
             && let Some(owner) = world.local_owner(endpoint.segment, ip.source).filter(|owner| owner != id)
-            && self.source_denies(&world, &owner, ip)
+            && self.source_denies(reading, &owner, ip)
         {
-            self.forget(id, &passage, ip);
-            return Verdict::drop(reason::SOURCE_DENIED);
+            let verdict = Verdict::of(false, reason::SOURCE_DENIED);
+            return Opinion { verdict, effect: Effect::Forget(key(&passage, ip)) };
         }
-        verdict
+        opinion
     }
 
     /// Whether the policy of a local sender forbids what it is said to have sent.
-    fn source_denies(&self, world: &World, sender: &EndpointId, ip: &Ip) -> bool {
+    fn source_denies(&self, reading: Reading, sender: &EndpointId, ip: &Ip) -> bool {
+        let world = &*self.world;
         let Some((workload, endpoint)) = world.endpoint(sender) else {
             return true;
         };
-        if self.mode(sender) != Mode::Enforce || ip.fragment.is_some() && world.isolated(workload, Direction::Egress) {
+        if self.mode(sender) != Mode::Enforce
+            || ip.fragment.is_some() && world.isolated(reading, workload, Direction::Egress)
+        {
             return true;
         }
         let peer = world.peer(endpoint.segment, ip.destination, false);
-        !world.judge(workload, Direction::Egress, &peer, want(ip)).allow
-    }
-
-    fn forget(&mut self, id: &EndpointId, passage: &Passage<'_>, ip: &Ip) {
-        if let Some(flows) = self.flows.get_mut(id) {
-            flows.remove(&key(passage, ip));
-        }
+        !world.decide(reading, workload, Direction::Egress, &peer, want(ip)).allow
     }
 
     /// `own`: the local address is one of the endpoint's, so that there is a flow to speak of.
-    fn pass(&mut self, world: &World, id: &EndpointId, passage: &Passage<'_>, ip: &Ip, own: bool) -> Verdict {
+    fn pass(&self, reading: Reading, id: &EndpointId, passage: &Passage<'_>, ip: &Ip, own: bool) -> Opinion {
+        let world = &*self.world;
         match self.mode(id) {
             Mode::Enforce => {}
-            Mode::Pending => return Verdict::drop(reason::PENDING),
-            Mode::Quarantine => return Verdict::drop(reason::QUARANTINE),
+            Mode::Pending => return Opinion::drop(reason::PENDING),
+            Mode::Quarantine => return Opinion::drop(reason::QUARANTINE),
         }
         let Passage { workload, direction, .. } = *passage;
-        if ip.fragment.is_some() && world.isolated(workload, direction) {
-            return Verdict::drop(reason::FRAGMENT);
+        if ip.fragment.is_some() && world.isolated(reading, workload, direction) {
+            return Opinion::drop(reason::FRAGMENT);
         }
         if direction == Direction::Ingress && !passage.encapsulated && peer(world, passage, false).behind {
-            return Verdict::drop(reason::PLAIN_OVERLAY_SOURCE);
+            return Opinion::drop(reason::PLAIN_OVERLAY_SOURCE);
         }
         let tunnel = matches!(ip.transport, Transport::Udp { destination, .. }
             if world.tunnel_ports.contains(&destination) && ip.fragment != Some(Fragment::Later));
         if tunnel && direction == Direction::Egress && peer(world, passage, false).node.is_some() {
-            return Verdict::drop(reason::TUNNEL);
+            return Opinion::drop(reason::TUNNEL);
         }
         if ip.fragment.is_some() {
-            return Verdict::of(true, reason::NOT_ISOLATED);
+            return Opinion::pass(reason::NOT_ISOLATED);
         }
         if let Transport::Error { about, .. } = &ip.transport {
-            return if self.known(world, id, passage, ip, about) {
-                Verdict::of(true, reason::RELATED)
-            } else if world.isolated(workload, direction) {
-                Verdict::drop(reason::NO_FLOW)
+            return if self.known(reading, id, passage, ip, about) {
+                Opinion::pass(reason::RELATED)
+            } else if world.isolated(reading, workload, direction) {
+                Opinion::drop(reason::NO_FLOW)
             } else {
-                Verdict::of(true, reason::NOT_ISOLATED)
+                Opinion::pass(reason::NOT_ISOLATED)
             };
         }
 
@@ -341,36 +414,36 @@ impl Machine {
             !(other_sender || against && begins_always(ip))
         });
         if let Some(flow) = flow {
-            let decision = world.judge(workload, flow.initiator, &peer(world, passage, flow.passing), flow.want);
-            if !decision.allow {
-                self.flows.entry(id.clone()).or_default().remove(&key);
-            }
-            return if flow.initiator == direction {
+            let peer = peer(world, passage, flow.passing);
+            let decision = world.decide(reading, workload, flow.initiator, &peer, flow.want);
+            let effect = if decision.allow { Effect::Nothing } else { Effect::Forget(key) };
+            let verdict = if flow.initiator == direction {
                 Verdict::decided(decision)
             } else if decision.allow {
                 Verdict { rules: decision.rules, ..Verdict::of(true, reason::REPLY) }
             } else {
-                Verdict::drop(reason::REVOKED)
+                Verdict::of(false, reason::REVOKED)
             };
+            return Opinion { verdict, effect };
         }
 
         let want = want(ip);
         let passing = passage.passing && direction == Direction::Ingress;
-        let decision = world.judge(workload, direction, &peer(world, passage, passing), want);
-        if !decision.allow && answers_something(ip) {
-            return Verdict::drop(reason::NO_FLOW);
+        let decision = world.decide(reading, workload, direction, &peer(world, passage, passing), want);
+        // Where a rule forbids it, that is more to say.
+        if !decision.allow && decision.why == Why::Isolated && answers_something(ip) {
+            return Opinion::drop(reason::NO_FLOW);
         }
         // An answer that nobody asked for may be allowed; it does not turn the other side's questions into answers.
         let begins = decision.allow && own && !matches!(ip.transport, Transport::Echo { request: false, .. });
-        if begins {
-            let flow = Flow { initiator: direction, want, passing };
-            self.flows.entry(id.clone()).or_default().insert(key, flow);
-        }
-        Verdict { begins, ..Verdict::decided(decision) }
+        let effect =
+            if begins { Effect::Remember(key, Flow { initiator: direction, want, passing }) } else { Effect::Nothing };
+        Opinion { verdict: Verdict { begins, ..Verdict::decided(decision) }, effect }
     }
 
     /// Whether an error is about a flow of the endpoint that still holds, and goes to the one whose packet it is about.
-    fn known(&self, world: &World, id: &EndpointId, passage: &Passage<'_>, error: &Ip, about: &Ip) -> bool {
+    fn known(&self, reading: Reading, id: &EndpointId, passage: &Passage<'_>, error: &Ip, about: &Ip) -> bool {
+        let world = &*self.world;
         if about.v6() != error.v6() || about.source != error.destination || about.fragment == Some(Fragment::Later) {
             return false;
         }
@@ -387,7 +460,7 @@ impl Machine {
         let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
             return false;
         };
-        world.judge(passage.workload, flow.initiator, &peer(world, &quoted, flow.passing), flow.want).allow
+        world.decide(reading, passage.workload, flow.initiator, &peer(world, &quoted, flow.passing), flow.want).allow
     }
 }
 
@@ -401,8 +474,8 @@ fn peer<'a>(world: &'a World, passage: &Passage<'_>, passing: bool) -> Peer<'a> 
     }
 }
 
-fn resolution(honest: bool) -> Verdict {
-    if honest { Verdict::of(true, reason::RESOLUTION) } else { Verdict::drop(reason::SPOOFED_RESOLUTION) }
+fn resolution(honest: bool) -> Opinion {
+    if honest { Opinion::pass(reason::RESOLUTION) } else { Opinion::drop(reason::SPOOFED_RESOLUTION) }
 }
 
 fn owns(endpoint: &Endpoint, address: IpAddr) -> bool {

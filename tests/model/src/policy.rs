@@ -1,10 +1,10 @@
-//! What is wanted: levels of tiers and intents, judged in order.
+//! What is wanted: levels of Guards and intents, judged in order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Prefix, World,
-    intent::{self, Intent},
+    intent::{self, Intent, named_member},
     world::{Entity, Labels, Peer, Protocol, Workload},
 };
 
@@ -28,37 +28,50 @@ impl Direction {
     }
 }
 
-/// A level of the policy. The first level that decides is the last that is asked.
+/// A level of the policy. Guards are asked in the order of their priorities, allow-lists after them; the first level that
+/// decides is the last that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Level {
     /// An ordered list of rules; isolates nobody.
-    Tier(Tier),
+    Guard(Guard),
     /// Allow-lists: all of them together are one level, and they isolate whom they list.
     Intents(Vec<Intent>),
 }
 
 /// An ordered list of rules: the first match decides, no match is a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tier {
+pub struct Guard {
+    /// Its name.
+    pub name: String,
+    /// Lower is judged first.
+    pub priority: u32,
+    /// It only reports.
+    pub audit: bool,
+    /// Whom it concerns.
+    pub subject: Subject,
+    /// Label of namespaces, of whose value [`Whom::Same`] and [`Whom::Other`] speak.
+    pub compare: Option<String>,
     /// Rules in order.
     pub rules: Vec<Rule>,
 }
 
-/// A rule of a tier.
+/// A rule of a Guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Its name, which the caller chooses.
     pub id: String,
-    /// Whom it concerns.
-    pub subject: Subject,
-    /// Direction.
-    pub direction: Direction,
-    /// The other end.
-    pub peer: Whom,
-    /// What is asked for.
-    pub ports: Ports,
     /// What a match does.
     pub action: Action,
+    /// Direction.
+    pub direction: Direction,
+    /// The other end is one of these, and asked for the port beside it, where one is written.
+    pub peers: Vec<(Whom, Option<Ports>)>,
+    /// What is asked for: one of these; everything where there are none.
+    pub ports: Vec<Ports>,
+    /// It only reports.
+    pub audit: bool,
+    /// From then on there is no such rule: nanoseconds of Unix time.
+    pub expires: Option<u64>,
 }
 
 /// What a rule does.
@@ -72,26 +85,28 @@ pub enum Action {
     Pass,
 }
 
-/// Whom a rule concerns. An absent part is no condition.
+/// Whom a Guard concerns. An absent part is no condition; all that are present hold together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
-    /// Namespace.
-    pub namespace: Option<String>,
-    /// Labels that the workload must have.
-    pub labels: Labels,
+    /// Labels that the workload's namespace must have; `None` for any value.
+    pub namespaces: BTreeMap<String, Option<String>>,
+    /// Namespace and name of services of which the workload must be in one.
+    pub services: Vec<(String, String)>,
+    /// Labels that the workload must have; `None` for any value.
+    pub workloads: BTreeMap<String, Option<String>>,
 }
 
-/// The other end, of a rule of a tier.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The other end, of a rule of a Guard.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Whom {
-    /// Everyone, known or not.
-    Everyone,
+    /// A workload whose namespace has the same value of the label that the Guard compares.
+    Same,
+    /// Everyone else, known or not.
+    Other,
     /// An entity.
     Entity(Entity),
-    /// Known workloads.
-    Workloads(Subject),
-    /// Addresses.
-    Cidrs(Cidrs),
+    /// A service: namespace and name.
+    Service(String, String),
 }
 
 /// Addresses by range.
@@ -153,6 +168,38 @@ pub enum Why {
     NotIsolated,
 }
 
+/// The two answers of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// What holds: of what is enforced alone.
+    pub enforced: Decision,
+    /// What would hold if all that is audited were enforced.
+    pub would: Decision,
+}
+
+/// How a policy is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// When: nanoseconds of Unix time.
+    pub now: u64,
+    /// What is audited counts as if it were enforced.
+    pub audited: bool,
+}
+
+impl Reading {
+    /// The two verdicts that are formed: what holds, and what would.
+    #[must_use]
+    pub fn both(now: u64) -> [Self; 2] {
+        [false, true].map(|audited| Self { now, audited })
+    }
+
+    /// Whether a document, rule or wall counts.
+    #[must_use]
+    pub const fn counts(self, audit: bool) -> bool {
+        self.audited || !audit
+    }
+}
+
 /// Name of the rule that lets a node reach its workloads.
 pub const NODE_RULE: &str = "node may reach its workloads";
 
@@ -202,78 +249,145 @@ impl Cidrs {
 impl Subject {
     /// Whether the workload is meant.
     #[must_use]
-    pub fn holds(&self, workload: &Workload) -> bool {
-        self.namespace.as_ref().is_none_or(|namespace| *namespace == workload.namespace)
-            && self.labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+    pub fn holds(&self, world: &World, workload: &Workload) -> bool {
+        let has = |labels: Option<&Labels>, wanted: &BTreeMap<String, Option<String>>| {
+            wanted.iter().all(|(key, value)| {
+                let found = labels.and_then(|labels| labels.get(key));
+                found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
+            })
+        };
+        has(world.namespaces.get(&workload.namespace), &self.namespaces)
+            && has(Some(&workload.labels), &self.workloads)
+            && (self.services.is_empty()
+                || self.services.iter().any(|(namespace, name)| named_member(world, namespace, name, workload)))
     }
 }
 
-impl Whom {
-    /// Whether the peer is meant.
+impl Rule {
+    /// Whether there is such a rule.
     #[must_use]
-    pub fn holds(&self, peer: &Peer<'_>) -> bool {
-        match self {
-            Self::Everyone => true,
-            Self::Entity(entity) => peer.is(*entity),
-            Self::Workloads(subject) => peer.workload.is_some_and(|workload| subject.holds(workload)),
-            Self::Cidrs(cidrs) => cidrs.hold(peer),
+    pub fn stands(&self, reading: Reading) -> bool {
+        reading.counts(self.audit) && self.expires.is_none_or(|end| reading.now < end)
+    }
+}
+
+impl Guard {
+    /// Whether the two ends are known to have the same value of the label that is compared.
+    fn same(&self, world: &World, subject: &Workload, peer: &Peer<'_>) -> bool {
+        let value = |workload: &Workload| world.namespaces.get(&workload.namespace)?.get(self.compare.as_ref()?);
+        value(subject).is_some() && peer.workload.and_then(value) == value(subject)
+    }
+
+    fn means(&self, world: &World, whom: &Whom, subject: &Workload, peer: &Peer<'_>) -> bool {
+        match whom {
+            Whom::Same => self.same(world, subject, peer),
+            Whom::Other => !self.same(world, subject, peer),
+            Whom::Entity(entity) => peer.is(*entity),
+            Whom::Service(namespace, name) => peer.workload.is_some_and(|w| named_member(world, namespace, name, w)),
         }
+    }
+
+    /// The rule that decides.
+    fn first(
+        &self,
+        world: &World,
+        reading: Reading,
+        subject: &Workload,
+        direction: Direction,
+        peer: &Peer<'_>,
+        want: Want,
+    ) -> Option<&Rule> {
+        let listener = listener(subject, direction, peer);
+        self.rules.iter().find(|rule| {
+            rule.direction == direction
+                && rule.stands(reading)
+                && rule.peers.iter().any(|(whom, ports)| {
+                    self.means(world, whom, subject, peer)
+                        && ports.as_ref().is_none_or(|ports| ports.hold(want, listener))
+                })
+                && (rule.ports.is_empty() || rule.ports.iter().any(|ports| ports.hold(want, listener)))
+        })
+    }
+}
+
+/// Whose names ports have.
+pub(crate) fn listener<'a>(subject: &'a Workload, direction: Direction, peer: &Peer<'a>) -> Option<&'a Workload> {
+    match direction {
+        Direction::Ingress => Some(subject),
+        Direction::Egress => peer.workload,
     }
 }
 
 impl World {
-    /// Whether `subject` may have the conversation that `peer` (ingress) or it (egress) begins.
-    #[must_use]
-    pub fn judge(&self, subject: &Workload, direction: Direction, peer: &Peer<'_>, want: Want) -> Decision {
-        let listener = match direction {
-            Direction::Ingress => Some(subject),
-            Direction::Egress => peer.workload,
-        };
-        for level in &self.policy {
-            match level {
-                Level::Tier(tier) => {
-                    let matched = tier.rules.iter().find(|rule| {
-                        rule.direction == direction
-                            && rule.subject.holds(subject)
-                            && rule.peer.holds(peer)
-                            && rule.ports.hold(want, listener)
-                    });
-                    if let Some(rule) = matched
-                        && rule.action != Action::Pass
-                    {
-                        let rules = BTreeSet::from([rule.id.clone()]);
-                        return Decision { allow: rule.action == Action::Allow, why: Why::Rule, rules };
-                    }
-                }
-                Level::Intents(intents) => {
-                    let isolating = intent::isolating(self, intents, subject);
-                    if isolating.is_empty() {
-                        continue;
-                    }
-                    let mut rules = intent::grants(self, intents, subject, direction, peer, want);
-                    if direction == Direction::Ingress && peer.is(Entity::Node) {
-                        rules.insert(NODE_RULE.to_owned());
-                    }
-                    return if rules.is_empty() {
-                        Decision { allow: false, why: Why::Isolated, rules: isolating }
-                    } else {
-                        Decision { allow: true, why: Why::Rule, rules }
-                    };
-                }
-            }
-        }
-        Decision { allow: true, why: Why::NotIsolated, rules: BTreeSet::new() }
+    /// Guards that count and concern the workload, in order.
+    fn guards(&self, reading: Reading, subject: &Workload) -> Vec<&Guard> {
+        let mut guards: Vec<_> = self
+            .policy
+            .iter()
+            .filter_map(|level| match level {
+                Level::Guard(guard) => Some(guard),
+                Level::Intents(_) => None,
+            })
+            .filter(|guard| reading.counts(guard.audit) && guard.subject.holds(self, subject))
+            .collect();
+        guards.sort_by_key(|guard| guard.priority);
+        guards
     }
 
-    /// Whether something isolates the workload in that direction, so that what cannot be judged may not pass.
-    #[must_use]
-    pub fn isolated(&self, subject: &Workload, direction: Direction) -> bool {
-        self.policy.iter().any(|level| match level {
-            Level::Tier(tier) => tier
-                .rules
-                .iter()
-                .any(|rule| rule.direction == direction && rule.action == Action::Deny && rule.subject.holds(subject)),
-            Level::Intents(intents) => !intent::isolating(self, intents, subject).is_empty(),
+    /// All documents of the allow-lists.
+    pub(crate) fn intents(&self) -> impl Iterator<Item = &Intent> {
+        self.policy.iter().flat_map(|level| match level {
+            Level::Guard(_) => &[],
+            Level::Intents(intents) => intents.as_slice(),
         })
+    }
+
+    /// Whether `subject` may have the conversation that `peer` (ingress) or it (egress) begins, at that time (nanoseconds of
+    /// Unix time).
+    #[must_use]
+    pub fn judge(&self, subject: &Workload, direction: Direction, peer: &Peer<'_>, want: Want, now: u64) -> Judgement {
+        let [enforced, would] = Reading::both(now).map(|reading| self.decide(reading, subject, direction, peer, want));
+        Judgement { enforced, would }
+    }
+
+    /// The answer under one reading.
+    #[must_use]
+    pub fn decide(
+        &self,
+        reading: Reading,
+        subject: &Workload,
+        direction: Direction,
+        peer: &Peer<'_>,
+        want: Want,
+    ) -> Decision {
+        for guard in self.guards(reading, subject) {
+            let rule = guard.first(self, reading, subject, direction, peer, want);
+            if let Some(rule) = rule.filter(|rule| rule.action != Action::Pass) {
+                let rules = BTreeSet::from([rule.id.clone()]);
+                return Decision { allow: rule.action == Action::Allow, why: Why::Rule, rules };
+            }
+        }
+        let isolating = intent::isolating(self, reading, subject);
+        if isolating.is_empty() {
+            return Decision { allow: true, why: Why::NotIsolated, rules: BTreeSet::new() };
+        }
+        let mut rules = intent::grants(self, reading, subject, direction, peer, want);
+        if direction == Direction::Ingress && peer.is(Entity::Node) {
+            rules.insert(NODE_RULE.to_owned());
+        }
+        if rules.is_empty() {
+            Decision { allow: false, why: Why::Isolated, rules: isolating }
+        } else {
+            Decision { allow: true, why: Why::Rule, rules }
+        }
+    }
+
+    /// Whether something isolates the workload in that direction, or may deny it something, so that what cannot be judged may
+    /// not pass.
+    #[must_use]
+    pub fn isolated(&self, reading: Reading, subject: &Workload, direction: Direction) -> bool {
+        let denies = |rule: &Rule| rule.direction == direction && rule.action == Action::Deny && rule.stands(reading);
+        self.guards(reading, subject).iter().any(|guard| guard.rules.iter().any(denies))
+            || !intent::isolating(self, reading, subject).is_empty()
     }
 }

@@ -7,7 +7,7 @@ use crate::{Prefix, policy::Level};
 /// VNI of an overlay, 0 for none.
 pub type Segment = u32;
 
-/// Labels of a workload.
+/// Labels of a workload or a namespace.
 pub type Labels = BTreeMap<String, String>;
 
 /// All that a verdict depends on besides the packets.
@@ -23,9 +23,11 @@ pub struct World {
     pub tunnel_ports: Vec<u16>,
     /// Addresses of name servers.
     pub resolvers: Vec<IpAddr>,
+    /// Labels of namespaces; one that has none need not be here.
+    pub namespaces: BTreeMap<String, Labels>,
     /// Workloads on all nodes.
     pub workloads: Vec<Workload>,
-    /// What is wanted, in order of judgement.
+    /// What is wanted.
     pub policy: Vec<Level>,
 }
 

@@ -5,21 +5,22 @@ use std::{collections::BTreeMap, fmt::Write, net::IpAddr};
 use crate::{
     Prefix, World,
     intent::{Intent, Line, Name},
-    policy::{Level, Ports},
+    policy::{Action, Direction, Guard, Level, Ports, Rule, Subject, Whom},
     world::Protocol,
 };
 
 /// The documents of a world: name of the file and its text. The workloads file is not among them.
-///
-/// # Panics
-/// On a [`Level::Tier`], which has no document yet.
 #[must_use]
 pub fn policies(world: &World) -> Vec<(String, String)> {
     let mut files = Vec::new();
     for level in &world.policy {
-        let Level::Intents(intents) = level else { panic!("tiers have no document yet") };
-        for intent in intents {
-            files.push((format!("{}-{}.yaml", intent.namespace, files.len()), document(intent)));
+        match level {
+            Level::Guard(guard) => files.push((format!("guard-{}.yaml", guard.name), guard_document(guard))),
+            Level::Intents(intents) => {
+                for intent in intents {
+                    files.push((format!("{}-{}.yaml", intent.namespace, files.len()), document(intent)));
+                }
+            }
         }
     }
     files
@@ -45,6 +46,12 @@ pub fn workloads(world: &World) -> String {
                 list(segments)
             ),
         );
+    }
+    if !world.namespaces.is_empty() {
+        out.push_str("namespaces:\n");
+    }
+    for (name, labels) in &world.namespaces {
+        line(&mut out, format_args!("  - {{ name: {name}, labels: {} }}", map(labels)));
     }
     out.push_str(if world.workloads.is_empty() { "workloads: []\n" } else { "workloads:\n" });
     for workload in &world.workloads {
@@ -78,12 +85,127 @@ pub fn edge(peer: &Name, ports: &Ports) -> String {
 /// The same with every protocol written.
 #[must_use]
 pub fn canonical_edge(peer: &Name, ports: &Ports) -> String {
-    let suffix = if matches!(ports, Ports::Range(Protocol::Tcp, ..)) { "/tcp" } else { "" };
-    format!("{}{suffix}", edge(peer, ports))
+    format!("{}:{}", name(peer), canonical_port(ports))
+}
+
+/// Name of a rule of a Guard: what it says, with every protocol written, without what may change of it.
+#[must_use]
+pub fn rule_id(guard: &Guard, rule: &Rule) -> String {
+    let peers = rule.peers.iter().map(|(peer, ports)| {
+        let ports = ports.as_ref().map(|ports| format!(":{}", canonical_port(ports)));
+        format!("{}{}", whom(peer), ports.unwrap_or_default())
+    });
+    let peers = peers.collect::<Vec<_>>().join(", ");
+    let mut id = format!("guard {}: {} {} {peers}", guard.name, verb(rule.action), preposition(rule.direction));
+    if !rule.ports.is_empty() {
+        let ports = rule.ports.iter().map(canonical_port).collect::<Vec<_>>().join(", ");
+        write!(id, " ports {ports}").expect("a String takes everything");
+    }
+    id
+}
+
+fn guard_document(guard: &Guard) -> String {
+    let mut out = format!(
+        "apiVersion: bulkhead/v1\nkind: Guard\nname: {}\npriority: {}\n{}",
+        guard.name,
+        guard.priority,
+        if guard.audit { "mode: audit\n" } else { "" }
+    );
+    let Subject { namespaces, services, workloads } = &guard.subject;
+    let mut parts = Vec::new();
+    let wanted = |labels: &BTreeMap<String, Option<String>>| {
+        let any = |value: &Option<String>| value.clone().unwrap_or_else(|| "any".to_owned());
+        map(&labels.iter().map(|(key, value)| (key.clone(), any(value))).collect())
+    };
+    if !namespaces.is_empty() {
+        parts.push(format!("namespaces: {}", wanted(namespaces)));
+    }
+    if !services.is_empty() {
+        let names = services.iter().map(|(namespace, name)| format!("{namespace}/{name}"));
+        parts.push(format!("services: {}", list(names)));
+    }
+    if !workloads.is_empty() {
+        parts.push(format!("workloads: {}", wanted(workloads)));
+    }
+    if !parts.is_empty() {
+        line(&mut out, format_args!("for: {{ {} }}", parts.join(", ")));
+    }
+    if let Some(compare) = &guard.compare {
+        line(&mut out, format_args!("compare: {compare}"));
+    }
+    out.push_str(if guard.rules.is_empty() { "rules: []\n" } else { "rules:\n" });
+    for rule in &guard.rules {
+        let peers = rule.peers.iter().map(|(peer, ports)| match ports {
+            Some(ports) => format!("{}:{}", whom(peer), port(ports)),
+            None => whom(peer),
+        });
+        // One is written as one.
+        let mut peers: Vec<_> = peers.collect();
+        let peers = if peers.len() == 1 { peers.remove(0) } else { list(peers) };
+        let mut parts = vec![format!("{}: {peers}", preposition(rule.direction))];
+        if !rule.ports.is_empty() {
+            parts.push(format!("ports: {}", list(rule.ports.iter().map(port))));
+        }
+        if rule.audit {
+            parts.push("mode: audit".to_owned());
+        }
+        if let Some(expires) = rule.expires {
+            parts.push(format!("expires: {}", time(expires)));
+        }
+        line(&mut out, format_args!("  - {}: {{ {} }}", verb(rule.action), parts.join(", ")));
+    }
+    out
+}
+
+const fn verb(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+        Action::Pass => "pass",
+    }
+}
+
+const fn preposition(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "from",
+        Direction::Egress => "to",
+    }
+}
+
+fn whom(whom: &Whom) -> String {
+    match whom {
+        Whom::Same => "same".to_owned(),
+        Whom::Other => "other".to_owned(),
+        Whom::Entity(entity) => entity.name().to_owned(),
+        Whom::Service(namespace, name) => format!("{namespace}/{name}"),
+    }
+}
+
+/// RFC 3339, to the second.
+fn time(nanoseconds: u64) -> String {
+    let seconds = nanoseconds / 1_000_000_000;
+    let (mut day, second) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let mut month = 0;
+    let days = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    while day >= days[month] {
+        day -= days[month];
+        month += 1;
+    }
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year}-{:02}-{:02}T{hour:02}:{minute:02}:{:02}Z", month + 1, day + 1, second % 60)
 }
 
 fn document(intent: &Intent) -> String {
     let mut out = format!("apiVersion: bulkhead/v1\nkind: Intent\nnamespace: {}\n", intent.namespace);
+    if intent.audit {
+        out.push_str("mode: audit\n");
+    }
     if intent.dns {
         out.push_str("dns: cluster\n");
     }
@@ -101,10 +223,14 @@ fn document(intent: &Intent) -> String {
     }
     out.push_str(if intent.services.is_empty() { "services: {}\n" } else { "services:\n" });
     for (name, service) in &intent.services {
-        let empty = service.select.is_none() && service.accepts.is_empty() && service.calls.is_empty();
+        let empty =
+            service.select.is_none() && !service.audit && service.accepts.is_empty() && service.calls.is_empty();
         line(&mut out, format_args!("  {name}:{}", if empty { " {}" } else { "" }));
         if let Some(labels) = &service.select {
             line(&mut out, format_args!("    select: {}", map(labels)));
+        }
+        if service.audit {
+            out.push_str("    isolate: audit\n");
         }
         for (key, lines) in [("accepts", &service.accepts), ("calls", &service.calls)] {
             if !lines.is_empty() {
@@ -124,6 +250,11 @@ fn name(name: &Name) -> String {
         Name::Own(name) => name.clone(),
         Name::Other(namespace, name) => format!("{namespace}/{name}"),
     }
+}
+
+fn canonical_port(ports: &Ports) -> String {
+    let suffix = if matches!(ports, Ports::Range(Protocol::Tcp, ..)) { "/tcp" } else { "" };
+    format!("{}{suffix}", port(ports))
 }
 
 fn port(ports: &Ports) -> String {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::{
-    Machine, Origin, Verdict,
-    generate::{Event, Step, resolve, scenario},
+    Machine, Origin, Verdict, World,
+    generate::{Event, Features, START, Scenario, Step, resolve, scenario},
+    policy::{Action, Level},
     reason, yaml,
 };
 use proptest::{
@@ -12,37 +13,54 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-#[test]
-fn half_is_allowed_and_every_reason_occurs() {
+fn scenarios(features: Features, cases: usize) -> impl Iterator<Item = Scenario> {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let mut seen = BTreeMap::new();
-    let (mut allowed, mut all) = (0, 0);
-    let mut count = |verdict: &Verdict| {
-        *seen.entry(verdict.reason).or_insert(0) += 1;
-        allowed += u32::from(verdict.allow);
-        all += 1;
-        verdict.allow
-    };
-    for _ in 0..200 {
-        let scenario = scenario(100..120).new_tree(&mut runner).unwrap().current();
-        let mut machine = Machine::new(scenario.worlds[0].clone());
-        for (nth, step) in scenario.steps.iter().enumerate() {
-            match step {
-                Step::Change(to) => machine.change(to.get(&scenario.worlds).clone()),
-                Step::Packet(conversation, what) => {
-                    for event in resolve(&machine.world().clone(), &scenario.conversations, nth, *conversation, *what) {
-                        match event {
-                            Event::Send(id, packet) => count(&machine.send(&id, &packet)),
-                            Event::Deliver(id, packet, origin) => count(&machine.deliver(&id, &packet, &origin)),
-                            Event::Cross(from, to, packet) => {
-                                count(&machine.send(&from, &packet))
-                                    && count(&machine.deliver(&to, &packet, &Origin::Local(from)))
+    (0..cases).map(move |_| scenario(features, 100..120).new_tree(&mut runner).unwrap().current())
+}
+
+/// All verdicts of a scenario.
+fn verdicts(scenario: &Scenario) -> Vec<Verdict> {
+    let mut machine = Machine::new(scenario.worlds[0].clone());
+    machine.set_now(START);
+    let mut seen = Vec::new();
+    for (nth, step) in scenario.steps.iter().enumerate() {
+        match step {
+            Step::Change(to) => machine.change(to.get(&scenario.worlds).clone()),
+            Step::Wait(time) => {
+                let passed = u64::try_from(time.as_nanos()).unwrap();
+                machine.set_now(machine.now() + passed);
+            }
+            Step::Packet(conversation, what) => {
+                for event in resolve(&machine.world().clone(), &scenario.conversations, nth, *conversation, *what) {
+                    match event {
+                        Event::Send(id, packet) => seen.push(machine.send(&id, &packet)),
+                        Event::Deliver(id, packet, origin) => seen.push(machine.deliver(&id, &packet, &origin)),
+                        Event::Cross(from, to, packet) => {
+                            let sent = machine.send(&from, &packet);
+                            let passes = sent.allow;
+                            seen.push(sent);
+                            if passes {
+                                seen.push(machine.deliver(&to, &packet, &Origin::Local(from)));
                             }
-                        };
+                        }
                     }
                 }
             }
+        }
+    }
+    seen
+}
+
+#[test]
+fn half_is_allowed_and_every_reason_occurs() {
+    let mut seen = BTreeMap::new();
+    let (mut allowed, mut all) = (0, 0);
+    for scenario in scenarios(Features::default(), 200) {
+        for verdict in verdicts(&scenario) {
+            *seen.entry(verdict.reason).or_insert(0) += 1;
+            allowed += u32::from(verdict.allow);
+            all += 1;
         }
     }
     eprintln!("{allowed} of {all} allowed: {seen:?}");
@@ -73,10 +91,67 @@ fn half_is_allowed_and_every_reason_occurs() {
 }
 
 #[test]
+fn guards_audits_and_deadlines_decide() {
+    let features = Features { guards: true, audit: true, expiry: true };
+    let (mut guarded, mut unguarded) = (0, 0);
+    let (mut would, mut by_guard, mut allowed, mut all) = ([0; 2], [0; 2], 0, 0);
+    for scenario in scenarios(features, 200) {
+        let guards = |world: &World| world.policy.iter().any(|level| matches!(level, Level::Guard(_)));
+        if scenario.worlds.iter().any(|world| guards(world)) {
+            guarded += 1;
+        } else {
+            unguarded += 1;
+        }
+        for verdict in verdicts(&scenario) {
+            if let Some(would_be) = &verdict.would {
+                would[usize::from(would_be.allow)] += 1;
+            }
+            if verdict.rules.iter().any(|rule| rule.starts_with("guard ")) {
+                by_guard[usize::from(verdict.allow)] += 1;
+            }
+            allowed += usize::from(verdict.allow);
+            all += 1;
+        }
+    }
+    let seen = format!(
+        "{guarded} scenarios with Guards, {unguarded} without; would deny and allow: {would:?}; Guards deny and allow: \
+         {by_guard:?}; {allowed} of {all} allowed"
+    );
+    eprintln!("{seen}");
+    assert!(guarded > 100 && unguarded > 10, "{seen}");
+    assert!(would[0] > all / 50 && would[1] > 20, "{seen}");
+    assert!(by_guard.iter().all(|of| *of > all / 50), "{seen}");
+    assert!((35..65).contains(&(allowed * 100 / all)), "{seen}");
+}
+
+#[test]
+fn deadlines_are_written_and_passed() {
+    let features = Features { guards: true, expiry: true, ..Features::default() };
+    let mut passed = 0;
+    for scenario in scenarios(features, 100) {
+        let waited: u64 = scenario
+            .steps
+            .iter()
+            .map(|step| match step {
+                Step::Wait(time) => u64::try_from(time.as_nanos()).unwrap(),
+                _ => 0,
+            })
+            .sum();
+        let rules = scenario.worlds[0].policy.iter().flat_map(|level| match level {
+            Level::Guard(guard) => guard.rules.as_slice(),
+            Level::Intents(_) => &[],
+        });
+        let ends: Vec<_> = rules.filter(|rule| rule.action != Action::Pass).filter_map(|rule| rule.expires).collect();
+        passed += ends.iter().filter(|end| (START..=START + waited).contains(end)).count();
+        let files = yaml::policies(&scenario.worlds[0]);
+        assert!(ends.is_empty() || files.iter().any(|(_, text)| text.contains(", expires: 202")), "{files:?}");
+    }
+    assert!(passed > 20, "only {passed} deadlines passed");
+}
+
+#[test]
 fn worlds_are_written_as_files() {
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let scenario = scenario(1..2).new_tree(&mut runner).unwrap().current();
+    let scenario = scenarios(Features::default(), 1).next().unwrap();
     let files = yaml::policies(&scenario.worlds[0]);
     assert!(files.iter().all(|(_, text)| text.starts_with("apiVersion: bulkhead/v1\nkind: Intent\nnamespace: ")));
     assert!(yaml::workloads(&scenario.worlds[0]).contains("\n  - { name: n1, addresses: [\"192.0.2.1\""));

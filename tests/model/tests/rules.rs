@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use bulkhead_model::{
-    Machine, Mode, Origin, Packet, Prefix, World,
+    Machine, Mode, Origin, Packet, Prefix, Verdict, World,
     intent::{Intent, Line, Name, Service},
     packet::{Arp, Body, ErrorKind, Fragment, Ip, Message, Neighbour, Transport, flag, link_local},
-    policy::{Action, Cidrs, Direction, Level, Ports, Rule, Subject, Tier, Want, Whom},
+    policy::{Action, Cidrs, Direction, Guard, Judgement, Level, Ports, Rule, Subject, Want, Whom},
     reason,
     world::{Endpoint, EndpointId, Entity, Node, NodeSegment, Protocol, Workload},
     yaml,
@@ -55,6 +55,11 @@ fn shop(intents: Vec<Intent>) -> World {
         nodes: vec![node(1), node(2)],
         tunnel_ports: vec![8472],
         resolvers: vec![address("10.96.0.10")],
+        namespaces: [
+            ("shop".to_owned(), [("tenant".to_owned(), "a".to_owned())].into()),
+            ("ops".to_owned(), [("tenant".to_owned(), "b".to_owned())].into()),
+        ]
+        .into(),
         workloads: vec![
             workload("shop", "web-1", "web", 0, &["10.244.1.5", "fd00:1::5"]),
             workload("shop", "cart-1", "cart", 0, &["10.244.1.6", "fd00:1::6"]),
@@ -80,7 +85,7 @@ const fn tcp(port: u16) -> Ports {
 }
 
 fn service(accepts: Vec<Line>, calls: Vec<Line>) -> Service {
-    Service { select: None, accepts, calls }
+    Service { accepts, calls, ..Service::default() }
 }
 
 fn intent(services: impl IntoIterator<Item = (&'static str, Service)>) -> Intent {
@@ -126,8 +131,12 @@ fn id(name: &str) -> EndpointId {
 }
 
 fn judge(world: &World, name: &str, direction: Direction, peer: &str, want: Want) -> bool {
+    judgement(world, name, direction, peer, want, 0).enforced.allow
+}
+
+fn judgement(world: &World, name: &str, direction: Direction, peer: &str, want: Want, now: u64) -> Judgement {
     let (workload, endpoint) = world.endpoint(&id(name)).unwrap();
-    world.judge(workload, direction, &world.peer(endpoint.segment, address(peer), false), want).allow
+    world.judge(workload, direction, &world.peer(endpoint.segment, address(peer), false), want, now)
 }
 
 const fn port(port: u16) -> Want {
@@ -216,31 +225,192 @@ fn who_is_who() {
     assert!(!world.peer(2, address("10.244.1.5"), true).is(Entity::Cluster));
 }
 
+fn rule(action: Action, direction: Direction, peers: &[Whom], ports: &[Ports]) -> Rule {
+    let peers: Vec<_> = peers.iter().map(|peer| (peer.clone(), None)).collect();
+    let id = format!("{action:?} {direction:?} {peers:?} {ports:?}");
+    Rule { id, action, direction, peers, ports: ports.to_vec(), audit: false, expires: None }
+}
+
+fn guard(priority: u32, rules: Vec<Rule>) -> Guard {
+    let name = format!("guard{priority}");
+    Guard { name, priority, compare: Some("tenant".into()), rules, ..Guard::default() }
+}
+
+fn guarded(guards: impl IntoIterator<Item = Guard>, intents: Vec<Intent>) -> World {
+    let mut world = shop(intents);
+    world.policy.extend(guards.into_iter().map(Level::Guard));
+    world
+}
+
+fn everyone() -> [Whom; 2] {
+    [Whom::Same, Whom::Other]
+}
+
+fn service_of(namespace: &str, name: &str) -> Whom {
+    Whom::Service(namespace.into(), name.into())
+}
+
 #[test]
-fn tiers_stand_before_intents() {
-    let rule = |id: &str, action, ports| Rule {
-        id: id.into(),
-        subject: Subject { namespace: Some("shop".into()), ..Subject::default() },
-        direction: Ingress,
-        peer: Whom::Everyone,
-        ports,
-        action,
-    };
-    let judge = |rules: Vec<Rule>| {
-        let mut world = shop(vec![policy()]);
-        world.policy.insert(0, Level::Tier(Tier { rules }));
-        let (web, endpoint) = world.endpoint(&id("web-1")).unwrap();
-        let decision =
-            world.judge(web, Ingress, &world.peer(endpoint.segment, address("203.0.113.1"), true), port(8443));
+fn guards_stand_before_intents() {
+    let judge = |guards: Vec<Guard>| {
+        let world = guarded(guards, vec![policy()]);
+        let decision = judgement(&world, "web-1", Ingress, "203.0.113.1", port(8443), 0).enforced;
         (decision.allow, decision.rules.into_iter().collect::<Vec<_>>().join(" "))
     };
-    assert_eq!(judge(vec![rule("no", Action::Deny, tcp(8443))]), (false, "no".into()));
-    assert_eq!(judge(vec![rule("no", Action::Deny, tcp(80))]), (true, "world:8443".into()));
-    // The first match counts, and a pass leaves the tier.
-    let passes = vec![rule("pass", Action::Pass, tcp(8443)), rule("no", Action::Deny, Ports::Any)];
-    assert_eq!(judge(passes), (true, "world:8443".into()));
-    let allows = vec![rule("yes", Action::Allow, Ports::Any), rule("no", Action::Deny, Ports::Any)];
-    assert_eq!(judge(allows), (true, "yes".into()));
+    let rule = |action, ports: &[Ports]| rule(action, Ingress, &everyone(), ports);
+    let no = || rule(Action::Deny, &[]);
+    assert_eq!(judge(vec![guard(1, vec![no()])]), (false, no().id));
+    assert_eq!(judge(vec![guard(1, vec![rule(Action::Deny, &[tcp(80), tcp(81)])])]), (true, "world:8443".into()));
+    // The first match counts, and a pass leaves the Guard.
+    let pass = rule(Action::Pass, &[tcp(80), tcp(8443)]);
+    assert_eq!(judge(vec![guard(1, vec![pass.clone(), no()])]), (true, "world:8443".into()));
+    let yes = rule(Action::Allow, &[]);
+    assert_eq!(judge(vec![guard(1, vec![yes.clone(), no()])]), (true, yes.id.clone()));
+    // A pass goes to the next Guard; lower priorities are asked first, wherever they are written.
+    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![pass])]), (false, no().id));
+    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![yes.clone()])]), (true, yes.id));
+    // A port beside a peer is that peer's alone.
+    let mut beside = no();
+    beside.peers = vec![(Whom::Same, None), (Whom::Other, Some(tcp(22)))];
+    assert_eq!(judge(vec![guard(1, vec![beside])]), (true, "world:8443".into()));
+}
+
+#[test]
+fn an_address_that_passes_here_and_is_denied_there() {
+    // web is in X and in Y: it passes X, so that Y is not asked, and cart's own policy allows it; db is in Y alone.
+    let rules = |x| {
+        vec![
+            rule(Action::Pass, Ingress, &[service_of("shop", x)], &[]),
+            rule(Action::Deny, Ingress, &[Whom::Same], &[]),
+        ]
+    };
+    let cart = |guards| {
+        let accepts = vec![line(own("web"), tcp(80)), line(own("db"), tcp(80))];
+        let intents = vec![intent([("cart", service(accepts, vec![]))]), intent([("web", service(vec![], vec![]))])];
+        let world = guarded(guards, intents);
+        ["10.244.1.5", "10.244.1.7"].map(|peer| judge(&world, "cart-1", Ingress, peer, port(80)))
+    };
+    assert_eq!(cart(vec![]), [true, true]);
+    assert_eq!(cart(vec![guard(1, rules("web"))]), [true, false]);
+    assert_eq!(cart(vec![guard(1, rules("ghost"))]), [false, false]);
+    // Y in the next Guard is asked.
+    let mut both = rules("web");
+    let second = both.remove(1);
+    assert_eq!(cart(vec![guard(1, both), guard(2, vec![second])]), [false, false]);
+}
+
+#[test]
+fn whom_a_guard_concerns() {
+    let subjects: [(Subject, [bool; 3]); 8] = [
+        (Subject::default(), [true, true, true]),
+        (Subject { namespaces: [("tenant".into(), None)].into(), ..Subject::default() }, [true, true, true]),
+        (
+            Subject { namespaces: [("tenant".into(), Some("a".into()))].into(), ..Subject::default() },
+            [true, true, false],
+        ),
+        (Subject { namespaces: [("zone".into(), None)].into(), ..Subject::default() }, [false; 3]),
+        (Subject { services: vec![("shop".into(), "web".into())], ..Subject::default() }, [true, false, false]),
+        (
+            Subject {
+                services: vec![("shop".into(), "web".into()), ("ops".into(), "free".into())],
+                ..Subject::default()
+            },
+            [true, false, true],
+        ),
+        (
+            Subject { workloads: [("app".into(), Some("cart".into()))].into(), ..Subject::default() },
+            [false, true, false],
+        ),
+        (
+            Subject {
+                namespaces: [("tenant".into(), Some("b".into()))].into(),
+                workloads: [("app".into(), Some("cart".into()))].into(),
+                ..Subject::default()
+            },
+            [false; 3],
+        ),
+    ];
+    for (subject, concerned) in subjects {
+        let world = guarded(
+            [Guard { subject: subject.clone(), ..guard(1, vec![rule(Action::Deny, Egress, &everyone(), &[])]) }],
+            vec![],
+        );
+        let denied = ["web-1", "cart-1", "free-1"].map(|name| !judge(&world, name, Egress, "203.0.113.1", port(1)));
+        assert_eq!(denied, concerned, "{subject:?}");
+    }
+}
+
+#[test]
+fn same_and_other() {
+    let mut world = guarded([guard(1, vec![rule(Action::Deny, Ingress, &[Whom::Other], &[])])], vec![]);
+    let is_other = |world: &World, name: &str, peer: &str| !judge(world, name, Ingress, peer, port(1));
+    for (peer, other) in [
+        ("10.244.1.6", false),
+        ("10.244.2.7", false),
+        ("fd00:2::7", false),
+        ("10.244.2.9", true),
+        // Unknown in the overlay, nodes, outside.
+        ("10.244.1.99", true),
+        ("192.0.2.1", true),
+        ("203.0.113.1", true),
+        ("169.254.169.254", true),
+    ] {
+        assert_eq!(is_other(&world, "web-1", peer), other, "{peer}");
+    }
+    // Two namespaces of one tenant.
+    let tenant = |value: &str| [("tenant".to_owned(), value.to_owned())].into();
+    world.namespaces.insert("ops".into(), tenant("a"));
+    assert!(!is_other(&world, "web-1", "10.244.2.9"));
+    // Without the label everyone is other, of the own namespace too.
+    world.namespaces.remove("ops");
+    assert!(is_other(&world, "web-1", "10.244.2.9"));
+    assert!(is_other(&world, "free-1", "10.244.2.9"));
+    assert!(is_other(&world, "free-1", "10.244.1.5"));
+}
+
+#[test]
+fn what_is_audited_only_reports() {
+    let see = |world: World, name: &str, direction, peer: &str, want| {
+        let judgement = judgement(&world, name, direction, peer, want, 0);
+        (judgement.enforced.allow, judgement.would.allow)
+    };
+    let outside = |world| see(world, "web-1", Ingress, "203.0.113.1", port(8443));
+    // A document: neither isolates nor allows.
+    let audited = || Intent { audit: true, ..policy() };
+    assert_eq!(see(shop(vec![audited()]), "web-1", Ingress, "203.0.113.1", port(1)), (true, false));
+    assert_eq!(outside(shop(vec![audited()])), (true, true));
+    let closed = intent([("web", service(vec![], vec![]))]);
+    assert_eq!(outside(shop(vec![closed.clone(), audited()])), (false, true));
+    // Its names are known all the same.
+    let store = Service { select: Some([("app".to_owned(), "db".to_owned())].into()), ..Service::default() };
+    let names = Intent { audit: true, ..intent([("store", store)]) };
+    let caller = intent([("web", service(vec![], vec![line(own("store"), tcp(1))]))]);
+    assert_eq!(see(shop(vec![names, caller]), "web-1", Egress, "10.244.2.7", port(1)), (true, true));
+    // A Guard, and a rule of one; the next rule is asked instead.
+    let deny = || rule(Action::Deny, Ingress, &everyone(), &[]);
+    let guards = |guard: Guard| guarded([guard], vec![policy()]);
+    assert_eq!(outside(guards(Guard { audit: true, ..guard(1, vec![deny()]) })), (true, false));
+    assert_eq!(outside(guards(guard(1, vec![Rule { audit: true, ..deny() }]))), (true, false));
+    let allow = rule(Action::Allow, Ingress, &everyone(), &[]);
+    assert_eq!(outside(guards(guard(1, vec![Rule { audit: true, ..allow }, deny()]))), (false, true));
+    // A wall: the service's lines grant at both ends.
+    let mut one = policy();
+    one.services.get_mut("cart").unwrap().audit = true;
+    let see = |name, direction, peer, want| see(shop(vec![one.clone()]), name, direction, peer, want);
+    assert_eq!(see("cart-1", Ingress, "203.0.113.1", port(1)), (true, false));
+    assert_eq!(see("cart-1", Egress, "203.0.113.1", port(1)), (true, false));
+    assert_eq!(see("db-1", Ingress, "10.244.1.6", port(5432)), (true, true));
+    assert_eq!(see("db-1", Ingress, "10.244.1.6", port(5433)), (false, false));
+    assert_eq!(see("web-1", Egress, "10.244.1.6", port(8080)), (true, true));
+}
+
+#[test]
+fn an_expired_rule_is_none() {
+    let mut first = rule(Action::Allow, Ingress, &everyone(), &[]);
+    first.expires = Some(100);
+    let world = guarded([guard(1, vec![first, rule(Action::Deny, Ingress, &everyone(), &[])])], vec![]);
+    let allowed = |now| judgement(&world, "web-1", Ingress, "203.0.113.1", port(1), now).enforced.allow;
+    assert_eq!([0, 99, 100, 101].map(allowed), [true, true, false, false]);
 }
 
 fn packet(name: &str, direction: Direction, peer: &str, transport: Transport) -> (EndpointId, Packet) {
@@ -261,15 +431,123 @@ const fn segment(source: u16, destination: u16, flags: u8) -> Transport {
 
 /// Sends or delivers (from elsewhere); the label of the reason.
 fn step(machine: &mut Machine, name: &str, direction: Direction, peer: &str, transport: Transport) -> &'static str {
+    see(machine, name, direction, peer, transport).reason
+}
+
+fn see(machine: &mut Machine, name: &str, direction: Direction, peer: &str, transport: Transport) -> Verdict {
     let (id, packet) = packet(name, direction, peer, transport);
-    let verdict = match direction {
+    match direction {
         Egress => machine.send(&id, &packet),
         Ingress if peer.starts_with("10.244.2.") || peer.starts_with("fd00:2:") => {
             machine.deliver(&id, &packet, &Origin::Overlay)
         }
         Ingress => machine.deliver(&id, &packet, &Origin::Forwarded),
+    }
+}
+
+#[test]
+fn each_packet_says_what_it_would_be() {
+    let reason = |verdict: Verdict| (verdict.reason, verdict.would.map(|would| (would.allow, would.reason)));
+    let db = "10.244.2.7";
+    // Would-deny: of a flow every packet says so, and so does what is about it.
+    let machine = &mut Machine::new(shop(vec![Intent { audit: true, ..intent([("cart", service(vec![], vec![]))]) }]));
+    let syn = segment(4000, 5432, flag::SYN);
+    let no = |reason| Some((false, reason));
+    assert_eq!(reason(see(machine, "cart-1", Egress, db, syn.clone())), (reason::NOT_ISOLATED, no(reason::ISOLATED)));
+    let answer = segment(5432, 4000, flag::SYN | flag::ACK);
+    assert_eq!(reason(see(machine, "cart-1", Ingress, db, answer)), (reason::REPLY, no(reason::REVOKED)));
+    let (_, Packet { body: Body::Ip(question), .. }) = packet("cart-1", Egress, db, syn.clone()) else {
+        unreachable!()
     };
-    verdict.reason
+    let error = Transport::Error { kind: ErrorKind::TooBig, about: Box::new(question) };
+    assert_eq!(reason(see(machine, "cart-1", Ingress, db, error)), (reason::RELATED, no(reason::NO_FLOW)));
+    let ack = segment(5432, 9, flag::ACK);
+    assert_eq!(reason(see(machine, "cart-1", Ingress, db, ack)), (reason::NOT_ISOLATED, no(reason::NO_FLOW)));
+    let (id, mut part) = packet("cart-1", Egress, db, syn.clone());
+    let Body::Ip(ip) = &mut part.body else { unreachable!() };
+    ip.fragment = Some(Fragment::First);
+    assert_eq!(reason(machine.send(&id, &part)), (reason::NOT_ISOLATED, no(reason::FRAGMENT)));
+    // What is dropped all the same has nothing to say.
+    part.tagged = true;
+    assert_eq!(reason(machine.send(&id, &part)), (reason::VLAN_TAG, None));
+    machine.change(shop(vec![]));
+    let ack = segment(4000, 5432, flag::ACK);
+    assert_eq!(reason(see(machine, "cart-1", Egress, db, ack)), (reason::NOT_ISOLATED, None));
+
+    // Would-allow: what is dropped is not remembered.
+    let closed = intent([("cart", service(vec![], vec![]))]);
+    let machine = &mut Machine::new(shop(vec![closed, Intent { audit: true, ..policy() }]));
+    assert_eq!(reason(see(machine, "cart-1", Egress, db, syn)), (reason::ISOLATED, Some((true, reason::RULE))));
+    assert_eq!(machine.remembered(&id), 0);
+}
+
+#[test]
+fn a_deadline_cuts_what_it_let_in() {
+    let mut allow = rule(Action::Allow, Egress, &[service_of("shop", "db")], &[]);
+    allow.expires = Some(100);
+    let closed = intent([("cart", service(vec![], vec![]))]);
+    let machine = &mut Machine::new(guarded([guard(1, vec![allow])], vec![closed]));
+    let db = "10.244.2.7";
+    assert_eq!(step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN)), reason::RULE);
+    machine.set_now(99);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK)), reason::REPLY);
+    machine.set_now(100);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK)), reason::REVOKED);
+}
+
+#[test]
+fn a_rule_that_denies_is_named() {
+    let deny = |ports: &[Ports]| vec![rule(Action::Deny, Ingress, &everyone(), ports)];
+    let machine = &mut Machine::new(guarded([guard(1, deny(&[tcp(22)]))], vec![]));
+    // Of a packet that looks like an answer too.
+    for flags in [flag::SYN, flag::ACK] {
+        let transport = segment(9, 22, flags);
+        assert_eq!(step(machine, "cart-1", Ingress, "203.0.113.1", transport), reason::DENIED_BY_RULE);
+    }
+    assert_eq!(step(machine, "cart-1", Ingress, "203.0.113.1", segment(9, 23, flag::SYN)), reason::NOT_ISOLATED);
+    // A part of a packet might be what the rule denies.
+    let (id, mut part) = packet("cart-1", Ingress, "203.0.113.1", segment(9, 23, flag::SYN));
+    let Body::Ip(ip) = &mut part.body else { unreachable!() };
+    ip.fragment = Some(Fragment::First);
+    assert_eq!(machine.deliver(&id, &part, &Origin::Forwarded).reason, reason::FRAGMENT);
+}
+
+#[test]
+fn documents_are_written_as_people_write_them() {
+    let mut last = rule(Action::Deny, Egress, &[Whom::Entity(Entity::World)], &[]);
+    last.peers[0].1 = Some(tcp(25));
+    (last.audit, last.expires) = (true, Some(1_801_396_800_000_000_000));
+    let tenants = Guard {
+        subject: Subject { namespaces: [("tenant".into(), None)].into(), ..Subject::default() },
+        ..guard(
+            100,
+            vec![
+                rule(Action::Allow, Ingress, &[service_of("ops", "prometheus")], &[tcp(9100)]),
+                rule(Action::Deny, Egress, &[Whom::Entity(Entity::Metadata), Whom::Other], &[]),
+                last,
+            ],
+        )
+    };
+    let mut audited = intent([("web", service(vec![], vec![]))]);
+    audited.audit = true;
+    audited.external.clear();
+    audited.services.get_mut("web").unwrap().audit = true;
+    let world = guarded([tenants], vec![audited]);
+    let texts: Vec<_> = yaml::policies(&world).into_iter().map(|(_, text)| text).collect();
+    assert_eq!(
+        texts[0],
+        "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nmode: audit\nservices:\n  web:\n    isolate: audit\n"
+    );
+    assert_eq!(
+        texts[1],
+        "apiVersion: bulkhead/v1\nkind: Guard\nname: guard100\npriority: 100\nfor: { namespaces: {tenant: any} }\n\
+         compare: tenant\nrules:\n  \
+         - allow: { from: ops/prometheus, ports: [9100] }\n  \
+         - deny: { to: [metadata, other] }\n  \
+         - deny: { to: world:25, mode: audit, expires: 2027-01-31T12:00:00Z }\n"
+    );
+    let workloads = yaml::workloads(&world);
+    assert!(workloads.contains("namespaces:\n  - { name: ops, labels: {tenant: b} }\n"), "{workloads}");
 }
 
 #[test]

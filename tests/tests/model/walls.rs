@@ -20,7 +20,7 @@ use bulkhead_ebpf::{
 };
 use bulkhead_model::{
     Machine, Mode, Origin, Packet, Verdict, World,
-    generate::{Event, GATEWAY, Scenario, Step, resolve},
+    generate::{Event, GATEWAY, START, Scenario, Step, resolve},
     packet::{Body, Ip, Message, Neighbour, Transport, link_local},
     reason,
     world::EndpointId,
@@ -152,8 +152,10 @@ impl<P: Programs> Walls<P> {
         // The same scenario has run before, in part, when a failure is made smaller.
         let before = self.counted();
         self.change(&mut machine, first, &mut run)?;
+        machine.set_now(START);
         for (nth, step) in scenario.steps.iter().enumerate() {
             match step {
+                Step::Wait(_) => return Err("the clock of the programs does not move".to_owned()),
                 Step::Change(to) => {
                     run.log.push(format!("world {}", to.index(scenario.worlds.len())));
                     self.change(&mut machine, to.get(&scenario.worlds), &mut run)?;

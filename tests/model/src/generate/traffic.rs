@@ -1,11 +1,12 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
+    time::Duration,
 };
 
 use proptest::{prelude::*, sample::Index};
 
-use super::{GATEWAY, TUNNEL_PORT};
+use super::{Features, GATEWAY, START, TUNNEL_PORT};
 use crate::{
     Machine, Origin, World,
     packet::{
@@ -55,6 +56,8 @@ pub enum Step {
     Packet(Index, Move),
     /// Another world.
     Change(Index),
+    /// Time passes.
+    Wait(Duration),
 }
 
 /// A frame, by what it is in its conversation.
@@ -306,6 +309,7 @@ impl Conversation {
     /// Whether the first packet passes in that world: 0 no, 1 as nobody cares, 2 by a rule.
     fn allowed(&self, world: &Arc<World>) -> u8 {
         let mut machine = Machine::new(Arc::clone(world));
+        machine.set_now(START);
         let mut verdicts = Vec::new();
         for event in self.frames(world, Move::Ask, 0) {
             match event {
@@ -606,11 +610,17 @@ fn neighbour(near: &Endpoint, outgoing: bool, which: u8, wrong: u8) -> Ip {
     }
 }
 
-pub(super) fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
+pub(super) fn step(features: Features) -> BoxedStrategy<Step> {
+    let usual = prop_oneof![
         100 => (any::<Index>(), turn()).prop_map(|(conversation, what)| Step::Packet(conversation, what)),
         1 => any::<Index>().prop_map(Step::Change),
-    ]
+    ];
+    if !features.expiry {
+        return usual.boxed();
+    }
+    // Deadlines lie between the times that the clock shows.
+    let wait = (1..4_u64).prop_map(|n| Step::Wait(Duration::from_secs(10 * n)));
+    prop_oneof![50 => usual, 1 => wait].boxed()
 }
 
 fn turn() -> impl Strategy<Value = Move> {

@@ -5,6 +5,7 @@ use std::{
 
 use proptest::{prelude::*, sample::Index};
 
+use super::{Features, guards};
 use crate::{
     Prefix, World,
     intent::{self, Intent, Line, Name, Service},
@@ -18,9 +19,9 @@ pub const GATEWAY: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 /// UDP port of the overlay.
 pub const TUNNEL_PORT: u16 = 8472;
 
-const NAMESPACES: [&str; 2] = ["shop", "ops"];
+pub(super) const NAMESPACES: [&str; 2] = ["shop", "ops"];
 const SERVICES: [&str; 5] = ["web", "cart", "db", "cache", "jobs"];
-const TIERS: [&str; 2] = ["front", "back"];
+pub(super) const TIERS: [&str; 2] = ["front", "back"];
 const LABEL: &str = "app";
 
 /// What external peers may be. The ranges overlap on purpose, hold workloads and nodes, and have holes in holes.
@@ -33,7 +34,8 @@ const EXTERNAL: [(&str, &[&str], &[&str]); 6] = [
     ("all6", &["::/0"], &["2001:db8::/32"]),
 ];
 
-const ENTITIES: [Entity; 5] = [Entity::World, Entity::Node, Entity::Nodes, Entity::Cluster, Entity::Metadata];
+pub(super) const ENTITIES: [Entity; 5] =
+    [Entity::World, Entity::Node, Entity::Nodes, Entity::Cluster, Entity::Metadata];
 
 /// A workload, before it has a place.
 #[derive(Clone, Debug)]
@@ -68,15 +70,24 @@ struct RawRevision {
     third_node: bool,
     /// For each workload: 0 gone, 1 another label, else as it is.
     fates: Vec<u8>,
+    audit: RawAudit,
+    guards: guards::Raw,
+}
+
+/// What only reports, of the allow-lists.
+#[derive(Clone, Debug, Default)]
+struct RawAudit {
+    documents: [[bool; 2]; NAMESPACES.len()],
+    services: [[bool; SERVICES.len()]; NAMESPACES.len()],
 }
 
 /// A series of worlds: the same nodes and places, workloads that come, go and change their labels, and a policy of its
 /// own each.
-pub fn worlds() -> impl Strategy<Value = Vec<World>> {
+pub fn worlds(features: Features) -> impl Strategy<Value = Vec<World>> {
     let workloads = prop::collection::vec(raw_workload(), 3..8);
     // Names of workloads occur in one scenario only: who runs many on the same tables can tell their counters apart.
     let tag = any::<u32>().no_shrink();
-    (workloads, any::<Index>(), prop::collection::vec(revision(), 1..4), tag).prop_map(
+    (workloads, any::<Index>(), prop::collection::vec(revision(features), 1..4), tag).prop_map(
         |(raw, resolver, revisions, tag)| {
             let base = base(&raw, resolver, tag);
             revisions.iter().map(|revision| revise(&base, revision)).collect()
@@ -97,12 +108,32 @@ fn raw_workload() -> impl Strategy<Value = Raw> {
         })
 }
 
-fn revision() -> impl Strategy<Value = RawRevision> {
+fn revision(features: Features) -> impl Strategy<Value = RawRevision> {
     let services = prop::collection::vec(raw_service(), 8..20);
     let fates = prop::collection::vec(0..12_u8, 8);
-    (services, any::<[[bool; EXTERNAL.len()]; 2]>(), any::<[bool; 2]>(), prop::bool::weighted(0.3), fates).prop_map(
-        |(services, externals, dns, third_node, fates)| RawRevision { services, externals, dns, third_node, fates },
+    let lists = (services, any::<[[bool; EXTERNAL.len()]; 2]>(), any::<[bool; 2]>(), prop::bool::weighted(0.3), fates);
+    (lists, audit(features), guards::raw(features)).prop_map(
+        |((services, externals, dns, third_node, fates), audit, guards)| RawRevision {
+            services,
+            externals,
+            dns,
+            third_node,
+            fates,
+            audit,
+            guards,
+        },
     )
+}
+
+fn audit(features: Features) -> BoxedStrategy<RawAudit> {
+    if !features.audit {
+        return Just(RawAudit::default()).boxed();
+    }
+    let some = prop::bool::weighted;
+    let documents = prop::array::uniform(prop::array::uniform(some(0.25)));
+    let services = prop::array::uniform(prop::array::uniform(some(0.15)));
+    let audit = (documents, services).prop_map(|(documents, services)| RawAudit { documents, services });
+    prop_oneof![1 => Just(RawAudit::default()), 2 => audit].boxed()
 }
 
 fn raw_service() -> impl Strategy<Value = RawService> {
@@ -155,6 +186,7 @@ fn base(raw: &[Raw], resolver: Index, tag: u32) -> World {
         nodes: vec![node(1, vnis), node(2, vnis)],
         tunnel_ports: vec![TUNNEL_PORT],
         resolvers,
+        namespaces: BTreeMap::new(),
         workloads,
         policy: Vec::new(),
     }
@@ -219,17 +251,19 @@ fn revise(base: &World, raw: &RawRevision) -> World {
     let mut fates = raw.fates.iter();
     world.workloads.retain(|_| fates.next() != Some(&0));
     let mut intents = intents(raw);
+    // Who has a port is asked of what is wanted.
+    world.policy = vec![Level::Intents(intents.clone())];
     name_ports(&world, &mut intents);
     world.policy = vec![Level::Intents(intents)];
+    raw.guards.give(&mut world);
     world
 }
 
 /// A port's name that none of the listeners has is an error of who writes it. Gives lines their names.
 fn name_ports(world: &World, intents: &mut [Intent]) {
-    let before = intents.to_vec();
     let listens = |namespace: &str, service: &str, port: &str| {
         let mut members =
-            world.workloads.iter().filter(|w| intent::named_member(world, &before, namespace, service, w)).peekable();
+            world.workloads.iter().filter(|w| intent::named_member(world, namespace, service, w)).peekable();
         members.peek().is_none() || members.any(|w| w.ports.contains_key(port))
     };
     for Intent { namespace, services, .. } in intents {
@@ -286,6 +320,7 @@ fn intents(raw: &RawRevision) -> Vec<Intent> {
         for second in [false, true] {
             let mut intent = Intent {
                 namespace: (*namespace).to_owned(),
+                audit: raw.audit.documents[n][usize::from(second)],
                 // Stated in the first document, true for its services.
                 dns: raw.dns[n] && !second,
                 ..Intent::default()
@@ -297,16 +332,23 @@ fn intents(raw: &RawRevision) -> Vec<Intent> {
                     intent.external.insert((*name).to_owned(), cidrs);
                 }
             }
-            for ((_, name), raw) in declared.iter().filter(|(key, raw)| key.0 == n && raw.second_document == second) {
-                let name = SERVICES[*name];
+            for ((_, at), raw_service) in
+                declared.iter().filter(|(key, raw)| key.0 == n && raw.second_document == second)
+            {
+                let name = SERVICES[*at];
                 let lines = |verb: &str, raw: &[(Index, Index)]| lines(verb, raw, &names);
-                let select = match raw.select {
-                    0 => Some([("tier".to_owned(), TIERS[raw.name.index(2)].to_owned())].into()),
-                    1 => Some(labels(name, TIERS[raw.name.index(2)])),
+                let tier = TIERS[raw_service.name.index(2)];
+                let select = match raw_service.select {
+                    0 => Some([("tier".to_owned(), tier.to_owned())].into()),
+                    1 => Some(labels(name, tier)),
                     _ => None,
                 };
-                let service =
-                    Service { select, accepts: lines("accepts", &raw.accepts), calls: lines("calls", &raw.calls) };
+                let service = Service {
+                    select,
+                    audit: raw.audit.services[n][*at],
+                    accepts: lines("accepts", &raw_service.accepts),
+                    calls: lines("calls", &raw_service.calls),
+                };
                 intent.services.insert(name.to_owned(), service);
             }
             if !intent.services.is_empty() || !intent.external.is_empty() {
@@ -332,7 +374,7 @@ fn lines(verb: &str, raw: &[(Index, Index)], names: &[Name]) -> Vec<Line> {
 }
 
 /// What lines may offer.
-fn offers() -> Vec<Ports> {
+pub(super) fn offers() -> Vec<Ports> {
     use Protocol::{Sctp, Tcp, Udp};
     let named = |name: &str| Ports::Named(name.to_owned());
     vec![
