@@ -36,6 +36,7 @@ pub mod reason {
     pub const NOT_FOR_US: &str = "not_for_us";
     pub const SOURCE_DENIED: &str = "source_denied";
     pub const PLAIN_OVERLAY_SOURCE: &str = "plain_overlay_source";
+    pub const OBSERVED: &str = "observed";
 }
 
 /// What becomes of a packet.
@@ -72,6 +73,8 @@ pub enum Mode {
     /// Its policy holds.
     #[default]
     Enforce,
+    /// Its policy is asked, and what it would drop passes.
+    Observe,
     /// Nothing may pass.
     Quarantine,
 }
@@ -121,6 +124,10 @@ pub struct Machine {
     world: Arc<World>,
     /// Nanoseconds of Unix time.
     now: u64,
+    /// The whole node observes.
+    observe: bool,
+    /// Until then the whole node observes: nanoseconds of Unix time.
+    bypass: u64,
     modes: BTreeMap<EndpointId, Mode>,
     flows: BTreeMap<EndpointId, BTreeMap<Key, Flow>>,
 }
@@ -151,6 +158,8 @@ enum Effect {
     Nothing,
     Remember(Key, Flow),
     Forget(Key),
+    /// It would have begun: remembered where it passes all the same.
+    Refuse(Key, Flow),
 }
 
 impl From<Verdict> for Opinion {
@@ -189,7 +198,7 @@ impl Machine {
     /// Every endpoint enforces, nothing is remembered.
     #[must_use]
     pub fn new(world: impl Into<Arc<World>>) -> Self {
-        Self { world: world.into(), now: 0, modes: BTreeMap::new(), flows: BTreeMap::new() }
+        Self { world: world.into(), now: 0, observe: false, bypass: 0, modes: BTreeMap::new(), flows: BTreeMap::new() }
     }
 
     /// The world in force.
@@ -219,6 +228,16 @@ impl Machine {
         self.now = now;
     }
 
+    /// Whether the whole node observes, whatever the modes of its endpoints are.
+    pub const fn set_observe(&mut self, observe: bool) {
+        self.observe = observe;
+    }
+
+    /// Until when the whole node observes: nanoseconds of Unix time.
+    pub const fn set_bypass(&mut self, until: u64) {
+        self.bypass = until;
+    }
+
     /// Sets the mode of an endpoint.
     pub fn set_mode(&mut self, id: &EndpointId, mode: Mode) {
         self.modes.insert(id.clone(), mode);
@@ -232,6 +251,11 @@ impl Machine {
 
     fn mode(&self, id: &EndpointId) -> Mode {
         self.modes.get(id).copied().unwrap_or_default()
+    }
+
+    /// Whether the endpoint's walls only watch.
+    fn observes(&self, id: &EndpointId) -> bool {
+        self.observe || self.now < self.bypass || self.mode(id) == Mode::Observe
     }
 
     /// The workload sends a frame.
@@ -254,16 +278,25 @@ impl Machine {
 
     /// What holds is done; what would hold is noted where it differs.
     fn settle(&mut self, id: &EndpointId, [enforced, would]: [Opinion; 2]) -> Verdict {
-        let flows = self.flows.entry(id.clone()).or_default();
-        match enforced.effect {
-            Effect::Nothing => {}
-            Effect::Remember(key, flow) => _ = flows.insert(key, flow),
-            Effect::Forget(key) => _ = flows.remove(&key),
-        }
+        let Opinion { mut verdict, effect } = enforced;
         let would = would.verdict;
-        let differs = would.allow != enforced.verdict.allow;
-        let would = differs.then_some(Would { allow: would.allow, reason: would.reason, rules: would.rules });
-        Verdict { would, ..enforced.verdict }
+        if would.allow != verdict.allow {
+            verdict.would = Some(Would { allow: would.allow, reason: would.reason, rules: would.rules });
+        }
+        // What is for somebody else is not dropped by way of enforcement.
+        let observed = !verdict.allow && verdict.reason != reason::NOT_FOR_US && self.observes(id);
+        if observed {
+            let begins = matches!(effect, Effect::Refuse(..));
+            verdict = Verdict { allow: true, reason: reason::OBSERVED, begins, ..verdict };
+        }
+        let flows = self.flows.entry(id.clone()).or_default();
+        match effect {
+            Effect::Remember(key, flow) => _ = flows.insert(key, flow),
+            Effect::Refuse(key, flow) if observed => _ = flows.insert(key, flow),
+            Effect::Forget(key) if !observed => _ = flows.remove(&key),
+            Effect::Nothing | Effect::Refuse(..) | Effect::Forget(_) => {}
+        }
+        verdict
     }
 
     fn sent(&self, reading: Reading, id: &EndpointId, packet: &Packet) -> Opinion {
@@ -361,7 +394,7 @@ impl Machine {
         let Some((workload, endpoint)) = world.endpoint(sender) else {
             return true;
         };
-        if self.mode(sender) != Mode::Enforce
+        if matches!(self.mode(sender), Mode::Pending | Mode::Quarantine)
             || ip.fragment.is_some() && world.isolated(reading, workload, Direction::Egress)
         {
             return true;
@@ -374,7 +407,7 @@ impl Machine {
     fn pass(&self, reading: Reading, id: &EndpointId, passage: &Passage<'_>, ip: &Ip, own: bool) -> Opinion {
         let world = &*self.world;
         match self.mode(id) {
-            Mode::Enforce => {}
+            Mode::Enforce | Mode::Observe => {}
             Mode::Pending => return Opinion::drop(reason::PENDING),
             Mode::Quarantine => return Opinion::drop(reason::QUARANTINE),
         }
@@ -435,9 +468,13 @@ impl Machine {
             return Opinion::drop(reason::NO_FLOW);
         }
         // An answer that nobody asked for may be allowed; it does not turn the other side's questions into answers.
-        let begins = decision.allow && own && !matches!(ip.transport, Transport::Echo { request: false, .. });
-        let effect =
-            if begins { Effect::Remember(key, Flow { initiator: direction, want, passing }) } else { Effect::Nothing };
+        let flow = Flow { initiator: direction, want, passing };
+        let effect = match own && !answers_alone(ip) {
+            true if decision.allow => Effect::Remember(key, flow),
+            true if !answers_something(ip) => Effect::Refuse(key, flow),
+            _ => Effect::Nothing,
+        };
+        let begins = matches!(effect, Effect::Remember(..));
         Opinion { verdict: Verdict { begins, ..Verdict::decided(decision) }, effect }
     }
 
@@ -518,6 +555,11 @@ const fn hop_limit(message: Message) -> u8 {
 /// TCP says of itself that it begins.
 const fn begins_always(ip: &Ip) -> bool {
     matches!(ip.transport, Transport::Tcp { flags, .. } if flags & (flag::SYN | flag::ACK) == flag::SYN)
+}
+
+/// Nothing is asked with it, not even in the middle of a conversation.
+const fn answers_alone(ip: &Ip) -> bool {
+    matches!(ip.transport, Transport::Echo { request: false, .. })
 }
 
 /// What cannot be the first packet of a conversation.

@@ -1,6 +1,6 @@
 //! What the generator makes is worth judging: a test that can only see denials proves nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bulkhead_model::{
     Machine, Origin, Verdict, World,
@@ -19,6 +19,10 @@ fn scenarios(features: Features, cases: usize) -> impl Iterator<Item = Scenario>
     (0..cases).map(move |_| scenario(features, 100..120).new_tree(&mut runner).unwrap().current())
 }
 
+fn nanoseconds(time: &Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap()
+}
+
 /// All verdicts of a scenario.
 fn verdicts(scenario: &Scenario) -> Vec<Verdict> {
     let mut machine = Machine::new(scenario.worlds[0].clone());
@@ -27,10 +31,15 @@ fn verdicts(scenario: &Scenario) -> Vec<Verdict> {
     for (nth, step) in scenario.steps.iter().enumerate() {
         match step {
             Step::Change(to) => machine.change(to.get(&scenario.worlds).clone()),
-            Step::Wait(time) => {
-                let passed = u64::try_from(time.as_nanos()).unwrap();
-                machine.set_now(machine.now() + passed);
+            Step::Wait(time) => machine.set_now(machine.now() + nanoseconds(time)),
+            Step::Mode(endpoint, mode) => {
+                let local: Vec<_> = machine.world().local().collect();
+                if !local.is_empty() {
+                    machine.set_mode(endpoint.get(&local), *mode);
+                }
             }
+            Step::Observe(observe) => machine.set_observe(*observe),
+            Step::Bypass(time) => machine.set_bypass(machine.now() + nanoseconds(time)),
             Step::Packet(conversation, what) => {
                 for event in resolve(&machine.world().clone(), &scenario.conversations, nth, *conversation, *what) {
                     match event {
@@ -92,7 +101,7 @@ fn half_is_allowed_and_every_reason_occurs() {
 
 #[test]
 fn guards_audits_and_deadlines_decide() {
-    let features = Features { guards: true, audit: true, expiry: true };
+    let features = Features { guards: true, audit: true, expiry: true, ..Features::default() };
     let (mut guarded, mut unguarded) = (0, 0);
     let (mut would, mut by_guard, mut allowed, mut all) = ([0; 2], [0; 2], 0, 0);
     for scenario in scenarios(features, 200) {
@@ -133,7 +142,7 @@ fn deadlines_are_written_and_passed() {
             .steps
             .iter()
             .map(|step| match step {
-                Step::Wait(time) => u64::try_from(time.as_nanos()).unwrap(),
+                Step::Wait(time) => nanoseconds(time),
                 _ => 0,
             })
             .sum();
@@ -147,6 +156,26 @@ fn deadlines_are_written_and_passed() {
         assert!(ends.is_empty() || files.iter().any(|(_, text)| text.contains(", expires: 202")), "{files:?}");
     }
     assert!(passed > 20, "only {passed} deadlines passed");
+}
+
+#[test]
+fn some_only_watch() {
+    let features = Features { modes: true, ..Features::default() };
+    let (mut watched, mut enforced, mut observed, mut begun) = (0, 0, 0, 0);
+    for scenario in scenarios(features, 100) {
+        let verdicts = verdicts(&scenario);
+        let of: Vec<_> = verdicts.iter().filter(|verdict| verdict.reason == reason::OBSERVED).collect();
+        if of.is_empty() {
+            enforced += 1;
+        } else {
+            watched += 1;
+        }
+        observed += of.len();
+        begun += of.iter().filter(|verdict| verdict.begins).count();
+    }
+    let seen = format!("{watched} scenarios watch, {enforced} do not; {observed} observed, {begun} of them begin");
+    eprintln!("{seen}");
+    assert!(watched > 30 && enforced > 20 && observed > 500 && begun > 50, "{seen}");
 }
 
 #[test]

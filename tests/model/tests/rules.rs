@@ -513,6 +513,85 @@ fn a_rule_that_denies_is_named() {
 }
 
 #[test]
+fn who_observes_drops_nothing() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let cart = id("cart-1");
+    machine.set_mode(&cart, Mode::Observe);
+    let db = "10.244.2.7";
+    // What passes anyway says so.
+    assert_eq!(step(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN)), reason::RULE);
+    // What would not is remembered: its answers, and what is about it, are no conversations of their own.
+    let verdict = see(machine, "cart-1", Egress, db, segment(4000, 22, flag::SYN));
+    assert_eq!((verdict.allow, verdict.reason, verdict.begins), (true, reason::OBSERVED, true));
+    assert!(verdict.rules.contains("shop/cart isolated"), "{verdict:?}");
+    for (direction, transport) in [
+        (Ingress, segment(22, 4000, flag::SYN | flag::ACK)),
+        (Egress, segment(4000, 22, flag::ACK)),
+        (Ingress, segment(22, 4000, flag::ACK)),
+    ] {
+        let verdict = see(machine, "cart-1", direction, db, transport);
+        assert_eq!((verdict.reason, verdict.begins), (reason::OBSERVED, false));
+    }
+    assert_eq!(machine.remembered(&cart), 2);
+    // What looks like an answer begins nothing: whose it is is not known.
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(22, 4001, flag::ACK)), reason::OBSERVED);
+    assert_eq!(machine.remembered(&cart), 2);
+    // Forged frames as well, but not what is for somebody else.
+    let (_, mut packet) = packet("cart-1", Egress, db, segment(4000, 5432, flag::SYN));
+    packet.from[5] = 99;
+    assert_eq!(machine.send(&cart, &packet).reason, reason::OBSERVED);
+    packet.tagged = true;
+    assert_eq!(machine.send(&cart, &packet).reason, reason::OBSERVED);
+    packet.to[5] = 98;
+    assert_eq!(machine.deliver(&cart, &packet, &Origin::Forwarded).reason, reason::NOT_FOR_US);
+    // Others enforce.
+    assert_eq!(step(machine, "web-1", Egress, db, segment(1, 1, flag::SYN)), reason::ISOLATED);
+    // A policy that lets it makes it a flow as any other; one that is enforced cuts it.
+    let mut open = policy();
+    open.services.get_mut("cart").unwrap().calls.push(line(own("db"), tcp(22)));
+    machine.change(shop(vec![open]));
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(22, 4000, flag::ACK)), reason::REPLY);
+    machine.change(shop(vec![policy()]));
+    machine.set_mode(&cart, Mode::Enforce);
+    assert_eq!(step(machine, "cart-1", Ingress, db, segment(22, 4000, flag::ACK)), reason::REVOKED);
+    assert_eq!(machine.remembered(&cart), 1);
+}
+
+#[test]
+fn a_node_that_observes_drops_nothing() {
+    let machine = &mut Machine::new(shop(vec![policy()]));
+    let syn = || segment(1, 1, flag::SYN);
+    machine.set_mode(&id("db-1"), Mode::Pending);
+    machine.set_observe(true);
+    for name in ["web-1", "db-1"] {
+        assert_eq!(step(machine, name, Egress, "203.0.113.1", syn()), reason::OBSERVED);
+    }
+    machine.set_observe(false);
+    assert_eq!(step(machine, "web-1", Egress, "203.0.113.1", syn()), reason::ISOLATED);
+    // For a time.
+    machine.set_bypass(100);
+    machine.set_now(99);
+    assert_eq!(step(machine, "web-1", Egress, "203.0.113.1", syn()), reason::OBSERVED);
+    machine.set_now(100);
+    assert_eq!(step(machine, "web-1", Ingress, "203.0.113.1", segment(1, 1, flag::ACK)), reason::REVOKED);
+    assert_eq!(step(machine, "db-1", Egress, "203.0.113.1", syn()), reason::PENDING);
+}
+
+#[test]
+fn what_observes_says_what_audited_policies_would_do() {
+    let closed = intent([("cart", service(vec![], vec![]))]);
+    let machine = &mut Machine::new(shop(vec![closed, Intent { audit: true, ..policy() }]));
+    machine.set_mode(&id("cart-1"), Mode::Observe);
+    let db = "10.244.2.7";
+    let verdict = see(machine, "cart-1", Egress, db, segment(4000, 5432, flag::SYN));
+    assert_eq!((verdict.reason, verdict.would.unwrap().allow), (reason::OBSERVED, true));
+    let verdict = see(machine, "cart-1", Ingress, db, segment(5432, 4000, flag::ACK));
+    assert_eq!((verdict.reason, verdict.would.unwrap().reason), (reason::OBSERVED, reason::REPLY));
+    let verdict = see(machine, "cart-1", Egress, db, segment(4000, 22, flag::SYN));
+    assert_eq!((verdict.reason, verdict.would), (reason::OBSERVED, None));
+}
+
+#[test]
 fn documents_are_written_as_people_write_them() {
     let mut last = rule(Action::Deny, Egress, &[Whom::Entity(Entity::World)], &[]);
     last.peers[0].1 = Some(tcp(25));

@@ -26,6 +26,8 @@ pub struct Features {
     pub audit: bool,
     /// Rules of Guards with deadlines, and a clock that moves.
     pub expiry: bool,
+    /// Endpoints and nodes that only watch, for a time or until told otherwise.
+    pub modes: bool,
 }
 
 /// A world that changes, and what happens in it.
@@ -44,10 +46,13 @@ pub fn scenario(
     features: Features,
     steps: impl Into<proptest::collection::SizeRange>,
 ) -> impl Strategy<Value = Scenario> {
-    (worlds(features), traffic::conversations(), prop::collection::vec(traffic::step(features), steps)).prop_map(
-        |(worlds, conversations, steps)| {
+    let steps = prop::collection::vec(traffic::step(features), steps);
+    let enforces = if features.modes { prop::bool::weighted(0.4).boxed() } else { Just(true).boxed() };
+    (worlds(features), traffic::conversations(), steps, enforces).prop_map(
+        |(worlds, conversations, mut steps, enforces)| {
             let worlds: Vec<_> = worlds.into_iter().map(Arc::new).collect();
             let conversations = conversations.iter().map(|raw| raw.aim(&worlds[0])).collect();
+            steps.retain(|step| !enforces || !matches!(step, Step::Mode(..) | Step::Observe(_) | Step::Bypass(_)));
             Scenario { worlds, conversations, steps }
         },
     )

@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::Index};
 
 use super::{Features, GATEWAY, START, TUNNEL_PORT};
 use crate::{
-    Machine, Origin, World,
+    Machine, Mode, Origin, World,
     packet::{
         Arp, Body, Broken, ErrorKind, Fragment, Ip, Mac, Message, Neighbour, Packet, Transport, flag, link_local,
     },
@@ -58,6 +58,12 @@ pub enum Step {
     Change(Index),
     /// Time passes.
     Wait(Duration),
+    /// The mode of an endpoint of this node.
+    Mode(Index, Mode),
+    /// Whether the whole node observes.
+    Observe(bool),
+    /// The whole node observes for so long.
+    Bypass(Duration),
 }
 
 /// A frame, by what it is in its conversation.
@@ -615,12 +621,24 @@ pub(super) fn step(features: Features) -> BoxedStrategy<Step> {
         100 => (any::<Index>(), turn()).prop_map(|(conversation, what)| Step::Packet(conversation, what)),
         1 => any::<Index>().prop_map(Step::Change),
     ];
-    if !features.expiry {
+    let Features { expiry, modes, .. } = features;
+    if !expiry && !modes {
         return usual.boxed();
     }
     // Deadlines lie between the times that the clock shows.
     let wait = (1..4_u64).prop_map(|n| Step::Wait(Duration::from_secs(10 * n)));
-    prop_oneof![50 => usual, 1 => wait].boxed()
+    if !modes {
+        return prop_oneof![50 => usual, 1 => wait].boxed();
+    }
+    let mode = prop_oneof![2 => Just(Mode::Observe), 3 => Just(Mode::Enforce)];
+    prop_oneof![
+        100 => usual,
+        2 => wait,
+        3 => (any::<Index>(), mode).prop_map(|(endpoint, mode)| Step::Mode(endpoint, mode)),
+        2 => prop::bool::weighted(0.3).prop_map(Step::Observe),
+        1 => (1..4_u64).prop_map(|n| Step::Bypass(Duration::from_secs(10 * n - 5))),
+    ]
+    .boxed()
 }
 
 fn turn() -> impl Strategy<Value = Move> {
