@@ -76,7 +76,7 @@ fn guard(features: Features) -> impl Strategy<Value = RawGuard> {
 
 fn rule(features: Features) -> impl Strategy<Value = RawRule> {
     let audit = prop::bool::weighted(if features.audit { 0.25 } else { 0.0 });
-    let expires = prop::option::weighted(if features.expiry { 0.4 } else { 0.0 }, 0..10_u64);
+    let expires = if features.expiry { prop::option::weighted(0.4, 0..10_u64).boxed() } else { Just(None).boxed() };
     let peers = prop::collection::vec(any::<Index>(), 1..3);
     let ports = prop_oneof![1 => Just(Vec::new()), 1 => prop::collection::vec(any::<Index>(), 1..3)];
     (any::<Index>(), any::<bool>(), peers, ports, prop::bool::weighted(0.2), audit, expires).prop_map(
