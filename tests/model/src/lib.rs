@@ -17,6 +17,7 @@ mod machine;
 pub mod packet;
 pub mod policy;
 mod prefix;
+pub mod service;
 pub mod world;
 pub mod yaml;
 

@@ -8,7 +8,8 @@ use crate::{
     Prefix, World,
     packet::{Arp, Body, Fragment, Ip, Mac, Message, Neighbour, Packet, Transport, flag, link_local},
     policy::{Decision, Direction, Reading, Want, Why},
-    world::{Endpoint, EndpointId, Peer, Protocol, Workload},
+    service::Call,
+    world::{Endpoint, EndpointId, Peer, Protocol, Segment, Workload},
 };
 
 /// Reasons of a verdict, by their label.
@@ -48,8 +49,12 @@ pub struct Verdict {
     pub reason: &'static str,
     /// Rules any of which may be named; empty where no rule decides.
     pub rules: BTreeSet<String>,
+    /// Other reasons that may be named as well: backends of a service that decide together need not have the same.
+    pub or: BTreeSet<&'static str>,
     /// It begins a flow.
     pub begins: bool,
+    /// It called a service: once the node has chosen a backend, a later wall has the last word.
+    pub provisional: bool,
     /// What would become of it if all that is audited were enforced, where that is not the same.
     pub would: Option<Would>,
 }
@@ -90,6 +95,8 @@ pub enum Origin {
     Overlay,
     /// An endpoint of this node; its own side has let it pass.
     Local(EndpointId),
+    /// An endpoint of this node that called a service: its own side could not know whom it would reach.
+    Called(EndpointId),
 }
 
 /// What identifies a flow at an endpoint, whichever side sends.
@@ -110,12 +117,23 @@ enum What {
     Other(u8),
 }
 
-/// A flow that was allowed: what its first packet asked for.
-#[derive(Clone, Debug)]
+/// A flow that was allowed, or was let through: what its first packet asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Flow {
     initiator: Direction,
     want: Want,
-    passing: bool,
+    sender: Sender,
+    /// Whether the sender's own policy forbade the last question, as enforced and as it would be.
+    refused: [bool; 2],
+}
+
+/// What is known of who sent a packet to the endpoint, beside its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sender {
+    /// The address says who it is. `passing`: it came from elsewhere and names no local endpoint.
+    Address { passing: bool },
+    /// A local endpoint, and an own address of it: the node may have replaced the packet's.
+    Endpoint(EndpointId, IpAddr),
 }
 
 /// Endpoints of one node, with what they remember.
@@ -139,18 +157,19 @@ struct Passage<'a> {
     direction: Direction,
     local: IpAddr,
     remote: IpAddr,
-    /// The packet came from elsewhere and no local endpoint is known to have sent it.
-    passing: bool,
     /// The packet came by the overlay.
     encapsulated: bool,
-    /// The local endpoint that sent it, where that is known.
-    sender: Option<&'a EndpointId>,
+    sender: Sender,
+    /// Whether the sender's own policy forbids what it calls, as enforced and as it would be.
+    refused: [bool; 2],
 }
 
 /// What is said of a packet under one reading of the policy.
 struct Opinion {
     verdict: Verdict,
     effect: Effect,
+    /// It is the policy of somebody who observes that denies.
+    excused: bool,
 }
 
 /// What a verdict does to what the endpoint remembers.
@@ -160,11 +179,13 @@ enum Effect {
     Forget(Key),
     /// It would have begun: remembered where it passes all the same.
     Refuse(Key, Flow),
+    /// Forgotten, or remembered where it passes all the same.
+    Cut(Key, Flow),
 }
 
 impl From<Verdict> for Opinion {
     fn from(verdict: Verdict) -> Self {
-        Self { verdict, effect: Effect::Nothing }
+        Self { verdict, effect: Effect::Nothing, excused: false }
     }
 }
 
@@ -180,17 +201,21 @@ impl Opinion {
 
 impl Verdict {
     fn of(allow: bool, reason: &'static str) -> Self {
-        Self { allow, reason, rules: BTreeSet::new(), begins: false, would: None }
+        let (rules, or) = (BTreeSet::new(), BTreeSet::new());
+        Self { allow, reason, rules, or, begins: false, provisional: false, would: None }
     }
 
-    fn decided(decision: Decision) -> Self {
-        let reason = match (decision.allow, decision.why) {
+    fn decided(call: Call) -> Self {
+        let Call { decision, others, provisional } = call;
+        let label = |why: Why| match (decision.allow, why) {
             (true, Why::NotIsolated) => reason::NOT_ISOLATED,
             (true, _) => reason::RULE,
             (false, Why::Rule) => reason::DENIED_BY_RULE,
             (false, _) => reason::ISOLATED,
         };
-        Self { rules: decision.rules, ..Self::of(decision.allow, reason) }
+        let reason = label(decision.why);
+        let or = others.into_iter().map(label).filter(|other| *other != reason).collect();
+        Self { rules: decision.rules, or, provisional, ..Self::of(decision.allow, reason) }
     }
 }
 
@@ -272,29 +297,45 @@ impl Machine {
     /// # Panics
     /// If there is no such endpoint on this node.
     pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
-        let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
+        let readings = Reading::both(self.now);
+        let refused = match (origin, &packet.body) {
+            (Origin::Called(caller), Body::Ip(ip)) => readings.map(|reading| !self.reached(reading, caller, ip).allow),
+            _ => [false; 2],
+        };
+        let opinions = readings.map(|reading| self.delivered(reading, id, packet, origin, refused));
         self.settle(id, opinions)
+    }
+
+    /// A frame that was sent to a service's address is about to leave by the overlay, to a backend on another node.
+    ///
+    /// # Panics
+    /// If it is not IP.
+    pub fn leave(&mut self, caller: &EndpointId, packet: &Packet) -> Verdict {
+        let Body::Ip(ip) = &packet.body else { panic!("no service without IP") };
+        let opinions = Reading::both(self.now).map(|reading| self.reached(reading, caller, ip).into());
+        self.settle(caller, opinions)
     }
 
     /// What holds is done; what would hold is noted where it differs.
     fn settle(&mut self, id: &EndpointId, [enforced, would]: [Opinion; 2]) -> Verdict {
-        let Opinion { mut verdict, effect } = enforced;
+        let Opinion { mut verdict, effect, excused } = enforced;
         let would = would.verdict;
         if would.allow != verdict.allow {
             verdict.would = Some(Would { allow: would.allow, reason: would.reason, rules: would.rules });
         }
         // What is for somebody else is not dropped by way of enforcement.
-        let observed = !verdict.allow && verdict.reason != reason::NOT_FOR_US && self.observes(id);
+        let observed = !verdict.allow && verdict.reason != reason::NOT_FOR_US && (excused || self.observes(id));
         if observed {
-            let begins = matches!(effect, Effect::Refuse(..));
-            verdict = Verdict { allow: true, reason: reason::OBSERVED, begins, ..verdict };
+            let begins = matches!(effect, Effect::Refuse(..)) || verdict.begins;
+            verdict = Verdict { allow: true, reason: reason::OBSERVED, or: BTreeSet::new(), begins, ..verdict };
         }
+        verdict.begins &= verdict.allow;
         let flows = self.flows.entry(id.clone()).or_default();
         match effect {
             Effect::Remember(key, flow) => _ = flows.insert(key, flow),
-            Effect::Refuse(key, flow) if observed => _ = flows.insert(key, flow),
-            Effect::Forget(key) if !observed => _ = flows.remove(&key),
-            Effect::Nothing | Effect::Refuse(..) | Effect::Forget(_) => {}
+            Effect::Refuse(key, flow) | Effect::Cut(key, flow) if observed => _ = flows.insert(key, flow),
+            Effect::Forget(key) | Effect::Cut(key, _) if !observed => _ = flows.remove(&key),
+            _ => {}
         }
         verdict
     }
@@ -326,14 +367,21 @@ impl Machine {
             direction: Direction::Egress,
             local: ip.source,
             remote: ip.destination,
-            passing: false,
             encapsulated: false,
-            sender: None,
+            sender: Sender::Address { passing: false },
+            refused: [false; 2],
         };
         self.pass(reading, id, &passage, ip, true)
     }
 
-    fn delivered(&self, reading: Reading, id: &EndpointId, packet: &Packet, origin: &Origin) -> Opinion {
+    fn delivered(
+        &self,
+        reading: Reading,
+        id: &EndpointId,
+        packet: &Packet,
+        origin: &Origin,
+        refused: [bool; 2],
+    ) -> Opinion {
         let world = &*self.world;
         let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
         let group = packet.to[0] & 1 == 1;
@@ -352,7 +400,7 @@ impl Machine {
         };
         if let (Transport::Neighbour(neighbour), None) = (&ip.transport, ip.fragment) {
             let router = matches!(neighbour.message, Message::RouterAdvertisement | Message::Redirect);
-            let from_workload = matches!(origin, Origin::Local(_));
+            let from_workload = matches!(origin, Origin::Local(_) | Origin::Called(_));
             return resolution(neighbour.hop_limit == hop_limit(neighbour.message) && !(router && from_workload));
         }
         let own = owns(endpoint, ip.destination);
@@ -365,42 +413,78 @@ impl Machine {
             direction: Direction::Ingress,
             local: ip.destination,
             remote: ip.source,
-            passing: matches!(origin, Origin::Forwarded | Origin::Overlay),
             encapsulated: *origin == Origin::Overlay,
             sender: match origin {
-                Origin::Local(sender) => Some(sender),
-                _ => None,
+                Origin::Local(sender) | Origin::Called(sender) => self.endpoint(sender, ip.source),
+                Origin::Node => Sender::Address { passing: false },
+                Origin::Forwarded | Origin::Overlay => Sender::Address { passing: true },
             },
+            refused,
         };
         let known = own && self.flows.get(id).is_some_and(|flows| flows.contains_key(&key(&passage, ip)));
         let opinion = self.pass(reading, id, &passage, ip, own);
+        if opinion.verdict.allow
+            && let Origin::Called(caller) = origin
+            && refused[usize::from(reading.audited)]
+        {
+            let effect = match opinion.effect {
+                Effect::Remember(key, flow) => Effect::Cut(key, flow),
+                _ => Effect::Forget(key(&passage, ip)),
+            };
+            let verdict = Verdict { begins: opinion.verdict.begins, ..Verdict::of(false, reason::SOURCE_DENIED) };
+            return Opinion { verdict, effect, excused: self.observes(caller) };
+        }
         // Nobody's own side has said that it lets this pass, though its address is of this node.
         if opinion.verdict.allow
             && opinion.verdict.reason != reason::RELATED
             && (opinion.verdict.begins || !known)
             && *origin == Origin::Forwarded
             && let Some(owner) = world.local_owner(endpoint.segment, ip.source).filter(|owner| owner != id)
-            && self.source_denies(reading, &owner, ip)
+            && !self.reached(reading, &owner, ip).allow
         {
-            let verdict = Verdict::of(false, reason::SOURCE_DENIED);
-            return Opinion { verdict, effect: Effect::Forget(key(&passage, ip)) };
+            let effect = Effect::Forget(key(&passage, ip));
+            return Opinion { effect, ..Opinion::drop(reason::SOURCE_DENIED) };
         }
         opinion
     }
 
-    /// Whether the policy of a local sender forbids what it is said to have sent.
-    fn source_denies(&self, reading: Reading, sender: &EndpointId, ip: &Ip) -> bool {
+    /// What the policy of a local sender says of whom its packet has reached.
+    fn reached(&self, reading: Reading, sender: &EndpointId, ip: &Ip) -> Verdict {
         let world = &*self.world;
+        let denied = Verdict::of(false, reason::SOURCE_DENIED);
         let Some((workload, endpoint)) = world.endpoint(sender) else {
-            return true;
+            return denied;
         };
         if matches!(self.mode(sender), Mode::Pending | Mode::Quarantine)
             || ip.fragment.is_some() && world.isolated(reading, workload, Direction::Egress)
         {
-            return true;
+            return denied;
         }
         let peer = world.peer(endpoint.segment, ip.destination, false);
-        !world.decide(reading, workload, Direction::Egress, &peer, want(ip)).allow
+        let decision = world.decide(reading, workload, Direction::Egress, &peer, want(ip));
+        if decision.allow { Verdict::decided(decision.into()) } else { denied }
+    }
+
+    /// A local sender of a packet.
+    fn endpoint(&self, sender: &EndpointId, source: IpAddr) -> Sender {
+        let Some((_, endpoint)) = self.world.endpoint(sender) else {
+            return Sender::Address { passing: false };
+        };
+        let own = || endpoint.addresses.iter().copied().find(|own| own.is_ipv4() == source.is_ipv4());
+        let address = if owns(endpoint, source) { source } else { own().unwrap_or(source) };
+        Sender::Endpoint(sender.clone(), address)
+    }
+
+    /// What is asked of the policy: in the initiator's direction, which may be to a service.
+    fn ask(&self, reading: Reading, passage: &Passage<'_>, flow: &Flow) -> Call {
+        let Passage { workload, endpoint, remote, .. } = *passage;
+        if flow.initiator == Direction::Egress
+            && let Some(translation) = self.world.translation(endpoint.segment, remote, flow.want)
+        {
+            return self.world.call(reading, workload, endpoint.segment, &translation);
+        }
+        let peer = other_end(&self.world, endpoint.segment, remote, &flow.sender);
+        self.world.decide(reading, workload, flow.initiator, &peer, flow.want).into()
     }
 
     /// `own`: the local address is one of the endpoint's, so that there is a flow to speak of.
@@ -415,13 +499,20 @@ impl Machine {
         if ip.fragment.is_some() && world.isolated(reading, workload, direction) {
             return Opinion::drop(reason::FRAGMENT);
         }
-        if direction == Direction::Ingress && !passage.encapsulated && peer(world, passage, false).behind {
+        let peer = other_end(world, passage.endpoint.segment, passage.remote, &passage.sender);
+        if direction == Direction::Ingress && !passage.encapsulated && peer.behind {
             return Opinion::drop(reason::PLAIN_OVERLAY_SOURCE);
         }
-        let tunnel = matches!(ip.transport, Transport::Udp { destination, .. }
-            if world.tunnel_ports.contains(&destination) && ip.fragment != Some(Fragment::Later));
-        if tunnel && direction == Direction::Egress && peer(world, passage, false).node.is_some() {
-            return Opinion::drop(reason::TUNNEL);
+        if direction == Direction::Egress
+            && ip.fragment != Some(Fragment::Later)
+            && let Transport::Udp { destination, .. } = ip.transport
+        {
+            let translation = world.translation(passage.endpoint.segment, passage.remote, want(ip));
+            if world.tunnel_ports.contains(&destination) && peer.node.is_some()
+                || translation.is_some_and(|to| world.tunnels(&to))
+            {
+                return Opinion::drop(reason::TUNNEL);
+            }
         }
         if ip.fragment.is_some() {
             return Opinion::pass(reason::NOT_ISOLATED);
@@ -437,50 +528,58 @@ impl Machine {
         }
 
         let key = key(passage, ip);
+        let at_node = world.peer(passage.endpoint.segment, passage.remote, false).node.is_some();
         let flow = self.flows.get(id).and_then(|flows| flows.get(&key)).cloned().filter(|flow| {
             let against = flow.initiator != direction;
-            // The node's own packets and what passes through it with its address are two senders, not one.
-            let other_sender = !against
-                && direction == Direction::Ingress
-                && flow.passing != passage.passing
-                && peer(world, passage, false).node.is_some();
+            // A node's address has several senders: its own processes, what passes through it, whom it hides.
+            let other_sender = !against && direction == Direction::Ingress && flow.sender != passage.sender && at_node;
             !(other_sender || against && begins_always(ip))
         });
         if let Some(flow) = flow {
-            let peer = peer(world, passage, flow.passing);
-            let decision = world.decide(reading, workload, flow.initiator, &peer, flow.want);
-            let effect = if decision.allow { Effect::Nothing } else { Effect::Forget(key) };
-            let verdict = if flow.initiator == direction {
-                Verdict::decided(decision)
-            } else if decision.allow {
-                Verdict { rules: decision.rules, ..Verdict::of(true, reason::REPLY) }
+            let asked = self.ask(reading, passage, &flow);
+            let allow = asked.decision.allow;
+            let refused = flow.refused[usize::from(reading.audited)] && (reading.audited || self.observes(id));
+            return if flow.initiator != direction {
+                match (allow, refused) {
+                    // An answer to what only passed as nobody enforces.
+                    (true, true) => Opinion::drop(reason::SOURCE_DENIED),
+                    (true, false) => Verdict { rules: asked.decision.rules, ..Verdict::of(true, reason::REPLY) }.into(),
+                    (false, _) => Opinion { effect: Effect::Forget(key), ..Opinion::drop(reason::REVOKED) },
+                }
             } else {
-                Verdict::of(false, reason::REVOKED)
+                let effect = match allow {
+                    true if flow.refused != passage.refused => {
+                        Effect::Remember(key, Flow { refused: passage.refused, ..flow })
+                    }
+                    true => Effect::Nothing,
+                    false => Effect::Forget(key),
+                };
+                Opinion { effect, ..Verdict::decided(asked).into() }
             };
-            return Opinion { verdict, effect };
         }
 
-        let want = want(ip);
-        let passing = passage.passing && direction == Direction::Ingress;
-        let decision = world.decide(reading, workload, direction, &peer(world, passage, passing), want);
+        let Passage { ref sender, refused, .. } = *passage;
+        let flow = Flow { initiator: direction, want: want(ip), sender: sender.clone(), refused };
+        let asked = self.ask(reading, passage, &flow);
+        let Decision { allow, why, .. } = asked.decision;
+        let verdict = Verdict::decided(asked);
         // Where a rule forbids it, that is more to say.
-        if !decision.allow && decision.why == Why::Isolated && answers_something(ip) {
-            return Opinion::drop(reason::NO_FLOW);
+        if !allow && why == Why::Isolated && answers_something(ip) {
+            let Verdict { or, provisional, .. } = verdict;
+            return Verdict { or, provisional, ..Verdict::of(false, reason::NO_FLOW) }.into();
         }
         // An answer that nobody asked for may be allowed; it does not turn the other side's questions into answers.
-        let flow = Flow { initiator: direction, want, passing };
         let effect = match own && !answers_alone(ip) {
-            true if decision.allow => Effect::Remember(key, flow),
+            true if allow => Effect::Remember(key, flow),
             true if !answers_something(ip) => Effect::Refuse(key, flow),
             _ => Effect::Nothing,
         };
         let begins = matches!(effect, Effect::Remember(..));
-        Opinion { verdict: Verdict { begins, ..Verdict::decided(decision) }, effect }
+        Opinion { effect, ..Verdict { begins, ..verdict }.into() }
     }
 
     /// Whether an error is about a flow of the endpoint that still holds, and goes to the one whose packet it is about.
     fn known(&self, reading: Reading, id: &EndpointId, passage: &Passage<'_>, error: &Ip, about: &Ip) -> bool {
-        let world = &*self.world;
         if about.v6() != error.v6() || about.source != error.destination || about.fragment == Some(Fragment::Later) {
             return false;
         }
@@ -493,21 +592,27 @@ impl Machine {
         if !owns(passage.endpoint, local) {
             return false;
         }
-        let quoted = Passage { direction, local, remote, sender: None, ..*passage };
+        let sender = Sender::Address { passing: false };
+        let quoted = Passage { direction, local, remote, sender, ..*passage };
         let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
             return false;
         };
-        world.decide(reading, passage.workload, flow.initiator, &peer(world, &quoted, flow.passing), flow.want).allow
+        self.ask(reading, &quoted, flow).decision.allow
     }
 }
 
 /// Who the other end is.
-fn peer<'a>(world: &'a World, passage: &Passage<'_>, passing: bool) -> Peer<'a> {
-    let peer = world.peer(passage.endpoint.segment, passage.remote, passing);
-    match passage.sender.and_then(|sender| world.endpoint(sender)) {
-        // Its node may have replaced its address; it is still itself.
-        Some((sender, _)) => Peer { workload: Some(sender), node: None, here: false, masqueraded: false, ..peer },
-        None => peer,
+fn other_end<'a>(world: &'a World, segment: Segment, remote: IpAddr, sender: &Sender) -> Peer<'a> {
+    match sender {
+        Sender::Address { passing } => world.peer(segment, remote, *passing),
+        Sender::Endpoint(id, own) => {
+            let peer = world.peer(segment, *own, false);
+            match world.endpoint(id) {
+                // Its node may have replaced its address; it is still itself.
+                Some((workload, _)) => Peer { workload: Some(workload), node: None, here: false, ..peer },
+                None => peer,
+            }
+        }
     }
 }
 

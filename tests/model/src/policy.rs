@@ -158,7 +158,7 @@ pub struct Decision {
 }
 
 /// Why a policy answers what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// A rule says so.
     Rule,
@@ -166,6 +166,8 @@ pub enum Why {
     Isolated,
     /// Nothing speaks of it.
     NotIsolated,
+    /// The workload would not be let through to itself.
+    Itself,
 }
 
 /// The two answers of a policy.
@@ -350,9 +352,25 @@ impl World {
         Judgement { enforced, would }
     }
 
-    /// The answer under one reading.
+    /// The answer under one reading. A workload always reaches itself.
     #[must_use]
     pub fn decide(
+        &self,
+        reading: Reading,
+        subject: &Workload,
+        direction: Direction,
+        peer: &Peer<'_>,
+        want: Want,
+    ) -> Decision {
+        let decision = self.read(reading, subject, direction, peer, want);
+        let itself = |w: &Workload| (&w.namespace, &w.name) == (&subject.namespace, &subject.name);
+        if !decision.allow && peer.workload.is_some_and(itself) {
+            return Decision { allow: true, why: Why::Itself, rules: BTreeSet::new() };
+        }
+        decision
+    }
+
+    fn read(
         &self,
         reading: Reading,
         subject: &Workload,

@@ -27,6 +27,8 @@ pub struct World {
     pub namespaces: BTreeMap<String, Labels>,
     /// Workloads on all nodes.
     pub workloads: Vec<Workload>,
+    /// Services of the source.
+    pub services: Vec<Front>,
     /// What is wanted.
     pub policy: Vec<Level>,
 }
@@ -68,6 +70,43 @@ pub struct Workload {
     pub ports: BTreeMap<String, (u16, Protocol)>,
     /// Links.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// A service of the source: addresses that each node translates to those of its backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Front {
+    /// Namespace.
+    pub namespace: String,
+    /// Name, unique in the namespace.
+    pub name: String,
+    /// Own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports, of which each leads to all backends.
+    pub ports: Vec<FrontPort>,
+    /// Where calls end.
+    pub backends: Vec<Backend>,
+}
+
+/// A port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontPort {
+    /// Port of the service's addresses.
+    pub port: u16,
+    /// Port on which backends listen.
+    pub target: u16,
+    /// Port of every address of every node that means the same.
+    pub node_port: Option<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Where calls to a service may end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Backend {
+    /// A workload of the service's namespace.
+    Workload(String),
+    /// Somebody who is no workload.
+    Address(IpAddr),
 }
 
 /// A protocol with ports.

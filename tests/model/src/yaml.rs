@@ -6,7 +6,7 @@ use crate::{
     Prefix, World,
     intent::{Intent, Line, Name},
     policy::{Action, Direction, Guard, Level, Ports, Rule, Subject, Whom},
-    world::Protocol,
+    world::{Backend, Front, Protocol},
 };
 
 /// The documents of a world: name of the file and its text. The workloads file is not among them.
@@ -73,7 +73,38 @@ pub fn workloads(world: &World) -> String {
             ),
         );
     }
+    if !world.services.is_empty() {
+        out.push_str("services:\n");
+    }
+    for service in &world.services {
+        line(&mut out, format_args!("  - {}", front(service)));
+    }
     out
+}
+
+fn front(front: &Front) -> String {
+    let ports = front.ports.iter().map(|port| {
+        let mut text = format!("{{ port: {}, target: {}", port.port, port.target);
+        if let Some(number) = port.node_port {
+            write!(text, ", nodePort: {number}").expect("a String takes everything");
+        }
+        if port.protocol != Protocol::Tcp {
+            write!(text, ", protocol: {}", port.protocol.name()).expect("a String takes everything");
+        }
+        text + " }"
+    });
+    let backends = front.backends.iter().map(|backend| match backend {
+        Backend::Workload(name) => name.clone(),
+        Backend::Address(own) => address(own),
+    });
+    format!(
+        "{{ name: {}, namespace: {}, addresses: {}, ports: {}, backends: {} }}",
+        front.name,
+        front.namespace,
+        list(front.addresses.iter().map(address)),
+        list(ports),
+        list(backends)
+    )
 }
 
 /// A peer and a port as a line of an `Intent` has them.

@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bulkhead_model::{
-    Machine, Origin, Verdict, World,
+    Machine, Packet, Verdict, World,
     generate::{Event, Features, START, Scenario, Step, resolve, scenario},
-    policy::{Action, Level},
-    reason, yaml,
+    packet::{Body, Transport},
+    policy::{Action, Level, Want},
+    reason,
+    world::Protocol,
+    yaml,
 };
 use proptest::{
     strategy::{Strategy, ValueTree},
@@ -42,18 +45,7 @@ fn verdicts(scenario: &Scenario) -> Vec<Verdict> {
             Step::Bypass(time) => machine.set_bypass(machine.now() + nanoseconds(time)),
             Step::Packet(conversation, what) => {
                 for event in resolve(&machine.world().clone(), &scenario.conversations, nth, *conversation, *what) {
-                    match event {
-                        Event::Send(id, packet) => seen.push(machine.send(&id, &packet)),
-                        Event::Deliver(id, packet, origin) => seen.push(machine.deliver(&id, &packet, &origin)),
-                        Event::Cross(from, to, packet) => {
-                            let sent = machine.send(&from, &packet);
-                            let passes = sent.allow;
-                            seen.push(sent);
-                            if passes {
-                                seen.push(machine.deliver(&to, &packet, &Origin::Local(from)));
-                            }
-                        }
-                    }
+                    seen.extend(event.happen(&mut machine));
                 }
             }
         }
@@ -176,6 +168,59 @@ fn some_only_watch() {
     let seen = format!("{watched} scenarios watch, {enforced} do not; {observed} observed, {begun} of them begin");
     eprintln!("{seen}");
     assert!(watched > 30 && enforced > 20 && observed > 500 && begun > 50, "{seen}");
+}
+
+#[test]
+fn services_are_called() {
+    let features = Features { services: true, guards: true, ..Features::default() };
+    let mut seen = BTreeMap::new();
+    for scenario in scenarios(features, 200) {
+        let mut machine = Machine::new(scenario.worlds[0].clone());
+        for (nth, step) in scenario.steps.iter().enumerate() {
+            let Step::Packet(conversation, what) = step else { continue };
+            let world = machine.world().clone();
+            for event in resolve(&world, &scenario.conversations, nth, *conversation, *what) {
+                let kind = match &event {
+                    Event::Translate(from, _, to, _) if from == to => "itself",
+                    Event::Translate(..) => "local",
+                    Event::Leave(..) => "overlay",
+                    Event::Send(_, packet) if calls(&world, packet) => "elsewhere",
+                    _ => continue,
+                };
+                for verdict in event.happen(&mut machine) {
+                    *seen.entry((kind, verdict.reason)).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{seen:?}");
+    for (kind, reason, least) in [
+        ("local", reason::RULE, 100),
+        ("local", reason::NOT_ISOLATED, 50),
+        ("local", reason::REPLY, 100),
+        ("local", reason::ISOLATED, 50),
+        ("local", reason::DENIED_BY_RULE, 5),
+        ("local", reason::SOURCE_DENIED, 5),
+        ("itself", reason::RULE, 5),
+        ("overlay", reason::RULE, 50),
+        ("overlay", reason::SOURCE_DENIED, 5),
+        ("elsewhere", reason::RULE, 20),
+        ("elsewhere", reason::ISOLATED, 20),
+        ("elsewhere", reason::TUNNEL, 1),
+    ] {
+        assert!(seen.get(&(kind, reason)).is_some_and(|count| *count >= least), "{kind} {reason}: {seen:?}");
+    }
+}
+
+fn calls(world: &World, packet: &Packet) -> bool {
+    let Body::Ip(ip) = &packet.body else { return false };
+    let (protocol, port) = match ip.transport {
+        Transport::Tcp { destination, .. } => (Protocol::Tcp, destination),
+        Transport::Udp { destination, .. } => (Protocol::Udp, destination),
+        Transport::Sctp { destination, .. } => (Protocol::Sctp, destination),
+        _ => return false,
+    };
+    world.translation(1, ip.destination, Want::Port(protocol, port)).is_some()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use bulkhead_model::{
     packet::{Arp, Body, ErrorKind, Fragment, Ip, Message, Neighbour, Transport, flag, link_local},
     policy::{Action, Cidrs, Direction, Guard, Judgement, Level, Ports, Rule, Subject, Want, Whom},
     reason,
-    world::{Endpoint, EndpointId, Entity, Node, NodeSegment, Protocol, Workload},
+    world::{Backend, Endpoint, EndpointId, Entity, Front, FrontPort, Node, NodeSegment, Protocol, Workload},
     yaml,
 };
 
@@ -68,6 +68,7 @@ fn shop(intents: Vec<Intent>) -> World {
             workload("ops", "backup-1", "backup", 1, &["10.244.2.9", "fd00:2::9"]),
             workload("ops", "free-1", "free", 0, &["10.244.1.9", "fd00:1::9"]),
         ],
+        services: vec![],
         policy: vec![Level::Intents(intents)],
     }
 }
@@ -591,6 +592,184 @@ fn what_observes_says_what_audited_policies_would_do() {
     assert_eq!((verdict.reason, verdict.would), (reason::OBSERVED, None));
 }
 
+/// A service of shop with these backends: web-1, "203.0.113.5".
+fn front(backends: &[&str]) -> Front {
+    let backend = |text: &&str| match text.parse() {
+        Ok(address) => Backend::Address(address),
+        Err(_) => Backend::Workload((*text).to_owned()),
+    };
+    let tcp = FrontPort { port: 80, target: 5432, node_port: Some(30_080), protocol: Protocol::Tcp };
+    Front {
+        namespace: "shop".into(),
+        name: "store".into(),
+        addresses: vec![address("10.96.3.4"), address("fd00:96::4")],
+        ports: vec![tcp, FrontPort { port: 53, target: 8472, node_port: None, protocol: Protocol::Udp }],
+        backends: backends.iter().map(backend).collect(),
+    }
+}
+
+fn fronted(intents: Vec<Intent>, backends: &[&str]) -> World {
+    World { services: vec![front(backends)], ..shop(intents) }
+}
+
+#[test]
+fn a_call_may_end_at_some_backend_or_must_at_all() {
+    let call = |backends: &[&str], to: &str| {
+        let mut allows = policy();
+        let calls = &mut allows.services.get_mut("cart").unwrap().calls;
+        calls.push(line(own("stripe"), Ports::Any));
+        let machine = &mut Machine::new(fronted(vec![allows], backends));
+        let port = if to.starts_with("192.") { 30_080 } else { 80 };
+        let verdict = see(machine, "cart-1", Egress, to, segment(4000, port, flag::SYN));
+        (verdict.allow, verdict.provisional)
+    };
+    for (backends, ways, cluster, here, elsewhere) in [
+        // cart may call the databases on the port that they listen on, not web; one is enough where a wall follows.
+        (&["db-1", "db-2"][..], "local, remote", (true, true), (true, true), (true, false)),
+        (&["db-1", "web-1"], "one allowed", (true, true), (true, true), (false, false)),
+        (&["web-1"], "none allowed", (false, true), (false, true), (false, false)),
+        // Of others all must be allowed: stripe is, its hole is not, nor are nodes.
+        (&["198.51.100.1"], "outside", (true, false), (true, false), (true, false)),
+        (&["198.51.100.1", "198.51.100.13"], "a hole", (false, false), (false, false), (false, false)),
+        (&["db-1", "198.51.100.1"], "both", (true, true), (true, true), (true, false)),
+        (&["web-1", "198.51.100.1"], "outside decides", (true, true), (true, true), (false, false)),
+        (&["db-1", "192.0.2.2"], "a node", (false, true), (false, true), (false, false)),
+        (&["db-1", "192.0.2.1"], "the own node", (false, true), (false, true), (false, false)),
+        // Itself.
+        (&["cart-1", "web-1"], "itself", (true, true), (true, true), (false, false)),
+        // Nobody: the address stands for itself.
+        (&[], "nobody", (false, false), (false, false), (false, false)),
+    ] {
+        assert_eq!(call(backends, "10.96.3.4"), cluster, "{ways}");
+        if backends.iter().all(|backend| backend.contains('-')) {
+            assert_eq!(call(backends, "fd00:96::4"), cluster, "{ways}");
+        }
+        assert_eq!(call(backends, "192.0.2.1"), here, "{ways}, at this node");
+        assert_eq!(call(backends, "192.0.2.2"), elsewhere, "{ways}, at another node");
+    }
+    // Another port, another protocol, another family than the backends': the address stands for itself.
+    let world = fronted(vec![], &["198.51.100.1"]);
+    let translated = |to, want| world.translation(1, address(to), want).is_some();
+    assert!(translated("10.96.3.4", port(80)));
+    assert!(!translated("10.96.3.4", port(5432)));
+    assert!(!translated("10.96.3.4", port(30_080)));
+    assert!(!translated("10.96.3.4", Want::Port(Protocol::Udp, 80)));
+    assert!(!translated("fd00:96::4", port(80)));
+    assert!(!translated("192.0.2.1", port(80)));
+}
+
+/// The packet of a call that gets to `to` after the node has chosen it.
+fn translated(to: &str, from: &str, flags: u8) -> Packet {
+    packet(to, Ingress, from, segment(4000, 5432, flags)).1
+}
+
+#[test]
+fn the_choice_is_judged_where_it_is_known() {
+    let calls = |peers: &[&str]| {
+        let lines = peers.iter().map(|peer| line(own(peer), tcp(5432))).collect();
+        let open = || service(vec![line(own("web"), tcp(5432))], vec![]);
+        intent([("web", service(vec![], lines)), ("cart", open()), ("db", open())])
+    };
+    let backends = ["cart-1", "db-1", "db-2"];
+    let machine = &mut Machine::new(fronted(vec![calls(&["db"])], &backends));
+    let web = id("web-1");
+    let origin = Origin::Called(web.clone());
+    let verdict = see(machine, "web-1", Egress, "10.96.3.4", segment(4000, 80, flag::SYN));
+    assert_eq!((verdict.reason, verdict.provisional, verdict.begins), (reason::RULE, true, true));
+    for from in ["10.244.1.5", "192.0.2.1"] {
+        // cart accepts web, and web may not call cart; the node's address hides nobody.
+        let cart = machine.deliver(&id("cart-1"), &translated("cart-1", from, flag::SYN), &origin);
+        assert_eq!((cart.allow, cart.reason, cart.begins), (false, reason::SOURCE_DENIED, false), "{from}");
+        assert_eq!(machine.remembered(&id("cart-1")), 0);
+        let db = machine.deliver(&id("db-1"), &translated("db-1", from, flag::SYN), &origin);
+        assert_eq!((db.reason, db.begins), (reason::RULE, true), "{from}");
+        assert_eq!(step(machine, "db-1", Egress, from, segment(5432, 4000, flag::ACK)), reason::REPLY);
+    }
+    // What passes through the node with its address is somebody else.
+    let (db, other) = packet("db-1", Ingress, "192.0.2.1", segment(4000, 5432, flag::ACK));
+    assert_eq!(machine.deliver(&db, &other, &Origin::Forwarded).reason, reason::NO_FLOW);
+    // The other node's backend is judged where the packet leaves.
+    let leaving = |to| {
+        let mut packet = translated("db-1", "192.0.2.1", flag::SYN);
+        let Body::Ip(ip) = &mut packet.body else { unreachable!() };
+        ip.destination = address(to);
+        packet
+    };
+    assert_eq!(machine.leave(&web, &leaving("10.244.2.7")).reason, reason::RULE);
+    let denied = machine.leave(&web, &leaving("10.244.2.9"));
+    assert_eq!((denied.allow, denied.reason), (false, reason::SOURCE_DENIED));
+    // The answer has the address that was called.
+    assert_eq!(step(machine, "web-1", Ingress, "10.96.3.4", segment(80, 4000, flag::ACK)), reason::REPLY);
+
+    // web may not call db any more: the next question is cut, though another backend is allowed.
+    machine.change(fronted(vec![calls(&["cart"])], &backends));
+    let ack = segment(4000, 80, flag::ACK);
+    assert_eq!(step(machine, "web-1", Egress, "10.96.3.4", ack.clone()), reason::RULE);
+    let cut = machine.deliver(&id("db-1"), &translated("db-1", "192.0.2.1", flag::ACK), &origin);
+    assert_eq!(cut.reason, reason::SOURCE_DENIED);
+    assert_eq!(step(machine, "db-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::NO_FLOW);
+    // Nor any backend.
+    machine.change(fronted(vec![calls(&[])], &backends));
+    assert_eq!(step(machine, "web-1", Egress, "10.96.3.4", ack), reason::ISOLATED);
+}
+
+#[test]
+fn a_workload_reaches_itself() {
+    let deny = [Ingress, Egress].map(|direction| rule(Action::Deny, direction, &everyone(), &[]));
+    let mut world = fronted(vec![intent([("cart", service(vec![], vec![]))])], &["cart-1"]);
+    world.policy.push(Level::Guard(guard(1, deny.into())));
+    let machine = &mut Machine::new(world);
+    let cart = id("cart-1");
+    assert_eq!(step(machine, "cart-1", Egress, "10.96.3.4", segment(4000, 80, flag::SYN)), reason::RULE);
+    let masqueraded = translated("cart-1", "192.0.2.1", flag::SYN);
+    assert_eq!(machine.deliver(&cart, &masqueraded, &Origin::Called(cart.clone())).reason, reason::RULE);
+    assert_eq!(machine.deliver(&cart, &masqueraded, &Origin::Forwarded).reason, reason::DENIED_BY_RULE);
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::REPLY);
+}
+
+#[test]
+fn no_service_leads_to_a_tunnel() {
+    let udp = |destination| Transport::Udp { source: 1, destination };
+    for (backend, seen) in [("192.0.2.2", reason::TUNNEL), ("203.0.113.5", reason::NOT_ISOLATED)] {
+        let machine = &mut Machine::new(fronted(vec![], &["db-1", backend]));
+        assert_eq!(step(machine, "free-1", Egress, "10.96.3.4", udp(53)), seen, "{backend}");
+        assert_eq!(step(machine, "free-1", Egress, "10.96.3.4", udp(54)), reason::NOT_ISOLATED);
+    }
+}
+
+#[test]
+fn calls_of_those_who_observe() {
+    let calls = intent([("web", service(vec![], vec![line(own("db"), tcp(5432))])), ("db", service(vec![], vec![]))]);
+    let world = || fronted(vec![calls.clone()], &["cart-1", "db-1"]);
+    let (cart, web) = (id("cart-1"), id("web-1"));
+    let origin = Origin::Called(web.clone());
+    let syn = translated("cart-1", "192.0.2.1", flag::SYN);
+    // The backend watches: what its caller may not do is remembered, so that the answer says so too.
+    let machine = &mut Machine::new(world());
+    machine.set_mode(&cart, Mode::Observe);
+    let verdict = machine.deliver(&cart, &syn, &origin);
+    assert_eq!((verdict.reason, verdict.begins), (reason::OBSERVED, true));
+    let verdict = machine.deliver(&cart, &translated("cart-1", "192.0.2.1", flag::ACK), &origin);
+    assert_eq!((verdict.reason, verdict.begins), (reason::OBSERVED, false));
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::OBSERVED);
+    // The caller watches: its policy drops nothing, wherever it is asked.
+    let machine = &mut Machine::new(world());
+    machine.set_mode(&web, Mode::Observe);
+    assert_eq!(machine.deliver(&cart, &syn, &origin).reason, reason::OBSERVED);
+    assert_eq!(machine.leave(&web, &syn).reason, reason::OBSERVED);
+    let db = translated("db-1", "192.0.2.1", flag::SYN);
+    assert_eq!(machine.deliver(&id("db-1"), &db, &origin).reason, reason::RULE);
+    // Where the caller's policy is audited, the difference is told by question and answer.
+    let audited = Intent { audit: true, ..calls.clone() };
+    let machine = &mut Machine::new(fronted(vec![audited], &["cart-1", "db-1"]));
+    let verdict = machine.deliver(&cart, &syn, &origin);
+    assert_eq!((verdict.reason, verdict.would.unwrap().reason), (reason::NOT_ISOLATED, reason::SOURCE_DENIED));
+    let verdict = see(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK));
+    assert_eq!((verdict.reason, verdict.would.unwrap().allow), (reason::REPLY, false));
+    let verdict = machine.leave(&web, &syn);
+    assert_eq!((verdict.reason, verdict.would.unwrap().allow), (reason::NOT_ISOLATED, false));
+}
+
 #[test]
 fn documents_are_written_as_people_write_them() {
     let mut last = rule(Action::Deny, Egress, &[Whom::Entity(Entity::World)], &[]);
@@ -625,7 +804,14 @@ fn documents_are_written_as_people_write_them() {
          - deny: { to: [metadata, other] }\n  \
          - deny: { to: world:25, mode: audit, expires: 2027-01-31T12:00:00Z }\n"
     );
-    let workloads = yaml::workloads(&world);
+    let workloads = yaml::workloads(&World { services: vec![front(&["db-1", "192.0.2.2"])], ..world });
+    assert!(
+        workloads.ends_with(
+            "services:\n  - { name: store, namespace: shop, addresses: [\"10.96.3.4\", \"fd00:96::4\"], ports: [{ port: 80, \
+             target: 5432, nodePort: 30080 }, { port: 53, target: 8472, protocol: udp }], backends: [db-1, \"192.0.2.2\"] }\n"
+        ),
+        "{workloads}"
+    );
     assert!(workloads.contains("namespaces:\n  - { name: ops, labels: {tenant: b} }\n"), "{workloads}");
 }
 

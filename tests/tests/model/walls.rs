@@ -187,6 +187,7 @@ impl<P: Programs> Walls<P> {
         match event {
             Event::Send(id, packet) => self.judge(machine, id, packet, None, 0, run).map(drop),
             Event::Deliver(id, packet, origin) => self.judge(machine, id, packet, Some(origin), 0, run).map(drop),
+            Event::Translate(..) | Event::Leave(..) => Err("the harness translates nothing yet".to_owned()),
             Event::Cross(from, to, packet) => {
                 let Some(mark) = self.judge(machine, from, packet, None, 0, run)? else { return Ok(()) };
                 self.judge(machine, to, packet, Some(&Origin::Local(from.clone())), mark, run).map(drop)

@@ -1,6 +1,7 @@
 //! Random worlds, and random packets that are aimed at what their policies speak of.
 
 mod guards;
+mod services;
 mod traffic;
 mod worlds;
 
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-pub use traffic::{Conversation, Event, Move, Step, Target, resolve};
+pub use traffic::{Behind, Conversation, Event, Move, Step, Target, Translated, resolve};
 pub use worlds::{GATEWAY, TUNNEL_PORT, worlds};
 
 use crate::World;
@@ -28,6 +29,8 @@ pub struct Features {
     pub expiry: bool,
     /// Endpoints and nodes that only watch, for a time or until told otherwise.
     pub modes: bool,
+    /// Services of the source, and calls to their addresses.
+    pub services: bool,
 }
 
 /// A world that changes, and what happens in it.
@@ -48,7 +51,7 @@ pub fn scenario(
 ) -> impl Strategy<Value = Scenario> {
     let steps = prop::collection::vec(traffic::step(features), steps);
     let enforces = if features.modes { prop::bool::weighted(0.4).boxed() } else { Just(true).boxed() };
-    (worlds(features), traffic::conversations(), steps, enforces).prop_map(
+    (worlds(features), traffic::conversations(features), steps, enforces).prop_map(
         |(worlds, conversations, mut steps, enforces)| {
             let worlds: Vec<_> = worlds.into_iter().map(Arc::new).collect();
             let conversations = conversations.iter().map(|raw| raw.aim(&worlds[0])).collect();

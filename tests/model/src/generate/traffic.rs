@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::Index};
 
 use super::{Features, GATEWAY, START, TUNNEL_PORT};
 use crate::{
-    Machine, Mode, Origin, World,
+    Machine, Mode, Origin, Verdict, World,
     packet::{
         Arp, Body, Broken, ErrorKind, Fragment, Ip, Mac, Message, Neighbour, Packet, Transport, flag, link_local,
     },
@@ -28,6 +28,32 @@ pub enum Target {
     Behind(IpAddr),
     /// This node itself.
     Node(IpAddr),
+    /// A service, by an address of it or of this node.
+    Service(Translated),
+}
+
+/// What the node makes of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// The address that is called.
+    pub called: IpAddr,
+    /// The chosen backend, and where it is.
+    pub backend: (IpAddr, Behind),
+    /// The backend's port.
+    pub port: u16,
+    /// Address of this node that takes the caller's place.
+    pub masquerade: Option<IpAddr>,
+}
+
+/// Where a chosen backend is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// An endpoint on this node.
+    Local(EndpointId),
+    /// On another node, by the overlay.
+    Overlay,
+    /// Where no later wall of this node is.
+    Elsewhere,
 }
 
 /// Two ends, and what the first packet asks for.
@@ -121,6 +147,40 @@ pub enum Event {
     Deliver(EndpointId, Packet, Origin),
     /// A workload sends to another one of this node: two walls, the second only if the first lets it pass.
     Cross(EndpointId, EndpointId, Packet),
+    /// A workload calls a service, or answers a call: the node replaces addresses and ports, and another workload of this
+    /// node is to get the second packet.
+    Translate(EndpointId, Packet, EndpointId, Packet),
+    /// A workload calls a service whose backend is on another node: the second packet is about to leave by the overlay.
+    Leave(EndpointId, Packet, Packet),
+}
+
+impl Event {
+    /// Lets it happen: what each of the walls says, the second one only if the first lets it pass.
+    pub fn happen(&self, machine: &mut Machine) -> Vec<Verdict> {
+        let (from, packet) = match self {
+            Self::Deliver(id, packet, origin) => return vec![machine.deliver(id, packet, origin)],
+            Self::Send(from, packet)
+            | Self::Cross(from, _, packet)
+            | Self::Translate(from, packet, ..)
+            | Self::Leave(from, packet, _) => (from, packet),
+        };
+        let sent = machine.send(from, packet);
+        let second = match self {
+            _ if !sent.allow => None,
+            Self::Cross(_, to, packet) | Self::Translate(_, _, to, packet) => {
+                Some(machine.deliver(to, packet, &Self::origin(from, &sent)))
+            }
+            Self::Leave(_, _, packet) => sent.provisional.then(|| machine.leave(from, packet)),
+            Self::Send(..) | Self::Deliver(..) => None,
+        };
+        [Some(sent), second].into_iter().flatten().collect()
+    }
+
+    /// How a packet that an endpoint of this node has sent gets to another one.
+    #[must_use]
+    pub fn origin(from: &EndpointId, sent: &Verdict) -> Origin {
+        if sent.provisional { Origin::Called(from.clone()) } else { Origin::Local(from.clone()) }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -138,11 +198,41 @@ struct Candidate {
     want: Index,
     v6: bool,
     port: Index,
+    call: Option<Call>,
 }
 
-pub(super) fn conversations() -> impl Strategy<Value = Vec<Raw>> {
-    let candidate = (any::<Index>(), any::<Index>(), any::<bool>(), any::<Index>(), any::<bool>(), any::<Index>())
-        .prop_map(|(near, far, outgoing, want, v6, port)| Candidate { near, far, outgoing, want, v6, port });
+/// A call to a service, where the world has any.
+#[derive(Clone, Debug)]
+struct Call {
+    front: Index,
+    port: Index,
+    backend: Index,
+    /// 0 and 1: at a node's address, where the port is one of nodes; of another node's if 0.
+    place: u8,
+    masquerade: bool,
+}
+
+fn call(features: Features) -> BoxedStrategy<Option<Call>> {
+    if !features.services {
+        return Just(None).boxed();
+    }
+    let call = (any::<[Index; 3]>(), 0..5_u8, any::<bool>())
+        .prop_map(|([front, port, backend], place, masquerade)| Call { front, port, backend, place, masquerade });
+    prop::option::weighted(0.4, call).boxed()
+}
+
+pub(super) fn conversations(features: Features) -> impl Strategy<Value = Vec<Raw>> {
+    let candidate =
+        (any::<Index>(), any::<Index>(), any::<bool>(), any::<Index>(), any::<bool>(), any::<Index>(), call(features))
+            .prop_map(|(near, far, outgoing, want, v6, port, call)| Candidate {
+                near,
+                far,
+                outgoing,
+                want,
+                v6,
+                port,
+                call,
+            });
     let raw = (prop::collection::vec(candidate, 32), prop::bool::weighted(0.6))
         .prop_map(|(candidates, allowed)| Raw { candidates, allowed });
     prop::collection::vec(raw, 4..14)
@@ -175,12 +265,59 @@ impl Candidate {
         let (_, endpoint) = world.endpoint(&near)?;
         let near_address =
             *endpoint.addresses.iter().find(|a| a.is_ipv6() == self.v6).or(endpoint.addresses.first())?;
+        let v6 = near_address.is_ipv6();
+        let port = *self.port.get(&[40_000, 40_001, 53, 80]);
+        if let Some((far, want)) = self.call.as_ref().and_then(|call| call.aim(world, &near, endpoint.segment, v6)) {
+            let far_address = far.address(world, v6)?;
+            return Some(Conversation {
+                near,
+                near_address,
+                far,
+                far_address,
+                direction: Direction::Egress,
+                want,
+                port,
+            });
+        }
         let far = self.far.get(&targets(world, &near, endpoint.segment, near_address.is_ipv6())).clone();
         let far_address = far.address(world, near_address.is_ipv6())?;
         let direction = if self.outgoing { Direction::Egress } else { Direction::Ingress };
         let want = *self.want.get(&wants(near_address.is_ipv6()));
-        let port = *self.port.get(&[40_000, 40_001, 53, 80]);
         Some(Conversation { near, near_address, far, far_address, direction, want, port })
+    }
+}
+
+impl Call {
+    /// Whom it reaches in that world; `None` where there is nothing to call.
+    fn aim(&self, world: &World, near: &EndpointId, segment: Segment, v6: bool) -> Option<(Target, Want)> {
+        if world.services.is_empty() {
+            return None;
+        }
+        let front = self.front.get(&world.services);
+        let port = self.port.get(&front.ports);
+        let node = |n: usize| world.nodes.get(n)?.addresses.iter().copied().find(|a| a.is_ipv6() == v6);
+        let (called, want) = match (self.place, port.node_port) {
+            (0, Some(number)) => {
+                return Some((Target::Elsewhere(node(1)?), Want::Port(port.protocol, number)));
+            }
+            (1, Some(number)) => (node(world.here)?, number),
+            _ => (front.addresses.iter().copied().find(|a| a.is_ipv6() == v6)?, port.port),
+        };
+        let want = Want::Port(port.protocol, want);
+        let Some(translation) = world.translation(segment, called, want) else {
+            return Some((Target::Elsewhere(called), want));
+        };
+        let (address, to) = *self.backend.get(&translation.backends);
+        let Want::Port(_, port) = to else { return None };
+        let behind = match world.local_owner(segment, address) {
+            Some(id) => Behind::Local(id),
+            None if world.judged_later(segment, address) => Behind::Overlay,
+            None => Behind::Elsewhere,
+        };
+        // Who reaches itself would otherwise answer itself.
+        let masquerade = self.masquerade || behind == Behind::Local(near.clone());
+        let masquerade = if masquerade { node(world.here) } else { None };
+        Some((Target::Service(Translated { called, backend: (address, behind), port, masquerade }), want))
     }
 }
 
@@ -292,6 +429,7 @@ impl Target {
         match self {
             Self::Local(id) => world.endpoint(id)?.1.addresses.iter().copied().find(|a| a.is_ipv6() == v6),
             Self::Elsewhere(address) | Self::Behind(address) | Self::Node(address) => Some(*address),
+            Self::Service(translated) => Some(translated.called),
         }
     }
 }
@@ -312,25 +450,21 @@ impl Conversation {
         }
     }
 
-    /// Whether the first packet passes in that world: 0 no, 1 as nobody cares, 2 by a rule.
+    /// Whether the first packet passes in that world: 0 no, 1 as nobody cares or it is its own, 2 by a rule, or not before its
+    /// backend is known.
     fn allowed(&self, world: &Arc<World>) -> u8 {
         let mut machine = Machine::new(Arc::clone(world));
         machine.set_now(START);
-        let mut verdicts = Vec::new();
-        for event in self.frames(world, Move::Ask, 0) {
-            match event {
-                Event::Send(id, packet) => verdicts.push(machine.send(&id, &packet)),
-                Event::Deliver(id, packet, origin) => verdicts.push(machine.deliver(&id, &packet, &origin)),
-                Event::Cross(from, to, packet) => {
-                    verdicts.push(machine.send(&from, &packet));
-                    verdicts.push(machine.deliver(&to, &packet, &Origin::Local(from)));
-                }
-            }
-        }
-        if verdicts.is_empty() || verdicts.iter().any(|verdict| !verdict.allow) {
+        let events = self.frames(world, Move::Ask, 0);
+        let verdicts: Vec<_> = events.iter().flat_map(|event| event.happen(&mut machine)).collect();
+        let denied_late = verdicts.last().is_some_and(|verdict| verdict.reason == reason::SOURCE_DENIED);
+        let itself = matches!(&self.far, Target::Service(Translated { backend: (_, Behind::Local(id)), .. }) if *id == self.near);
+        if denied_late {
+            2
+        } else if verdicts.is_empty() || verdicts.iter().any(|verdict| !verdict.allow) {
             0
         } else {
-            1 + u8::from(verdicts.iter().any(|verdict| verdict.reason == reason::RULE))
+            1 + u8::from(!itself && verdicts.iter().any(|verdict| verdict.reason == reason::RULE))
         }
     }
 
@@ -359,7 +493,7 @@ impl Conversation {
         let Some((_, near)) = world.endpoint(&self.near) else {
             return Vec::new();
         };
-        if let Target::Local(far) = &self.far
+        if let Target::Local(far) | Target::Service(Translated { backend: (_, Behind::Local(far)), .. }) = &self.far
             && world.endpoint(far).is_none()
         {
             return Vec::new();
@@ -479,8 +613,8 @@ impl Conversation {
     fn origin(&self) -> Origin {
         match &self.far {
             Target::Local(id) => Origin::Local(id.clone()),
-            Target::Elsewhere(_) => Origin::Forwarded,
-            Target::Behind(_) => Origin::Overlay,
+            Target::Behind(_) | Target::Service(Translated { backend: (_, Behind::Overlay), .. }) => Origin::Overlay,
+            Target::Elsewhere(_) | Target::Service(_) => Origin::Forwarded,
             Target::Node(_) => Origin::Node,
         }
     }
@@ -496,6 +630,11 @@ impl Conversation {
 
     fn carry(&self, world: &World, near: &Endpoint, body: Body, outgoing: bool) -> Vec<Event> {
         let packet = self.frame(world, near, body, outgoing);
+        if let Target::Service(translated) = &self.far
+            && let Some(event) = self.translate(world, near, translated, &packet, outgoing)
+        {
+            return vec![event];
+        }
         vec![match (&self.far, outgoing) {
             (Target::Local(far), true) => Event::Cross(self.near.clone(), far.clone(), packet),
             (Target::Local(far), false) => Event::Cross(far.clone(), self.near.clone(), packet),
@@ -503,6 +642,68 @@ impl Conversation {
             (_, false) => Event::Deliver(self.near.clone(), packet, self.origin()),
         }]
     }
+}
+
+impl Conversation {
+    /// A packet of a call, whose backend another wall guards: what the first wall sees, and what the second one does. `None`
+    /// for what the node does not translate.
+    fn translate(
+        &self,
+        world: &World,
+        near: &Endpoint,
+        translated: &Translated,
+        packet: &Packet,
+        outgoing: bool,
+    ) -> Option<Event> {
+        let Body::Ip(ip) = &packet.body else { return None };
+        let (Transport::Tcp { source, destination, .. }
+        | Transport::Udp { source, destination }
+        | Transport::Sctp { source, destination }) = ip.transport
+        else {
+            return None;
+        };
+        let called = if outgoing { (ip.destination, destination) } else { (ip.source, source) };
+        let Want::Port(_, port) = self.want else { return None };
+        if ip.fragment.is_some() || called != (translated.called, port) {
+            return None;
+        }
+        let (backend, behind) = &translated.backend;
+        let caller = translated.masquerade.unwrap_or(if outgoing { ip.source } else { ip.destination });
+        let (source, destination) = if outgoing { (caller, *backend) } else { (*backend, caller) };
+        let transport = ported(&ip.transport, outgoing, translated.port);
+        let other = Ip { source, destination, transport, ..ip.clone() };
+        let body = Body::Ip(other);
+        match behind {
+            Behind::Local(id) => {
+                let (_, endpoint) = world.endpoint(id)?;
+                let (from, to) = if outgoing { (GATEWAY, endpoint.mac) } else { (endpoint.mac, GATEWAY) };
+                let other = Packet { from, to, tagged: false, body };
+                Some(if outgoing {
+                    Event::Translate(self.near.clone(), packet.clone(), id.clone(), other)
+                } else {
+                    let packet = Packet { from: GATEWAY, to: near.mac, ..packet.clone() };
+                    Event::Translate(id.clone(), other, self.near.clone(), packet)
+                })
+            }
+            Behind::Overlay if outgoing => {
+                let other = Packet { from: GATEWAY, to: GATEWAY, tagged: false, body };
+                Some(Event::Leave(self.near.clone(), packet.clone(), other))
+            }
+            Behind::Overlay | Behind::Elsewhere => None,
+        }
+    }
+}
+
+/// The same with another destination port (`to`) or source port.
+fn ported(transport: &Transport, to: bool, port: u16) -> Transport {
+    let mut transport = transport.clone();
+    if let Transport::Tcp { source, destination, .. }
+    | Transport::Udp { source, destination }
+    | Transport::Sctp { source, destination } = &mut transport
+    {
+        *(if to { destination } else { source }) = port;
+    }
+    transport
 }
 
 /// The events of the `nth` step's packet in that world; none where one of its ends does not exist now.
@@ -533,7 +734,11 @@ pub fn resolve(
 fn change(mut events: Vec<Event>, edit: impl Fn(&mut Packet)) -> Vec<Event> {
     for event in &mut events {
         match event {
-            Event::Send(_, packet) | Event::Deliver(_, packet, _) | Event::Cross(_, _, packet) => edit(packet),
+            Event::Send(_, packet)
+            | Event::Deliver(_, packet, _)
+            | Event::Cross(_, _, packet)
+            | Event::Translate(_, packet, ..)
+            | Event::Leave(_, packet, _) => edit(packet),
         }
     }
     events

@@ -5,7 +5,7 @@ use std::{
 
 use proptest::{prelude::*, sample::Index};
 
-use super::{Features, guards};
+use super::{Features, guards, services};
 use crate::{
     Prefix, World,
     intent::{self, Intent, Line, Name, Service},
@@ -20,7 +20,7 @@ pub const GATEWAY: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 pub const TUNNEL_PORT: u16 = 8472;
 
 pub(super) const NAMESPACES: [&str; 2] = ["shop", "ops"];
-const SERVICES: [&str; 5] = ["web", "cart", "db", "cache", "jobs"];
+pub(super) const SERVICES: [&str; 5] = ["web", "cart", "db", "cache", "jobs"];
 pub(super) const TIERS: [&str; 2] = ["front", "back"];
 const LABEL: &str = "app";
 
@@ -72,6 +72,7 @@ struct RawRevision {
     fates: Vec<u8>,
     audit: RawAudit,
     guards: guards::Raw,
+    backends: Vec<services::RawBackends>,
 }
 
 /// What only reports, of the allow-lists.
@@ -87,9 +88,11 @@ pub fn worlds(features: Features) -> impl Strategy<Value = Vec<World>> {
     let workloads = prop::collection::vec(raw_workload(), 3..8);
     // Names of workloads occur in one scenario only: who runs many on the same tables can tell their counters apart.
     let tag = any::<u32>().no_shrink();
-    (workloads, any::<Index>(), prop::collection::vec(revision(features), 1..4), tag).prop_map(
-        |(raw, resolver, revisions, tag)| {
-            let base = base(&raw, resolver, tag);
+    let revisions = prop::collection::vec(revision(features), 1..4);
+    (workloads, any::<Index>(), revisions, tag, services::raw(features)).prop_map(
+        |(raw, resolver, revisions, tag, fronts)| {
+            let mut base = base(&raw, resolver, tag);
+            base.services = services::fronts(&fronts, &base.workloads);
             revisions.iter().map(|revision| revise(&base, revision)).collect()
         },
     )
@@ -112,8 +115,8 @@ fn revision(features: Features) -> impl Strategy<Value = RawRevision> {
     let services = prop::collection::vec(raw_service(), 8..20);
     let fates = prop::collection::vec(0..12_u8, 8);
     let lists = (services, any::<[[bool; EXTERNAL.len()]; 2]>(), any::<[bool; 2]>(), prop::bool::weighted(0.3), fates);
-    (lists, audit(features), guards::raw(features)).prop_map(
-        |((services, externals, dns, third_node, fates), audit, guards)| RawRevision {
+    (lists, audit(features), guards::raw(features), services::backends(features)).prop_map(
+        |((services, externals, dns, third_node, fates), audit, guards, backends)| RawRevision {
             services,
             externals,
             dns,
@@ -121,6 +124,7 @@ fn revision(features: Features) -> impl Strategy<Value = RawRevision> {
             fates,
             audit,
             guards,
+            backends,
         },
     )
 }
@@ -188,6 +192,7 @@ fn base(raw: &[Raw], resolver: Index, tag: u32) -> World {
         resolvers,
         namespaces: BTreeMap::new(),
         workloads,
+        services: Vec::new(),
         policy: Vec::new(),
     }
 }
@@ -256,6 +261,7 @@ fn revise(base: &World, raw: &RawRevision) -> World {
     name_ports(&world, &mut intents);
     world.policy = vec![Level::Intents(intents)];
     raw.guards.give(&mut world);
+    services::revise(&mut world, &raw.backends);
     world
 }
 

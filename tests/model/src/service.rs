@@ -1,0 +1,118 @@
+//! What a call to a service's address asks for: whom it may reach once a node has translated it.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    World,
+    policy::{Decision, Direction, Reading, Want, Why},
+    world::{Backend, Entity, Front, Protocol, Segment, Workload},
+};
+
+/// What nodes make of a call to an address of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// Where it may end; never nowhere.
+    pub backends: Vec<(IpAddr, Want)>,
+    /// This node chooses, so that its later walls see the choice.
+    pub here: bool,
+}
+
+/// The answer about a call, before the backend is chosen.
+pub(crate) struct Call {
+    /// One of those that decide it.
+    pub(crate) decision: Decision,
+    /// Why the others that decide it do.
+    pub(crate) others: BTreeSet<Why>,
+    /// A later wall of this node has the last word.
+    pub(crate) provisional: bool,
+}
+
+impl From<Decision> for Call {
+    fn from(decision: Decision) -> Self {
+        Self { decision, others: BTreeSet::new(), provisional: false }
+    }
+}
+
+impl World {
+    /// What becomes of a call; `None` where the address stands for itself, as that of a service without backends does.
+    #[must_use]
+    pub fn translation(&self, segment: Segment, address: IpAddr, want: Want) -> Option<Translation> {
+        let Want::Port(protocol, port) = want else { return None };
+        let node = self.nodes.iter().position(|node| node.addresses.contains(&address));
+        let called = |front: &Front| {
+            let ports = front.ports.iter().filter(|p| p.protocol == protocol);
+            let mut ports = ports.filter(|p| {
+                front.addresses.contains(&address) && p.port == port || node.is_some() && p.node_port == Some(port)
+            });
+            ports.next().map(|p| p.target)
+        };
+        let (front, target) = self.services.iter().find_map(|front| Some((front, called(front)?)))?;
+        let backends = front.backends.iter().filter_map(|backend| {
+            let own = match backend {
+                Backend::Address(address) => vec![*address],
+                Backend::Workload(name) => {
+                    let workload = self.workload(&front.namespace, name);
+                    let endpoints = workload.iter().flat_map(|w| &w.endpoints).filter(|e| e.segment == segment);
+                    endpoints.flat_map(|e| e.addresses.clone()).collect()
+                }
+            };
+            own.into_iter().find(|own| own.is_ipv4() == address.is_ipv4())
+        });
+        let backends: Vec<_> = backends.map(|backend| (backend, Want::Port(protocol, target))).collect();
+        let here = node.is_none_or(|node| node == self.here);
+        (!backends.is_empty()).then_some(Translation { backends, here })
+    }
+
+    /// Whether the way to the address passes a wall of this node behind the caller's own: a local workload's, or the
+    /// overlay's.
+    #[must_use]
+    pub fn judged_later(&self, segment: Segment, address: IpAddr) -> bool {
+        self.local_owner(segment, address).is_some() || self.peer(segment, address, false).behind
+    }
+
+    /// Whether one of the places where it may end is a node's tunnel.
+    pub(crate) fn tunnels(&self, translation: &Translation) -> bool {
+        translation.backends.iter().any(|(address, want)| {
+            matches!(want, Want::Port(Protocol::Udp, port) if self.tunnel_ports.contains(port))
+                && self.peer(0, *address, false).is(Entity::Nodes)
+        })
+    }
+
+    /// Whether the workload may call: all whom no later wall judges must be allowed, and where there are none, somebody.
+    pub(crate) fn call(
+        &self,
+        reading: Reading,
+        subject: &Workload,
+        segment: Segment,
+        translation: &Translation,
+    ) -> Call {
+        let later = |address| translation.here && self.judged_later(segment, address);
+        let ask = |(address, want): &(IpAddr, Want)| {
+            let peer = self.peer(segment, *address, false);
+            (later(*address), self.decide(reading, subject, Direction::Egress, &peer, *want))
+        };
+        let (inside, outside): (Vec<_>, Vec<_>) = translation.backends.iter().map(ask).partition(|(later, _)| *later);
+        let provisional = !inside.is_empty();
+        let (asked, allow) = if outside.is_empty() {
+            let some = inside.iter().any(|(_, decision)| decision.allow);
+            (inside, some)
+        } else {
+            let all = outside.iter().all(|(_, decision)| decision.allow);
+            (outside, all)
+        };
+        let mut deciding = asked.into_iter().map(|(_, decision)| decision).filter(|decision| decision.allow == allow);
+        let mut decision = deciding.next().expect("a translation ends somewhere");
+        let mut others = BTreeSet::new();
+        // One that no rule decides may be meant as well: then any name will do.
+        let mut named = !decision.rules.is_empty();
+        for other in deciding {
+            named &= !other.rules.is_empty();
+            others.insert(other.why);
+            decision.rules.extend(other.rules);
+        }
+        if !named {
+            decision.rules.clear();
+        }
+        Call { decision, others, provisional }
+    }
+}
