@@ -5,9 +5,9 @@
 //! time, in the words of the specification; a known flow is judged again at every packet, so that nothing can go stale.
 //! It is slow, and that is its only virtue.
 //!
-//! - [`World`] is what there is (nodes, workloads) and what is wanted (Guards, intents).
-//! - [`World::judge`] answers one question of policy.
-//! - [`Machine`] adds what packets do: ownership of addresses, flows, replies, errors, fragments, modes.
+//! - [`World`] is what there is (nodes, workloads, services) and what is wanted (Guards, intents).
+//! - [`World::judge`] answers one question of policy, twice: as enforced, and as if what only reports were enforced.
+//! - [`Machine`] adds what packets do: ownership of addresses, flows, replies, errors, fragments, calls, modes, time.
 //! - [`yaml`] writes a world as the files that the product reads.
 //! - [`generate`] makes random worlds and packets.
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bulkhead_model::{
-    Machine, Packet, Verdict, World,
+    Machine, Packet, Verdict, World, Would,
     generate::{Event, Features, START, Scenario, Step, resolve, scenario},
     packet::{Body, Transport},
     policy::{Action, Level, Want},
@@ -221,6 +221,22 @@ fn calls(world: &World, packet: &Packet) -> bool {
         _ => return false,
     };
     world.translation(1, ip.destination, Want::Port(protocol, port)).is_some()
+}
+
+#[test]
+fn a_seed_makes_the_same_again() {
+    let features = Features { guards: true, audit: true, expiry: true, modes: true, services: true };
+    let run = || scenarios(features, 30).map(|scenario| verdicts(&scenario)).collect::<Vec<_>>();
+    let all = run();
+    assert_eq!(all, run());
+    let all: Vec<_> = all.iter().flatten().collect();
+    assert!(all.iter().any(|verdict| verdict.would.is_some() && verdict.provisional), "an audited policy of a call");
+    // What observes passes, and what reports says something else than what holds.
+    for verdict in all {
+        assert!(verdict.allow || verdict.reason != reason::OBSERVED, "{verdict:?}");
+        let differs = |would: &Would| would.allow != verdict.allow || verdict.reason == reason::OBSERVED;
+        assert!(verdict.would.as_ref().is_none_or(differs), "{verdict:?}");
+    }
 }
 
 #[test]
