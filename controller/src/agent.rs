@@ -268,7 +268,7 @@ impl<N: Node> Agent<N> {
         match self.node.status() {
             Ok(status) => {
                 let unattached = status.endpoints.iter().any(|endpoint| !endpoint.attached);
-                if unattached || !self.desired.overlays.is_empty() && !status.input_rule {
+                if unattached || !self.desired.overlays.is_empty() && !self.desired.observe && !status.input_rule {
                     tracing::warn!("a guard is missing: publishing again");
                     self.stale = true;
                 }

@@ -428,9 +428,7 @@ impl<'a> Names<'a> {
                 let peer = self.peer(endpoint, contact.peer);
                 let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
                 let text = match contact.reason {
-                    Reason::Isolated | Reason::DeniedByRule | Reason::SourceDenied => {
-                        self.explained(endpoint, contact, class, value)
-                    }
+                    Reason::Isolated | Reason::DeniedByRule => self.explained(endpoint, contact, class, value),
                     _ => None,
                 };
                 let side = if contact.direction == "ingress" { &to } else { &from };

@@ -7,7 +7,7 @@
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
 /// Version of the map layout; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;
@@ -20,13 +20,15 @@ pub const LIST_ENTRIES: usize = 8;
 /// Blocks that a list may chain.
 pub const LIST_CHAIN: u32 = 8;
 /// Views that a chain of deadlines may have.
-pub const VIEW_CHAIN: u32 = 4;
+pub const VIEW_CHAIN: u32 = 8;
 /// Addresses of each family that one endpoint may have.
 pub const ENDPOINT_ADDRESSES: usize = 4;
 /// VXLAN ports and own VTEP addresses that a node may have.
 pub const TUNNEL_PORTS: usize = 4;
 /// Own VTEP addresses of a node.
 pub const OWN_VTEPS: usize = 8;
+/// Distinct (row, target port) pairs that the backends of one service address may have.
+pub const BACKENDS: usize = 8;
 
 /// Bits of `skb->mark` that are Bulkhead's inside the node. Never 0x4000 or 0x8000, which are kube-proxy's and kubelet's.
 pub mod mark {
@@ -62,8 +64,14 @@ pub mod program {
     pub const FROM_WORKLOAD: u32 = 4;
     /// Host side of a workload's veth, TC egress.
     pub const TO_WORKLOAD: u32 = 5;
+    /// The sender's egress verdict on what a node has translated; `to_workload` and `overlay_out` jump there.
+    pub const TRANSLATED: u32 = 6;
+    /// Asks the lists for what no flow decides, IPv4; the programs of workloads jump there.
+    pub const DECIDE4: u32 = 7;
+    /// The same, IPv6.
+    pub const DECIDE6: u32 = 8;
     /// Length of the TC array.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 9;
 }
 
 /// Indexes of the `NODE` array of words.
@@ -115,7 +123,7 @@ pub enum Mode {
     Pending = 0,
     /// Policy holds.
     Enforce = 1,
-    /// Reserved for judging without dropping; the programs treat it as `Pending`.
+    /// Policy is judged and counted, and whatever it says passes.
     Observe = 2,
     /// Everything is dropped, whatever the policy says.
     Quarantine = 3,
@@ -158,6 +166,20 @@ impl Class {
     pub const COUNT: u32 = 6;
     /// All, in order of their numbers.
     pub const ALL: [Self; 6] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Icmp, Self::Icmp6, Self::Other];
+
+    /// From its number; unknown ones are `Other`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(number: u8) -> Self {
+        match number {
+            0 => Self::Tcp,
+            1 => Self::Udp,
+            2 => Self::Sctp,
+            3 => Self::Icmp,
+            4 => Self::Icmp6,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Word of an endpoint: `epoch << 32 | view << 8 | mode`. Written by user space with one aligned store; zero is mode pending.
@@ -222,6 +244,10 @@ impl AddressWord {
     pub const OVERLAY: u8 = 2;
     /// Packets with this source arrive encapsulated only: what lacks [`mark::VERIFIED`] is forged.
     pub const ENCAPSULATED: u8 = 4;
+    /// The node whose address it is is this one. (Of known addresses: the bit is [`Self::OVERLAY`] of prefixes.)
+    pub const OWN: u8 = 2;
+    /// The node translates some ports of the address: see `SERVICES`.
+    pub const SERVICE: u8 = 8;
 
     /// Puts a word together.
     #[must_use]
@@ -378,6 +404,10 @@ impl View {
     pub const OPEN_INGRESS: u32 = 1;
     /// No policy isolates egress.
     pub const OPEN_EGRESS: u32 = 2;
+    /// The lists of ingress have audited entries: there is a would-be verdict.
+    pub const AUDIT_INGRESS: u32 = 4;
+    /// The lists of egress have audited entries.
+    pub const AUDIT_EGRESS: u32 = 8;
 
     /// The half of a direction.
     #[must_use]
@@ -394,6 +424,13 @@ impl View {
     #[inline(always)]
     pub const fn open(&self, direction: Direction) -> bool {
         self.flags & (1 << direction as u32) != 0
+    }
+
+    /// Whether there is a would-be verdict for this direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn audited(&self, direction: Direction) -> bool {
+        self.flags & (Self::AUDIT_INGRESS << direction as u32) != 0
     }
 }
 
@@ -454,7 +491,7 @@ pub struct List {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey4 {
-    /// The endpoint's address.
+    /// The endpoint's address, or the one that the node put in its place.
     pub local: u32,
     /// The peer's address.
     pub remote: u32,
@@ -480,43 +517,56 @@ pub struct FlowKey6 {
     pub remote_port: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Which of the endpoint's addresses: index in [`EndpointInfo::ipv6`], [`ENDPOINT_ADDRESSES`] for its link-local one.
+    /// Which of the endpoint's addresses: index in [`EndpointInfo::ipv6`], [`ENDPOINT_ADDRESSES`] for its link-local one, [`TRANSLATED`] for one that
+    /// the node put in its place.
     pub local: u8,
     /// Always 0.
     pub padding: [u8; 2],
 }
 
-/// A flow that was allowed. Index 0 of the pairs is the initiator's direction, 1 the replies.
+/// See [`FlowKey6::local`].
+pub const TRANSLATED: u8 = u8::MAX;
+
+/// A flow that passed. Index 0 of the pairs is the initiator's direction, 1 the replies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// The endpoint's word under which it was judged, with the view that held; another word means judge again.
+    /// The endpoint's word under which it was judged, with the view that held; another word means judge again. 0 for what is judged at each packet
+    /// ([`Flow::AUDIT`]).
     pub word: u64,
     /// Wire segments.
     pub packets: [u64; 2],
     /// Bytes of the frames on the wire.
     pub bytes: [u64; 2],
-    /// First packet, jiffies.
-    pub first: u64,
     /// Latest packet, jiffies.
     pub last: u64,
+    /// First packet, the low half of jiffies.
+    pub first: u32,
     /// Index in `COUNTERS` of the initiator's direction; replies count in the next one.
     pub counter: u32,
     /// [`Direction`] of the initiator.
     pub initiator: u8,
     /// TCP flags seen, initiator and replies.
     pub tcp_flags: [u8; 2],
-    /// [`Flow::AUDIT`], [`Flow::TRANSIT`], [`Flow::ENCAPSULATED`].
+    /// [`Flow::AUDIT`] and the others.
     pub flags: u8,
+    /// Slot of the local endpoint that the peer is, 0 for none: its packets carry it in their mark.
+    pub sender: u16,
+    /// Always 0.
+    pub padding: u16,
 }
 
 impl Flow {
-    /// The would-be verdict of audited policies differs.
+    /// It passes although some verdict is against it (that of audited policies, or that of an endpoint which only observes), or the other way round.
     pub const AUDIT: u8 = 1;
     /// The peer's packets were forwarded by this node: with a node's address they are masqueraded, not the node's own.
     pub const TRANSIT: u8 = 2;
     /// The peer's packets arrive encapsulated only, see [`AddressWord::ENCAPSULATED`].
     pub const ENCAPSULATED: u8 = 4;
+    /// To a service address: whoever answers in its name may be any backend.
+    pub const SERVICE: u8 = 8;
+    /// To a service address, judged for good after translation: the initiator's packets are counted there.
+    pub const PROVISIONAL: u8 = 16;
 }
 
 /// A counter, one for each CPU.
@@ -554,8 +604,15 @@ pub struct ContactKey {
     pub direction: u8,
     /// [`crate::reason::Reason`].
     pub reason: u8,
-    /// Always 0.
-    pub padding: u8,
+    /// [`ContactKey::OBSERVED`] and [`ContactKey::WOULD_PASS`].
+    pub flags: u8,
+}
+
+impl ContactKey {
+    /// It passed all the same: the endpoint or the node only observes.
+    pub const OBSERVED: u8 = 1;
+    /// It was dropped, and audited policies would let it pass.
+    pub const WOULD_PASS: u8 = 2;
 }
 
 /// Value of `CONTACTS`: a sample, bounded by the budget.
@@ -628,7 +685,7 @@ pub struct Owner {
 pub struct ServiceKey {
     /// VNI, 0 for none.
     pub segment: u32,
-    /// Service address; IPv4 as ::ffff:a.b.c.d; `::` for a port on any node address.
+    /// Service address; IPv4 as ::ffff:a.b.c.d; `::ffff:0.0.0.0` and `::` for a port on any node's address.
     pub address: [u32; 4],
     /// Service port.
     pub port: u16,
@@ -638,16 +695,77 @@ pub struct ServiceKey {
     pub padding: u8,
 }
 
-/// Value of `SERVICES`; tagged like an [`AddressWord`] because hash values are recycled.
+impl ServiceKey {
+    /// Tag of this key in a [`ServiceWord`]; never 0.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        let address = AddressKey6 { segment: self.segment, address: self.address };
+        tag((address.tag() as u64) << 32 | (self.port as u64) << 8 | self.protocol as u64)
+    }
+}
+
+/// Value of `SERVICES`: `tag << 32 | index in BACKENDS`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceWord(pub u64);
+
+impl ServiceWord {
+    /// Puts a word together.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(tag: u32, backends: u32) -> Self {
+        Self((tag as u64) << 32 | backends as u64)
+    }
+
+    /// Hash of the key, which a recycled hash value of another key does not have.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Index in `BACKENDS`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn backends(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// What the backends of a service address are to a policy; immutable while reachable.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Service {
-    /// `tag << 32 | row << 16 | flags`: the row is the union of the backends'.
-    pub word: u64,
-    /// Target port of the backends, 0 when they differ.
-    pub target: u16,
+pub struct Backends {
+    /// Distinct ones.
+    pub backends: [Backend; BACKENDS],
+    /// In use.
+    pub len: u32,
     /// Always 0.
-    pub padding: [u16; 3],
+    pub padding: u32,
+}
+
+/// Backends that a policy cannot tell apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Row of their addresses.
+    pub row: u16,
+    /// Port that they listen on.
+    pub target: u16,
+    /// [`Backend::LATER`] and the others.
+    pub flags: u16,
+    /// Always 0.
+    pub padding: u16,
+}
+
+impl Backend {
+    /// The way there passes one of this node's programs after translation, which judges for good.
+    pub const LATER: u16 = 1;
+    /// Endpoints of this node.
+    pub const LOCAL: u16 = 2;
+    /// Addresses of nodes.
+    pub const NODE: u16 = 4;
 }
 
 /// Key of `IDS`, which only user space reads: what an object in an array is.
@@ -716,7 +834,9 @@ layout! {
     VtepKey: 20, 4;
     Owner: 16, 4;
     ServiceKey: 24, 4;
-    Service: 16, 8;
+    ServiceWord: 8, 8;
+    Backend: 8, 2;
+    Backends: 72, 4;
     IdKey: 24, 8;
     CounterKey: 24, 8;
 }

@@ -7,6 +7,7 @@ use crate::{
     },
     packet::{self, Frame, Ip, Parsed},
     tables::{FlowRef, Tables},
+    verdict::{Case, Outcome},
 };
 
 /// An address family.
@@ -14,7 +15,7 @@ pub trait Family {
     /// An address as it lies in the packet.
     type Address: Copy + PartialEq;
     /// Key of a flow.
-    type FlowKey: Copy;
+    type FlowKey: Copy + Default;
     /// IPv6.
     const V6: bool;
 
@@ -29,6 +30,8 @@ pub trait Family {
     fn own(info: &EndpointInfo, address: Self::Address) -> Option<u8>;
     /// The endpoint's first address.
     fn first(info: &EndpointInfo) -> Option<Self::Address>;
+    /// The address that stands for any, as services name it: see [`crate::abi::ServiceKey`].
+    fn any() -> [u32; 4];
     /// Multicast or limited broadcast.
     fn group(address: Self::Address) -> bool;
     /// Key of a flow.
@@ -39,8 +42,8 @@ pub trait Family {
         remote_port: u16,
         protocol: u8,
     ) -> Self::FlowKey;
-    /// Word of a known address, its tag checked.
-    fn address<T: Tables>(tables: &T, segment: u32, address: Self::Address) -> Option<AddressWord>;
+    /// Word of a known address, and whether its tag is right: it is not where the entry was given to another address while it was read.
+    fn address<T: Tables>(tables: &T, segment: u32, address: Self::Address) -> Option<(AddressWord, bool)>;
     /// Word of the longest prefix.
     fn prefix<T: Tables>(tables: &T, segment: u32, address: Self::Address) -> AddressWord;
     /// A flow of an endpoint.
@@ -49,6 +52,8 @@ pub trait Family {
     fn insert<T: Tables>(tables: &T, slot: u32, key: &Self::FlowKey, flow: &Flow);
     /// Removes a flow.
     fn remove<T: Tables>(tables: &T, slot: u32, key: &Self::FlowKey);
+    /// Asks the lists.
+    fn decide<T: Tables>(tables: &T, case: Case<Self::FlowKey, Self::Address>, flow: Option<FlowRef>) -> Outcome;
 }
 
 /// IPv4.
@@ -92,6 +97,11 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn any() -> [u32; 4] {
+        mapped(0)
+    }
+
+    #[inline(always)]
     fn group(address: u32) -> bool {
         let first = address.to_ne_bytes()[0];
         first & 0xf0 == 0xe0 || address == u32::MAX
@@ -103,10 +113,10 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn address<T: Tables>(tables: &T, segment: u32, address: u32) -> Option<AddressWord> {
+    fn address<T: Tables>(tables: &T, segment: u32, address: u32) -> Option<(AddressWord, bool)> {
         let key = AddressKey4 { segment, address };
         let word = AddressWord(tables.address4(&key)?);
-        (word.tag() == key.tag()).then_some(word)
+        Some((word, word.tag() == key.tag()))
     }
 
     #[inline(always)]
@@ -128,6 +138,11 @@ impl Family for V4 {
     #[inline(always)]
     fn remove<T: Tables>(tables: &T, slot: u32, key: &FlowKey4) {
         tables.remove4(slot, key);
+    }
+
+    #[inline(always)]
+    fn decide<T: Tables>(tables: &T, case: Case<FlowKey4, u32>, flow: Option<FlowRef>) -> Outcome {
+        tables.decide4(case, flow)
     }
 }
 
@@ -186,6 +201,11 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn any() -> [u32; 4] {
+        [0; 4]
+    }
+
+    #[inline(always)]
     fn group(address: [u32; 4]) -> bool {
         address[0].to_ne_bytes()[0] == 0xff
     }
@@ -196,10 +216,10 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn address<T: Tables>(tables: &T, segment: u32, address: [u32; 4]) -> Option<AddressWord> {
+    fn address<T: Tables>(tables: &T, segment: u32, address: [u32; 4]) -> Option<(AddressWord, bool)> {
         let key = AddressKey6 { segment, address };
         let word = AddressWord(tables.address6(&key)?);
-        (word.tag() == key.tag()).then_some(word)
+        Some((word, word.tag() == key.tag()))
     }
 
     #[inline(always)]
@@ -220,6 +240,11 @@ impl Family for V6 {
     #[inline(always)]
     fn remove<T: Tables>(tables: &T, slot: u32, key: &FlowKey6) {
         tables.remove6(slot, key);
+    }
+
+    #[inline(always)]
+    fn decide<T: Tables>(tables: &T, case: Case<FlowKey6, [u32; 4]>, flow: Option<FlowRef>) -> Outcome {
+        tables.decide6(case, flow)
     }
 }
 

@@ -14,15 +14,16 @@ use std::{
 
 use crate::{
     abi::{
-        Action, AddressKey4, AddressKey6, AddressWord, Budget, Class, Config, Contact, ContactKey, Counter, Direction,
-        EndpointInfo, EndpointWord, Entry, Flow, FlowKey4, FlowKey6, Half, LIST_ENTRIES, List, Owner, PORT_INTERVALS,
-        PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, View, VtepKey, endpoint_counter, mapped,
+        Action, AddressKey4, AddressKey6, AddressWord, Backend, Backends, Budget, Class, Config, Contact, ContactKey,
+        Counter, Direction, EndpointInfo, EndpointWord, Entry, Flow, FlowKey4, FlowKey6, Half, LIST_ENTRIES, List,
+        Owner, PORT_INTERVALS, PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, ServiceKey, ServiceWord, View, VtepKey,
+        endpoint_counter, mapped, mark,
     },
     family::prefix_key,
-    packet::Fault,
+    packet::{Fault, Frame, Parsed},
     reason::{REASONS, Reason},
     tables::{FlowRef, Size, Tables},
-    verdict::{self, Meta, Outcome},
+    verdict::{self, Meta, Next, Outcome},
 };
 
 /// The tables of one node.
@@ -30,6 +31,8 @@ use crate::{
 pub struct HostTables {
     /// The clock, in jiffies.
     pub now: u64,
+    /// `NODE`.
+    pub node: BTreeMap<u32, u64>,
     /// `CONFIG`.
     pub config: Config,
     /// `ENDPOINTS`.
@@ -54,6 +57,10 @@ pub struct HostTables {
     pub prefixes4: BTreeMap<(u32, PrefixKey4), u64>,
     /// `PREFIXES6`, as above.
     pub prefixes6: BTreeMap<(u32, PrefixKey6), u64>,
+    /// `SERVICES`.
+    pub services: BTreeMap<ServiceKey, u64>,
+    /// `BACKENDS`.
+    pub backends: BTreeMap<u32, Backends>,
     /// `VTEPS`.
     pub vteps: BTreeSet<VtepKey>,
     /// `OWNERS`, as `PREFIXES6`.
@@ -244,6 +251,14 @@ impl HostTables {
         ((view * 2 + direction as u32) * RULES + rule as u32) * 2
     }
 
+    /// A port that the node translates, its tag right.
+    pub fn set_service(&mut self, key: ServiceKey, index: u32, backends: &[Backend]) {
+        let mut value = Backends { len: backends.len() as u32, ..Backends::default() };
+        value.backends[..backends.len()].copy_from_slice(backends);
+        self.backends.insert(index, value);
+        self.services.insert(key, ServiceWord::new(key.tag(), index).0);
+    }
+
     /// A VTEP of a VNI, and that the VNI is configured.
     pub fn set_vtep(&mut self, vni: u32, vtep: IpAddr) {
         self.vteps.extend([VtepKey { vni, address: [0; 4] }, VtepKey { vni, address: words(vtep) }]);
@@ -259,14 +274,14 @@ impl HostTables {
     pub fn judge(&self, direction: Direction, frame: &[u8], meta: &Meta) -> Outcome {
         let outcome = match direction {
             Direction::Egress => verdict::from_workload(self, frame, meta),
-            Direction::Ingress => verdict::to_workload(self, frame, meta),
+            Direction::Ingress => enters(self, frame, meta),
         };
         match outcome {
             Ok(outcome) => outcome,
             Err(Fault::Truncated) => {
                 let size = Size { packets: u64::from(meta.segments.max(1)), bytes: u64::from(meta.len) };
                 self.count_endpoint(endpoint_counter(meta.slot, direction, Reason::Malformed as u8), size, 0);
-                Outcome { pass: false, reason: Reason::Malformed }
+                Outcome { pass: false, reason: Reason::Malformed, next: Next::Settled }
             }
             Err(Fault::Malformed) => panic!("dropped and not counted"),
         }
@@ -318,6 +333,21 @@ impl HostTables {
         self.flows4.0.get_mut().retain(|(of, _), _| *of != slot);
         self.flows6.0.get_mut().retain(|(of, _), _| *of != slot);
     }
+}
+
+/// What the programs do with a packet on its way into a workload: [`verdict::translated`] first where that is asked for.
+///
+/// # Errors
+/// As theirs.
+pub fn enters<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Parsed<Outcome> {
+    if !verdict::unsettled(meta.transit, meta.mark) {
+        return verdict::to_workload(tables, frame, meta);
+    }
+    let sender = verdict::translated(tables, frame, meta, 0)?;
+    if !sender.pass {
+        return Ok(sender);
+    }
+    verdict::to_workload(tables, frame, &Meta { mark: meta.mark | mark::FINAL, ..*meta })
 }
 
 /// What changes while packets pass, for the message of a test that fails.
@@ -404,6 +434,10 @@ impl Tables for HostTables {
         self.now
     }
 
+    fn node(&self, index: u32) -> u64 {
+        self.node.get(&index).copied().unwrap_or(0)
+    }
+
     fn endpoint(&self, slot: u32) -> EndpointWord {
         self.words.get(&slot).copied().unwrap_or_default()
     }
@@ -446,6 +480,14 @@ impl Tables for HostTables {
 
     fn prefix6(&self, key: &PrefixKey6) -> Option<u64> {
         longest(&self.prefixes6, key, bytes6).copied()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<u64> {
+        self.services.get(key).copied()
+    }
+
+    fn backends(&self, index: u32) -> Option<&Backends> {
+        self.backends.get(&index)
     }
 
     fn flow4(&self, slot: u32, key: &FlowKey4) -> Option<FlowRef> {

@@ -462,6 +462,20 @@ pub enum Role {
     Error,
 }
 
+impl Role {
+    /// From its number; unknown ones are `Error`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(number: u8) -> Self {
+        match number {
+            0 => Self::Begin,
+            1 => Self::Any,
+            2 => Self::Continue,
+            _ => Self::Error,
+        }
+    }
+}
+
 /// Transport header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport {

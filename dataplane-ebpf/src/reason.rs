@@ -39,6 +39,12 @@ macro_rules! reasons {
                 }
             }
 
+            /// Whether it is a second word about packets that another reason counts already.
+            #[must_use]
+            pub const fn beside(self) -> bool {
+                matches!(self, Self::WouldDeny | Self::WouldAllow)
+            }
+
             /// What it means, for a person.
             #[must_use]
             pub const fn text(self) -> &'static str {
@@ -116,8 +122,16 @@ reasons! {
     PlainOverlaySource = 29, "plain_overlay_source", true;
     /// Encapsulated traffic that passed the underlay check.
     Verified = 30, "verified", false;
-    /// The sender's own policy forbids it, judged where the packet arrives.
-    SourceDenied = 31, "source_denied", true;
+    /// What is known of an address changed twice while it was looked up.
+    Changing = 31, "changing", true;
     /// Reply of a flow that policy no longer allows; the flow is forgotten with it.
     Revoked = 32, "revoked", true;
+    /// A workload that reaches itself, by way of a service address for one.
+    Itself = 33, "itself", false;
+    /// Policy forbids it, and it passes: the endpoint or the node only observes.
+    Observed = 34, "observed", false;
+    /// It passes, and audited policies would deny it. Counted beside the verdict's own reason.
+    WouldDeny = 35, "would_deny", false;
+    /// It is dropped, and audited policies would allow it. Counted beside the verdict's own reason.
+    WouldAllow = 36, "would_allow", false;
 }

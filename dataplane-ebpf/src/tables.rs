@@ -4,10 +4,11 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        AddressKey4, AddressKey6, Class, Config, Contact, ContactKey, EndpointInfo, EndpointWord, Flow, FlowKey4,
-        FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, View, VtepKey,
+        AddressKey4, AddressKey6, Backends, Class, Config, Contact, ContactKey, EndpointInfo, EndpointWord, Flow,
+        FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
     },
-    verdict::{self, Decision},
+    family::{V4, V6},
+    verdict::{self, Among, Case, Choice, Decision, Outcome},
 };
 
 /// Size of what a counter counts.
@@ -19,10 +20,17 @@ pub struct Size {
     pub bytes: u64,
 }
 
+impl Size {
+    /// Nothing.
+    pub const NONE: Self = Self { packets: 0, bytes: 0 };
+}
+
 /// Read access to what user space publishes, and what the programs write. `None` is an index beyond the table or a key that is not there.
 pub trait Tables {
     /// Now, in jiffies.
     fn now(&self) -> u64;
+    /// A word of the node, see [`crate::abi::node`]; 0 beyond the table.
+    fn node(&self, index: u32) -> u64;
     /// Word of an endpoint; the null word beyond the table. An acquiring load: what it leads to was written before it.
     fn endpoint(&self, slot: u32) -> EndpointWord;
     /// Static data of an endpoint.
@@ -45,6 +53,10 @@ pub trait Tables {
     fn prefix4(&self, key: &PrefixKey4) -> Option<u64>;
     /// [`crate::abi::AddressWord`] of the longest prefix.
     fn prefix6(&self, key: &PrefixKey6) -> Option<u64>;
+    /// [`crate::abi::ServiceWord`] of a port that the node translates.
+    fn service(&self, key: &ServiceKey) -> Option<u64>;
+    /// Backends of such a port.
+    fn backends(&self, index: u32) -> Option<&Backends>;
     /// A flow of an endpoint.
     fn flow4(&self, slot: u32, key: &FlowKey4) -> Option<FlowRef>;
     /// A flow of an endpoint.
@@ -70,13 +82,46 @@ pub trait Tables {
     /// The VTEP that owns an inner address.
     fn owner(&self, key: &PrefixKey6) -> Option<&Owner>;
 
-    /// [`verdict::walk`]. The kernel half makes a function of its own of it, which the verifier looks at once instead of at every call.
+    /// The same number. The kernel half makes it one that its verifier knows nothing of; `seed` is a number of which that holds already.
     #[inline(always)]
-    fn walk(&self, set: u32, class: Class, value: u16, row: u32) -> Decision
+    fn blur(&self, number: u64, _seed: u64) -> u64 {
+        number
+    }
+
+    /// [`verdict::decide`], IPv4. The kernel half keeps the case and answers [`verdict::Next::Decide4`].
+    #[inline(always)]
+    fn decide4(&self, case: Case<FlowKey4, u32>, flow: Option<FlowRef>) -> Outcome
     where
         Self: Sized,
     {
-        verdict::walk(self, set, class, value, row)
+        verdict::decide::<V4, Self>(self, &case, flow)
+    }
+
+    /// [`verdict::decide`], IPv6.
+    #[inline(always)]
+    fn decide6(&self, case: Case<FlowKey6, [u32; 4]>, flow: Option<FlowRef>) -> Outcome
+    where
+        Self: Sized,
+    {
+        verdict::decide::<V6, Self>(self, &case, flow)
+    }
+
+    /// [`verdict::walk`]. The kernel half makes a function of its own of it, which the verifier looks at once instead of at every call.
+    #[inline(always)]
+    fn walk(&self, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision
+    where
+        Self: Sized,
+    {
+        verdict::walk(self, set, class, value, row, would)
+    }
+
+    /// [`verdict::choose`], for the same reason.
+    #[inline(always)]
+    fn choose(&self, among: Among) -> Choice
+    where
+        Self: Sized,
+    {
+        verdict::choose(self, among)
     }
 }
 
@@ -93,6 +138,13 @@ impl FlowRef {
     #[inline(always)]
     pub const unsafe fn new(flow: NonNull<Flow>) -> Self {
         Self(flow)
+    }
+
+    /// Where it lies.
+    #[must_use]
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut Flow {
+        self.0.as_ptr()
     }
 
     /// See [`Flow::word`].
@@ -131,6 +183,14 @@ impl FlowRef {
     pub fn set_flags(self, flags: u8) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.0.as_ptr()).flags).write_volatile(flags) }
+    }
+
+    /// See [`Flow::sender`].
+    #[must_use]
+    #[inline(always)]
+    pub fn sender(self) -> u16 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0.as_ptr()).sender).read_volatile() }
     }
 
     /// See [`Flow::counter`].

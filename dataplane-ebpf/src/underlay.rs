@@ -6,7 +6,7 @@ use crate::{
     packet::{Arp, Ethernet, Fault, Frame, Ip, Parsed, Vxlan, protocol, transport},
     reason::Reason,
     tables::{Size, Tables},
-    verdict::tunnel,
+    verdict::{node_observes, tunnel},
 };
 
 /// What the check says of a packet on the underlay.
@@ -18,10 +18,12 @@ pub enum Passage {
     Verified,
     /// Forged or broken.
     Drop(Reason),
+    /// The same, on a node that only observes.
+    Observed,
 }
 
 /// Checks a packet that arrives on a link which carries the overlay. `vlan` is the VLAN that stands beside the frame, 0 for none: a packet
-/// of a VLAN belongs to another link.
+/// of a VLAN belongs to another link. `early` is for XDP: what it lets pass is checked again, and counts there.
 ///
 /// # Errors
 /// [`Fault::Truncated`], nothing counted.
@@ -32,6 +34,7 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
     len: u32,
     segments: u32,
     vlan: u16,
+    early: bool,
 ) -> Parsed<Passage> {
     let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
     if vlan != 0 {
@@ -47,11 +50,16 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
     match checked {
         Ok(None) => Ok(Passage::Foreign),
         Ok(Some(found)) => {
-            // XDP and TC both check; what XDP lets pass counts in TC.
             if matches!(found.reason, Reason::Verified) {
                 return Ok(Passage::Verified);
             }
-            tables.count_endpoint(endpoint_counter(0, Direction::Ingress, found.reason as u8), size, 0);
+            let now = tables.now();
+            let observed = node_observes(tables, now);
+            if observed && early {
+                return Ok(Passage::Observed);
+            }
+            let counted = if observed { Reason::Observed } else { found.reason };
+            tables.count_endpoint(endpoint_counter(0, Direction::Ingress, counted as u8), size, 0);
             let key = ContactKey {
                 peer: found.outer,
                 slot: 0,
@@ -59,9 +67,8 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
                 protocol: protocol::UDP,
                 direction: Direction::Ingress as u8,
                 reason: found.reason as u8,
-                padding: 0,
+                flags: if observed { ContactKey::OBSERVED } else { 0 },
             };
-            let now = tables.now();
             let contact = Contact {
                 packets,
                 bytes: size.bytes,
@@ -72,7 +79,7 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
                 inner: found.inner,
             };
             tables.sample(&key, &contact);
-            Ok(Passage::Drop(found.reason))
+            Ok(if observed { Passage::Observed } else { Passage::Drop(found.reason) })
         }
         // What is not ours on the underlay passes; what cannot be parsed never reaches a tunnel socket without the bit.
         Err(Fault::Malformed) => Ok(Passage::Foreign),
@@ -196,8 +203,7 @@ pub fn forwards_tunnel<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, len:
     match forwards {
         Ok(true) => {
             let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
-            tables.count_endpoint(endpoint_counter(0, Direction::Egress, Reason::ForwardedTunnel as u8), size, 0);
-            Ok(true)
+            Ok(!refuse(tables, Direction::Egress, Reason::ForwardedTunnel, size))
         }
         Err(Fault::Malformed) => Ok(false),
         other => other,
@@ -220,6 +226,14 @@ pub fn decapsulated<T: Tables>(tables: &T, link: u32, packet_mark: u32, len: u32
         return true;
     }
     let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
-    tables.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Unverified as u8), size, 0);
-    false
+    refuse(tables, Direction::Ingress, Reason::Unverified, size)
+}
+
+/// Counts what is refused; `true` where it passes all the same, because the node only observes.
+#[inline(always)]
+fn refuse<T: Tables>(tables: &T, direction: Direction, reason: Reason, size: Size) -> bool {
+    let observed = node_observes(tables, tables.now());
+    let reason = if observed { Reason::Observed } else { reason };
+    tables.count_endpoint(endpoint_counter(0, direction, reason as u8), size, 0);
+    observed
 }

@@ -1,13 +1,14 @@
 //! The verdict: which packets a workload may send and get.
 //!
-//! [`from_workload`] and [`to_workload`] are the whole of what the programs on a workload's link do with a frame; they run unchanged on the host.
-//! Both return [`Fault::Truncated`] when a header is not readable: the program then makes more of the packet readable and calls again, and a
+//! [`from_workload`] and [`to_workload`] are the whole of what the programs on a workload's link do with a frame, and [`translated`] of what becomes
+//! of it between the two when the node has put another destination in its place; they run unchanged on the host. They return [`Fault::Truncated`] when a header is not readable: the program then makes more of the packet readable and calls again, and a
 //! packet that ends there is malformed.
 
 use crate::{
     abi::{
-        Action, AddressWord, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Entry, Flow, Half,
-        LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, ROW_WORDS, VIEW_CHAIN, View, endpoint_counter, mark,
+        Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,
+        Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, ROW_WORDS, ServiceKey, ServiceWord, TRANSLATED,
+        VIEW_CHAIN, View, endpoint_counter, mark, node,
     },
     family::{Family, V4, V6, same},
     packet::{
@@ -51,12 +52,53 @@ pub struct Outcome {
     pub pass: bool,
     /// Why.
     pub reason: Reason,
+    /// What comes next.
+    pub next: Next,
+}
+
+/// What comes after an [`Outcome`].
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Settled = 0,
+    /// It goes to a service address, and where that leads needs another verdict: see [`translated`].
+    Provisional = 1,
+    /// Nothing is settled: the lists have to be asked, by [`decide`], and the tables have kept the case. The kernel half jumps there, so that its
+    /// verifier looks at it once, with a stack of its own. IPv4.
+    Decide4 = 2,
+    /// The same, IPv6.
+    Decide6 = 3,
 }
 
 impl Outcome {
+    /// The lists have to be asked.
+    #[must_use]
+    #[inline(always)]
+    pub const fn undecided(next: Next) -> Self {
+        Self { pass: false, reason: Reason::None, next }
+    }
+
+    /// Whether it is.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_undecided(&self) -> bool {
+        matches!(self.next, Next::Decide4 | Next::Decide6)
+    }
+
+    /// Whether it needs another verdict.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_provisional(&self) -> bool {
+        matches!(self.next, Next::Provisional)
+    }
+
+    /// Passes without a verdict of its own, and is counted elsewhere.
+    const UNJUDGED: Self = Self { pass: true, reason: Reason::None, next: Next::Settled };
+
     #[inline(always)]
     const fn of(reason: Reason) -> Self {
-        Self { pass: !reason.blocked(), reason }
+        Self { pass: !reason.blocked(), reason, next: Next::Settled }
     }
 }
 
@@ -147,11 +189,25 @@ fn endpoint<'a, T: Tables>(tables: &'a T, meta: &Meta) -> Option<&'a EndpointInf
     tables.info(meta.slot).filter(|info| info.identity != 0)
 }
 
-/// Counts what no rule decided.
+/// Counts what no rule decided. What is not for this workload is no matter of enforcement: it is dropped where all else passes, too.
 #[inline(always)]
 fn settle<T: Tables>(tables: &T, meta: &Meta, direction: Direction, reason: Reason) -> Outcome {
+    let passes = reason.blocked() && !matches!(reason, Reason::NotForUs) && observes(tables, meta.slot, tables.now());
+    let reason = if passes { Reason::Observed } else { reason };
     tables.count_endpoint(endpoint_counter(meta.slot, direction, reason as u8), meta.size(0), 0);
     Outcome::of(reason)
+}
+
+/// Whether what is forbidden passes: the endpoint or the node only observes, or enforcement is bypassed for a while.
+#[inline(always)]
+pub fn observes<T: Tables>(tables: &T, slot: u32, now: u64) -> bool {
+    tables.endpoint(slot).mode() as u8 == Mode::Observe as u8 || node_observes(tables, now)
+}
+
+/// As [`observes`], of the node.
+#[inline(always)]
+pub fn node_observes<T: Tables>(tables: &T, now: u64) -> bool {
+    tables.node(node::OBSERVE) != 0 || now < tables.node(node::BYPASS)
 }
 
 #[inline(always)]
@@ -243,14 +299,14 @@ fn sender(meta: &Meta) -> u32 {
 
 /// Value on the class's axis, of the packet that began the flow: this one's, or the one that this one answers.
 #[inline(always)]
-fn value(class: Class, transport: &Transport, answers: bool) -> u16 {
+fn value(class: Class, protocol: u8, source_port: u16, destination_port: u16, answers: bool) -> u16 {
     match class {
-        Class::Other => transport.protocol as u16,
-        Class::Icmp | Class::Icmp6 if !answers => transport.destination_port,
+        Class::Other => protocol as u16,
+        Class::Icmp | Class::Icmp6 if !answers => destination_port,
         Class::Icmp => 8 << 8,
         Class::Icmp6 => 128 << 8,
-        _ if answers => transport.source_port,
-        _ => transport.destination_port,
+        _ if answers => source_port,
+        _ => destination_port,
     }
 }
 
@@ -285,42 +341,159 @@ fn view_now<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Option<(u32,
     None
 }
 
-/// What the lists say of a peer.
-#[derive(Clone, Copy)]
-struct Judgement {
-    allow: bool,
-    reason: u8,
-    /// Index in `COUNTERS`.
-    counter: u32,
-}
-
-/// Finds the list of a value and walks it.
-#[inline(always)]
-fn judge<T: Tables>(tables: &T, half: &Half, class: Class, value: u16, row: u32) -> Judgement {
-    let decision = tables.walk(half.set, class, value, row);
-    let counter = tables.rule_counter(half.counters.wrapping_add(decision.rule as u32));
-    Judgement { allow: decision.action == Action::Allow as u8, reason: decision.reason, counter }
-}
-
-/// What a list says.
+/// What a list says: [`Action`], [`Reason`], rule and whether an audited entry said it, from the lowest byte on. One number, because the kernel half
+/// hands it from function to function, and has room for few numbers more.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// [`Action`].
-    pub action: u8,
-    /// [`Reason`].
-    pub reason: u8,
-    /// Number of the rule within the policy set.
-    pub rule: u16,
-}
+pub struct Decision(pub u64);
 
 impl Decision {
     /// No entry matches: denied by rule 0, the isolation.
-    const ISOLATED: Self = Self { action: Action::Deny as u8, reason: Reason::Isolated as u8, rule: 0 };
+    const ISOLATED: Self = Self::new(Action::Deny as u8, Reason::Isolated as u8, 0, false);
+
+    /// Puts one together.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(action: u8, reason: u8, rule: u16, audit: bool) -> Self {
+        Self(action as u64 | (reason as u64) << 8 | (rule as u64) << 16 | (audit as u64) << 32)
+    }
+
+    /// [`Action`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn action(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// [`Reason`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Number of the rule within the policy set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn rule(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// An audited entry decided.
+    #[must_use]
+    #[inline(always)]
+    pub const fn audit(self) -> bool {
+        self.0 >> 32 & 1 != 0
+    }
+
+    /// Let pass.
+    #[must_use]
+    #[inline(always)]
+    pub const fn allows(self) -> bool {
+        self.action() == Action::Allow as u8
+    }
 }
 
-/// The deciding entry for a value of a class and a peer's row.
+/// What is asked of the lists about a service address.
+#[derive(Clone, Copy, Debug)]
+pub struct Among {
+    /// Index in `BACKENDS`.
+    pub backends: u32,
+    /// The caller's policy set.
+    pub set: u32,
+    /// Class.
+    pub class: Class,
+    /// As in [`walk`].
+    pub would: bool,
+    /// Another node translates: nothing is judged later.
+    pub all: bool,
+    /// Row of the caller, to find it among the backends; [`Among::NOBODY`] to leave that out.
+    pub own: u32,
+}
+
+impl Among {
+    /// No row.
+    pub const NOBODY: u32 = u32::MAX;
+}
+
+/// What becomes of a call to a service address: the [`Decision`] about the backend that decided, and above it these flags.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice(pub u64);
+
+impl Choice {
+    /// Judged for good after translation.
+    pub const LATER: u64 = 1 << 40;
+    /// Some backend is an endpoint of this node.
+    pub const LOCAL: u64 = 1 << 41;
+    /// A backend is a node's tunnel port.
+    pub const TUNNEL: u64 = 1 << 42;
+    /// There are backends.
+    pub const SOME: u64 = 1 << 43;
+    const FLAGS: u64 = Self::LATER | Self::LOCAL | Self::TUNNEL | Self::SOME;
+
+    /// Of the backend that decided.
+    #[must_use]
+    #[inline(always)]
+    pub const fn decision(self) -> Decision {
+        Decision(self.0 & !Self::FLAGS)
+    }
+
+    /// Whether this flag is set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(self, flag: u64) -> bool {
+        self.0 & flag != 0
+    }
+}
+
+/// The provisional verdict on a call to a service address: it passes when some backend is allowed that is judged again later, and all are that are
+/// not. A caller that may be a backend itself passes.
 #[inline(always)]
-pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32) -> Decision {
+pub fn choose<T: Tables>(tables: &T, among: Among) -> Choice {
+    let (mut decided, mut found_flags) = (Decision::ISOLATED, 0);
+    let Some(backends) = tables.backends(among.backends) else {
+        return Choice(decided.0);
+    };
+    // Weight of what decided so far: a refusal that counts, an allowance, a refusal that another backend may still make up for.
+    let mut weight = 0;
+    for i in 0..BACKENDS {
+        if i >= backends.len as usize {
+            break;
+        }
+        let backend = &backends.backends[i];
+        let flags = backend.flags;
+        found_flags |= Choice::SOME;
+        if flags & Backend::LOCAL != 0 {
+            found_flags |= Choice::LOCAL;
+        }
+        if flags & Backend::NODE != 0 && among.class as u8 == Class::Udp as u8 && tunnel(tables, backend.target) {
+            found_flags |= Choice::TUNNEL;
+        }
+        let later = flags & Backend::LATER != 0 && !among.all;
+        if later {
+            found_flags |= Choice::LATER;
+        }
+        let mut decision = tables.walk(among.set, among.class, backend.target, backend.row as u32, among.would);
+        if flags & Backend::LOCAL != 0 && backend.row as u32 == among.own {
+            decision = Decision::new(Action::Allow as u8, Reason::Rule as u8, decision.rule(), false);
+        }
+        let found = match (later, decision.allows()) {
+            (false, false) => 4,
+            (false, true) => 3,
+            (true, true) => 2,
+            (true, false) => 1,
+        };
+        if found > weight {
+            (weight, decided) = (found, decision);
+        }
+    }
+    Choice(decided.0 | found_flags)
+}
+
+/// The deciding entry for a value of a class and a peer's row. With `would` audited entries count as if they were enforced.
+#[inline(always)]
+pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision {
     let Some(table) = tables.ports(set.wrapping_mul(Class::COUNT).wrapping_add(class as u32)) else {
         return Decision::ISOLATED;
     };
@@ -337,6 +510,7 @@ pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32)
     if at >= PORT_INTERVALS || at >= table.len as usize {
         return Decision::ISOLATED;
     }
+    let left_out = if would { 0 } else { Entry::AUDIT };
     let mut block = table.lists[at];
     let mut tier = 0_u32;
     for _ in 0..LIST_CHAIN {
@@ -354,7 +528,7 @@ pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32)
             } else {
                 tables.row_word(row * ROW_WORDS + entry.word as u32) & entry.mask
             };
-            if hits == 0 || (entry.tier as u32) < tier || entry.flags & Entry::AUDIT != 0 {
+            if hits == 0 || (entry.tier as u32) < tier || entry.flags & left_out != 0 {
                 continue;
             }
             if entry.action != Action::Pass as u8 {
@@ -371,7 +545,7 @@ pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32)
 #[inline(always)]
 fn decision(entry: &Entry, hits: u64) -> Decision {
     let below = entry.mask & (hits & hits.wrapping_neg()).wrapping_sub(1);
-    Decision { action: entry.action, reason: entry.reason, rule: entry.rule.wrapping_add(ones(below)) }
+    Decision::new(entry.action, entry.reason, entry.rule.wrapping_add(ones(below)), entry.flags & Entry::AUDIT != 0)
 }
 
 /// Number of bits set; the target has no instruction for it, and a lone rule needs none.
@@ -380,35 +554,26 @@ const fn ones(bits: u64) -> u16 {
     if bits == 0 { 0 } else { bits.count_ones() as u16 }
 }
 
-/// What is known of a peer. A forwarded packet with a node's address is masqueraded: not the address decides but the prefixes, where the same
-/// address stands with what such traffic matches.
+/// What is known of a peer; `None` when that cannot be told. A forwarded packet with a node's address is masqueraded: not the address decides but
+/// the prefixes, where the same address stands with what such traffic matches.
 #[inline(always)]
-fn peer<F: Family, T: Tables>(tables: &T, segment: u32, address: F::Address, masqueraded: bool) -> AddressWord {
-    match F::address(tables, segment, address) {
-        Some(word) if !(masqueraded && word.flags() & AddressWord::NODE != 0) => word,
-        _ => F::prefix(tables, segment, address),
+fn peer<F: Family, T: Tables>(tables: &T, segment: u32, address: F::Address, masqueraded: bool) -> Option<AddressWord> {
+    let mut found = F::address(tables, segment, address);
+    if matches!(found, Some((_, false))) {
+        found = F::address(tables, segment, address);
+    }
+    match found {
+        Some((_, false)) => None,
+        Some((word, true)) if !(masqueraded && word.flags() & AddressWord::NODE != 0) => Some(word),
+        _ => Some(F::prefix(tables, segment, address)),
     }
 }
 
-/// Whether the egress policy of the endpoint at `slot` on this node forbids what arrives: only asked when its own link did not settle it.
+/// Row of a local endpoint, by its first address of the family.
 #[inline(always)]
-fn source_denies<F: Family, T: Tables>(
-    tables: &T,
-    slot: u32,
-    destination: F::Address,
-    class: Class,
-    value: u16,
-    now: u64,
-) -> bool {
-    let word = tables.endpoint(slot);
-    if word.mode() != Mode::Enforce {
-        return true;
-    }
-    let (Some(info), Some((_, view))) = (tables.info(slot), view_now(tables, word, now)) else {
-        return true;
-    };
-    let row = peer::<F, T>(tables, info.segment, destination, false).row();
-    tables.walk(view.egress.set, class, value, row).action != Action::Allow as u8
+fn row_of<F: Family, T: Tables>(tables: &T, slot: u32) -> Option<u32> {
+    let info = tables.info(slot)?;
+    Some(peer::<F, T>(tables, info.segment, F::first(info)?, false)?.row())
 }
 
 /// Judges an IP packet.
@@ -459,11 +624,9 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
         }
     }
     match word.mode() {
-        Mode::Enforce => {}
+        Mode::Enforce | Mode::Observe => {}
         Mode::Quarantine => return Ok(settle(tables, meta, direction, Reason::Quarantine)),
-        Mode::Pending | Mode::Observe => {
-            return Ok(settle(tables, meta, direction, Reason::Pending));
-        }
+        Mode::Pending => return Ok(settle(tables, meta, direction, Reason::Pending)),
     }
     let now = tables.now();
     let Some((index, view)) = view_now(tables, word, now) else {
@@ -475,62 +638,152 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
 
     let good = word.with_view(index).0;
     let size = meta.size(headers.end);
-    let packet = Packet { direction, class: headers.class, transport: headers, remote, now, good, size };
+    let packet = Packet { direction, transport: headers, remote, now, view: index, good, size };
     if headers.role == Role::Error {
         // An error has no flow of its own: it passes about one of ours, or where nothing is asked.
-        let plain = !sent && meta.mark & mark::VERIFIED == 0;
-        let reason =
-            if plain && peer::<A, T>(tables, info.segment, remote, false).flags() & AddressWord::ENCAPSULATED != 0 {
-                Reason::PlainOverlaySource
-            } else if related::<A, T, F>(tables, frame, meta, info, view, &ip, &packet)? {
-                Reason::Related
-            } else if view.open(direction) {
-                Reason::NotIsolated
-            } else {
-                Reason::NoFlow
+        let forged = !sent
+            && match peer::<A, T>(tables, info.segment, remote, false) {
+                None => return Ok(settle(tables, meta, direction, Reason::Changing)),
+                Some(known) => forged(known, meta),
             };
+        let reason = if forged {
+            Reason::PlainOverlaySource
+        } else if related::<A, T, F>(tables, frame, meta, info, view, &ip, &packet)? {
+            Reason::Related
+        } else if view.open(direction) {
+            Reason::NotIsolated
+        } else {
+            Reason::NoFlow
+        };
         return Ok(settle(tables, meta, direction, reason));
     }
     let key = own.filter(|_| !ip.fragment).map(|own| {
         let (local_port, remote_port) = key_ports(&headers, sent);
         A::key((local, own), remote, local_port, remote_port, ip.protocol)
     });
+    Ok(flow_or_lists::<A, T>(tables, meta, &packet, key))
+}
+
+/// By the flow that the packet belongs to, if there is one that holds, else by the lists.
+#[inline(always)]
+fn flow_or_lists<A: Family, T: Tables>(
+    tables: &T,
+    meta: &Meta,
+    packet: &Packet<A::Address>,
+    key: Option<A::FlowKey>,
+) -> Outcome {
+    let Packet { direction, transport, remote, size, now, good, view } = *packet;
+    let sent = matches!(direction, Direction::Egress);
     let flow = key.as_ref().and_then(|key| A::flow(tables, meta.slot, key));
     if let Some(flow) = flow {
         let answers = flow.initiator() != direction as u8;
         if flow.word() == good
-            && !(answers && headers.role == Role::Begin)
-            && (sent || answers || same_sender(flow, meta))
+            && !(answers && transport.role == Role::Begin)
+            && (sent || from_peer(flow, meta, answers))
         {
-            if !sent && flow.flags() & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0 {
-                return Ok(settle(tables, meta, direction, Reason::PlainOverlaySource));
+            let flags = flow.flags();
+            if !sent && flags & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0 {
+                return settle(tables, meta, direction, Reason::PlainOverlaySource);
             }
             let side = answers as usize;
-            flow.account(side, size, now, headers.tcp_flags);
-            tables.count(flow.counter().wrapping_add(side as u32), size, 0);
-            return Ok(Outcome::of(if answers { Reason::Reply } else { Reason::Rule }));
+            // What is judged again after translation is counted there.
+            let provisional = sent && !answers && flags & Flow::PROVISIONAL != 0;
+            if provisional {
+                flow.account(side, Size::NONE, now, transport.tcp_flags);
+            } else {
+                flow.account(side, size, now, transport.tcp_flags);
+                tables.count(flow.counter().wrapping_add(side as u32), size, 0);
+            }
+            let next = if provisional { Next::Provisional } else { Next::Settled };
+            return Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next };
         }
     }
-    Ok(decide::<A, T>(tables, meta, info, view, &packet, key.as_ref(), flow))
+    let case = Case {
+        key: key.unwrap_or_default(),
+        remote,
+        now,
+        good,
+        packets: size.packets,
+        bytes: size.bytes,
+        slot: meta.slot,
+        mark: meta.mark,
+        view,
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        direction: direction as u8,
+        class: transport.class as u8,
+        role: transport.role as u8,
+        protocol: transport.protocol,
+        tcp_flags: transport.tcp_flags,
+        keyed: key.is_some() as u8,
+        transit: meta.transit as u8,
+        held: flow.is_some() as u8,
+    };
+    A::decide(tables, case, flow)
 }
 
-/// Whether a packet from the initiator of a flow is its own: the node's own packets and what passes through the node with its address are two
-/// senders.
+/// Whether a packet that arrives was sent by whom the flow is with. Marks tell local endpoints from whoever has their addresses; and of what has a
+/// node's address, its own packets and those that pass through it are of two senders.
 #[inline(always)]
-fn same_sender(flow: FlowRef, meta: &Meta) -> bool {
-    (flow.flags() & Flow::TRANSIT != 0) == meta.transit
+fn from_peer(flow: FlowRef, meta: &Meta, answers: bool) -> bool {
+    let flags = flow.flags();
+    (flags & Flow::SERVICE != 0 || flow.sender() as u32 == sender(meta))
+        && (answers || (flags & Flow::TRANSIT != 0) == meta.transit)
 }
 
-/// What is known of a packet when the lists are asked.
+/// Whether a packet that arrives lacks what packets with its source have: the bit of the check on the underlay, or the mark of a local endpoint.
+#[inline(always)]
+fn forged(source: AddressWord, meta: &Meta) -> bool {
+    source.flags() & AddressWord::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0
+        || source.slot() != 0 && source.slot() != sender(meta)
+}
+
+/// What is known of a packet when its flow is looked for.
 struct Packet<A> {
     direction: Direction,
-    class: Class,
     transport: Transport,
     remote: A,
     now: u64,
+    /// Index of the view.
+    view: u32,
     /// The word that flows of this endpoint shall have now.
     good: u64,
     size: Size,
+}
+
+/// What is known of a packet when the lists are asked: plain memory, which the kernel half keeps while it jumps to another program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Case<K, A> {
+    key: K,
+    remote: A,
+    now: u64,
+    good: u64,
+    packets: u64,
+    bytes: u64,
+    slot: u32,
+    mark: u32,
+    view: u32,
+    source_port: u16,
+    destination_port: u16,
+    direction: u8,
+    class: u8,
+    role: u8,
+    protocol: u8,
+    tcp_flags: u8,
+    /// `key` is one.
+    keyed: u8,
+    transit: u8,
+    /// A flow stands in the table under `key`.
+    held: u8,
+}
+
+impl<K, A> Case<K, A> {
+    /// The flow that stands in the table, if one does.
+    #[inline(always)]
+    pub fn flow<F: Family<FlowKey = K, Address = A>, T: Tables>(&self, tables: &T) -> Option<FlowRef> {
+        if self.held == 0 { None } else { F::flow(tables, self.slot, &self.key) }
+    }
 }
 
 /// Whether an ICMP error is about a flow of ours that holds; one that was judged under another word is judged again, and refreshed by its own packets.
@@ -572,136 +825,450 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     let initiator = Direction::from_u8(flow.initiator());
     let incoming = matches!(initiator, Direction::Ingress);
     let masqueraded = incoming && flow.flags() & Flow::TRANSIT != 0;
-    let row = peer::<A, T>(tables, info.segment, remote, masqueraded).row();
-    let value = value(transport.class, &transport, incoming == quoted_sent);
-    Ok(tables.walk(view.half(initiator).set, transport.class, value, row).action == Action::Allow as u8)
+    // Of what passes although some verdict is against it, and of what went to a service address, the error is about a packet that did pass.
+    if flow.flags() & (Flow::AUDIT | Flow::SERVICE) != 0 {
+        return Ok(true);
+    }
+    let Transport { class, protocol, source_port, destination_port, .. } = transport;
+    let value = value(class, protocol, source_port, destination_port, incoming == quoted_sent);
+    let row = match flow.sender() as u32 {
+        slot if incoming && slot != 0 => row_of::<A, T>(tables, slot),
+        _ => peer::<A, T>(tables, info.segment, remote, masqueraded).map(AddressWord::row),
+    };
+    let set = view.half(initiator).set;
+    Ok(row.is_some_and(|row| tables.walk(set, class, value, row, false).allows()))
 }
 
 /// Asks the lists: for a packet that begins a flow, or for a flow that was judged under another word, in its initiator's direction.
 #[inline(always)]
-fn decide<A: Family, T: Tables>(
-    tables: &T,
-    meta: &Meta,
-    info: &EndpointInfo,
-    view: &View,
-    packet: &Packet<A::Address>,
-    key: Option<&A::FlowKey>,
-    flow: Option<FlowRef>,
-) -> Outcome {
-    let Packet { direction, class, transport, .. } = *packet;
-    let begins = transport.role == Role::Begin;
+pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Address>, flow: Option<FlowRef>) -> Outcome {
+    let direction = Direction::from_u8(case.direction);
+    let (class, role) = (Class::from_u8(case.class), Role::from_u8(case.role));
+    let meta = &Meta {
+        slot: case.slot,
+        len: case.bytes as u32,
+        segments: case.packets as u32,
+        vlan: false,
+        transit: case.transit != 0,
+        mark: case.mark,
+    };
+    let (Some(info), Some(view)) = (tables.info(case.slot), tables.view(case.view)) else {
+        return settle(tables, meta, direction, Reason::NoEndpoint);
+    };
+    let begins = role == Role::Begin;
     let ingress = matches!(direction, Direction::Ingress);
-    let held = flow.is_some();
-    // Another flow on the same ports: begun by a SYN against the initiator's direction, or by somebody else with the initiator's address.
-    let flow =
-        flow.filter(
-            |flow| {
-                if flow.initiator() == direction as u8 { !ingress || same_sender(*flow, meta) } else { !begins }
-            },
-        );
+    // Another flow on the same ports: begun by a SYN against the initiator's direction, or by somebody else with the peer's address.
+    let flow = flow.filter(|flow| {
+        let answers = flow.initiator() != direction as u8;
+        !(answers && begins) && (!ingress || from_peer(*flow, meta, answers))
+    });
     let initiator = flow.map_or(direction, |flow| Direction::from_u8(flow.initiator()));
     let transit = flow.map_or(meta.transit, |flow| flow.flags() & Flow::TRANSIT != 0);
+    // Here and below: see `Tables::blur`.
+    let begun = tables.blur(initiator as u64 | (transit as u64) << 1, case.now);
+    let (initiator, transit) = (Direction::from_u8(begun as u8 & 1), begun & 2 != 0);
+    let incoming = matches!(initiator, Direction::Ingress);
     let answers = initiator as u8 != direction as u8;
+    let value = value(class, case.protocol, case.source_port, case.destination_port, answers);
 
-    let value = value(class, &transport, answers);
-    let known = peer::<A, T>(tables, info.segment, packet.remote, transit && matches!(initiator, Direction::Ingress));
-    let encapsulated = known.flags() & AddressWord::ENCAPSULATED != 0;
-    if encapsulated && matches!(direction, Direction::Ingress) && meta.mark & mark::VERIFIED == 0 {
+    let Some(known) = peer::<A, T>(tables, info.segment, case.remote, transit && incoming) else {
+        return settle(tables, meta, direction, Reason::Changing);
+    };
+    if ingress && forged(known, meta) {
         return settle(tables, meta, direction, Reason::PlainOverlaySource);
     }
-    let judgement = judge(tables, view.half(initiator), class, value, known.row());
-    let mut reason = Reason::from_u8(judgement.reason).unwrap_or(Reason::None);
-    let mut allow = judgement.allow;
-    // What the lists say counts for its rule; what overrules them does not.
-    let mut ruled = true;
+    // The local endpoint that the peer is, if it is one: by its mark where it is the initiator, since the node may have put an address in place of
+    // its own; else by its address.
+    let party = match flow {
+        Some(flow) => flow.sender() as u32,
+        None if incoming => sender(meta),
+        None => known.slot(),
+    };
+    let known = AddressWord(tables.blur(known.0, case.now));
+    let party = tables.blur(party as u64, case.now) as u32;
+    let itself = party == meta.slot;
+    let row =
+        if incoming && party != 0 && party != known.slot() { row_of::<A, T>(tables, party) } else { Some(known.row()) };
+    let Some(row) = row else {
+        return settle(tables, meta, direction, Reason::Changing);
+    };
 
-    if matches!(direction, Direction::Egress)
-        && class as u8 == Class::Udp as u8
-        && known.flags() & AddressWord::NODE != 0
-        && tunnel(tables, transport.destination_port)
-    {
-        (allow, reason, ruled) = (false, Reason::Tunnel, false);
+    let row = tables.blur(row as u64, case.now) as u32;
+
+    let half = view.half(initiator);
+    let mut flags = if transit { Flow::TRANSIT } else { 0 };
+    if known.flags() & AddressWord::ENCAPSULATED != 0 {
+        flags |= Flow::ENCAPSULATED;
     }
-    if allow && !answers && matches!(direction, Direction::Ingress) && meta.mark & mark::FINAL == 0 {
-        let slot = if sender(meta) != 0 { sender(meta) } else { known.slot() };
-        if slot != 0 && slot != meta.slot {
-            let own = A::first(info).filter(|_| key.is_some());
-            if own.is_none_or(|own| source_denies::<A, T>(tables, slot, own, class, value, packet.now)) {
-                (allow, reason, ruled) = (false, Reason::SourceDenied, false);
+    let mut tunnelled = false;
+    let mut decision = tables.walk(half.set, class, value, row, false);
+    let mut would = if view.audited(initiator) { tables.walk(half.set, class, value, row, true) } else { decision };
+    if !incoming && known.flags() & (AddressWord::SERVICE | AddressWord::NODE) != 0 {
+        let node = known.flags() & AddressWord::NODE != 0;
+        let service = ServiceKey {
+            segment: info.segment,
+            address: if node { A::any() } else { A::mapped(case.remote) },
+            port: value,
+            protocol: case.protocol,
+            padding: 0,
+        };
+        let Some(backends) = backends(tables, &service) else {
+            return settle(tables, meta, direction, Reason::Changing);
+        };
+        if backends != 0 {
+            let all = node && known.flags() & AddressWord::OWN == 0;
+            let mut among = Among { backends, set: half.set, class, would: false, all, own: Among::NOBODY };
+            let mut choice = tables.choose(among);
+            if !choice.decision().allows() && choice.has(Choice::LOCAL) && !all {
+                among.own = A::first(info)
+                    .and_then(|own| peer::<A, T>(tables, info.segment, own, false))
+                    .map_or(Among::NOBODY, AddressWord::row);
+                choice = tables.choose(among);
+            }
+            if choice.has(Choice::SOME) {
+                decision = choice.decision();
+                would = decision;
+                flags = flags & !Flow::ENCAPSULATED | Flow::SERVICE;
+                let later = choice.has(Choice::LATER);
+                if later {
+                    flags |= Flow::PROVISIONAL;
+                }
+                if view.audited(initiator) && !(later && decision.allows()) {
+                    among.would = true;
+                    would = tables.choose(among).decision();
+                }
+                tunnelled = choice.has(Choice::TUNNEL);
             }
         }
     }
+    let decision = Decision(tables.blur(decision.0, case.now));
+    let would = Decision(tables.blur(would.0, case.now));
+    let found = tables.blur(flags as u64 | (tunnelled as u64) << 8, case.now);
+    let (mut flags, mut tunnelled) = (found as u8, found >> 8 != 0);
+    // No node's tunnel port calls or is called by a workload, so that no answer goes there either.
+    let port = if ingress { case.source_port } else { case.destination_port };
+    if class as u8 == Class::Udp as u8 && tunnel(tables, port) {
+        tunnelled |= match A::address(tables, info.segment, case.remote) {
+            Some((word, true)) => word.flags() & AddressWord::NODE != 0,
+            Some((_, false)) => true,
+            None => false,
+        };
+    }
+    let mut reason = decision.reason();
+    let mut allow = decision.allows();
+    // What the lists say counts for its rule; what overrules them does not.
+    let mut ruled = true;
+    if itself {
+        (allow, reason, ruled) = (true, Reason::Itself as u8, false);
+    }
+    if tunnelled {
+        (allow, reason, ruled) = (false, Reason::Tunnel as u8, false);
+    }
+    let observed = !allow && observes(tables, meta.slot, case.now);
+    if observed {
+        flags &= !Flow::PROVISIONAL;
+    }
+    let verdict = Verdict {
+        reason,
+        flags,
+        allow,
+        observed,
+        ruled,
+        differs: ruled && would.allows() != allow,
+        answers,
+        itself,
+        counter: tables.rule_counter(half.counters.wrapping_add(decision.rule() as u32)),
+        would: if would.audit() { tables.rule_counter(half.counters.wrapping_add(would.rule() as u32)) } else { 0 },
+        party,
+    };
+    finish::<A, T>(tables, case, value, flow, verdict.blurred(tables, case.now))
+}
 
-    if allow {
-        let side = answers as usize;
-        let flags = if transit { Flow::TRANSIT } else { 0 } | if encapsulated { Flow::ENCAPSULATED } else { 0 };
-        let new = match (flow, key) {
-            (Some(flow), _) => {
-                flow.set_counter(judgement.counter);
+/// What [`decide`] found.
+struct Verdict {
+    reason: u8,
+    /// Of the flow.
+    flags: u8,
+    allow: bool,
+    observed: bool,
+    /// The lists decided: it counts for a rule.
+    ruled: bool,
+    /// Audited policies say otherwise.
+    differs: bool,
+    answers: bool,
+    itself: bool,
+    counter: u32,
+    /// Counter of the audited rule that says otherwise, 0 for none.
+    would: u32,
+    party: u32,
+}
+
+impl Verdict {
+    /// The same, so that the verifier cannot tell the ways apart that lead here: it would look at all that follows once for each.
+    #[inline(always)]
+    fn blurred<T: Tables>(self, tables: &T, seed: u64) -> Self {
+        let bit = |set: bool, at: u32| (set as u64) << at;
+        let packed = self.reason as u64
+            | (self.flags as u64) << 8
+            | (self.party as u64 & 0xfff) << 16
+            | bit(self.allow, 32)
+            | bit(self.observed, 33)
+            | bit(self.ruled, 34)
+            | bit(self.differs, 35)
+            | bit(self.answers, 36)
+            | bit(self.itself, 37);
+        let packed = tables.blur(packed, seed);
+        let set = |at: u32| packed >> at & 1 != 0;
+        Self {
+            reason: packed as u8,
+            flags: (packed >> 8) as u8,
+            party: (packed >> 16) as u32 & 0xfff,
+            allow: set(32),
+            observed: set(33),
+            ruled: set(34),
+            differs: set(35),
+            answers: set(36),
+            itself: set(37),
+            counter: tables.blur(self.counter as u64, seed) as u32,
+            would: tables.blur(self.would as u64, seed) as u32,
+        }
+    }
+}
+
+/// Does what a verdict says: keeps, makes or forgets the flow, counts, samples.
+#[inline(always)]
+fn finish<A: Family, T: Tables>(
+    tables: &T,
+    case: &Case<A::FlowKey, A::Address>,
+    value: u16,
+    flow: Option<FlowRef>,
+    verdict: Verdict,
+) -> Outcome {
+    let direction = Direction::from_u8(case.direction);
+    let role = Role::from_u8(case.role);
+    let icmp = matches!(Class::from_u8(case.class), Class::Icmp | Class::Icmp6);
+    let Verdict { flags, allow, observed, differs, answers, .. } = verdict;
+    let pass = allow || observed;
+    let provisional = pass && !answers && flags & Flow::PROVISIONAL != 0;
+    let side = answers as u32;
+    let all = Size { packets: case.packets, bytes: case.bytes };
+    let size = if provisional { Size::NONE } else { all };
+    let mut new = false;
+    if pass {
+        // What some verdict is against is judged at each packet, so that each is counted.
+        let audit = observed || differs || verdict.itself;
+        let word = if audit { 0 } else { case.good };
+        let flags = if audit { flags | Flow::AUDIT } else { flags };
+        let counter = if verdict.ruled && !observed { verdict.counter } else { 0 };
+        match flow {
+            Some(flow) => {
+                flow.set_counter(counter);
                 flow.set_flags(flags);
-                flow.set_word(packet.good);
-                flow.account(side, packet.size, packet.now, transport.tcp_flags);
-                false
+                flow.set_word(word);
+                flow.account(side as usize, size, case.now, case.tcp_flags);
             }
             // An answer that nobody asked for may pass; it does not turn the questions of the other side into answers.
-            (None, Some(key)) if !(transport.icmp() && transport.role == Role::Continue) => {
-                if held {
-                    A::remove(tables, meta.slot, key);
+            None if case.keyed != 0 && !(icmp && role == Role::Continue) => {
+                if case.held != 0 {
+                    A::remove(tables, case.slot, &case.key);
                 }
                 let flow = Flow {
-                    word: packet.good,
-                    packets: [packet.size.packets, 0],
-                    bytes: [packet.size.bytes, 0],
-                    first: packet.now,
-                    last: packet.now,
-                    counter: judgement.counter,
+                    word,
+                    packets: [size.packets, 0],
+                    bytes: [size.bytes, 0],
+                    last: case.now,
+                    first: case.now as u32,
+                    counter,
                     initiator: direction as u8,
-                    tcp_flags: [transport.tcp_flags, 0],
+                    tcp_flags: [case.tcp_flags, 0],
                     flags,
+                    sender: if flags & Flow::SERVICE != 0 { 0 } else { verdict.party as u16 },
+                    padding: 0,
                 };
-                A::insert(tables, meta.slot, key, &flow);
-                true
+                A::insert(tables, case.slot, &case.key, &flow);
+                new = true;
             }
-            _ => false,
-        };
-        tables.count(judgement.counter.wrapping_add(side as u32), packet.size, new as u64);
-        return Outcome { pass: true, reason: if answers { Reason::Reply } else { reason } };
+            None => {}
+        }
+    } else if flow.is_some() {
+        A::remove(tables, case.slot, &case.key);
     }
 
-    if let (Some(_), Some(key)) = (flow, key) {
-        A::remove(tables, meta.slot, key);
+    let (mut reason, mut ruled) = (verdict.reason, verdict.ruled);
+    if observed {
+        (reason, ruled) = (Reason::Observed as u8, false);
+    } else if !allow && answers {
+        (reason, ruled) = (Reason::Revoked as u8, false);
+    } else if !allow && flow.is_none() && role == Role::Continue && verdict.reason == Reason::Isolated as u8 {
+        (reason, ruled) = (Reason::NoFlow as u8, false);
     }
-    if answers {
-        (reason, ruled) = (Reason::Revoked, false);
-    } else if flow.is_none() && transport.role == Role::Continue && matches!(reason, Reason::Isolated) {
-        (reason, ruled) = (Reason::NoFlow, false);
-    }
-    let starts = matches!(transport.role, Role::Begin | Role::Any) as u64;
-    if ruled {
-        tables.count(judgement.counter, packet.size, starts);
+    let starts = matches!(role, Role::Begin | Role::Any);
+    let flows = if pass { new } else { starts } as u64;
+    if provisional {
+        // Judged again after translation, and counted there.
+    } else if ruled {
+        tables.count(verdict.counter.wrapping_add(side), size, flows);
     } else {
-        tables.count_endpoint(endpoint_counter(meta.slot, direction, reason as u8), packet.size, starts);
+        tables.count_endpoint(endpoint_counter(case.slot, direction, reason), size, flows);
     }
+    // Of what would have been dropped the reason is kept that it would have been dropped for.
+    let told = if observed { verdict.reason } else { reason };
+    let mut told = (told, if verdict.ruled && !answers && told == verdict.reason { verdict.counter } else { 0 });
+    let mut kept = if observed { ContactKey::OBSERVED } else { 0 };
+    if differs && !provisional && !observed {
+        let reason = if allow { Reason::WouldDeny } else { Reason::WouldAllow } as u8;
+        if allow {
+            told = (reason, verdict.would);
+        } else {
+            kept = ContactKey::WOULD_PASS;
+        }
+        if verdict.would != 0 {
+            tables.count(verdict.would.wrapping_add(side), size, flows);
+        } else {
+            tables.count_endpoint(endpoint_counter(case.slot, direction, reason), size, flows);
+        }
+    }
+    if !pass || !answers && (observed || differs && !provisional) {
+        sample::<A, T>(tables, case, value, told, kept);
+    }
+    let reason = match Reason::from_u8(reason) {
+        Some(reason) if !(allow && answers && ruled) => reason,
+        Some(_) => Reason::Reply,
+        None => Reason::None,
+    };
+    Outcome { pass, reason, next: if provisional { Next::Provisional } else { Next::Settled } }
+}
+
+/// Index of the backends of a service address, 0 for none; `None` when that cannot be told.
+#[inline(always)]
+fn backends<T: Tables>(tables: &T, service: &ServiceKey) -> Option<u32> {
+    for _ in 0..2 {
+        match tables.service(service).map(ServiceWord) {
+            None => return Some(0),
+            Some(word) if word.tag() == service.tag() => return Some(word.backends()),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+/// Keeps who was denied what, or would be, as far as the budget allows.
+#[inline(always)]
+fn sample<A: Family, T: Tables>(
+    tables: &T,
+    case: &Case<A::FlowKey, A::Address>,
+    value: u16,
+    (reason, counter): (u8, u32),
+    flags: u8,
+) {
     let contact = ContactKey {
-        peer: A::mapped(packet.remote),
-        slot: meta.slot as u16,
-        port: if matches!(class, Class::Other) { 0 } else { value },
-        protocol: transport.protocol,
-        direction: direction as u8,
-        reason: reason as u8,
-        padding: 0,
+        peer: A::mapped(case.remote),
+        slot: case.slot as u16,
+        port: if case.class == Class::Other as u8 { 0 } else { value },
+        protocol: case.protocol,
+        direction: case.direction,
+        reason,
+        flags,
     };
     let sample = Contact {
-        packets: packet.size.packets,
-        bytes: packet.size.bytes,
-        first: packet.now,
-        last: packet.now,
-        counter: if ruled { judgement.counter } else { 0 },
+        packets: case.packets,
+        bytes: case.bytes,
+        first: case.now,
+        last: case.now,
+        counter,
         vni: 0,
         inner: [0; 4],
     };
     tables.sample(&contact, &sample);
-    Outcome { pass: false, reason }
+}
+
+/// Whether a packet needs [`translated`] before it enters a workload: it went to a service address, and the node has chosen a backend by now.
+#[must_use]
+#[inline(always)]
+pub const fn unsettled(transit: bool, packet_mark: u32) -> bool {
+    transit && packet_mark & mark::SLOT != 0 && packet_mark & mark::FINAL == 0
+}
+
+/// Whether it needs [`translated`] before it enters an overlay: there also what no local endpoint is known to have sent, which might forge one.
+#[must_use]
+#[inline(always)]
+pub const fn unsettled_out(transit: bool, packet_mark: u32) -> bool {
+    transit && packet_mark & mark::FINAL == 0
+}
+
+/// Judges what the node translated or forwards by its sender's policy, on its way into another workload or an overlay: the sender is known by the
+/// mark, since its address may have been replaced. What has no mark and a local endpoint's address is forged.
+///
+/// `segment` is that of the link by which it leaves.
+///
+/// # Errors
+/// [`Fault::Truncated`], nothing counted.
+#[inline(always)]
+pub fn translated<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta, segment: u32) -> Parsed<Outcome> {
+    let slot = sender(meta);
+    // As its own link would see it, had it sent the packet like this.
+    let meta = Meta { slot, mark: 0, ..*meta };
+    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
+    let judged = match ethernet.ethertype() {
+        Ethernet::IPV4 => after_translation::<V4, T, F>(tables, frame, &meta, segment),
+        Ethernet::IPV6 => after_translation::<V6, T, F>(tables, frame, &meta, segment),
+        // Nothing else is translated; what it is was judged where it left its workload.
+        _ => Ok(Outcome::UNJUDGED),
+    };
+    malformed(judged, tables, &meta, Direction::Egress)
+}
+
+#[inline(always)]
+fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    meta: &Meta,
+    segment: u32,
+) -> Parsed<Outcome> {
+    let direction = Direction::Egress;
+    let word = tables.endpoint(meta.slot);
+    let ip = A::parse(frame, Ethernet::LEN)?;
+    if meta.slot == 0 {
+        let reason = match peer::<A, T>(tables, segment, ip.source, false) {
+            None => Reason::Changing,
+            Some(known) if known.slot() != 0 => Reason::PlainOverlaySource,
+            Some(_) => return Ok(Outcome::UNJUDGED),
+        };
+        return Ok(settle(tables, meta, direction, reason));
+    }
+    let Some(info) = endpoint(tables, meta) else {
+        return Ok(settle(tables, meta, direction, Reason::NoEndpoint));
+    };
+    let headers = if ip.later_fragment {
+        Transport::opaque(ip.transport, ip.protocol, A::V6)
+    } else {
+        frame.transport(ip.transport, ip.protocol, A::V6)?
+    };
+    match word.mode() {
+        Mode::Enforce | Mode::Observe => {}
+        Mode::Quarantine => return Ok(settle(tables, meta, direction, Reason::Quarantine)),
+        Mode::Pending => return Ok(settle(tables, meta, direction, Reason::Pending)),
+    }
+    let now = tables.now();
+    let Some((index, view)) = view_now(tables, word, now) else {
+        return Ok(settle(tables, meta, direction, Reason::Pending));
+    };
+    if ip.fragment && !view.open(direction) {
+        return Ok(settle(tables, meta, direction, Reason::Fragment));
+    }
+    let own = A::own(info, ip.source).unwrap_or(TRANSLATED);
+    let (local_port, remote_port) = key_ports(&headers, true);
+    let key = A::key((ip.source, own), ip.destination, local_port, remote_port, ip.protocol);
+    let packet = Packet {
+        direction,
+        transport: headers,
+        remote: ip.destination,
+        now,
+        view: index,
+        good: word.with_view(index).0,
+        size: meta.size(headers.end),
+    };
+    Ok(flow_or_lists::<A, T>(tables, meta, &packet, (!ip.fragment).then_some(key)))
 }
 
 /// Whether a UDP port is one of the overlay's.
@@ -716,6 +1283,6 @@ pub(crate) fn tunnel<T: Tables>(tables: &T, port: u16) -> bool {
 /// Bits that `from_workload` leaves in the mark of what it lets pass.
 #[must_use]
 #[inline(always)]
-pub const fn outgoing_mark(slot: u32) -> u32 {
-    (slot & mark::SLOT) | mark::FINAL
+pub const fn outgoing_mark(slot: u32, provisional: bool) -> u32 {
+    (slot & mark::SLOT) | if provisional { 0 } else { mark::FINAL }
 }

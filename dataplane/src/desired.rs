@@ -71,6 +71,14 @@ pub struct PolicySet {
     pub classes: [Vec<Interval>; Class::COUNT as usize],
 }
 
+impl PolicySet {
+    /// Whether some entry is audited: then there is a would-be verdict beside the verdict.
+    #[must_use]
+    pub fn audited(&self) -> bool {
+        self.classes.iter().flatten().flat_map(|interval| &interval.entries).any(|entry| entry.audit)
+    }
+}
+
 /// An elementary interval of a class's axis, up to the next one's start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interval {
@@ -152,6 +160,8 @@ pub struct Address {
     pub selectors: BTreeSet<SelectorId>,
     /// The endpoint that has it, where it is on this node.
     pub endpoint: Option<EndpointName>,
+    /// The node is this one.
+    pub own: bool,
     /// A node's address. Traffic that passes through with it is looked up in the prefixes: it is masqueraded, never the node.
     pub node: bool,
     /// Packets with this source arrive encapsulated only (it belongs to a node behind a VXLAN device whose marks survive decapsulation): a plain

@@ -43,6 +43,9 @@ pub(crate) const TC: [(&str, u32); program::COUNT as usize] = [
     ("overlay_out", program::OVERLAY_OUT),
     ("from_workload", program::FROM_WORKLOAD),
     ("to_workload", program::TO_WORKLOAD),
+    ("translated", program::TRANSLATED),
+    ("decide4", program::DECIDE4),
+    ("decide6", program::DECIDE6),
 ];
 /// The programs of XDP and the arrays in which they stand at [`program::UNDERLAY`]: one for drivers, which takes packets in several buffers, and
 /// one for generic XDP, which must not: there the kernel forgets where the MAC header of a packet is that it copied for such a program, and TC
@@ -81,6 +84,10 @@ pub struct Sizes {
     pub vteps: u32,
     /// Inner prefixes that VTEPs own.
     pub owners: u32,
+    /// Ports that the node translates, counted for each segment.
+    pub services: u32,
+    /// Distinct sets of backends of such ports.
+    pub backends: u32,
     /// Samples of what was denied.
     pub contacts: u32,
     /// Flows of one endpoint, for each family.
@@ -101,6 +108,8 @@ impl Default for Sizes {
             counters: 65_536,
             vteps: 16_384,
             owners: 65_536,
+            services: 65_536,
+            backends: 16_384,
             contacts: 8192,
             flows: 16_384,
         }
@@ -123,6 +132,8 @@ impl Sizes {
             store::Prefixes4::NAME | store::Prefixes6::NAME => self.prefixes,
             store::Vteps::NAME => self.vteps,
             store::Owners::NAME => self.owners,
+            store::Services::NAME => self.services,
+            store::BackendTable::NAME => self.backends,
             store::ContactTable::NAME => self.contacts,
             // One for each object that an array may hold, and each selector.
             store::Ids::NAME => {
@@ -159,6 +170,8 @@ impl Sizes {
             ("counters", self.counters),
             ("VTEPs", self.vteps),
             ("owners", self.owners),
+            ("services", self.services),
+            ("backends", self.backends),
             ("contacts", self.contacts),
             ("flows", self.flows),
         ];
@@ -182,14 +195,16 @@ struct Definition {
 
 /// What the objects need, and what only user space reads.
 fn definitions(sizes: &Sizes) -> Result<Vec<Definition>, NodeError> {
-    let mut definitions = Vec::new();
+    let mut definitions: Vec<Definition> = Vec::new();
     for object in [PROGRAMS, STUB] {
         let object = Object::parse(object).doing(|| "read the eBPF object")?;
         let maps = object
             .maps
             .into_iter()
             .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps));
-        definitions.extend(maps.map(|(name, map)| {
+        // The program array of TC is in both.
+        let new: Vec<_> = maps.filter(|(name, _)| definitions.iter().all(|known| known.name != *name)).collect();
+        definitions.extend(new.into_iter().map(|(name, map)| {
             let inner = map.inner().map(|inner| Shape { max_entries: sizes.flows, ..shape(&inner) });
             let mut shape = shape(&map);
             shape.max_entries = sizes.entries(&name).unwrap_or(shape.max_entries);
@@ -394,6 +409,10 @@ impl Programs {
                 _ => continue,
             }
             .map_err(|error| NodeError::Kernel { doing: format!("load the program {name}"), why: verifier(&error) })?;
+            if let Ok(info) = program.info() {
+                let (instructions, verified) = (info.size_translated(), info.verified_instruction_count());
+                tracing::debug!(name, ?instructions, ?verified, "loaded");
+            }
             let fresh = pins.fresh(Kind::Program, name)?;
             sys::obj_pin(program.fd().doing(|| format!("load the program {name}"))?, &fresh)
                 .doing(|| format!("pin {}", fresh.display()))?;
@@ -530,6 +549,8 @@ mod tests {
         check::<store::Prefixes6>(&definitions);
         check::<store::Vteps>(&definitions);
         check::<store::Owners>(&definitions);
+        check::<store::Services>(&definitions);
+        check::<store::BackendTable>(&definitions);
         check::<store::Ids>(&definitions);
         check::<store::ContactTable>(&definitions);
     }
@@ -551,8 +572,10 @@ mod tests {
             owners: 20,
             contacts: 21,
             flows: 22,
+            services: 23,
+            backends: 24,
         };
-        let fixed = ["BUDGET", "CONFIG", "NODE", PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC];
+        let fixed = ["BUDGET", "CASE4", "CASE6", "CONFIG", "NODE", PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC];
         let (small, large) = (definitions(&sizes).unwrap(), definitions(&Sizes::default()).unwrap());
         for small in &small {
             let large = large.iter().find(|large| large.name == small.name).unwrap();

@@ -94,6 +94,8 @@ impl Default for MemoryStore {
                 (store::Addresses6::NAME, 65536),
                 (store::Prefixes4::NAME, 16384),
                 (store::Prefixes6::NAME, 16384),
+                (store::Services::NAME, 4096),
+                (store::BackendTable::NAME, 1024),
                 (store::Vteps::NAME, 4096),
                 (store::Owners::NAME, 65536),
                 (store::Ids::NAME, 16384),

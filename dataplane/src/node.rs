@@ -170,6 +170,10 @@ pub struct ContactRecord {
     pub reason: Reason,
     /// Name of the deciding rule; empty where none decided.
     pub rule: String,
+    /// It passed all the same: the endpoint or the node only observed.
+    pub observed: bool,
+    /// It was dropped, and audited policies would let it pass.
+    pub would_pass: bool,
     /// Wire segments sampled.
     pub packets: u64,
     /// Bytes sampled.
@@ -187,6 +191,8 @@ pub struct ContactRecord {
 pub struct Status {
     /// Node's epoch.
     pub epoch: u32,
+    /// The node only observes.
+    pub observe: bool,
     /// Endpoints.
     pub endpoints: Vec<EndpointStatus>,
     /// Links that are guarded: name and programs.

@@ -105,10 +105,11 @@ fn counter_keys<S: Store>(store: &S) -> Result<BTreeMap<u32, CounterKey>, NodeEr
 fn half(keys: &BTreeMap<u32, CounterKey>, index: u32) -> (Direction, Reason, Option<&CounterKey>) {
     let key = keys.get(&(index & !1));
     let initiator = Direction::from_u8(key.map_or(0, |key| key.direction));
-    if index.is_multiple_of(2) {
-        (initiator, key.and_then(|key| Reason::from_u8(key.reason)).unwrap_or(Reason::None), key)
-    } else {
-        (initiator.reverse(), Reason::Reply, key)
+    let reason = key.and_then(|key| Reason::from_u8(key.reason)).unwrap_or(Reason::None);
+    match index % 2 {
+        0 => (initiator, reason, key),
+        _ if reason.beside() => (initiator.reverse(), reason, key),
+        _ => (initiator.reverse(), Reason::Reply, key),
     }
 }
 
@@ -198,9 +199,9 @@ pub fn flows<S: Store>(store: &S, names: &Names) -> Result<Vec<FlowRecord>, Node
                 reason,
                 packets: flow.packets,
                 bytes: flow.bytes,
-                first: clock.unix(flow.first),
+                first: clock.unix(flow.last.saturating_sub(u64::from((flow.last as u32).wrapping_sub(flow.first)))),
                 last: clock.unix(flow.last),
-                current: good != 0 && flow.word == good,
+                current: good != 0 && (flow.word == good || flow.flags & Flow::AUDIT != 0),
             }
         };
         let (v4, v6) = store.flows(slot)?;
@@ -267,6 +268,8 @@ pub fn contacts<S: Store>(store: &S, names: &Names) -> Result<Contacts, NodeErro
             port: key.port,
             reason: Reason::from_u8(key.reason)?,
             rule: rule.map(|counter| rule_name(names, counter.rule)).unwrap_or_default(),
+            observed: key.flags & ContactKey::OBSERVED != 0,
+            would_pass: key.flags & ContactKey::WOULD_PASS != 0,
             packets: contact.packets,
             bytes: contact.bytes,
             first: clock.unix(contact.first),
@@ -307,6 +310,7 @@ pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
     });
     Ok(Status {
         epoch: state.epoch,
+        observe: state.observe,
         endpoints: state.infos.iter().map(endpoint).collect(),
         links: Vec::new(),
         tables,

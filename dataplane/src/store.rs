@@ -35,6 +35,8 @@ plain!(
     abi::Config,
     abi::VtepKey,
     abi::Owner,
+    abi::ServiceKey,
+    abi::Backends,
     abi::IdKey,
     abi::CounterKey,
     LpmKey<abi::PrefixKey4>,
@@ -122,6 +124,10 @@ tables! {
     Vteps = "VTEPS", Hash, abi::VtepKey => u64;
     /// Inner prefixes and the VTEP that owns them.
     Owners = "OWNERS", Hash, LpmKey<abi::PrefixKey6> => abi::Owner;
+    /// Ports that the node translates, to [`abi::ServiceWord`].
+    Services = "SERVICES", Hash, abi::ServiceKey => u64;
+    /// What the backends of such ports are to a policy; index 0 is never used.
+    BackendTable = "BACKENDS", Array, u32 => abi::Backends;
     /// What user space has given ids to.
     Ids = "IDS", Hash, abi::IdKey => u32;
     /// Samples of what was denied.

@@ -113,6 +113,7 @@ impl<'a> Network<'a> {
                         selectors,
                         endpoint: (workload.node == self.node).then(endpoint_name),
                         node: false,
+                        own: false,
                         encapsulated: workload.node != self.node
                             && self.is_encapsulated(endpoint.segment, address.into()),
                     };
@@ -134,6 +135,7 @@ impl<'a> Network<'a> {
                     selectors,
                     endpoint: None,
                     node: true,
+                    own,
                     encapsulated: self.is_encapsulated(segment, address.into()),
                 };
                 addresses.insert((segment, address), known);

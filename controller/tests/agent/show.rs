@@ -32,6 +32,7 @@ fn status() -> Status {
         attached,
     };
     Status {
+        observe: false,
         epoch: 3,
         endpoints: vec![endpoint("web-1", 1, true), endpoint("db-1", 2, false)],
         links: vec![LinkStatus { link: "veth-web-1".to_owned(), guard: "tcx ingress".to_owned() }],

@@ -185,6 +185,8 @@ pub(crate) fn contact(
     first: u64,
 ) -> ContactRecord {
     ContactRecord {
+        observed: false,
+        would_pass: false,
         endpoint: Some(endpoint(workload)),
         direction,
         peer: peer.parse().unwrap(),

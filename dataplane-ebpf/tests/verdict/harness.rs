@@ -210,7 +210,7 @@ fn judge(tables: &HostTables, direction: Direction, frame: &[u8], meta: &Meta) -
 fn on_the_underlay(tables: &HostTables, frame: &[u8], meta: &Meta, vlan: u16) {
     let segments = u64::from(meta.segments.max(1));
     let before = counted(tables);
-    let passage = underlay::arrives(tables, frame, meta.len, meta.segments, vlan);
+    let passage = underlay::arrives(tables, frame, meta.len, meta.segments, vlan, false);
     let dropped = matches!(passage, Ok(Passage::Drop(_)));
     assert_eq!(counted(tables) - before, if dropped { segments } else { 0 }, "{passage:?}: {tables:#?}");
     assert_ne!(passage, Err(Fault::Malformed));

@@ -11,7 +11,7 @@ use bulkhead_ebpf::{
     abi::{Counter, Direction, EndpointWord, Mode, mark},
     host::HostTables,
     reason::Reason,
-    verdict::{Meta, Outcome},
+    verdict::{Meta, Next, Outcome},
 };
 use bulkhead_fixtures::{
     Frame,
@@ -77,6 +77,15 @@ pub(crate) enum Name {
     Endpoint(u32, Direction, Reason),
 }
 
+impl Name {
+    const fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Endpoint(_, _, reason) => Some(*reason),
+            Self::Rule(..) | Self::Replies(..) => None,
+        }
+    }
+}
+
 /// Every counter that is not zero.
 pub(crate) fn counters(tables: &HostTables) -> BTreeMap<Name, Counter> {
     let mut all: BTreeMap<_, _> = tables
@@ -123,7 +132,9 @@ pub(crate) struct Step {
     outcome: Outcome,
     name: Name,
     counter: Counter,
-    /// By how many the endpoint's flows grow.
+    /// Beside it, of the same packets.
+    also: Vec<(Name, u64)>,
+    /// By how many the endpoints' flows grow.
     flows: isize,
 }
 
@@ -188,7 +199,14 @@ impl Packet {
     fn step(self, pass: bool, reason: Reason, name: Name) -> Step {
         let packets = self.meta.segments.max(1).into();
         let counter = Counter { packets, bytes: self.frame.len() as u64, flows: 0 };
-        Step { packet: self, outcome: Outcome { pass, reason }, name, counter, flows: 0 }
+        Step {
+            packet: self,
+            outcome: Outcome { pass, reason, next: Next::Settled },
+            name,
+            counter,
+            also: Vec::new(),
+            flows: 0,
+        }
     }
 
     /// Passes by a rule, and begins a flow.
@@ -240,6 +258,31 @@ impl Step {
         self
     }
 
+    /// Counted there, too, with this many flows.
+    pub(crate) fn also(mut self, name: Name, flows: u64) -> Self {
+        self.also.push((name, flows));
+        self
+    }
+
+    /// Counted there instead.
+    pub(crate) fn set_name(&mut self, name: Name) {
+        self.name = name;
+    }
+
+    /// By how many flows grow.
+    pub(crate) fn grows(mut self, flows: isize) -> Self {
+        self.flows = flows;
+        self
+    }
+
+    /// To be judged again after translation: counted there.
+    pub(crate) fn provisional(mut self) -> Self {
+        self.outcome.next = Next::Provisional;
+        self.name = Name::Rule(0, Direction::Ingress, 0);
+        self.counter = Counter::default();
+        self
+    }
+
     /// Takes the place of another flow.
     pub(crate) fn replaces(mut self) -> Self {
         self.flows = 0;
@@ -286,12 +329,15 @@ impl Lab {
     /// # Panics
     /// If anything else becomes of one than its step says, or any other counter changes.
     pub(crate) fn check(&mut self, steps: impl IntoIterator<Item = Step>) {
-        for Step { packet, outcome, name, counter, flows } in steps {
+        for Step { packet, outcome, name, counter, also, flows } in steps {
             let Packet { place, frame, direction, meta, .. } = packet;
             let (before, had) = (counters(&self.tables), self.flows());
             let found = self.tables.judge(direction, &frame, &meta);
             let now = grown(&before, &counters(&self.tables));
-            let expected = BTreeMap::from([(name, counter)]);
+            let mut expected = BTreeMap::from([(name, counter)]);
+            let told: Vec<_> = also.iter().filter_map(|(name, _)| name.reason()).collect();
+            expected.extend(also.into_iter().map(|(name, flows)| (name, Counter { flows, ..counter })));
+            expected.retain(|_, counter| *counter != Counter::default());
             let fits = found == outcome && now == expected && self.flows() - had == flows;
             assert!(
                 fits,
@@ -303,6 +349,7 @@ impl Lab {
             );
             self.log.push(format!("{place}: {found:?}"));
             reach(outcome.reason);
+            told.into_iter().for_each(reach);
         }
     }
 }

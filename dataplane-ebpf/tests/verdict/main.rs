@@ -5,7 +5,9 @@ mod corpus;
 mod harness;
 mod lab;
 mod node;
+mod observe;
 mod random;
+mod services;
 mod underlay;
 mod workload;
 
@@ -30,7 +32,9 @@ const BY_PROGRAMS: [bulkhead_ebpf::reason::Reason; 2] =
 
 #[test]
 fn every_reason_is_reached() {
-    for scenario in workload::SCENARIOS.iter().chain(underlay::SCENARIOS) {
+    for scenario in
+        [workload::SCENARIOS, observe::SCENARIOS, services::SCENARIOS, underlay::SCENARIOS].into_iter().flatten()
+    {
         scenario();
     }
     let reached = lab::reached();

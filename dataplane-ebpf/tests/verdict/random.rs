@@ -136,9 +136,9 @@ proptest! {
         tables.set_policy(1, &lines);
         tables.set_row(1, &selectors);
         for value in values {
-            let found = walk(&tables, 1, class, value, 1);
+            let found = walk(&tables, 1, class, value, 1, false);
             let (action, rule) = meaning(&lines, class, value, &selectors).unwrap_or((0, 0));
-            prop_assert_eq!((found.action, found.rule), (action, rule), "{:?} {}", class, value);
+            prop_assert_eq!((found.action(), found.rule()), (action, rule), "{:?} {}", class, value);
         }
     }
 }

@@ -37,7 +37,7 @@ crate::scenarios! {
     decapsulated_packets
 }
 
-use Passage::{Drop, Foreign, Verified};
+use Passage::{Drop, Foreign, Observed, Verified};
 use Reason::{
     BadVxlan, ForwardedTunnel, Malformed, NotIp, OuterFragment, UnknownVni, UnknownVtep, Unverified, WrongVtep,
 };
@@ -73,7 +73,7 @@ fn arrives_as(tables: &HostTables, frame: &Frame, segments: u32, vlan: u16, expe
     let frame = frame.build();
     let before = counters(tables);
     let len = u32::try_from(frame.len()).unwrap();
-    let found = match underlay::arrives(tables, &frame[..], len, segments, vlan) {
+    let found = match underlay::arrives(tables, &frame[..], len, segments, vlan, false) {
         Ok(found) => found,
         // What cannot be read is foreign, and passes without the bit.
         Err(Fault::Truncated) => Foreign,
@@ -89,6 +89,11 @@ fn arrives_as(tables: &HostTables, frame: &Frame, segments: u32, vlan: u16, expe
         Verified => {
             reach(Reason::Verified);
             BTreeMap::new()
+        }
+        Observed => {
+            reach(Reason::Observed);
+            let counter = Counter { packets: segments.max(1).into(), bytes: len.into(), flows: 0 };
+            BTreeMap::from([(Name::Endpoint(0, Direction::Ingress, Reason::Observed), counter)])
         }
         Foreign => BTreeMap::new(),
     };
@@ -277,7 +282,7 @@ fn drops_are_sampled() {
         protocol: proto::UDP,
         direction: Direction::Ingress as u8,
         reason: WrongVtep as u8,
-        padding: 0,
+        flags: 0,
     };
     assert_eq!(contacts.len(), 1, "{contacts:?}");
     let contact = contacts[&key];

@@ -42,7 +42,7 @@ crate::scenarios! {
     whole_packets_in_fragment_headers_are_whole
     the_node_is_not_what_passes_through_it
     a_flow_of_the_node_does_not_open_for_what_passes_through_it
-    the_source_is_judged_unless_final
+    local_senders_are_known_by_their_marks
     processes_of_the_node_carry_no_marks
     deadlines_pass_from_view_to_view
     tiers_and_pass
@@ -54,7 +54,7 @@ crate::scenarios! {
     port_tables_cut_where_they_say
     entries_tell_their_rule_by_rank
     what_is_missing_denies
-    foreign_tags_are_unknown_addresses
+    foreign_tags_tell_nothing
     longest_prefixes_decide
     groups
     frames_for_others
@@ -76,9 +76,9 @@ crate::scenarios! {
 }
 
 use Reason::{
-    DeniedByRule, Fragment, Isolated, Malformed, NoEndpoint, NoFlow, NotForUs, NotIp, NotIsolated, Pending,
-    PlainOverlaySource, Quarantine, Related, Resolution, Revoked, Rule, SourceDenied, SpoofedMac, SpoofedResolution,
-    SpoofedSource, Tunnel, VlanTag,
+    Changing, DeniedByRule, Fragment, Isolated, Malformed, NoEndpoint, NoFlow, NotForUs, NotIp, NotIsolated, Pending,
+    PlainOverlaySource, Quarantine, Related, Resolution, Revoked, Rule, SpoofedMac, SpoofedResolution, SpoofedSource,
+    Tunnel, VlanTag,
 };
 
 const SYN_ACK: u8 = tcp::SYN | tcp::ACK;
@@ -576,80 +576,41 @@ fn a_flow_of_the_node_does_not_open_for_what_passes_through_it() {
     }
 }
 
-fn the_source_is_judged_unless_final() {
-    let local_mark = |flags: u32| LOCAL | flags;
+fn local_senders_are_known_by_their_marks() {
+    let settled = LOCAL | mark::FINAL;
     for family in FAMILIES {
         let (peer, own, world) = (local(family), NODE_A.ip(family), world(family));
         let syn = |port| from(peer).tcp(port, 5432, tcp::SYN);
         let mut lab = Lab::new();
-        // What nothing isolates may send.
         lab.check([
-            gets(&syn(1)).mark(local_mark(mark::FINAL)).begins(Rule, 1),
-            gets(&syn(2)).mark(local_mark(0)).begins(Rule, 1),
-            gets(&syn(3)).mark(0).begins(Rule, 1),
-        ]);
-        let isolate = |lab: &mut Lab| {
-            lab.tables.set_view(4, 3, 2, View::OPEN_INGRESS);
-            lab.tables.words.insert(LOCAL, EndpointWord::new(2, 4, Mode::Enforce));
-        };
-        isolate(&mut lab);
-        lab.check([
-            gets(&syn(4)).mark(local_mark(mark::FINAL)).begins(Rule, 1),
-            // By its mark; by its address; by its mark when its address is another.
-            gets(&syn(5)).mark(local_mark(0)).settled(SourceDenied).starts(1),
-            gets(&syn(5)).mark(0).settled(SourceDenied).starts(1),
-            gets(&from(world).tcp(5, 8443, tcp::SYN)).mark(local_mark(0)).settled(SourceDenied).starts(1),
-            gets(&from(own).tcp(5, 8443, tcp::SYN)).mark(local_mark(0)).settled(SourceDenied).starts(1),
-            // What its own rules allow: this one, were the port another.
-            gets(&syn(5)).mark(local_mark(mark::VERIFIED)).settled(SourceDenied).starts(1),
-            // The workload itself, through a service.
-            gets(&from(own).tcp(6, 8443, tcp::SYN)).mark(SLOT).begins(Rule, 5),
-            // Its own verdict comes first.
-            gets(&from(peer).tcp(5, 5433, tcp::SYN)).mark(local_mark(0)).refused(Isolated, ISOLATED),
-            // Flows that are known go on, until they are judged again.
-            gets(&syn(2)).mark(local_mark(0)).goes_on(1),
+            gets(&syn(1)).mark(settled).begins(Rule, 1),
+            // Whoever has its address and not its mark is somebody else, in a flow that is known as well.
+            gets(&syn(2)).mark(0).settled(PlainOverlaySource),
+            gets(&syn(2)).mark(mark::VERIFIED).settled(PlainOverlaySource),
+            gets(&syn(2)).mark(77 | mark::FINAL).settled(PlainOverlaySource),
+            gets(&syn(1)).mark(0).settled(PlainOverlaySource),
+            gets(&from(peer).tcp(1, 5432, DATA)).mark(0).settled(PlainOverlaySource),
+            gets(&from(peer).tcp(1, 5432, DATA)).mark(settled).goes_on(1),
+            // An address that the node put in place of its own changes nothing: the rule is for the peer.
+            gets(&from(own).tcp(3, 5432, tcp::SYN)).mark(settled).begins(Rule, 1),
+            gets(&from(own).tcp(3, 5432, DATA)).mark(settled).goes_on(1),
+            sends(&to(own).tcp(5432, 3, DATA)).replies(1),
+            // The same from outside, on the same ports, is another's.
+            gets(&from(own).tcp(3, 5432, DATA)).mark(0).settled(NoFlow),
+            gets(&from(world).tcp(4, 8443, tcp::SYN)).mark(settled).refused(Isolated, ISOLATED),
+            // Answers are the peer's as well.
+            sends(&to(peer).tcp(5, 8080, tcp::SYN)).begins(Rule, 1),
+            gets(&from(peer).tcp(8080, 5, SYN_ACK)).mark(0).settled(PlainOverlaySource),
+            gets(&from(peer).tcp(8080, 5, SYN_ACK)).mark(settled).replies(1),
         ]);
         lab.publish(2, CLOSED, Mode::Enforce);
         lab.check([
-            // Replies are the receiver's flow.
-            sends(&to(peer).tcp(5432, 2, SYN_ACK)).replies(1),
-            gets(&syn(3)).mark(local_mark(0)).settled(SourceDenied).starts(1).forgets(),
-            gets(&syn(4)).mark(local_mark(mark::FINAL)).goes_on(1),
+            gets(&from(peer).tcp(1, 5432, DATA)).mark(0).settled(PlainOverlaySource),
+            gets(&from(peer).tcp(1, 5432, DATA)).mark(settled).goes_on(1),
+            sends(&to(own).tcp(5432, 3, DATA)).replies(1),
+            gets(&from(own).tcp(3, 5432, DATA)).mark(settled).goes_on(1),
         ]);
-        // What its rules allow passes without `FINAL`.
-        let allow = Line::new(Class::Tcp, 5432..=5432, allow(1, selector::FAR));
-        lab.tables.set_address(VNI, A.ip(family), row::FAR, SLOT as u16, 0);
-        lab.tables.set_policy(13, &[allow, Line::everything(everyone(Action::Deny, Isolated, ISOLATED))]);
-        lab.tables.set_view(4, 3, 13, View::OPEN_INGRESS);
-        lab.check([gets(&syn(7)).mark(local_mark(0)).begins(Rule, 1)]);
-        // A sender that has no policy, or none that holds, sends nothing; nor one that is not there.
-        for word in [
-            EndpointWord::default(),
-            EndpointWord::new(3, OPEN, Mode::Quarantine),
-            EndpointWord::new(3, OPEN, Mode::Observe),
-            EndpointWord::new(3, 60, Mode::Enforce),
-        ] {
-            lab.tables.words.insert(LOCAL, word);
-            lab.check([gets(&syn(8)).mark(local_mark(0)).settled(SourceDenied).starts(1)]);
-        }
-        lab.check([gets(&syn(8)).mark(77).settled(SourceDenied).starts(1)]);
     }
-    // Replies are the receiver's flow, also when it is judged again.
-    for family in FAMILIES {
-        let peer = local(family);
-        let mut lab = Lab::open();
-        lab.tables.set_view(4, 3, 2, View::OPEN_INGRESS);
-        lab.tables.words.insert(LOCAL, EndpointWord::new(2, 4, Mode::Enforce));
-        lab.check([sends(&to(peer).udp(1, 53)).view(OPEN).begins(NotIsolated, 0)]);
-        lab.publish(2, OPEN, Mode::Enforce);
-        lab.check([gets(&from(peer).udp(53, 1)).mark(LOCAL).view(OPEN).replies(0)]);
-    }
-    // Without a key, nothing says what is asked for.
-    let group = Frame::eth(BRIDGE, [0xff; 6]).ipv4([10, 244, 1, 6].into(), Ipv4Addr::BROADCAST).udp(68, 67);
-    Lab::open().check([
-        gets(&group).mark(LOCAL).settled(SourceDenied).starts(1),
-        gets(&group).mark(LOCAL | mark::FINAL).view(OPEN).passes_alone(NotIsolated, 0),
-    ]);
 }
 
 fn processes_of_the_node_carry_no_marks() {
@@ -661,7 +622,7 @@ fn processes_of_the_node_carry_no_marks() {
             // The slot in the mark is nobody's.
             gets(&from(own).tcp(1, 9999, tcp::SYN)).by_node().mark(LOCAL).begins(Rule, 4),
             // In a workload's name it needs what the workload may.
-            gets(&from(local(family)).tcp(1, 5432, tcp::SYN)).by_node().settled(SourceDenied).starts(1),
+            gets(&from(local(family)).tcp(1, 5432, tcp::SYN)).by_node().settled(PlainOverlaySource),
         ]);
     }
 }
@@ -677,7 +638,7 @@ fn deadlines_pass_from_view_to_view() {
             let view = lab.tables.views.get_mut(&(10 + i)).unwrap();
             (view.deadline, view.next) = (1_000_010 + u64::from(i) * 10, 11 + i);
         }
-        lab.tables.set_view(14, 1, 2, 0);
+        lab.tables.set_view(10 + VIEW_CHAIN, 1, 2, 0);
         lab.publish(1, 10, Mode::Enforce);
         lab.check([syn(1).view(10).begins(Rule, 1)]);
         lab.tables.now = 1_000_009;
@@ -688,29 +649,19 @@ fn deadlines_pass_from_view_to_view() {
             sends(&to(b).tcp(5432, 1, SYN_ACK)).view(11).replies(1),
             syn(2).view(11).begins(Rule, 1),
         ]);
-        lab.tables.now = 1_000_029;
-        lab.check([sends(&to(b).tcp(5432, 2, SYN_ACK)).view(12).replies(1)]);
-        lab.tables.now = 1_000_030;
+        let (end, last) = (1_000_000 + 10 * u64::from(VIEW_CHAIN - 1), 9 + VIEW_CHAIN);
+        lab.tables.now = end - 1;
+        lab.check([sends(&to(b).tcp(5432, 2, SYN_ACK)).view(last - 1).replies(1)]);
+        lab.tables.now = end;
         lab.check([
-            syn(1).view(13).refused(Isolated, 0).forgets(),
+            syn(1).view(last).refused(Isolated, 0).forgets(),
             sends(&to(b).tcp(5432, 2, DATA)).settled(Revoked).forgets(),
         ]);
         // A chain ends, whatever it points to.
-        lab.tables.now = 1_000_040;
+        lab.tables.now = end + 10;
         lab.check([syn(1).settled(Pending), sends(&to(b).tcp(1, 8080, tcp::SYN)).settled(Pending)]);
-        lab.tables.views.get_mut(&13).unwrap().next = 10;
+        lab.tables.views.get_mut(&last).unwrap().next = 10;
         lab.check([syn(1).settled(Pending)]);
-        // A source's policy has deadlines as well.
-        let mut lab = Lab::new();
-        lab.tables.words.insert(LOCAL, EndpointWord::new(1, 10, Mode::Enforce));
-        lab.tables.set_view(10, 3, 3, 0);
-        lab.tables.set_view(11, 3, 2, 0);
-        let view = lab.tables.views.get_mut(&10).unwrap();
-        (view.deadline, view.next) = (1_000_010, 11);
-        let local = |port| gets(&from(local(family)).tcp(port, 5432, tcp::SYN)).mark(LOCAL);
-        lab.check([local(1).begins(Rule, 1)]);
-        lab.tables.now = 1_000_010;
-        lab.check([local(2).settled(SourceDenied).starts(1)]);
     }
 }
 
@@ -951,7 +902,7 @@ fn what_is_missing_denies() {
     lab.check([gets(&from(world(Family::V4)).tcp(1, 8443, tcp::SYN)).mark(0).refused(Isolated, ISOLATED)]);
 }
 
-fn foreign_tags_are_unknown_addresses() {
+fn foreign_tags_tell_nothing() {
     for family in FAMILIES {
         let packet = || gets(&from(B.ip(family)).udp(1, 53));
         let mut lab = Lab::new();
@@ -960,8 +911,10 @@ fn foreign_tags_are_unknown_addresses() {
         for word in [lab.tables.addresses4.get_mut(&key4).unwrap(), lab.tables.addresses6.get_mut(&key6).unwrap()] {
             *word ^= 1 << 40;
         }
-        // Now the overlay's prefix speaks for it, which no rule names.
-        lab.check([packet().refused(Isolated, ISOLATED)]);
+        // Whatever a prefix says, and whether or not anything isolates: nobody knows whose it is.
+        lab.check([packet().settled(Changing)]);
+        lab.publish(1, OPEN, Mode::Enforce);
+        lab.check([packet().settled(Changing), sends(&to(B.ip(family)).udp(1, 53)).settled(Changing)]);
         // Another segment's address is another's.
         let mut lab = Lab::new();
         lab.tables.infos.get_mut(&SLOT).unwrap().segment = 2;
@@ -1172,7 +1125,7 @@ fn neighbour_discovery() {
             gets(&to_us(router).nd_ra(0, 1800, &[]).ttl(64)).mark(0).settled(SpoofedResolution),
             gets(&to_us(router).nd_ra(0, 1800, &[])).mark(LOCAL | mark::FINAL).settled(SpoofedResolution),
             gets(&to_us(router).nd_redirect(router, B.v6, &[])).mark(0).settled(Resolution),
-            gets(&to_us(router).nd_redirect(router, B.v6, &[])).mark(LOCAL).settled(SpoofedResolution),
+            gets(&to_us(router).nd_redirect(router, B.v6, &[])).mark(LOCAL | mark::FINAL).settled(SpoofedResolution),
             gets(&to_us(router).mld_query(Ipv6Addr::UNSPECIFIED)).mark(0).settled(Resolution),
             gets(&to_us(router).mld_query(Ipv6Addr::UNSPECIFIED).ttl(2)).mark(0).settled(SpoofedResolution),
         ]);
@@ -1332,7 +1285,7 @@ fn modes() {
         };
         let mut lab = Lab::new();
         lab.check([gets(&from(b).tcp(1, 5432, tcp::SYN)).begins(Rule, 1)]);
-        for (mode, reason) in [(Mode::Quarantine, Quarantine), (Mode::Pending, Pending), (Mode::Observe, Pending)] {
+        for (mode, reason) in [(Mode::Quarantine, Quarantine), (Mode::Pending, Pending)] {
             lab.publish(1, CLOSED, mode);
             lab.check(steps(reason));
         }
@@ -1448,7 +1401,7 @@ fn contacts_are_sampled_within_the_budget() {
             protocol,
             direction: Direction::Ingress as u8,
             reason: reason as u8,
-            padding: 0,
+            flags: 0,
         };
         let contacts = lab.tables.contacts();
         assert_eq!(contacts.len(), 2, "{contacts:?}");
@@ -1471,9 +1424,10 @@ fn contacts_are_sampled_within_the_budget() {
 }
 
 fn the_mark_that_is_left() {
-    assert_eq!(outgoing_mark(5), 5 | mark::FINAL);
+    assert_eq!(outgoing_mark(5, false), 5 | mark::FINAL);
+    assert_eq!(outgoing_mark(5, true), 5, "to be judged again");
     for slot in [0, 1, 4095, 4096, u32::MAX] {
-        assert_eq!(outgoing_mark(slot) & !(mark::SLOT | mark::FINAL), 0);
+        assert_eq!(outgoing_mark(slot, false) & !(mark::SLOT | mark::FINAL), 0);
     }
     assert_eq!(mark::MASK & 0xc000, 0, "kube-proxy's and kubelet's");
     assert_eq!(mark::MASK, mark::MASK | mark::SLOT | mark::VERIFIED | mark::FINAL);

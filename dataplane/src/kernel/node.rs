@@ -276,9 +276,10 @@ impl Node for KernelNode {
         }
         let guards: Vec<Guard> = guards.into_iter().map(|(guard, _)| guard).collect();
         let ports: BTreeSet<u16> = desired.overlays.iter().map(|overlay| overlay.port).collect();
-        if !ports.is_empty() {
+        // A node that only observes lets in what no program has marked, too.
+        if !ports.is_empty() && !desired.observe {
             input_rule::ensure(&ports)?;
-        } else if !before.is_empty() {
+        } else if !before.is_empty() || desired.observe {
             input_rule::remove()?;
         }
         self.links.retain(&guards)?;

@@ -22,6 +22,7 @@ use crate::{
         check::{capacity, check, invalid},
         ids::Bits,
         places::{Key, Place, Places, SEGMENT_BITS, octets, to_packet},
+        services::Services,
         sets::{LoweredSet, SetLowering, groups, used_sets},
         state::{State, Walker},
         steps::Steps,
@@ -81,7 +82,7 @@ pub(crate) fn lower<S: Store>(
     assign_counters(desired, state, store, names, &slots, &lowered)?;
     let words = views(desired, state, store, &slots, &lowered)?;
     let places = places(desired, state, &slots, &bits)?;
-    let steps = Steps::plan(state, &words, &places);
+    let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
     let (vteps, owners) = overlays(desired);
 
     state.sets.check()?;
@@ -89,6 +90,8 @@ pub(crate) fn lower<S: Store>(
     state.views.check()?;
     state.blocks.check()?;
     state.rows.check()?;
+    state.backends.check()?;
+    check_services(state, store, &steps)?;
     check_places(state, store, &places)?;
     capacity("the overlays' nodes", store::Vteps::NAME, vteps.len(), store.limit::<store::Vteps>())?;
     capacity("the overlays' prefixes", store::Owners::NAME, owners.len(), store.limit::<store::Owners>())?;
@@ -254,12 +257,16 @@ fn views<S: Store>(
             };
             let (ingress, egress) = (half(view.ingress), half(view.egress));
             let open = |set: SetId, flag| if set.of(desired).isolated { 0 } else { flag };
+            let audited = |set: SetId, flag| if set.of(desired).audited() { flag } else { 0 };
             let view = abi::View {
                 ingress,
                 egress,
                 deadline: view.until.map_or(u64::MAX, |until| deadlines.jiffies(until)),
                 next,
-                flags: open(view.ingress, abi::View::OPEN_INGRESS) | open(view.egress, abi::View::OPEN_EGRESS),
+                flags: open(view.ingress, abi::View::OPEN_INGRESS)
+                    | open(view.egress, abi::View::OPEN_EGRESS)
+                    | audited(view.ingress, abi::View::AUDIT_INGRESS)
+                    | audited(view.egress, abi::View::AUDIT_EGRESS),
             };
             next = state.views.intern(view, who);
         }
@@ -336,6 +343,7 @@ fn places(
             .entry(&known.selectors)
             .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
         let flags = if known.node { AddressWord::NODE } else { 0 }
+            | if known.own { AddressWord::OWN } else { 0 }
             | if known.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
         places.insert(Key::known(*segment, *address), Place { row, slot, flags });
     }
@@ -349,6 +357,16 @@ fn places(
             return invalid(format!("prefix {network} stands there twice"));
         }
     }
+    // Where nothing is translated they are what any address there is.
+    for service in desired.services.keys() {
+        let Some(address) = service.address else { continue };
+        let key = Key::known(service.segment, address);
+        let place = places.effective(&key);
+        if places.map.contains_key(&key) && place.flags & AddressWord::SERVICE == 0 {
+            return invalid(format!("{address} is a service's address and somebody's as well"));
+        }
+        places.insert(key, Place { row: place.row, slot: 0, flags: AddressWord::SERVICE });
+    }
     Ok(places)
 }
 
@@ -360,6 +378,16 @@ fn check_places<S: Store>(state: &State, store: &S, places: &Places) -> Result<(
     capacity("the known addresses", store::Addresses6::NAME, known6, store.limit::<store::Addresses6>())?;
     capacity("the prefixes", store::Prefixes4::NAME, prefixes4, store.limit::<store::Prefixes4>())?;
     capacity("the prefixes", store::Prefixes6::NAME, prefixes6, store.limit::<store::Prefixes6>())
+}
+
+fn check_services<S: Store>(state: &State, store: &S, steps: &Steps) -> Result<(), NodeError> {
+    let coming = steps.services().filter(|key| !state.services.contains_key(key)).count();
+    capacity(
+        "the service addresses",
+        store::Services::NAME,
+        state.services.len() + coming,
+        store.limit::<store::Services>(),
+    )
 }
 
 fn overlays(desired: &Desired) -> (BTreeSet<VtepKey>, BTreeMap<LpmKey<PrefixKey6>, Owner>) {

@@ -15,6 +15,7 @@ mod ids;
 mod lower;
 mod places;
 mod recover;
+mod services;
 mod sets;
 mod state;
 mod steps;

@@ -67,7 +67,7 @@ impl Place {
         Self { row: word.row(), slot: word.slot() as u16, flags: word.flags() }
     }
 
-    const fn is_node(self) -> bool {
+    pub(crate) const fn is_node(self) -> bool {
         self.flags & AddressWord::NODE != 0
     }
 

@@ -1,8 +1,8 @@
 //! Reads what is in force back from the tables alone: marks what endpoint words and addresses reach, and takes all else for free.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use bulkhead_ebpf::abi::{Class, EndpointWord, IdKey, List, ROW_WORDS, View, node};
+use bulkhead_ebpf::abi::{Backends, Class, EndpointWord, IdKey, List, ROW_WORDS, ServiceKey, ServiceWord, View, node};
 
 use crate::{
     node::NodeError,
@@ -12,8 +12,8 @@ use crate::{
         state::{Objects, PortSet, Reachable, State, rows_limit, sets_limit},
     },
     store::{
-        CounterKeys, EndpointInfos, Endpoints, Ids, Lists, Node, Owners, Ports, Rows, RuleCounters, Store, Table,
-        Views, Vteps,
+        BackendTable, CounterKeys, EndpointInfos, Endpoints, Ids, Lists, Node, Owners, Ports, Rows, RuleCounters,
+        Services, Store, Table, Views, Vteps,
     },
 };
 
@@ -25,6 +25,7 @@ struct Raw {
     views: HashMap<u32, View>,
     sets: HashMap<u32, PortSet>,
     lists: HashMap<u32, List>,
+    backends: HashMap<u32, Backends>,
 }
 
 impl Objects for Raw {
@@ -39,6 +40,10 @@ impl Objects for Raw {
     fn list(&self, id: u32) -> Option<&List> {
         self.lists.get(&id)
     }
+
+    fn backends(&self, id: u32) -> Option<&Backends> {
+        self.backends.get(&id)
+    }
 }
 
 /// Reads the state; changes nothing.
@@ -51,11 +56,14 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         views: store.entries::<Views>()?.into_iter().collect(),
         sets: HashMap::new(),
         lists: store.entries::<Lists>()?.into_iter().collect(),
+        backends: store.entries::<BackendTable>()?.into_iter().collect(),
     };
+    let services: BTreeMap<ServiceKey, u32> =
+        store.entries::<Services>()?.into_iter().map(|(key, word)| (key, ServiceWord(word).backends())).collect();
     for (index, table) in store.entries::<Ports>()? {
         raw.sets.entry(index / Class::COUNT).or_default()[(index % Class::COUNT) as usize] = table;
     }
-    let reachable = Reachable::from(&raw, words.iter().map(|(_, word)| *word), &places);
+    let reachable = Reachable::from(&raw, words.iter().map(|(_, word)| *word), &places, &services);
 
     let mut views = Pool::new(Views::NAME, store.limit::<Views>());
     reachable.views.iter().for_each(|id| views.restore(*id, raw.views.remove(id).unwrap_or_default()));
@@ -63,6 +71,9 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
     reachable.lists.iter().for_each(|id| lists.restore(*id, raw.lists.remove(id).unwrap_or_default()));
     let mut sets = Pool::new(Ports::NAME, sets_limit(store));
     reachable.sets.iter().for_each(|id| sets.restore(*id, raw.sets.remove(id).unwrap_or_default()));
+
+    let mut backends = Pool::new(BackendTable::NAME, store.limit::<BackendTable>());
+    reachable.backends.iter().for_each(|id| backends.restore(*id, raw.backends.remove(id).unwrap_or_default()));
 
     let mut contents: HashMap<u32, Bits> = HashMap::new();
     for (index, word) in store.entries::<Rows>()? {
@@ -98,6 +109,8 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         epoch: epochs.chain(store.get::<Node>(&node::EPOCH)?.map(|epoch| epoch as u32)).max().unwrap_or(0),
         infos: store.entries::<EndpointInfos>()?.into_iter().filter(|(_, info)| info.identity != 0).collect(),
         places,
+        services,
+        observe: store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0),
         vteps: store.entries::<Vteps>()?.into_iter().map(|(key, _)| key).collect(),
         owners: store.entries::<Owners>()?.into_iter().collect(),
         selectors: Selectors::new(named.map(|(key, bit)| (key.hash, bit as u16)), &taken),
@@ -105,6 +118,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         lists,
         sets,
         views,
+        backends,
         blocks,
         counters: Counters::new(store.limit::<CounterKeys>(), store.entries::<CounterKeys>()?),
         words: words.into_iter().collect(),

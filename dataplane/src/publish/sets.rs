@@ -134,16 +134,22 @@ impl<'a> SetLowering<'a> {
     /// One entry, or one for each word of the row that its selectors lie in.
     fn entry(&mut self, entry: &Entry, to: &mut Vec<abi::Entry>) -> Result<(), NodeError> {
         let audit = if entry.audit { abi::Entry::AUDIT } else { 0 };
+        // What an audited entry decides is counted beside the verdict, in a counter of its own.
+        let reason = match entry.action {
+            _ if !entry.audit => entry.reason,
+            Action::Allow => Reason::WouldAllow,
+            _ => Reason::WouldDeny,
+        };
         let common = abi::Entry {
             tier: entry.tier,
             action: entry.action as u8,
             flags: audit,
-            reason: entry.reason as u8,
+            reason: reason as u8,
             ..abi::Entry::default()
         };
         match &entry.peers {
             Peers::Any(rule) => {
-                let rule = self.number(vec![(self.rule(*rule), entry.reason)])?;
+                let rule = self.number(vec![(self.rule(*rule), reason)])?;
                 to.push(abi::Entry { rule, flags: audit | abi::Entry::ANY, ..common });
             }
             Peers::Selectors(some) => {
@@ -154,7 +160,7 @@ impl<'a> SetLowering<'a> {
                 }
                 for (word, rules) in words {
                     let mask = rules.keys().fold(0, |mask, bit| mask | 1 << bit);
-                    let rule = self.number(rules.into_values().map(|rule| (rule, entry.reason)).collect())?;
+                    let rule = self.number(rules.into_values().map(|rule| (rule, reason)).collect())?;
                     to.push(abi::Entry { mask, word, rule, ..common });
                 }
             }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bulkhead_ebpf::abi::{
-    Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6, ROW_WORDS, VIEW_CHAIN,
-    View, VtepKey,
+    Backends, Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6, ROW_WORDS,
+    ServiceKey, VIEW_CHAIN, View, VtepKey,
 };
 
 use crate::{
@@ -31,6 +31,10 @@ pub(crate) struct State {
     /// Slots that have an owner; one without a word is new, or removed and not yet released.
     pub(crate) infos: BTreeMap<u32, EndpointInfo>,
     pub(crate) places: Places,
+    /// Ports that the node translates, and the id of their backends.
+    pub(crate) services: BTreeMap<ServiceKey, u32>,
+    /// The node only observes.
+    pub(crate) observe: bool,
     pub(crate) vteps: BTreeSet<VtepKey>,
     pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
     pub(crate) selectors: Selectors,
@@ -38,6 +42,7 @@ pub(crate) struct State {
     pub(crate) lists: Pool<List>,
     pub(crate) sets: Pool<PortSet>,
     pub(crate) views: Pool<View>,
+    pub(crate) backends: Pool<Backends>,
     pub(crate) blocks: Blocks,
     pub(crate) counters: Counters,
 }
@@ -50,6 +55,7 @@ impl State {
         self.lists.roll_back();
         self.sets.roll_back();
         self.views.roll_back();
+        self.backends.roll_back();
         self.blocks.roll_back();
         self.counters.roll_back();
     }
@@ -71,6 +77,8 @@ impl State {
             of(store::Addresses6::NAME, places[1], store.limit::<store::Addresses6>()),
             of(store::Prefixes4::NAME, places[2], store.limit::<store::Prefixes4>()),
             of(store::Prefixes6::NAME, places[3], store.limit::<store::Prefixes6>()),
+            of(store::Services::NAME, self.services.len(), store.limit::<store::Services>()),
+            of(store::BackendTable::NAME, self.backends.used(), store.limit::<store::BackendTable>() - 1),
             of(store::Vteps::NAME, self.vteps.len(), store.limit::<store::Vteps>()),
             of(store::Owners::NAME, self.owners.len(), store.limit::<store::Owners>()),
         ]
@@ -92,6 +100,7 @@ pub(crate) trait Objects {
     fn view(&self, id: u32) -> Option<View>;
     fn set(&self, id: u32) -> Option<&PortSet>;
     fn list(&self, id: u32) -> Option<&List>;
+    fn backends(&self, id: u32) -> Option<&Backends>;
 }
 
 impl Objects for State {
@@ -105,6 +114,10 @@ impl Objects for State {
 
     fn list(&self, id: u32) -> Option<&List> {
         self.lists.get(id)
+    }
+
+    fn backends(&self, id: u32) -> Option<&Backends> {
+        self.backends.get(id)
     }
 }
 
@@ -187,12 +200,18 @@ pub(crate) struct Reachable {
     pub(crate) sets: BTreeSet<u32>,
     pub(crate) lists: BTreeSet<u32>,
     pub(crate) rows: BTreeSet<u32>,
+    pub(crate) backends: BTreeSet<u32>,
     /// Blocks of `RULE_COUNTERS` and their lengths.
     pub(crate) blocks: BTreeMap<u32, usize>,
 }
 
 impl Reachable {
-    pub(crate) fn from(objects: &impl Objects, words: impl Iterator<Item = EndpointWord>, places: &Places) -> Self {
+    pub(crate) fn from(
+        objects: &impl Objects,
+        words: impl Iterator<Item = EndpointWord>,
+        places: &Places,
+        services: &BTreeMap<ServiceKey, u32>,
+    ) -> Self {
         let mut reachable = Self::default();
         let mut walker = Walker::new(objects);
         for word in words {
@@ -210,7 +229,11 @@ impl Reachable {
                 }
             }
         }
-        reachable.rows.extend(places.map.values().map(|place| place.row).filter(|row| *row != 0));
+        reachable.backends.extend(services.values());
+        let of_backends = reachable.backends.iter().filter_map(|id| objects.backends(*id));
+        let of_backends = of_backends.flat_map(|some| some.backends.iter().take(some.len as usize));
+        let rows = places.map.values().map(|place| place.row).chain(of_backends.map(|backend| backend.row.into()));
+        reachable.rows.extend(rows.filter(|row| *row != 0));
         reachable
     }
 }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_ebpf::abi::{AddressWord, Class, EndpointWord, IdKey, ROW_WORDS, node};
+use bulkhead_ebpf::abi::{AddressWord, Class, EndpointWord, IdKey, ROW_WORDS, ServiceKey, ServiceWord, node};
 
 use crate::{
     node::{NodeError, Published},
@@ -21,6 +21,7 @@ use crate::{
         lower::Target,
         places::{Change, Place, Places, delete, put},
         recover::SELECTOR,
+        services::Services,
         state::{Reachable, State, Walker},
     },
     store::{self, Store, Table},
@@ -31,6 +32,7 @@ use crate::{
 pub(crate) struct Steps {
     /// Step 1.
     first: Change,
+    first_services: ServiceChange,
     /// Endpoints whose lists read what step 1 changes: their flows are judged again.
     first_epochs: Vec<u32>,
     /// The new views may read what step 1 changed.
@@ -39,7 +41,33 @@ pub(crate) struct Steps {
     flips: Vec<(u32, EndpointWord)>,
     /// Step 3.
     last: Change,
+    last_services: ServiceChange,
     last_epochs: Vec<u32>,
+    /// With step 2, where it changes: the node only observes.
+    observe: Option<bool>,
+    /// Service addresses as they shall be.
+    services: BTreeMap<ServiceKey, u32>,
+}
+
+/// How service addresses change in a step. What comes is there before its address says that it is a service's, what goes is there as long.
+#[derive(Debug, Default)]
+struct ServiceChange {
+    put: Vec<(ServiceKey, u64)>,
+    delete: Vec<ServiceKey>,
+}
+
+impl ServiceChange {
+    fn new(from: &BTreeMap<ServiceKey, u32>, to: &BTreeMap<ServiceKey, u32>) -> Self {
+        let word = |(key, id): (&ServiceKey, &u32)| (*key, ServiceWord::new(key.tag(), *id).0);
+        Self {
+            put: to.iter().filter(|(key, id)| from.get(key) != Some(id)).map(word).collect(),
+            delete: from.keys().filter(|key| !to.contains_key(key)).copied().collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.put.is_empty() && self.delete.is_empty()
+    }
 }
 
 /// Bits that views which are left, and views which are entered, read.
@@ -86,8 +114,9 @@ fn content(rows: &Pool<Bits>, row: u32) -> Bits {
 
 /// Bits that differ between two places; all of them where the difference is not one of rows.
 fn difference(rows: &Pool<Bits>, old: Place, new: Place) -> Bits {
-    const JUDGED: u8 = AddressWord::NODE | AddressWord::ENCAPSULATED;
-    if (old.flags ^ new.flags) & JUDGED != 0 {
+    const JUDGED: u8 = AddressWord::NODE | AddressWord::ENCAPSULATED | AddressWord::SERVICE;
+    let whose = if old.is_node() { AddressWord::OWN } else { 0 };
+    if (old.flags ^ new.flags) & (JUDGED | whose) != 0 {
         return Bits::ALL;
     }
     Bits::zip([&content(rows, old.row), &content(rows, new.row)], |[old, new]| old ^ new)
@@ -95,7 +124,17 @@ fn difference(rows: &Pool<Bits>, old: Place, new: Place) -> Bits {
 
 impl Steps {
     /// Plans the way from what is in force to `words` (without epochs) and `places`. May need rows of its own.
-    pub(crate) fn plan(state: &mut State, words: &BTreeMap<u32, EndpointWord>, places: &Places) -> Self {
+    ///
+    /// # Errors
+    /// See [`Services::lower`].
+    pub(crate) fn plan(
+        state: &mut State,
+        words: &BTreeMap<u32, EndpointWord>,
+        places: &Places,
+        services: &Services<'_>,
+        observe: bool,
+    ) -> Result<Self, NodeError> {
+        let observe = (observe != state.observe).then_some(observe);
         let flip = |(slot, word): (&u32, &EndpointWord)| {
             let same = state.words.get(slot).is_some_and(|old| (old.view(), old.mode()) == (word.view(), word.mode()));
             (!same).then_some((*slot, *word))
@@ -105,27 +144,38 @@ impl Steps {
             state.words.keys().filter(|slot| !words.contains_key(slot)).map(|slot| (*slot, EndpointWord::default())),
         );
 
+        let wanted = services.lower(state, places)?;
         let mut readers = Readers { old: Bits::NONE, new: Bits::NONE };
         let mut walker = Walker::new(state);
         for (slot, word) in &flips {
             readers.new.add(&walker.reads(*word));
             state.words.get(slot).iter().for_each(|old| readers.old.add(&walker.reads(**old)));
         }
-        if state.places.map == places.map {
-            return Self {
+        if state.places.map == places.map && state.services == wanted {
+            return Ok(Self {
                 first: Change::default(),
+                first_services: ServiceChange::default(),
                 first_epochs: Vec::new(),
                 wait: false,
                 flips,
                 last: Change::default(),
+                last_services: ServiceChange::default(),
                 last_epochs: Vec::new(),
-            };
+                observe,
+                services: wanted,
+            });
         }
 
         // Where no view is left that reads anything, all of it is step 1.
         let middle = (!readers.old.is_empty()).then(|| middle(state, places, &readers));
         let first = state.places.change_to(middle.as_ref().unwrap_or(places));
         let last = middle.as_ref().map(|middle| middle.change_to(places)).unwrap_or_default();
+        let between = match &middle {
+            Some(middle) => services.lower(state, middle)?,
+            None => wanted.clone(),
+        };
+        let first_services = ServiceChange::new(&state.services, &between);
+        let last_services = ServiceChange::new(&between, &wanted);
         let changed = [
             (&first, &state.places, middle.as_ref().unwrap_or(places)),
             (&last, middle.as_ref().unwrap_or(places), places),
@@ -136,17 +186,29 @@ impl Steps {
             bits
         });
         let mut walker = Walker::new(state);
-        let mut affected = |words: &BTreeMap<u32, EndpointWord>, changed: &Bits| -> Vec<u32> {
-            words.iter().filter(|(_, word)| walker.reads(**word).meets(changed)).map(|(slot, _)| *slot).collect()
+        // A call to a service address is judged by what its backends listen on as well, which no bit tells.
+        let mut affected = |words: &BTreeMap<u32, EndpointWord>, changed: &Bits, services: &ServiceChange| {
+            let reads = |word: &EndpointWord, walker: &mut Walker<'_, State>| walker.reads(*word).meets(changed);
+            let affected = words.iter().filter(|(_, word)| !services.is_empty() || reads(word, &mut walker));
+            affected.map(|(slot, _)| *slot).collect::<Vec<u32>>()
         };
-        Self {
-            first_epochs: affected(&state.words, &changed[0]),
-            wait: changed[0].meets(&readers.new),
-            last_epochs: affected(words, &changed[1]),
+        Ok(Self {
+            first_epochs: affected(&state.words, &changed[0], &first_services),
+            wait: changed[0].meets(&readers.new) || !first_services.is_empty(),
+            last_epochs: affected(words, &changed[1], &last_services),
             first,
+            first_services,
             flips,
             last,
-        }
+            last_services,
+            observe,
+            services: wanted,
+        })
+    }
+
+    /// Service addresses as they shall be.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.keys()
     }
 }
 
@@ -204,13 +266,15 @@ impl<S: Store> Writer<'_, S> {
         delete::<S, T>(self.store, keys)
     }
 
-    fn change(&mut self, change: &Change) -> Result<(), NodeError> {
+    fn change(&mut self, change: &Change, services: &ServiceChange) -> Result<(), NodeError> {
+        self.put::<store::Services>(&services.put)?;
         self.published.writes += change.len();
         let waits = &mut self.published.grace_periods;
         change.write(self.store, |store| {
             *waits += 1;
             store.grace_period();
-        })
+        })?;
+        self.delete::<store::Services>(&services.delete)
     }
 
     fn grace_period(&mut self) {
@@ -267,7 +331,7 @@ pub(crate) fn run<S: Store>(
     overlays(&mut writer, state, &target)?;
     reached(CrashPoint::Overlays)?;
 
-    writer.change(&steps.first)?;
+    writer.change(&steps.first, &steps.first_services)?;
     reached(CrashPoint::FirstRows)?;
     writer.epochs(state, &steps.first_epochs)?;
     reached(CrashPoint::FirstEpochs)?;
@@ -279,21 +343,26 @@ pub(crate) fn run<S: Store>(
 
     // S4.
     writer.words(state, &steps.flips)?;
+    if let Some(observe) = steps.observe {
+        writer.put::<store::Node>(&[(node::OBSERVE, observe.into())])?;
+        state.observe = observe;
+    }
     reached(CrashPoint::Flips)?;
     // S5: programs that read an old word see old rows to their end.
-    if !steps.last.is_empty() && !steps.flips.is_empty() {
+    if !(steps.last.is_empty() && steps.last_services.is_empty()) && !steps.flips.is_empty() {
         writer.grace_period();
     }
     reached(CrashPoint::FlipsWait)?;
 
-    writer.change(&steps.last)?;
+    writer.change(&steps.last, &steps.last_services)?;
     reached(CrashPoint::LastRows)?;
     writer.epochs(state, &steps.last_epochs)?;
     reached(CrashPoint::LastEpochs)?;
 
     // S6: what nothing reaches any more is free when the last program that may still read it has ended.
     state.places = target.places;
-    let reachable = Reachable::from(state, state.words.values().copied(), &state.places);
+    state.services.clone_from(&steps.services);
+    let reachable = Reachable::from(state, state.words.values().copied(), &state.places, &state.services);
     let forgotten = state.selectors.garbage(&target.selectors);
     let removed = steps.flips.iter().any(|(_, word)| word.0 == 0);
     let garbage = removed
@@ -302,6 +371,7 @@ pub(crate) fn run<S: Store>(
         || state.sets.has_garbage(&reachable.sets)
         || state.lists.has_garbage(&reachable.lists)
         || state.rows.has_garbage(&reachable.rows)
+        || state.backends.has_garbage(&reachable.backends)
         || state.blocks.has_garbage(&reachable.blocks);
     if garbage {
         writer.grace_period();
@@ -313,6 +383,7 @@ pub(crate) fn run<S: Store>(
     state.sets.sweep(&reachable.sets);
     state.lists.sweep(&reachable.lists);
     state.rows.sweep(&reachable.rows);
+    state.backends.sweep(&reachable.backends);
     state.blocks.sweep(&reachable.blocks);
     reached(CrashPoint::Swept)?;
 
@@ -354,6 +425,7 @@ fn objects<S: Store>(writer: &mut Writer<'_, S>, state: &mut State) -> Result<()
         state.sets.fresh().flat_map(|(id, set)| (id * Class::COUNT..).zip(set.iter().copied())).collect();
     writer.put::<store::Ports>(&tables)?;
     writer.put::<store::Views>(&state.views.fresh().map(|(id, view)| (id, *view)).collect::<Vec<_>>())?;
+    writer.put::<store::BackendTable>(&state.backends.fresh().map(|(id, some)| (id, *some)).collect::<Vec<_>>())?;
     let rows: Vec<(u32, u64)> =
         state.rows.fresh().flat_map(|(id, row)| (id * ROW_WORDS..).zip(row.0.iter().copied())).collect();
     writer.put::<store::Rows>(&rows)

@@ -37,6 +37,8 @@ const SIZES: Sizes = Sizes {
     counters: 4,
     vteps: 4,
     owners: 4,
+    services: 4,
+    backends: 4,
     contacts: 4,
     flows: 4,
 };

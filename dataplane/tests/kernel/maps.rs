@@ -41,6 +41,8 @@ const SMALL: Sizes = Sizes {
     counters: 10_000,
     vteps: 16,
     owners: 16,
+    services: 16,
+    backends: 16,
     contacts: 16,
     flows: 64,
 };
@@ -197,6 +199,9 @@ fn programs_are_replaced_in_their_arrays() {
         "overlay_out",
         "from_workload",
         "to_workload",
+        "translated",
+        "decide4",
+        "decide6",
         "underlay_xdp",
         "underlay_xdp_generic",
     ];
@@ -208,7 +213,7 @@ fn programs_are_replaced_in_their_arrays() {
         assert_eq!(in_force(maps), loaded, "in the order of `abi::program`");
         assert_eq!(loaded.iter().all(|id| !seen.contains(id)), new, "{loaded:?} after {seen:?}");
         let config = Map::from_pin(&pins.path(Kind::Map, "CONFIG")).unwrap();
-        for name in ["underlay", "underlay_xdp", "from_workload"] {
+        for name in ["underlay", "underlay_xdp", "decide4"] {
             let uses = sys::program_maps(&programs.get(name).unwrap()).unwrap();
             assert!(uses.contains(&config.id()), "{name} reads the CONFIG that is pinned");
         }

@@ -43,6 +43,8 @@ const SLOTS: Sizes = Sizes {
     counters: 256,
     vteps: 64,
     owners: 64,
+    services: 64,
+    backends: 64,
     contacts: 64,
     flows: 256,
 };

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{RefCell, UnsafeCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     ptr::NonNull,
 };
@@ -10,15 +10,17 @@ use std::{
 use bulkhead_dataplane::{
     memory::MemoryStore,
     store::{
-        Addresses4, Addresses6, EndpointInfos, Endpoints, Lists, LpmKey, Ports, Prefixes4, Prefixes6, Rows,
-        RuleCounters, Store, Table, Views,
+        Addresses4, Addresses6, BackendTable, EndpointInfos, Endpoints, Lists, LpmKey, Node, Ports, Prefixes4,
+        Prefixes6, Rows, RuleCounters, Services, Store, Table, Views,
     },
 };
 use bulkhead_ebpf::{
     abi::{
-        AddressKey4, AddressKey6, Config, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Flow, FlowKey4,
-        FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, View, VtepKey, endpoint_counter,
+        AddressKey4, AddressKey6, Backends, Config, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Flow,
+        FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
+        endpoint_counter,
     },
+    host::enters,
     packet::Fault,
     reason::Reason,
     tables::{FlowRef, Size, Tables},
@@ -31,6 +33,9 @@ use crate::walls::{Frame, Passed, Programs};
 /// A copy of the tables, taken after each publish, and flow tables of its own.
 pub(crate) struct Host {
     store: MemoryStore,
+    node: HashMap<u32, u64>,
+    services: BTreeMap<ServiceKey, u64>,
+    backends: HashMap<u32, Backends>,
     words: HashMap<u32, u64>,
     infos: HashMap<u32, EndpointInfo>,
     views: HashMap<u32, View>,
@@ -54,6 +59,9 @@ impl Host {
         let config = Config { tunnel_ports: [TUNNEL_PORT, 0, 0, 0], budget: 100, ..Config::default() };
         Self {
             store,
+            node: HashMap::new(),
+            services: BTreeMap::new(),
+            backends: HashMap::new(),
             words: HashMap::new(),
             infos: HashMap::new(),
             views: HashMap::new(),
@@ -88,6 +96,9 @@ impl Programs for Host {
     type Store = MemoryStore;
 
     fn published(&mut self, fresh: &[u32]) {
+        self.node = self.array::<Node>();
+        self.backends = self.array::<BackendTable>();
+        self.services = self.store.entries::<Services>().expect("memory").into_iter().collect();
         self.words = self.array::<Endpoints>();
         self.infos = self.array::<EndpointInfos>();
         self.views = self.array::<Views>();
@@ -129,17 +140,20 @@ impl Programs for Host {
             transit: frame.transit,
             mark: frame.mark,
         };
-        let (outcome, mark) = match direction {
-            Direction::Egress => (verdict::from_workload(self, bytes, &meta), verdict::outgoing_mark(slot)),
-            Direction::Ingress => (verdict::to_workload(self, bytes, &meta), 0),
+        let outcome = match direction {
+            Direction::Egress => verdict::from_workload(self, bytes, &meta),
+            Direction::Ingress => enters(self, bytes, &meta),
         };
         Ok(match outcome {
-            Ok(outcome) => Passed { pass: outcome.pass, mark, reason: Some(outcome.reason) },
+            Ok(outcome) => {
+                let mark = verdict::outgoing_mark(slot, outcome.is_provisional());
+                Passed { pass: outcome.pass, mark, reason: Some(outcome.reason) }
+            }
             // All of the frame is readable, so it ends there.
             Err(Fault::Truncated | Fault::Malformed) => {
                 let size = Size { packets: 1, bytes: u64::from(meta.len) };
                 self.count_endpoint(endpoint_counter(slot, direction, Reason::Malformed as u8), size, 0);
-                Passed { pass: false, mark, reason: Some(Reason::Malformed) }
+                Passed { pass: false, mark: 0, reason: Some(Reason::Malformed) }
             }
         })
     }
@@ -158,6 +172,10 @@ fn insert<K: Eq + Hash + Copy>(flows: &Flows<K>, slot: u32, key: &K, flow: &Flow
 impl Tables for Host {
     fn now(&self) -> u64 {
         1_000_000
+    }
+
+    fn node(&self, index: u32) -> u64 {
+        self.node.get(&index).copied().unwrap_or(0)
     }
 
     fn endpoint(&self, slot: u32) -> EndpointWord {
@@ -210,6 +228,14 @@ impl Tables for Host {
     fn prefix6(&self, key: &PrefixKey6) -> Option<u64> {
         let bytes = [&key.segment[..], &key.address].concat();
         (0..=160).rev().find_map(|len| self.prefixes6.get(&(len, masked(&bytes, len))).copied())
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<u64> {
+        self.services.get(key).copied()
+    }
+
+    fn backends(&self, index: u32) -> Option<&Backends> {
+        self.backends.get(&index)
     }
 
     fn flow4(&self, slot: u32, key: &FlowKey4) -> Option<FlowRef> {

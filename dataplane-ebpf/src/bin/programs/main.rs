@@ -15,16 +15,17 @@ mod skb;
 mod programs {
     use aya_ebpf::{
         bindings::{__sk_buff, xdp_action},
-        macros::{classifier, xdp},
+        macros::{classifier, map, xdp},
+        maps::ProgramArray,
         programs::{TcContext, XdpContext},
     };
     use bulkhead_ebpf::{
-        abi::{Direction, endpoint_counter, mark},
+        abi::{Direction, endpoint_counter, mark, overlay, program},
         packet::Fault,
         reason::Reason,
         tables::{Size, Tables},
         underlay::{self, Passage},
-        verdict,
+        verdict::{self, Next, Outcome},
     };
 
     use crate::{
@@ -36,6 +37,22 @@ mod programs {
     const NEXT: i32 = -1;
     /// `TC_ACT_SHOT`, `TCX_DROP`.
     const DROP: i32 = 2;
+    /// The programs, to jump to [`translated`] and back.
+    #[map]
+    static PROGRAMS_TC: ProgramArray = ProgramArray::with_max_entries(program::COUNT, 0);
+    /// Where a packet is when it has its verdict, in `cb[1]` between programs. [`translated`] goes on into an overlay or into the workload whose slot
+    /// is in `cb[0]`.
+    mod stage {
+        /// It leaves a workload.
+        pub(super) const FROM: u32 = 0;
+        /// It enters a workload.
+        pub(super) const TO: u32 = 1;
+        /// Its sender is judged, before it enters a workload.
+        pub(super) const SENDER_TO: u32 = 2;
+        /// The same, before it enters an overlay.
+        pub(super) const SENDER_OUT: u32 = 3;
+    }
+
     /// A header is not in the readable part: make it readable and call again. Never returned to the kernel.
     const AGAIN: i32 = -100;
 
@@ -68,7 +85,12 @@ mod programs {
         };
         if at_end == DROP {
             let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
+            let observed = verdict::observes(&Maps, slot, Maps.now());
+            let reason = if observed { Reason::Observed } else { reason };
             Maps.count_endpoint(endpoint_counter(slot, direction, reason as u8), size, 0);
+            if observed {
+                return NEXT;
+            }
         }
         at_end
     }
@@ -83,13 +105,8 @@ mod programs {
     #[inline(always)]
     fn from_workload_body(skb: *mut __sk_buff) -> i32 {
         let skb = Skb::new(skb);
-        let meta = skb.meta();
-        match verdict::from_workload(&Maps, &skb.buffer(), &meta) {
-            Ok(outcome) if outcome.pass => {
-                skb.set_mark(meta.mark & !mark::MASK | verdict::outgoing_mark(meta.slot));
-                NEXT
-            }
-            Ok(_) => DROP,
+        match verdict::from_workload(&Maps, &skb.buffer(), &skb.meta()) {
+            Ok(outcome) => act(skb, stage::FROM, outcome),
             Err(Fault::Truncated) => AGAIN,
             Err(Fault::Malformed) => DROP,
         }
@@ -98,23 +115,105 @@ mod programs {
     /// Host side of a workload's veth, TC egress.
     #[classifier]
     fn to_workload(context: TcContext) -> i32 {
-        let slot = Skb::new(context.skb.skb).value();
-        run(&context, to_workload_body, slot, Direction::Ingress, DROP)
+        let skb = Skb::new(context.skb.skb);
+        if verdict::unsettled(skb.transit(), skb.mark()) {
+            return judge_sender(skb, stage::SENDER_TO);
+        }
+        run(&context, to_workload_body, skb.value(), Direction::Ingress, DROP)
     }
 
     #[inline(always)]
     fn to_workload_body(skb: *mut __sk_buff) -> i32 {
         let skb = Skb::new(skb);
         match verdict::to_workload(&Maps, &skb.buffer(), &skb.meta()) {
-            Ok(outcome) if outcome.pass => {
-                if skb.mark() & mark::MASK != 0 {
-                    skb.set_mark(skb.mark() & !mark::MASK);
-                }
-                NEXT
-            }
-            Ok(_) => DROP,
+            Ok(outcome) => act(skb, stage::TO, outcome),
             Err(Fault::Truncated) => AGAIN,
             Err(Fault::Malformed) => DROP,
+        }
+    }
+
+    /// Does what a verdict says, or jumps to where the lists are asked.
+    #[inline(always)]
+    fn act(skb: Skb, stage: u32, outcome: Outcome) -> i32 {
+        if outcome.is_undecided() {
+            skb.set_stage(stage);
+            return jump(skb, if matches!(outcome.next, Next::Decide4) { program::DECIDE4 } else { program::DECIDE6 });
+        }
+        conclude(skb, stage, outcome)
+    }
+
+    /// A failed jump drops.
+    #[inline(always)]
+    fn jump(skb: Skb, program: u32) -> i32 {
+        // Returns only when it fails. SAFETY: nothing is left to be dropped here.
+        let _ = unsafe { PROGRAMS_TC.tail_call(&TcContext::new(skb.0), program) };
+        DROP
+    }
+
+    /// Does what a verdict says.
+    #[inline(always)]
+    fn conclude(skb: Skb, stage: u32, outcome: Outcome) -> i32 {
+        if !outcome.pass {
+            return DROP;
+        }
+        match stage {
+            stage::FROM => {
+                let ours = verdict::outgoing_mark(skb.value(), outcome.is_provisional());
+                skb.set_mark(skb.mark() & !mark::MASK | ours);
+            }
+            stage::SENDER_TO => {
+                skb.set_mark(skb.mark() | mark::FINAL);
+                return jump(skb, program::TO_WORKLOAD);
+            }
+            _ => clear(skb),
+        }
+        NEXT
+    }
+
+    /// Asks the lists about an IPv4 packet of which a program of a workload found no flow that holds.
+    #[classifier]
+    fn decide4(context: TcContext) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        conclude(skb, skb.stage(), Maps.kept4())
+    }
+
+    /// The same, IPv6.
+    #[classifier]
+    fn decide6(context: TcContext) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        conclude(skb, skb.stage(), Maps.kept6())
+    }
+
+    /// Jumps to [`translated`].
+    #[inline(always)]
+    fn judge_sender(skb: Skb, stage: u32) -> i32 {
+        skb.set_stage(stage);
+        jump(skb, program::TRANSLATED)
+    }
+
+    /// Judges by the sender's policy what was sent to a service address, now that the node has chosen a backend, and goes on where it was going.
+    #[classifier]
+    fn translated(context: TcContext) -> i32 {
+        let sender = Skb::new(context.skb.skb).mark() & mark::SLOT;
+        run(&context, translated_body, sender, Direction::Egress, DROP)
+    }
+
+    #[inline(always)]
+    fn translated_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        let segment = skb.value() & overlay::VNI;
+        match verdict::translated(&Maps, &skb.buffer(), &skb.meta(), segment) {
+            Ok(outcome) => act(skb, skb.stage(), outcome),
+            Err(Fault::Truncated) => AGAIN,
+            Err(Fault::Malformed) => DROP,
+        }
+    }
+
+    /// Takes our bits from the mark.
+    #[inline(always)]
+    fn clear(skb: Skb) {
+        if skb.mark() & mark::MASK != 0 {
+            skb.set_mark(skb.mark() & !mark::MASK);
         }
     }
 
@@ -127,11 +226,15 @@ mod programs {
     #[inline(always)]
     fn underlay_body(skb: *mut __sk_buff) -> i32 {
         let skb = Skb::new(skb);
-        match underlay::arrives(&Maps, &skb.buffer(), skb.len(), skb.segments(), skb.vlan_id()) {
+        match underlay::arrives(&Maps, &skb.buffer(), skb.len(), skb.segments(), skb.vlan_id(), false) {
             Ok(Passage::Foreign) => NEXT,
             Ok(Passage::Verified) => {
                 let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
                 Maps.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Verified as u8), size, 0);
+                skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
+                NEXT
+            }
+            Ok(Passage::Observed) => {
                 skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
                 NEXT
             }
@@ -167,13 +270,18 @@ mod programs {
         if underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) { NEXT } else { DROP }
     }
 
-    /// TC egress of a VXLAN device: nothing of ours is left on a packet that leaves the node.
+    /// TC egress of a VXLAN device. What was sent to a service address has its verdict here, and nothing of ours is left on a packet that leaves
+    /// the node.
     #[classifier]
     fn overlay_out(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
-        if skb.mark() & mark::MASK != 0 && skb.transit() {
-            skb.set_mark(skb.mark() & !mark::MASK);
+        if !skb.transit() {
+            return NEXT;
         }
+        if skb.value() & overlay::UNMARKED == 0 && verdict::unsettled_out(true, skb.mark()) {
+            return judge_sender(skb, stage::SENDER_OUT);
+        }
+        clear(skb);
         NEXT
     }
 
@@ -193,7 +301,7 @@ mod programs {
     fn underlay_xdp_body(context: &XdpContext) -> u32 {
         let buffer = Buffer::new(context.data(), context.data_end());
         let len = (context.data_end() - context.data()) as u32;
-        match underlay::arrives(&Maps, &buffer, len, 1, 0) {
+        match underlay::arrives(&Maps, &buffer, len, 1, 0, true) {
             Ok(Passage::Drop(_)) => xdp_action::XDP_DROP,
             _ => xdp_action::XDP_PASS,
         }

@@ -11,12 +11,16 @@ use aya_ebpf::{
 };
 use bulkhead_ebpf::{
     abi::{
-        AddressKey4, AddressKey6, Budget, Class, Config, Contact, ContactKey, Counter, EndpointInfo, EndpointWord,
-        Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, View, VtepKey, node,
+        AddressKey4, AddressKey6, Backends, Budget, Class, Config, Contact, ContactKey, Counter, EndpointInfo,
+        EndpointWord, Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View,
+        VtepKey, node,
     },
+    family::{V4, V6},
     tables::{FlowRef, Size, Tables},
-    verdict::{self, Decision},
+    verdict::{self, Among, Case, Choice, Decision, Next, Outcome},
 };
+
+use crate::skb::hide;
 
 /// User space maps these arrays into its memory and stores single words.
 const MMAPABLE: u32 = 1 << 10;
@@ -55,6 +59,10 @@ static PREFIXES4: LpmTrie<PrefixKey4, u64> = LpmTrie::with_max_entries(16_384, N
 #[map]
 static PREFIXES6: LpmTrie<PrefixKey6, u64> = LpmTrie::with_max_entries(16_384, NO_PREALLOC);
 #[map]
+static SERVICES: HashMap<ServiceKey, u64> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map]
+static BACKENDS: Array<Backends> = Array::with_max_entries(16_384, 0);
+#[map]
 static VTEPS: HashMap<VtepKey, u64> = HashMap::with_max_entries(16_384, 0);
 #[map]
 static OWNERS: LpmTrie<PrefixKey6, Owner> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
@@ -62,6 +70,11 @@ static OWNERS: LpmTrie<PrefixKey6, Owner> = LpmTrie::with_max_entries(65_536, NO
 static CONTACTS: LruHashMap<ContactKey, Contact> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+/// What the programs that ask the lists are told; one of each for each CPU, where no two TC programs run at a time.
+#[map]
+static CASE4: PerCpuArray<Case<FlowKey4, u32>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static CASE6: PerCpuArray<Case<FlowKey6, [u32; 4]>> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 static FLOWS4: ArrayOfMaps<FlowTable<FlowKey4, Flow, 16384>, 1024> = ArrayOfMaps::new();
 #[btf_map]
@@ -94,6 +107,12 @@ impl Tables for Maps {
     fn now(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn node(&self, index: u32) -> u64 {
+        // SAFETY: an aligned word in an array.
+        NODE.get_ptr(index).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
@@ -153,6 +172,17 @@ impl Tables for Maps {
     #[inline(always)]
     fn prefix6(&self, key: &PrefixKey6) -> Option<u64> {
         PREFIXES6.get(Key::new(8 * size_of::<PrefixKey6>() as u32, *key)).copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<u64> {
+        // SAFETY: as for addresses.
+        SERVICES.get_ptr(key).map(|word| unsafe { word.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn backends(&self, index: u32) -> Option<&Backends> {
+        BACKENDS.get(index)
     }
 
     #[inline(always)]
@@ -241,9 +271,39 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn walk(&self, set: u32, class: Class, value: u16, row: u32) -> Decision {
-        let [action, reason, low, high, ..] = walk(set, class as u32, value as u32, row).to_ne_bytes();
-        Decision { action, reason, rule: u16::from_ne_bytes([low, high]) }
+    fn blur(&self, number: u64, seed: u64) -> u64 {
+        number ^ hide(seed) ^ seed
+    }
+
+    #[inline(always)]
+    fn decide4(&self, case: Case<FlowKey4, u32>, _flow: Option<FlowRef>) -> Outcome {
+        let Some(scratch) = CASE4.get_ptr_mut(0) else {
+            return Outcome::undecided(Next::Settled);
+        };
+        // SAFETY: this CPU's slot of a per-CPU array.
+        unsafe { scratch.write(case) };
+        Outcome::undecided(Next::Decide4)
+    }
+
+    #[inline(always)]
+    fn decide6(&self, case: Case<FlowKey6, [u32; 4]>, _flow: Option<FlowRef>) -> Outcome {
+        let Some(scratch) = CASE6.get_ptr_mut(0) else {
+            return Outcome::undecided(Next::Settled);
+        };
+        // SAFETY: as above.
+        unsafe { scratch.write(case) };
+        Outcome::undecided(Next::Decide6)
+    }
+
+    #[inline(always)]
+    fn walk(&self, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision {
+        Decision(walk(set, class as u32, value as u32, row, would as u32))
+    }
+
+    #[inline(always)]
+    fn choose(&self, among: Among) -> Choice {
+        let how = among.would as u32 | (among.all as u32) << 1;
+        Choice(choose(among.backends, among.set, among.class as u32, how, among.own))
     }
 
     #[inline(always)]
@@ -262,20 +322,39 @@ impl Tables for Maps {
     }
 }
 
+impl Maps {
+    /// Decides the case that [`Tables::decide4`] kept.
+    #[inline(always)]
+    pub(crate) fn kept4(&self) -> Outcome {
+        let Some(case) = CASE4.get(0) else {
+            return Outcome::undecided(Next::Settled);
+        };
+        verdict::decide::<V4, Self>(self, case, case.flow::<V4, Self>(self))
+    }
+
+    /// Decides the case that [`Tables::decide6`] kept.
+    #[inline(always)]
+    pub(crate) fn kept6(&self) -> Outcome {
+        let Some(case) = CASE6.get(0) else {
+            return Outcome::undecided(Next::Settled);
+        };
+        verdict::decide::<V6, Self>(self, case, case.flow::<V6, Self>(self))
+    }
+}
+
 /// [`verdict::walk`] as a global function of the object: numbers in, numbers out, so that the verifier looks at it by itself. The result is a
-/// [`Decision`], byte by byte.
+/// packed [`Decision`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn walk(set: u32, class: u32, value: u32, row: u32) -> u64 {
-    let class = match class {
-        0 => Class::Tcp,
-        1 => Class::Udp,
-        2 => Class::Sctp,
-        3 => Class::Icmp,
-        4 => Class::Icmp6,
-        _ => Class::Other,
-    };
-    let Decision { action, reason, rule } = verdict::walk(&Maps, set, class, value as u16, row);
-    let [low, high] = rule.to_ne_bytes();
-    u64::from_ne_bytes([action, reason, low, high, 0, 0, 0, 0])
+extern "C" fn walk(set: u32, class: u32, value: u32, row: u32, would: u32) -> u64 {
+    verdict::walk(&Maps, set, Class::from_u8(class as u8), value as u16, row, would != 0).0
+}
+
+/// [`verdict::choose`], likewise; the flags are the sixth byte of the result.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose(backends: u32, set: u32, class: u32, how: u32, own: u32) -> u64 {
+    let among =
+        Among { backends, set, class: Class::from_u8(class as u8), would: how & 1 != 0, all: how & 2 != 0, own };
+    verdict::choose(&Maps, among).0
 }

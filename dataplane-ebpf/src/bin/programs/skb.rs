@@ -203,6 +203,19 @@ impl Skb {
         field!(self, cb)[0]
     }
 
+    /// What the program before a jump left: `cb[1]`.
+    #[inline(always)]
+    pub(crate) fn stage(self) -> u32 {
+        field!(self, cb)[1]
+    }
+
+    /// Leaves it.
+    #[inline(always)]
+    pub(crate) fn set_stage(self, stage: u32) {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.0).cb[1] = stage }
+    }
+
     /// Length of the frame.
     #[inline(always)]
     pub(crate) fn len(self) -> u32 {

@@ -1,0 +1,77 @@
+//! Service addresses: what their backends are to a policy, by what is known of the backends' addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use bulkhead_ebpf::abi::{self, BACKENDS, ServiceKey};
+
+use crate::{
+    desired::{Backend, Desired, Segment},
+    node::NodeError,
+    publish::{
+        check::capacity,
+        places::{Key, Places, to_packet},
+        state::State,
+    },
+};
+
+/// Keys of the table with the backends of each, of its family.
+pub(crate) struct Services<'a>(BTreeMap<ServiceKey, (Segment, Vec<&'a Backend>)>);
+
+impl<'a> Services<'a> {
+    pub(crate) fn of(desired: &'a Desired) -> Self {
+        let mut services = BTreeMap::new();
+        for (service, backends) in &desired.services {
+            let addresses = match service.address {
+                Some(address) => vec![address],
+                None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            };
+            for address in addresses {
+                let address: IpAddr = address;
+                let key = ServiceKey {
+                    segment: service.segment,
+                    address: to_packet(address),
+                    port: service.port,
+                    protocol: service.protocol,
+                    padding: 0,
+                };
+                let of_family = backends.iter().filter(|backend| backend.address.is_ipv4() == address.is_ipv4());
+                services.insert(key, (service.segment, of_family.collect()));
+            }
+        }
+        Self(services)
+    }
+
+    /// Ids of the backends, while `places` is what is known of addresses.
+    ///
+    /// # Errors
+    /// A policy could tell more backends of one service address apart than fit.
+    pub(crate) fn lower(&self, state: &mut State, places: &Places) -> Result<BTreeMap<ServiceKey, u32>, NodeError> {
+        let mut lowered = BTreeMap::new();
+        for (key, (segment, backends)) in &self.0 {
+            let who = || format!("the service port {}/{}", key.port, key.protocol);
+            let distinct: BTreeSet<abi::Backend> =
+                backends.iter().map(|backend| seen(*segment, backend, places)).collect();
+            capacity(who(), "kinds of backends of one service address", distinct.len(), BACKENDS)?;
+            let mut content = abi::Backends { len: distinct.len() as u32, ..abi::Backends::default() };
+            content.backends.iter_mut().zip(distinct).for_each(|(to, backend)| *to = backend);
+            lowered.insert(*key, state.backends.intern(content, who));
+        }
+        Ok(lowered)
+    }
+}
+
+fn seen(segment: Segment, backend: &Backend, places: &Places) -> abi::Backend {
+    let place = places.effective(&Key::known(segment, backend.address));
+    let flag = |set, flag| if set { flag } else { 0 };
+    abi::Backend {
+        row: place.row as u16,
+        target: backend.port,
+        flags: flag(backend.judged_later, abi::Backend::LATER)
+            | flag(place.slot != 0, abi::Backend::LOCAL)
+            | flag(place.is_node(), abi::Backend::NODE),
+        padding: 0,
+    }
+}
