@@ -159,6 +159,8 @@ struct Passage<'a> {
     remote: IpAddr,
     /// The packet came by the overlay.
     encapsulated: bool,
+    /// It has an address of an endpoint of this node, none of which is known to have sent it.
+    forged: bool,
     sender: Sender,
     /// Whether the sender's own policy forbids what it calls, as enforced and as it would be.
     refused: [bool; 2],
@@ -368,6 +370,7 @@ impl Machine {
             local: ip.source,
             remote: ip.destination,
             encapsulated: false,
+            forged: false,
             sender: Sender::Address { passing: false },
             refused: [false; 2],
         };
@@ -414,6 +417,7 @@ impl Machine {
             local: ip.destination,
             remote: ip.source,
             encapsulated: *origin == Origin::Overlay,
+            forged: *origin == Origin::Forwarded && world.local_owner(endpoint.segment, ip.source).is_some(),
             sender: match origin {
                 Origin::Local(sender) | Origin::Called(sender) => self.endpoint(sender, ip.source),
                 Origin::Node => Sender::Address { passing: false },
@@ -421,7 +425,6 @@ impl Machine {
             },
             refused,
         };
-        let known = own && self.flows.get(id).is_some_and(|flows| flows.contains_key(&key(&passage, ip)));
         let opinion = self.pass(reading, id, &passage, ip, own);
         if opinion.verdict.allow
             && let Origin::Called(caller) = origin
@@ -433,17 +436,6 @@ impl Machine {
             };
             let verdict = Verdict { begins: opinion.verdict.begins, ..Verdict::of(false, reason::SOURCE_DENIED) };
             return Opinion { verdict, effect, excused: self.observes(caller) };
-        }
-        // Nobody's own side has said that it lets this pass, though its address is of this node.
-        if opinion.verdict.allow
-            && opinion.verdict.reason != reason::RELATED
-            && (opinion.verdict.begins || !known)
-            && *origin == Origin::Forwarded
-            && let Some(owner) = world.local_owner(endpoint.segment, ip.source).filter(|owner| owner != id)
-            && !self.reached(reading, &owner, ip).allow
-        {
-            let effect = Effect::Forget(key(&passage, ip));
-            return Opinion { effect, ..Opinion::drop(reason::SOURCE_DENIED) };
         }
         opinion
     }
@@ -500,15 +492,21 @@ impl Machine {
             return Opinion::drop(reason::FRAGMENT);
         }
         let peer = other_end(world, passage.endpoint.segment, passage.remote, &passage.sender);
-        if direction == Direction::Ingress && !passage.encapsulated && peer.behind {
+        // What a local endpoint sends names it, and what one on another node sends comes by the overlay.
+        let plain = direction == Direction::Ingress && !passage.encapsulated && peer.behind;
+        if passage.forged || plain {
             return Opinion::drop(reason::PLAIN_OVERLAY_SOURCE);
         }
-        if direction == Direction::Egress
-            && ip.fragment != Some(Fragment::Later)
-            && let Transport::Udp { destination, .. } = ip.transport
+        if ip.fragment != Some(Fragment::Later)
+            && let Transport::Udp { source, destination } = ip.transport
         {
-            let translation = world.translation(passage.endpoint.segment, passage.remote, want(ip));
-            if world.tunnel_ports.contains(&destination) && peer.node.is_some()
+            let translation = match direction {
+                Direction::Egress => world.translation(passage.endpoint.segment, passage.remote, want(ip)),
+                Direction::Ingress => None,
+            };
+            // Neither to a node's tunnel nor from one, so that nothing to it can ever be an answer.
+            let port = if direction == Direction::Egress { destination } else { source };
+            if world.tunnel_ports.contains(&port) && peer.node.is_some()
                 || translation.is_some_and(|to| world.tunnels(&to))
             {
                 return Opinion::drop(reason::TUNNEL);

@@ -84,7 +84,6 @@ fn half_is_allowed_and_every_reason_occurs() {
         reason::MALFORMED,
         reason::NOT_IP,
         reason::NOT_FOR_US,
-        reason::SOURCE_DENIED,
         reason::PLAIN_OVERLAY_SOURCE,
     ] {
         assert!(seen.contains_key(reason), "{reason} never occurred: {seen:?}");

@@ -918,16 +918,35 @@ fn the_node_and_what_passes_through_it() {
 }
 
 #[test]
-fn a_local_sender_is_held_to_its_own_policy() {
-    let machine = &mut Machine::new(shop(vec![intent([("web", service(vec![], vec![]))])]));
-    let (id, packet) = packet("cart-1", Ingress, "10.244.1.5", segment(4000, 80, flag::SYN));
-    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::SOURCE_DENIED);
-    assert_eq!(machine.remembered(&id), 0);
-    machine.change(shop(vec![]));
-    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::NOT_ISOLATED);
-    machine.set_mode(&self::id("web-1"), Mode::Pending);
-    let (_, packet) = self::packet("cart-1", Ingress, "10.244.1.5", segment(4001, 80, flag::SYN));
-    assert_eq!(machine.deliver(&id, &packet, &Origin::Forwarded).reason, reason::SOURCE_DENIED);
+fn a_local_sender_is_named() {
+    let machine = &mut Machine::new(shop(vec![]));
+    let (cart, packet) = packet("cart-1", Ingress, "10.244.1.5", segment(4000, 80, flag::SYN));
+    let plain = |machine: &mut Machine| machine.deliver(&cart, &packet, &Origin::Forwarded).reason;
+    assert_eq!(plain(machine), reason::PLAIN_OVERLAY_SOURCE);
+    assert_eq!(machine.deliver(&cart, &packet, &Origin::Local(id("web-1"))).reason, reason::NOT_ISOLATED);
+    // Nor on a flow that is known, nor with the receiver's own address.
+    assert_eq!(plain(machine), reason::PLAIN_OVERLAY_SOURCE);
+    assert_eq!(
+        step(machine, "cart-1", Ingress, "10.244.1.6", segment(4000, 80, flag::SYN)),
+        reason::PLAIN_OVERLAY_SOURCE
+    );
+}
+
+#[test]
+fn nothing_of_a_tunnel_is_an_answer() {
+    let machine = &mut Machine::new(shop(vec![]));
+    let udp = |source| Transport::Udp { source, destination: 9 };
+    for origin in [Origin::Node, Origin::Forwarded] {
+        for (peer, port, seen) in [
+            ("192.0.2.1", 8472, reason::TUNNEL),
+            ("192.0.2.2", 8472, reason::TUNNEL),
+            ("192.0.2.1", 8473, reason::NOT_ISOLATED),
+            ("203.0.113.1", 8472, reason::NOT_ISOLATED),
+        ] {
+            let (id, packet) = packet("free-1", Ingress, peer, udp(port));
+            assert_eq!(machine.deliver(&id, &packet, &origin).reason, seen, "{peer} {port} {origin:?}");
+        }
+    }
 }
 
 #[test]
