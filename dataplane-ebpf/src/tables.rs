@@ -193,6 +193,13 @@ impl FlowRef {
         unsafe { (&raw const (*self.0.as_ptr()).sender).read_volatile() }
     }
 
+    /// Sets [`Flow::sender`].
+    #[inline(always)]
+    pub fn set_sender(self, sender: u16) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).sender).write_volatile(sender) }
+    }
+
     /// See [`Flow::counter`].
     #[must_use]
     #[inline(always)]

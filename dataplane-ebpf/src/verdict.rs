@@ -638,7 +638,8 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
 
     let good = word.with_view(index).0;
     let size = meta.size(headers.end);
-    let packet = Packet { direction, transport: headers, remote, now, view: index, good, size };
+    let fragment = ip.fragment;
+    let packet = Packet { direction, transport: headers, remote, now, fragment, view: index, good, size };
     if headers.role == Role::Error {
         // An error has no flow of its own: it passes about one of ours, or where nothing is asked.
         let forged = !sent
@@ -672,7 +673,7 @@ fn flow_or_lists<A: Family, T: Tables>(
     packet: &Packet<A::Address>,
     key: Option<A::FlowKey>,
 ) -> Outcome {
-    let Packet { direction, transport, remote, size, now, good, view } = *packet;
+    let Packet { direction, transport, remote, size, now, good, view, .. } = *packet;
     let sent = matches!(direction, Direction::Egress);
     let flow = key.as_ref().and_then(|key| A::flow(tables, meta.slot, key));
     if let Some(flow) = flow {
@@ -716,6 +717,7 @@ fn flow_or_lists<A: Family, T: Tables>(
         protocol: transport.protocol,
         tcp_flags: transport.tcp_flags,
         keyed: key.is_some() as u8,
+        fragment: packet.fragment as u8,
         transit: meta.transit as u8,
         held: flow.is_some() as u8,
     };
@@ -744,6 +746,8 @@ struct Packet<A> {
     transport: Transport,
     remote: A,
     now: u64,
+    /// A fragment, in a direction in which nothing denies.
+    fragment: bool,
     /// Index of the view.
     view: u32,
     /// The word that flows of this endpoint shall have now.
@@ -773,6 +777,8 @@ pub struct Case<K, A> {
     tcp_flags: u8,
     /// `key` is one.
     keyed: u8,
+    /// No list is asked: what has no transport header passes where nothing denies.
+    fragment: u8,
     transit: u8,
     /// A flow stands in the table under `key`.
     held: u8,
@@ -857,32 +863,38 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     };
     let begins = role == Role::Begin;
     let ingress = matches!(direction, Direction::Ingress);
-    // Another flow on the same ports: begun by a SYN against the initiator's direction, or by somebody else with the peer's address.
+    let Some(word) = peer::<A, T>(tables, info.segment, case.remote, false) else {
+        return settle(tables, meta, direction, Reason::Changing);
+    };
+    if ingress && forged(word, meta) {
+        return settle(tables, meta, direction, Reason::PlainOverlaySource);
+    }
+    // Here and below: see `Tables::blur`.
+    let word = AddressWord(tables.blur(word.0, case.now));
+    // Of what has a node's address the marks tell who sent it.
+    let at_node = word.flags() & AddressWord::NODE != 0;
+    // Another flow on the same ports: begun by a SYN against the initiator's direction, or by somebody else with a node's address.
     let flow = flow.filter(|flow| {
         let answers = flow.initiator() != direction as u8;
-        !(answers && begins) && (!ingress || from_peer(*flow, meta, answers))
+        if answers { !begins } else { !(ingress && at_node) || from_peer(*flow, meta, false) }
     });
     let initiator = flow.map_or(direction, |flow| Direction::from_u8(flow.initiator()));
-    let transit = flow.map_or(meta.transit, |flow| flow.flags() & Flow::TRANSIT != 0);
-    // Here and below: see `Tables::blur`.
+    let transit = match flow {
+        Some(flow) if !ingress => flow.flags() & Flow::TRANSIT != 0,
+        _ => meta.transit,
+    };
     let begun = tables.blur(initiator as u64 | (transit as u64) << 1, case.now);
     let (initiator, transit) = (Direction::from_u8(begun as u8 & 1), begun & 2 != 0);
     let incoming = matches!(initiator, Direction::Ingress);
     let answers = initiator as u8 != direction as u8;
     let value = value(class, case.protocol, case.source_port, case.destination_port, answers);
-
-    let Some(known) = peer::<A, T>(tables, info.segment, case.remote, transit && incoming) else {
-        return settle(tables, meta, direction, Reason::Changing);
-    };
-    if ingress && forged(known, meta) {
-        return settle(tables, meta, direction, Reason::PlainOverlaySource);
-    }
+    let known = if transit && incoming && at_node { A::prefix(tables, info.segment, case.remote) } else { word };
     // The local endpoint that the peer is, if it is one: by its mark where it is the initiator, since the node may have put an address in place of
     // its own; else by its address.
     let party = match flow {
-        Some(flow) => flow.sender() as u32,
-        None if incoming => sender(meta),
-        None => known.slot(),
+        _ if incoming && ingress => sender(meta),
+        Some(flow) if incoming && at_node => flow.sender() as u32,
+        _ => known.slot(),
     };
     let known = AddressWord(tables.blur(known.0, case.now));
     let party = tables.blur(party as u64, case.now) as u32;
@@ -960,6 +972,9 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     let mut ruled = true;
     if itself {
         (allow, reason, ruled) = (true, Reason::Itself as u8, false);
+    }
+    if case.fragment != 0 {
+        (allow, reason, ruled) = (true, Reason::NotIsolated as u8, false);
     }
     if tunnelled {
         (allow, reason, ruled) = (false, Reason::Tunnel as u8, false);
@@ -1060,10 +1075,12 @@ fn finish<A: Family, T: Tables>(
         let word = if audit { 0 } else { case.good };
         let flags = if audit { flags | Flow::AUDIT } else { flags };
         let counter = if verdict.ruled && !observed { verdict.counter } else { 0 };
+        let expected = if flags & Flow::SERVICE != 0 { 0 } else { verdict.party as u16 };
         match flow {
             Some(flow) => {
                 flow.set_counter(counter);
                 flow.set_flags(flags);
+                flow.set_sender(expected);
                 flow.set_word(word);
                 flow.account(side as usize, size, case.now, case.tcp_flags);
             }
@@ -1082,7 +1099,7 @@ fn finish<A: Family, T: Tables>(
                     initiator: direction as u8,
                     tcp_flags: [case.tcp_flags, 0],
                     flags,
-                    sender: if flags & Flow::SERVICE != 0 { 0 } else { verdict.party as u16 },
+                    sender: expected,
                     padding: 0,
                 };
                 A::insert(tables, case.slot, &case.key, &flow);
@@ -1264,6 +1281,7 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
         transport: headers,
         remote: ip.destination,
         now,
+        fragment: ip.fragment,
         view: index,
         good: word.with_view(index).0,
         size: meta.size(headers.end),

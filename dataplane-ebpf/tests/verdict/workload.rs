@@ -459,10 +459,10 @@ fn fragments_pass_open_directions_only() {
         }
         let mut lab = Lab::open();
         for piece in pieces(from(b)) {
-            lab.check([gets(&piece).view(OPEN).passes_alone(NotIsolated, 0)]);
+            lab.check([gets(&piece).settled(NotIsolated)]);
         }
         for piece in pieces(to(b)) {
-            lab.check([sends(&piece).view(OPEN).passes_alone(NotIsolated, 0)]);
+            lab.check([sends(&piece).settled(NotIsolated)]);
         }
         // One direction open.
         lab.tables.set_view(3, 1, 3, View::OPEN_EGRESS);
@@ -471,7 +471,7 @@ fn fragments_pass_open_directions_only() {
             lab.check([gets(&piece).settled(Fragment)]);
         }
         for piece in pieces(to(b)) {
-            lab.check([sends(&piece).view(3).passes_alone(NotIsolated, 0)]);
+            lab.check([sends(&piece).settled(NotIsolated)]);
         }
         // Fragments forge no sources.
         let forged = Frame::eth(A.mac, BRIDGE).ip(local(family), b);
@@ -490,7 +490,7 @@ fn a_first_fragment_is_read() {
         Lab::open().check([
             sends(first).settled(Tunnel).starts(1),
             // Nothing is reassembled without the first.
-            sends(later).view(OPEN).passes_alone(NotIsolated, 0),
+            sends(later).settled(NotIsolated),
         ]);
     }
     // Neighbour discovery in fragments (RFC 6980), from a workload that nothing isolates.

@@ -58,6 +58,7 @@ pub(crate) fn lower<S: Store>(
     state: &mut State,
     store: &S,
     names: &Names,
+    now: SystemTime,
     mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
 ) -> Result<Target, NodeError> {
     check(desired)?;
@@ -80,7 +81,7 @@ pub(crate) fn lower<S: Store>(
         lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
     }
     assign_counters(desired, state, store, names, &slots, &lowered)?;
-    let words = views(desired, state, store, &slots, &lowered)?;
+    let words = views(desired, state, Deadlines::new(state, store, now)?, &slots, &lowered)?;
     let places = places(desired, state, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
     let (vteps, owners) = overlays(desired);
@@ -234,14 +235,13 @@ fn assign_counters<S: Store>(
 }
 
 /// Views of every endpoint, from the last of each chain to the first.
-fn views<S: Store>(
+fn views(
     desired: &Desired,
     state: &mut State,
-    store: &S,
+    deadlines: Deadlines,
     slots: &[(u32, EndpointInfo, bool)],
     lowered: &BTreeMap<SetId, LoweredSet>,
 ) -> Result<BTreeMap<u32, EndpointWord>, NodeError> {
-    let deadlines = Deadlines::new(state, store)?;
     let mut words = BTreeMap::new();
     for (endpoint, (slot, info, _)) in desired.endpoints.iter().zip(slots) {
         let who = || display(&endpoint.name);
@@ -284,9 +284,9 @@ struct Deadlines {
 }
 
 impl Deadlines {
-    fn new<S: Store>(state: &State, store: &S) -> Result<Self, NodeError> {
+    fn new<S: Store>(state: &State, store: &S, now: SystemTime) -> Result<Self, NodeError> {
         let (jiffies, hz) = store.clock()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos().cast_signed());
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos().cast_signed());
         let in_force = state.words.values().flat_map(|word| Walker::new(state).chain(word.view()));
         Ok(Self {
             now,

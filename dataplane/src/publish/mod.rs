@@ -25,6 +25,7 @@ use std::{
     fmt,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use bulkhead_ebpf::{
@@ -145,6 +146,7 @@ pub struct Publisher<S> {
     state: Option<State>,
     generation: u64,
     hook: Option<Hook>,
+    clock: fn() -> SystemTime,
 }
 
 impl<S: Store> Publisher<S> {
@@ -158,12 +160,18 @@ impl<S: Store> Publisher<S> {
             Names::default()
         });
         let state = Some(recover(&mut store)?);
-        Ok(Self { store, directory: directory.to_owned(), names, state, generation: 0, hook: None })
+        let clock = SystemTime::now;
+        Ok(Self { store, directory: directory.to_owned(), names, state, generation: 0, hook: None, clock })
     }
 
     /// Has `hook` called at every [`CrashPoint`].
     pub fn set_hook(&mut self, hook: Option<Hook>) {
         self.hook = hook;
+    }
+
+    /// Has deadlines measured by another wall clock: a test's, that steps.
+    pub fn set_clock(&mut self, clock: fn() -> SystemTime) {
+        self.clock = clock;
     }
 
     /// The tables.
@@ -221,7 +229,7 @@ impl<S: Store> Publisher<S> {
         let mut state = self.take_state()?;
         // A plan before this one that was not carried out.
         state.roll_back();
-        let target = match lower(desired, &mut state, &self.store, &self.names, mac) {
+        let target = match lower(desired, &mut state, &self.store, &self.names, (self.clock)(), mac) {
             Ok(target) => target,
             Err(error) => {
                 state.roll_back();

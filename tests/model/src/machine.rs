@@ -35,7 +35,7 @@ pub mod reason {
     pub const MALFORMED: &str = "malformed";
     pub const NOT_IP: &str = "not_ip";
     pub const NOT_FOR_US: &str = "not_for_us";
-    pub const SOURCE_DENIED: &str = "source_denied";
+    pub const ITSELF: &str = "itself";
     pub const PLAIN_OVERLAY_SOURCE: &str = "plain_overlay_source";
     pub const OBSERVED: &str = "observed";
 }
@@ -95,8 +95,6 @@ pub enum Origin {
     Overlay,
     /// An endpoint of this node; its own side has let it pass.
     Local(EndpointId),
-    /// An endpoint of this node that called a service: its own side could not know whom it would reach.
-    Called(EndpointId),
 }
 
 /// What identifies a flow at an endpoint, whichever side sends.
@@ -123,8 +121,6 @@ struct Flow {
     initiator: Direction,
     want: Want,
     sender: Sender,
-    /// Whether the sender's own policy forbade the last question, as enforced and as it would be.
-    refused: [bool; 2],
 }
 
 /// What is known of who sent a packet to the endpoint, beside its address.
@@ -162,16 +158,12 @@ struct Passage<'a> {
     /// It has an address of an endpoint of this node, none of which is known to have sent it.
     forged: bool,
     sender: Sender,
-    /// Whether the sender's own policy forbids what it calls, as enforced and as it would be.
-    refused: [bool; 2],
 }
 
 /// What is said of a packet under one reading of the policy.
 struct Opinion {
     verdict: Verdict,
     effect: Effect,
-    /// It is the policy of somebody who observes that denies.
-    excused: bool,
 }
 
 /// What a verdict does to what the endpoint remembers.
@@ -181,13 +173,11 @@ enum Effect {
     Forget(Key),
     /// It would have begun: remembered where it passes all the same.
     Refuse(Key, Flow),
-    /// Forgotten, or remembered where it passes all the same.
-    Cut(Key, Flow),
 }
 
 impl From<Verdict> for Opinion {
     fn from(verdict: Verdict) -> Self {
-        Self { verdict, effect: Effect::Nothing, excused: false }
+        Self { verdict, effect: Effect::Nothing }
     }
 }
 
@@ -265,6 +255,11 @@ impl Machine {
         self.bypass = until;
     }
 
+    /// The clock, and whether the node observes, of another machine.
+    pub const fn copy_switches(&mut self, of: &Self) {
+        (self.now, self.observe, self.bypass) = (of.now, of.observe, of.bypass);
+    }
+
     /// Sets the mode of an endpoint.
     pub fn set_mode(&mut self, id: &EndpointId, mode: Mode) {
         self.modes.insert(id.clone(), mode);
@@ -299,44 +294,53 @@ impl Machine {
     /// # Panics
     /// If there is no such endpoint on this node.
     pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
-        let readings = Reading::both(self.now);
-        let refused = match (origin, &packet.body) {
-            (Origin::Called(caller), Body::Ip(ip)) => readings.map(|reading| !self.reached(reading, caller, ip).allow),
-            _ => [false; 2],
-        };
-        let opinions = readings.map(|reading| self.delivered(reading, id, packet, origin, refused));
+        let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
         self.settle(id, opinions)
     }
 
-    /// A frame that was sent to a service's address is about to leave by the overlay, to a backend on another node.
+    /// What was sent to a service's address, now that a backend is chosen, before it goes on to that: as if it had been sent like this.
     ///
     /// # Panics
-    /// If it is not IP.
+    /// If it is not IP, or there is no such endpoint on this node.
     pub fn leave(&mut self, caller: &EndpointId, packet: &Packet) -> Verdict {
         let Body::Ip(ip) = &packet.body else { panic!("no service without IP") };
-        let opinions = Reading::both(self.now).map(|reading| self.reached(reading, caller, ip).into());
+        let opinions = Reading::both(self.now).map(|reading| {
+            let (workload, endpoint) = self.world.endpoint(caller).expect("a local endpoint");
+            let passage = Passage {
+                workload,
+                endpoint,
+                direction: Direction::Egress,
+                local: ip.source,
+                remote: ip.destination,
+                encapsulated: false,
+                forged: false,
+                sender: Sender::Address { passing: false },
+            };
+            self.pass(reading, caller, &passage, ip, true)
+        });
         self.settle(caller, opinions)
     }
 
     /// What holds is done; what would hold is noted where it differs.
     fn settle(&mut self, id: &EndpointId, [enforced, would]: [Opinion; 2]) -> Verdict {
-        let Opinion { mut verdict, effect, excused } = enforced;
+        let Opinion { mut verdict, effect } = enforced;
         let would = would.verdict;
         if would.allow != verdict.allow {
             verdict.would = Some(Would { allow: would.allow, reason: would.reason, rules: would.rules });
         }
         // What is for somebody else is not dropped by way of enforcement.
-        let observed = !verdict.allow && verdict.reason != reason::NOT_FOR_US && (excused || self.observes(id));
+        let observed = !verdict.allow && verdict.reason != reason::NOT_FOR_US && self.observes(id);
         if observed {
             let begins = matches!(effect, Effect::Refuse(..)) || verdict.begins;
-            verdict = Verdict { allow: true, reason: reason::OBSERVED, or: BTreeSet::new(), begins, ..verdict };
+            let (or, provisional) = (BTreeSet::new(), false);
+            verdict = Verdict { allow: true, reason: reason::OBSERVED, or, begins, provisional, ..verdict };
         }
         verdict.begins &= verdict.allow;
         let flows = self.flows.entry(id.clone()).or_default();
         match effect {
             Effect::Remember(key, flow) => _ = flows.insert(key, flow),
-            Effect::Refuse(key, flow) | Effect::Cut(key, flow) if observed => _ = flows.insert(key, flow),
-            Effect::Forget(key) | Effect::Cut(key, _) if !observed => _ = flows.remove(&key),
+            Effect::Refuse(key, flow) if observed => _ = flows.insert(key, flow),
+            Effect::Forget(key) if !observed => _ = flows.remove(&key),
             _ => {}
         }
         verdict
@@ -372,19 +376,11 @@ impl Machine {
             encapsulated: false,
             forged: false,
             sender: Sender::Address { passing: false },
-            refused: [false; 2],
         };
         self.pass(reading, id, &passage, ip, true)
     }
 
-    fn delivered(
-        &self,
-        reading: Reading,
-        id: &EndpointId,
-        packet: &Packet,
-        origin: &Origin,
-        refused: [bool; 2],
-    ) -> Opinion {
+    fn delivered(&self, reading: Reading, id: &EndpointId, packet: &Packet, origin: &Origin) -> Opinion {
         let world = &*self.world;
         let (workload, endpoint) = world.endpoint(id).expect("a local endpoint");
         let group = packet.to[0] & 1 == 1;
@@ -403,7 +399,7 @@ impl Machine {
         };
         if let (Transport::Neighbour(neighbour), None) = (&ip.transport, ip.fragment) {
             let router = matches!(neighbour.message, Message::RouterAdvertisement | Message::Redirect);
-            let from_workload = matches!(origin, Origin::Local(_) | Origin::Called(_));
+            let from_workload = matches!(origin, Origin::Local(_));
             return resolution(neighbour.hop_limit == hop_limit(neighbour.message) && !(router && from_workload));
         }
         let own = owns(endpoint, ip.destination);
@@ -419,42 +415,12 @@ impl Machine {
             encapsulated: *origin == Origin::Overlay,
             forged: *origin == Origin::Forwarded && world.local_owner(endpoint.segment, ip.source).is_some(),
             sender: match origin {
-                Origin::Local(sender) | Origin::Called(sender) => self.endpoint(sender, ip.source),
+                Origin::Local(sender) => self.endpoint(sender, ip.source),
                 Origin::Node => Sender::Address { passing: false },
                 Origin::Forwarded | Origin::Overlay => Sender::Address { passing: true },
             },
-            refused,
         };
-        let opinion = self.pass(reading, id, &passage, ip, own);
-        if opinion.verdict.allow
-            && let Origin::Called(caller) = origin
-            && refused[usize::from(reading.audited)]
-        {
-            let effect = match opinion.effect {
-                Effect::Remember(key, flow) => Effect::Cut(key, flow),
-                _ => Effect::Forget(key(&passage, ip)),
-            };
-            let verdict = Verdict { begins: opinion.verdict.begins, ..Verdict::of(false, reason::SOURCE_DENIED) };
-            return Opinion { verdict, effect, excused: self.observes(caller) };
-        }
-        opinion
-    }
-
-    /// What the policy of a local sender says of whom its packet has reached.
-    fn reached(&self, reading: Reading, sender: &EndpointId, ip: &Ip) -> Verdict {
-        let world = &*self.world;
-        let denied = Verdict::of(false, reason::SOURCE_DENIED);
-        let Some((workload, endpoint)) = world.endpoint(sender) else {
-            return denied;
-        };
-        if matches!(self.mode(sender), Mode::Pending | Mode::Quarantine)
-            || ip.fragment.is_some() && world.isolated(reading, workload, Direction::Egress)
-        {
-            return denied;
-        }
-        let peer = world.peer(endpoint.segment, ip.destination, false);
-        let decision = world.decide(reading, workload, Direction::Egress, &peer, want(ip));
-        if decision.allow { Verdict::decided(decision.into()) } else { denied }
+        self.pass(reading, id, &passage, ip, own)
     }
 
     /// A local sender of a packet.
@@ -525,6 +491,12 @@ impl Machine {
             };
         }
 
+        // Whoever it says it is with: by its mark where it is the initiator, by its address else.
+        let own_address = |address: IpAddr| passage.endpoint.addresses.contains(&address);
+        let itself = |sender: &Sender| match sender {
+            Sender::Endpoint(other, _) => other == id,
+            Sender::Address { .. } => direction == Direction::Egress && own_address(passage.remote),
+        };
         let key = key(passage, ip);
         let at_node = world.peer(passage.endpoint.segment, passage.remote, false).node.is_some();
         let flow = self.flows.get(id).and_then(|flows| flows.get(&key)).cloned().filter(|flow| {
@@ -534,30 +506,26 @@ impl Machine {
             !(other_sender || against && begins_always(ip))
         });
         if let Some(flow) = flow {
+            if itself(&flow.sender) {
+                return Opinion::pass(reason::ITSELF);
+            }
             let asked = self.ask(reading, passage, &flow);
-            let allow = asked.decision.allow;
-            let refused = flow.refused[usize::from(reading.audited)] && (reading.audited || self.observes(id));
-            return if flow.initiator != direction {
-                match (allow, refused) {
-                    // An answer to what only passed as nobody enforces.
-                    (true, true) => Opinion::drop(reason::SOURCE_DENIED),
-                    (true, false) => Verdict { rules: asked.decision.rules, ..Verdict::of(true, reason::REPLY) }.into(),
-                    (false, _) => Opinion { effect: Effect::Forget(key), ..Opinion::drop(reason::REVOKED) },
-                }
-            } else {
-                let effect = match allow {
-                    true if flow.refused != passage.refused => {
-                        Effect::Remember(key, Flow { refused: passage.refused, ..flow })
-                    }
-                    true => Effect::Nothing,
-                    false => Effect::Forget(key),
-                };
+            return if flow.initiator == direction {
+                let effect = if asked.decision.allow { Effect::Nothing } else { Effect::Forget(key) };
                 Opinion { effect, ..Verdict::decided(asked).into() }
+            } else if asked.decision.allow {
+                Verdict { rules: asked.decision.rules, ..Verdict::of(true, reason::REPLY) }.into()
+            } else {
+                Opinion { effect: Effect::Forget(key), ..Opinion::drop(reason::REVOKED) }
             };
         }
 
-        let Passage { ref sender, refused, .. } = *passage;
-        let flow = Flow { initiator: direction, want: want(ip), sender: sender.clone(), refused };
+        let flow = Flow { initiator: direction, want: want(ip), sender: passage.sender.clone() };
+        if itself(&passage.sender) {
+            let effect = if own && !answers_alone(ip) { Effect::Remember(key, flow) } else { Effect::Nothing };
+            let begins = matches!(effect, Effect::Remember(..));
+            return Opinion { effect, ..Verdict { begins, ..Verdict::of(true, reason::ITSELF) }.into() };
+        }
         let asked = self.ask(reading, passage, &flow);
         let Decision { allow, why, .. } = asked.decision;
         let verdict = Verdict::decided(asked);

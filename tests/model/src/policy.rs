@@ -6,6 +6,7 @@ use crate::{
     Prefix, World,
     intent::{self, Intent, named_member},
     world::{Entity, Labels, Peer, Protocol, Workload},
+    yaml,
 };
 
 /// Direction of the packet that begins a conversation, as the workload sees it.
@@ -58,8 +59,6 @@ pub struct Guard {
 /// A rule of a Guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its name, which the caller chooses.
-    pub id: String,
     /// What a match does.
     pub action: Action,
     /// Direction.
@@ -299,17 +298,50 @@ impl Guard {
         peer: &Peer<'_>,
         want: Want,
     ) -> Option<&Rule> {
-        let listener = listener(subject, direction, peer);
-        self.rules.iter().find(|rule| {
-            rule.direction == direction
-                && rule.stands(reading)
-                && rule.peers.iter().any(|(whom, ports)| {
-                    self.means(world, whom, subject, peer)
-                        && ports.as_ref().is_none_or(|ports| ports.hold(want, listener))
-                })
-                && (rule.ports.is_empty() || rule.ports.iter().any(|ports| ports.hold(want, listener)))
-        })
+        let asked = Asked { subject, direction, peer, want };
+        self.rules.iter().find(|rule| self.matching(world, reading, rule, &asked).next().is_some())
     }
+
+    /// Numbers of the rule's peers that match.
+    fn matching<'a>(
+        &'a self,
+        world: &'a World,
+        reading: Reading,
+        rule: &'a Rule,
+        asked: &'a Asked<'a>,
+    ) -> impl Iterator<Item = usize> + 'a {
+        let Asked { subject, direction, peer, want } = *asked;
+        let listener = listener(subject, direction, peer);
+        let whole = rule.direction == direction
+            && rule.stands(reading)
+            && (rule.ports.is_empty() || rule.ports.iter().any(|ports| ports.hold(want, listener)));
+        let meant = move |(whom, ports): &(Whom, Option<Ports>)| {
+            whole
+                && self.means(world, whom, subject, peer)
+                && ports.as_ref().is_none_or(|ports| ports.hold(want, listener))
+        };
+        rule.peers.iter().enumerate().filter(move |(_, peer)| meant(peer)).map(|(number, _)| number)
+    }
+
+    /// Names that may be given to what `first` decides: of neighbours that say the same any may be named.
+    fn names(&self, world: &World, reading: Reading, first: &Rule, asked: &Asked<'_>) -> BTreeSet<String> {
+        let alike = self.rules.iter().filter(|rule| (rule.action, rule.audit) == (first.action, first.audit));
+        alike
+            .flat_map(|rule| {
+                let numbers: Vec<_> = self.matching(world, reading, rule, asked).collect();
+                numbers.into_iter().map(|number| yaml::rule_id(self, rule, number))
+            })
+            .collect()
+    }
+}
+
+/// A question to a Guard.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    subject: &'a Workload,
+    direction: Direction,
+    peer: &'a Peer<'a>,
+    want: Want,
 }
 
 /// Whose names ports have.
@@ -381,7 +413,7 @@ impl World {
         for guard in self.guards(reading, subject) {
             let rule = guard.first(self, reading, subject, direction, peer, want);
             if let Some(rule) = rule.filter(|rule| rule.action != Action::Pass) {
-                let rules = BTreeSet::from([rule.id.clone()]);
+                let rules = guard.names(self, reading, rule, &Asked { subject, direction, peer, want });
                 return Decision { allow: rule.action == Action::Allow, why: Why::Rule, rules };
             }
         }

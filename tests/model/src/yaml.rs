@@ -119,20 +119,13 @@ pub fn canonical_edge(peer: &Name, ports: &Ports) -> String {
     format!("{}:{}", name(peer), canonical_port(ports))
 }
 
-/// Name of a rule of a Guard: what it says, with every protocol written, without what may change of it.
+/// Name of what a rule of a Guard says of one of its peers, with every protocol written, without what may change of it.
 #[must_use]
-pub fn rule_id(guard: &Guard, rule: &Rule) -> String {
-    let peers = rule.peers.iter().map(|(peer, ports)| {
-        let ports = ports.as_ref().map(|ports| format!(":{}", canonical_port(ports)));
-        format!("{}{}", whom(peer), ports.unwrap_or_default())
-    });
-    let peers = peers.collect::<Vec<_>>().join(", ");
-    let mut id = format!("guard {}: {} {} {peers}", guard.name, verb(rule.action), preposition(rule.direction));
-    if !rule.ports.is_empty() {
-        let ports = rule.ports.iter().map(canonical_port).collect::<Vec<_>>().join(", ");
-        write!(id, " ports {ports}").expect("a String takes everything");
-    }
-    id
+pub fn rule_id(guard: &Guard, rule: &Rule, number: usize) -> String {
+    let (peer, own) = &rule.peers[number];
+    let ports: Vec<_> = own.iter().chain(&rule.ports).map(canonical_port).collect();
+    let ports = if ports.is_empty() { String::new() } else { format!(":{}", ports.join(",")) };
+    format!("guard {}: {} {} {}{ports}", guard.name, verb(rule.action), preposition(rule.direction), whom(peer))
 }
 
 fn guard_document(guard: &Guard) -> String {

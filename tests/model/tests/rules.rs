@@ -228,8 +228,7 @@ fn who_is_who() {
 
 fn rule(action: Action, direction: Direction, peers: &[Whom], ports: &[Ports]) -> Rule {
     let peers: Vec<_> = peers.iter().map(|peer| (peer.clone(), None)).collect();
-    let id = format!("{action:?} {direction:?} {peers:?} {ports:?}");
-    Rule { id, action, direction, peers, ports: ports.to_vec(), audit: false, expires: None }
+    Rule { action, direction, peers, ports: ports.to_vec(), audit: false, expires: None }
 }
 
 fn guard(priority: u32, rules: Vec<Rule>) -> Guard {
@@ -259,17 +258,18 @@ fn guards_stand_before_intents() {
         (decision.allow, decision.rules.into_iter().collect::<Vec<_>>().join(" "))
     };
     let rule = |action, ports: &[Ports]| rule(action, Ingress, &everyone(), ports);
+    let named = |priority: u32, verb: &str| format!("guard guard{priority}: {verb} from other");
     let no = || rule(Action::Deny, &[]);
-    assert_eq!(judge(vec![guard(1, vec![no()])]), (false, no().id));
+    assert_eq!(judge(vec![guard(1, vec![no()])]), (false, named(1, "deny")));
     assert_eq!(judge(vec![guard(1, vec![rule(Action::Deny, &[tcp(80), tcp(81)])])]), (true, "world:8443".into()));
     // The first match counts, and a pass leaves the Guard.
     let pass = rule(Action::Pass, &[tcp(80), tcp(8443)]);
     assert_eq!(judge(vec![guard(1, vec![pass.clone(), no()])]), (true, "world:8443".into()));
     let yes = rule(Action::Allow, &[]);
-    assert_eq!(judge(vec![guard(1, vec![yes.clone(), no()])]), (true, yes.id.clone()));
+    assert_eq!(judge(vec![guard(1, vec![yes.clone(), no()])]), (true, named(1, "allow")));
     // A pass goes to the next Guard; lower priorities are asked first, wherever they are written.
-    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![pass])]), (false, no().id));
-    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![yes.clone()])]), (true, yes.id));
+    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![pass])]), (false, named(2, "deny")));
+    assert_eq!(judge(vec![guard(2, vec![no()]), guard(1, vec![yes.clone()])]), (true, named(1, "allow")));
     // A port beside a peer is that peer's alone.
     let mut beside = no();
     beside.peers = vec![(Whom::Same, None), (Whom::Other, Some(tcp(22)))];
@@ -663,6 +663,12 @@ fn translated(to: &str, from: &str, flags: u8) -> Packet {
     packet(to, Ingress, from, segment(4000, 5432, flags)).1
 }
 
+/// What becomes of a call once a backend of this node is chosen.
+fn reach(machine: &mut Machine, caller: &EndpointId, to: &str, packet: &Packet) -> Verdict {
+    let left = machine.leave(caller, packet);
+    if left.allow { machine.deliver(&id(to), packet, &Origin::Local(caller.clone())) } else { left }
+}
+
 #[test]
 fn the_choice_is_judged_where_it_is_known() {
     let calls = |peers: &[&str]| {
@@ -673,15 +679,14 @@ fn the_choice_is_judged_where_it_is_known() {
     let backends = ["cart-1", "db-1", "db-2"];
     let machine = &mut Machine::new(fronted(vec![calls(&["db"])], &backends));
     let web = id("web-1");
-    let origin = Origin::Called(web.clone());
     let verdict = see(machine, "web-1", Egress, "10.96.3.4", segment(4000, 80, flag::SYN));
     assert_eq!((verdict.reason, verdict.provisional, verdict.begins), (reason::RULE, true, true));
     for from in ["10.244.1.5", "192.0.2.1"] {
         // cart accepts web, and web may not call cart; the node's address hides nobody.
-        let cart = machine.deliver(&id("cart-1"), &translated("cart-1", from, flag::SYN), &origin);
-        assert_eq!((cart.allow, cart.reason, cart.begins), (false, reason::SOURCE_DENIED, false), "{from}");
+        let cart = reach(machine, &web, "cart-1", &translated("cart-1", from, flag::SYN));
+        assert_eq!((cart.allow, cart.reason, cart.begins), (false, reason::ISOLATED, false), "{from}");
         assert_eq!(machine.remembered(&id("cart-1")), 0);
-        let db = machine.deliver(&id("db-1"), &translated("db-1", from, flag::SYN), &origin);
+        let db = reach(machine, &web, "db-1", &translated("db-1", from, flag::SYN));
         assert_eq!((db.reason, db.begins), (reason::RULE, true), "{from}");
         assert_eq!(step(machine, "db-1", Egress, from, segment(5432, 4000, flag::ACK)), reason::REPLY);
     }
@@ -697,7 +702,7 @@ fn the_choice_is_judged_where_it_is_known() {
     };
     assert_eq!(machine.leave(&web, &leaving("10.244.2.7")).reason, reason::RULE);
     let denied = machine.leave(&web, &leaving("10.244.2.9"));
-    assert_eq!((denied.allow, denied.reason), (false, reason::SOURCE_DENIED));
+    assert_eq!((denied.allow, denied.reason), (false, reason::ISOLATED));
     // The answer has the address that was called.
     assert_eq!(step(machine, "web-1", Ingress, "10.96.3.4", segment(80, 4000, flag::ACK)), reason::REPLY);
 
@@ -705,9 +710,10 @@ fn the_choice_is_judged_where_it_is_known() {
     machine.change(fronted(vec![calls(&["cart"])], &backends));
     let ack = segment(4000, 80, flag::ACK);
     assert_eq!(step(machine, "web-1", Egress, "10.96.3.4", ack.clone()), reason::RULE);
-    let cut = machine.deliver(&id("db-1"), &translated("db-1", "192.0.2.1", flag::ACK), &origin);
-    assert_eq!(cut.reason, reason::SOURCE_DENIED);
-    assert_eq!(step(machine, "db-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::NO_FLOW);
+    let cut = reach(machine, &web, "db-1", &translated("db-1", "192.0.2.1", flag::ACK));
+    assert_eq!(cut.reason, reason::ISOLATED);
+    // What db remembers is its own: it accepts web.
+    assert_eq!(step(machine, "db-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::REPLY);
     // Nor any backend.
     machine.change(fronted(vec![calls(&[])], &backends));
     assert_eq!(step(machine, "web-1", Egress, "10.96.3.4", ack), reason::ISOLATED);
@@ -722,9 +728,9 @@ fn a_workload_reaches_itself() {
     let cart = id("cart-1");
     assert_eq!(step(machine, "cart-1", Egress, "10.96.3.4", segment(4000, 80, flag::SYN)), reason::RULE);
     let masqueraded = translated("cart-1", "192.0.2.1", flag::SYN);
-    assert_eq!(machine.deliver(&cart, &masqueraded, &Origin::Called(cart.clone())).reason, reason::RULE);
+    assert_eq!(reach(machine, &cart, "cart-1", &masqueraded).reason, reason::ITSELF);
     assert_eq!(machine.deliver(&cart, &masqueraded, &Origin::Forwarded).reason, reason::DENIED_BY_RULE);
-    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::REPLY);
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::ITSELF);
 }
 
 #[test]
@@ -741,31 +747,20 @@ fn no_service_leads_to_a_tunnel() {
 fn calls_of_those_who_observe() {
     let calls = intent([("web", service(vec![], vec![line(own("db"), tcp(5432))])), ("db", service(vec![], vec![]))]);
     let world = || fronted(vec![calls.clone()], &["cart-1", "db-1"]);
-    let (cart, web) = (id("cart-1"), id("web-1"));
-    let origin = Origin::Called(web.clone());
+    let web = id("web-1");
     let syn = translated("cart-1", "192.0.2.1", flag::SYN);
-    // The backend watches: what its caller may not do is remembered, so that the answer says so too.
+    // The backend watches: that is no matter of its caller's policy.
     let machine = &mut Machine::new(world());
-    machine.set_mode(&cart, Mode::Observe);
-    let verdict = machine.deliver(&cart, &syn, &origin);
-    assert_eq!((verdict.reason, verdict.begins), (reason::OBSERVED, true));
-    let verdict = machine.deliver(&cart, &translated("cart-1", "192.0.2.1", flag::ACK), &origin);
-    assert_eq!((verdict.reason, verdict.begins), (reason::OBSERVED, false));
-    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK)), reason::OBSERVED);
+    machine.set_mode(&id("cart-1"), Mode::Observe);
+    assert_eq!(reach(machine, &web, "cart-1", &syn).reason, reason::ISOLATED);
     // The caller watches: its policy drops nothing, wherever it is asked.
     let machine = &mut Machine::new(world());
     machine.set_mode(&web, Mode::Observe);
-    assert_eq!(machine.deliver(&cart, &syn, &origin).reason, reason::OBSERVED);
     assert_eq!(machine.leave(&web, &syn).reason, reason::OBSERVED);
-    let db = translated("db-1", "192.0.2.1", flag::SYN);
-    assert_eq!(machine.deliver(&id("db-1"), &db, &origin).reason, reason::RULE);
-    // Where the caller's policy is audited, the difference is told by question and answer.
+    assert_eq!(reach(machine, &web, "cart-1", &syn).reason, reason::NOT_ISOLATED);
+    // Where the caller's policy is audited, the difference is told.
     let audited = Intent { audit: true, ..calls.clone() };
     let machine = &mut Machine::new(fronted(vec![audited], &["cart-1", "db-1"]));
-    let verdict = machine.deliver(&cart, &syn, &origin);
-    assert_eq!((verdict.reason, verdict.would.unwrap().reason), (reason::NOT_ISOLATED, reason::SOURCE_DENIED));
-    let verdict = see(machine, "cart-1", Egress, "192.0.2.1", segment(5432, 4000, flag::ACK));
-    assert_eq!((verdict.reason, verdict.would.unwrap().allow), (reason::REPLY, false));
     let verdict = machine.leave(&web, &syn);
     assert_eq!((verdict.reason, verdict.would.unwrap().allow), (reason::NOT_ISOLATED, false));
 }

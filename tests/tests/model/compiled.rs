@@ -13,18 +13,15 @@ use bulkhead_dataplane::{
 use bulkhead_model::{World, generate::TUNNEL_PORT, yaml};
 use ipnetwork::IpNetwork;
 
-/// When it is compiled, in nanoseconds of Unix time: before everything in it ends.
-const NOW: u64 = 0;
-
-/// Compiles the world for the node that judges.
-pub(crate) fn desired(world: &World) -> Result<Desired, Diagnostics> {
+/// Compiles the world for the node that judges, at that time: nanoseconds of Unix time.
+pub(crate) fn desired(world: &World, now: u64) -> Result<Desired, Diagnostics> {
     let mut policies = Vec::new();
     for (name, text) in yaml::policies(world) {
         policies.extend(policy::parse(&source(name, text))?);
     }
     let workloads = workloads::parse(&source("workloads.yaml", yaml::workloads(world)))?;
     let model = Model::build(&policies, &workloads)?;
-    compile(&model, &world.nodes[world.here].name, &discovered(world), NOW)
+    compile(&model, &world.nodes[world.here].name, &discovered(world), now)
 }
 
 /// What the network of the node would say: a VXLAN device for each overlay, with permanent entries for the other nodes.

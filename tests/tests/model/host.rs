@@ -130,6 +130,13 @@ impl Programs for Host {
         true
     }
 
+    fn leave(&mut self, vni: u32, frame: &Frame) -> Result<Passed, String> {
+        let len = u32::try_from(frame.bytes.len()).expect("short");
+        let meta = Meta { slot: 0, len, segments: 1, vlan: false, transit: frame.transit, mark: frame.mark };
+        let outcome = verdict::translated(self, &frame.bytes[..], &meta, vni).map_err(|fault| format!("{fault:?}"))?;
+        Ok(Passed { pass: outcome.pass, mark: 0, reason: Some(outcome.reason) })
+    }
+
     fn run(&mut self, direction: Direction, slot: u32, frame: &Frame) -> Result<Passed, String> {
         let bytes = &frame.bytes[..];
         let meta = Meta {
@@ -171,7 +178,7 @@ fn insert<K: Eq + Hash + Copy>(flows: &Flows<K>, slot: u32, key: &K, flow: &Flow
 
 impl Tables for Host {
     fn now(&self) -> u64 {
-        1_000_000
+        self.store.clock().expect("memory").0
     }
 
     fn node(&self, index: u32) -> u64 {

@@ -12,7 +12,7 @@ use bulkhead_dataplane::{
     pins::Pins,
     sys::{SkbContext, test_run},
 };
-use bulkhead_ebpf::abi::{Config, Direction};
+use bulkhead_ebpf::abi::{Config, Direction, overlay};
 use bulkhead_model::{
     Packet,
     generate::TUNNEL_PORT,
@@ -87,11 +87,21 @@ impl Programs for Kernel {
             Direction::Egress => "from_workload",
             Direction::Ingress => "to_workload",
         };
+        self.judge(program, slot, frame)
+    }
+
+    fn leave(&mut self, vni: u32, frame: &Frame) -> Result<Passed, String> {
+        self.judge("overlay_out", vni & overlay::VNI, frame)
+    }
+}
+
+impl Kernel {
+    fn judge(&self, program: &str, value: u32, frame: &Frame) -> Result<Passed, String> {
         let program = self.programs.get(program).expect("a program");
         let context = SkbContext {
             mark: frame.mark,
             ingress_ifindex: u32::from(frame.transit),
-            cb: [slot, 0, 0, 0, 0],
+            cb: [value, 0, 0, 0, 0],
             ..SkbContext::default()
         };
         let ran =

@@ -33,7 +33,7 @@ use crate::{
 const SEED: u64 = 10_509_956_797_270_165_902;
 
 /// What the scenarios have beside allow-lists.
-const FEATURES: Features = Features { guards: false, audit: false, expiry: false, modes: false, services: false };
+const FEATURES: Features = Features { guards: true, audit: true, expiry: true, modes: false, services: false };
 
 /// Runs scenarios and returns how many verdicts they had.
 fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {
@@ -51,7 +51,7 @@ fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {
         cases,
         failure_persistence: None,
         max_shrink_iters: 2_000,
-        max_shrink_time: 120_000,
+        max_shrink_time: 15_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));

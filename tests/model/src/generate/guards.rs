@@ -56,7 +56,15 @@ pub(super) fn raw(features: Features) -> BoxedStrategy<Raw> {
     }
     let some = prop::collection::vec(guard(features), 1..4);
     let guards = prop_oneof![1 => Just(Vec::new()), 3 => some];
-    (prop::array::uniform(0..4_usize), guards).prop_map(|(tenants, guards)| Raw { tenants, guards }).boxed()
+    (prop::array::uniform(0..4_usize), guards)
+        .prop_map(|(mut tenants, guards)| {
+            // A label that nobody has is a mistake to the product.
+            if tenants == [0; NAMESPACES.len()] {
+                tenants[0] = 1;
+            }
+            Raw { tenants, guards }
+        })
+        .boxed()
 }
 
 fn guard(features: Features) -> impl Strategy<Value = RawGuard> {
@@ -150,8 +158,10 @@ impl RawGuard {
         }
         let mut seen = BTreeSet::new();
         for mut rule in rules {
-            rule.id = yaml::rule_id(&guard, &rule);
-            if seen.insert(rule.id.clone()) {
+            let ids: Vec<_> = (0..rule.peers.len()).map(|number| yaml::rule_id(&guard, &rule, number)).collect();
+            let mut new = ids.into_iter().map(|id| seen.insert(id));
+            rule.peers.retain(|_| new.next().unwrap_or_default());
+            if !rule.peers.is_empty() {
                 guard.rules.push(rule);
             }
         }
@@ -180,7 +190,6 @@ impl RawRule {
             ports.clear();
         }
         Rule {
-            id: String::new(),
             action: *self.action.get(&[
                 Action::Allow,
                 Action::Allow,

@@ -165,21 +165,22 @@ impl Event {
             | Self::Leave(from, packet, _) => (from, packet),
         };
         let sent = machine.send(from, packet);
-        let second = match self {
-            _ if !sent.allow => None,
-            Self::Cross(_, to, packet) | Self::Translate(_, _, to, packet) => {
-                Some(machine.deliver(to, packet, &Self::origin(from, &sent)))
-            }
-            Self::Leave(_, _, packet) => sent.provisional.then(|| machine.leave(from, packet)),
-            Self::Send(..) | Self::Deliver(..) => None,
-        };
-        [Some(sent), second].into_iter().flatten().collect()
-    }
-
-    /// How a packet that an endpoint of this node has sent gets to another one.
-    #[must_use]
-    pub fn origin(from: &EndpointId, sent: &Verdict) -> Origin {
-        if sent.provisional { Origin::Called(from.clone()) } else { Origin::Local(from.clone()) }
+        let (mut passes, provisional) = (sent.allow, sent.provisional);
+        let mut verdicts = vec![sent];
+        if let Self::Translate(_, _, _, packet) | Self::Leave(_, _, packet) = self
+            && passes
+            && provisional
+        {
+            let left = machine.leave(from, packet);
+            passes = left.allow;
+            verdicts.push(left);
+        }
+        if let Self::Cross(_, to, packet) | Self::Translate(_, _, to, packet) = self
+            && passes
+        {
+            verdicts.push(machine.deliver(to, packet, &Origin::Local(from.clone())));
+        }
+        verdicts
     }
 }
 
@@ -457,7 +458,7 @@ impl Conversation {
         machine.set_now(START);
         let events = self.frames(world, Move::Ask, 0);
         let verdicts: Vec<_> = events.iter().flat_map(|event| event.happen(&mut machine)).collect();
-        let denied_late = verdicts.last().is_some_and(|verdict| verdict.reason == reason::SOURCE_DENIED);
+        let denied_late = verdicts.len() > 1 && verdicts[0].provisional && !verdicts[1].allow;
         let itself = matches!(&self.far, Target::Service(Translated { backend: (_, Behind::Local(id)), .. }) if *id == self.near);
         if denied_late {
             2
