@@ -278,11 +278,7 @@ impl HostTables {
         };
         match outcome {
             Ok(outcome) => outcome,
-            Err(Fault::Truncated) => {
-                let size = Size { packets: u64::from(meta.segments.max(1)), bytes: u64::from(meta.len) };
-                self.count_endpoint(endpoint_counter(meta.slot, direction, Reason::Malformed as u8), size, 0);
-                Outcome { pass: false, reason: Reason::Malformed, next: Next::Settled }
-            }
+            Err(Fault::Truncated) => truncated(self, direction, meta),
             Err(Fault::Malformed) => panic!("dropped and not counted"),
         }
     }
@@ -333,6 +329,15 @@ impl HostTables {
         self.flows4.0.get_mut().retain(|(of, _), _| *of != slot);
         self.flows6.0.get_mut().retain(|(of, _), _| *of != slot);
     }
+}
+
+/// What the programs do with a packet that ends in the middle of a header.
+pub fn truncated<T: Tables>(tables: &T, direction: Direction, meta: &Meta) -> Outcome {
+    let size = Size { packets: u64::from(meta.segments.max(1)), bytes: u64::from(meta.len) };
+    let pass = verdict::observes(tables, meta.slot, tables.now());
+    let reason = if pass { Reason::Observed } else { Reason::Malformed };
+    tables.count_endpoint(endpoint_counter(meta.slot, direction, reason as u8), size, 0);
+    Outcome { pass, reason, next: Next::Settled }
 }
 
 /// What the programs do with a packet on its way into a workload: [`verdict::translated`] first where that is asked for.

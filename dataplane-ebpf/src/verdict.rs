@@ -831,8 +831,8 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     let initiator = Direction::from_u8(flow.initiator());
     let incoming = matches!(initiator, Direction::Ingress);
     let masqueraded = incoming && flow.flags() & Flow::TRANSIT != 0;
-    // Of what passes although some verdict is against it, and of what went to a service address, the error is about a packet that did pass.
-    if flow.flags() & (Flow::AUDIT | Flow::SERVICE) != 0 {
+    // A workload reaches itself; and what went to a service address did pass: its next packet is judged.
+    if flow.flags() & Flow::SERVICE != 0 || flow.sender() as u32 == meta.slot {
         return Ok(true);
     }
     let Transport { class, protocol, source_port, destination_port, .. } = transport;
@@ -1085,7 +1085,10 @@ fn finish<A: Family, T: Tables>(
                 flow.account(side as usize, size, case.now, case.tcp_flags);
             }
             // An answer that nobody asked for may pass; it does not turn the questions of the other side into answers.
-            None if case.keyed != 0 && !(icmp && role == Role::Continue) => {
+            None if case.keyed != 0
+                && !(role == Role::Continue && (icmp || observed))
+                && (verdict.ruled || !observed) =>
+            {
                 if case.held != 0 {
                     A::remove(tables, case.slot, &case.key);
                 }

@@ -18,11 +18,8 @@ use bulkhead_ebpf::{
     abi::{
         AddressKey4, AddressKey6, Backends, Config, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Flow,
         FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
-        endpoint_counter,
     },
-    host::enters,
-    packet::Fault,
-    reason::Reason,
+    host::{enters, truncated},
     tables::{FlowRef, Size, Tables},
     verdict::{self, Meta},
 };
@@ -151,18 +148,10 @@ impl Programs for Host {
             Direction::Egress => verdict::from_workload(self, bytes, &meta),
             Direction::Ingress => enters(self, bytes, &meta),
         };
-        Ok(match outcome {
-            Ok(outcome) => {
-                let mark = verdict::outgoing_mark(slot, outcome.is_provisional());
-                Passed { pass: outcome.pass, mark, reason: Some(outcome.reason) }
-            }
-            // All of the frame is readable, so it ends there.
-            Err(Fault::Truncated | Fault::Malformed) => {
-                let size = Size { packets: 1, bytes: u64::from(meta.len) };
-                self.count_endpoint(endpoint_counter(slot, direction, Reason::Malformed as u8), size, 0);
-                Passed { pass: false, mark: 0, reason: Some(Reason::Malformed) }
-            }
-        })
+        // All of the frame is readable, so one that asks for more ends there.
+        let outcome = outcome.unwrap_or_else(|_| truncated(self, direction, &meta));
+        let mark = verdict::outgoing_mark(slot, outcome.is_provisional());
+        Ok(Passed { pass: outcome.pass, mark, reason: Some(outcome.reason) })
     }
 }
 

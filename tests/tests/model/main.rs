@@ -33,7 +33,7 @@ use crate::{
 const SEED: u64 = 10_509_956_797_270_165_902;
 
 /// What the scenarios have beside allow-lists.
-const FEATURES: Features = Features { guards: true, audit: true, expiry: true, modes: false, services: false };
+const FEATURES: Features = Features { guards: true, audit: true, expiry: true, modes: true, services: false };
 
 /// Runs scenarios and returns how many verdicts they had.
 fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {

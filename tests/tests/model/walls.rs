@@ -122,6 +122,8 @@ impl<P: Programs> Walls<P> {
     fn change(&mut self, machine: &mut Machine, world: &Arc<World>, run: &mut Run) -> Result<(), String> {
         CLOCK.store(machine.now(), Ordering::Relaxed);
         self.desired = compiled::desired(world, machine.now()).map_err(|error| format!("not compiled: {error}"))?;
+        let local: BTreeSet<_> = world.local().collect();
+        self.modes.retain(|id, _| local.contains(id));
         self.publish(machine, world, run)?;
         machine.change(Arc::clone(world));
         Ok(())
