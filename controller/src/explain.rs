@@ -392,8 +392,7 @@ impl<'a> Explanation<'a> {
     /// The answer as text. The model is the one that was asked.
     #[must_use]
     pub fn text(&self, model: &'a Model) -> String {
-        let [from, to] = &self.names;
-        let what = format!("{from} -> {to} {}", point(self.question.class, self.question.value));
+        let what = self.subject();
         let mut text = if self.allowed() {
             format!("ALLOWED {what}  {}", grounds(&self.egress, &self.ingress))
         } else {
@@ -404,19 +403,34 @@ impl<'a> Explanation<'a> {
         if !passed.is_empty() {
             text.push_str(&format!("; passed on by {}", passed.into_iter().collect::<Vec<_>>().join(" and ")));
         }
-        let [egress, ingress] = &self.would_be;
-        match (self.allowed(), self.would_be_allowed()) {
-            (true, false) => {
-                let at = if egress.allows() { format!("{to}'s ingress") } else { format!("{from}'s egress") };
-                let why = self
-                    .sentence(egress, Direction::Egress, model)
-                    .or_else(|| self.sentence(ingress, Direction::Ingress, model));
-                text.push_str(&format!("; audit: would be blocked at {at}: {}", why.unwrap_or_default()));
-            }
-            (false, true) => text.push_str(&format!("; audit: would be allowed, {}", grounds(egress, ingress))),
-            _ => {}
+        if let Some(why) = self.would_block(model) {
+            text.push_str(&format!("; audit: would be blocked {why}"));
+        } else if !self.allowed() && self.would_be_allowed() {
+            let [egress, ingress] = &self.would_be;
+            text.push_str(&format!("; audit: would be allowed, {}", grounds(egress, ingress)));
         }
         text
+    }
+
+    /// The question as text: who calls whom, and about what.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        let [from, to] = &self.names;
+        format!("{from} -> {to} {}", point(self.question.class, self.question.value))
+    }
+
+    /// Where and why audited policies would block what is allowed; `None` when they would not. The model is the one that was asked.
+    #[must_use]
+    pub fn would_block(&self, model: &'a Model) -> Option<String> {
+        if !self.allowed() || self.would_be_allowed() {
+            return None;
+        }
+        let ([from, to], [egress, ingress]) = (&self.names, &self.would_be);
+        let at = if egress.allows() { format!("{to}'s ingress") } else { format!("{from}'s egress") };
+        let why = self
+            .sentence(egress, Direction::Egress, model)
+            .or_else(|| self.sentence(ingress, Direction::Ingress, model));
+        Some(format!("at {at}: {}", why.unwrap_or_default()))
     }
 
     /// Why a wall blocks; `None` when it does not.

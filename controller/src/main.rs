@@ -303,7 +303,7 @@ fn observe(follow: bool, args: &ReaderArgs) -> Result<(), Report> {
         let now = found.iter().map(|observation| (observation.key.clone(), observation.packets)).collect();
         found.retain(|observation| match shown.get(&observation.key) {
             None => true,
-            Some(&packets) => observation.verdict == "blocked" && observation.packets != packets,
+            Some(&packets) => observation.verdict != "allowed" && observation.packets != packets,
         });
         shown = now;
         found.sort_by_key(|observation| observation.last);

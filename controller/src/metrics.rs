@@ -30,9 +30,11 @@ pub struct Side {
 }
 
 impl Side {
-    /// `None` for what is no workload's, and for frames that a bridge merely flooded past it.
+    /// `None` for what is no workload's, for frames that a bridge merely flooded past it, and for what audited policies say of packets that are
+    /// counted already.
     fn of(reading: &Reading) -> Option<Self> {
-        let endpoint = reading.endpoint.as_ref().filter(|_| reading.reason != Reason::NotForUs)?;
+        let counts = reading.reason != Reason::NotForUs && !reading.reason.beside();
+        let endpoint = reading.endpoint.as_ref().filter(|_| counts)?;
         Some(Self {
             workload: endpoint.workload.clone(),
             namespace: endpoint.namespace.clone(),
@@ -224,7 +226,11 @@ fn of_flow(flow: &FlowRecord) -> [(Source, u64, Size); 2] {
     [(source(flow.direction), flow.first, size(0)), (source(reverse), flow.first, size(1))]
 }
 
+/// `None` for samples of what passed: flows tell of those.
 fn of_contact(contact: &ContactRecord) -> Option<(Source, u64, Size)> {
+    if contact.observed || !contact.reason.blocked() {
+        return None;
+    }
     let source = Source {
         endpoint: contact.endpoint.clone()?,
         direction: contact.direction,
@@ -359,6 +365,11 @@ fn counts(registry: &Registry, readings: &[Reading]) -> Result<(), prometheus::E
         "Flows of workloads: those that were allowed, and packets that would have begun one.",
         &labels,
     )?;
+    let audit = vec(
+        "bulkhead_audit_packets_total",
+        "What would become of packets if audited policies were enforced (would_deny, would_allow) or what only observes were guarded (observed).",
+        &labels[..SIDE.len()].iter().copied().chain(["rule"]).collect::<Vec<_>>(),
+    )?;
     let flooded =
         vec("bulkhead_flooded_packets_total", "Frames flooded past a workload that they do not concern.", &SIDE[..3])?;
     let underlay = vec(
@@ -393,9 +404,19 @@ fn counts(registry: &Registry, readings: &[Reading]) -> Result<(), prometheus::E
                 .inc_by(reading.packets);
             continue;
         }
+        let (workload, namespace) = (endpoint.workload.as_str(), endpoint.namespace.as_str());
+        if reading.reason.beside() || reading.reason == Reason::Observed {
+            let verdict = reading.reason.label();
+            audit
+                .with_label_values(&[workload, namespace, &reading.service, reading.direction, verdict, &reading.rule])
+                .inc_by(reading.packets);
+        }
+        if reading.reason.beside() {
+            continue;
+        }
         let labels = [
-            endpoint.workload.as_str(),
-            &endpoint.namespace,
+            workload,
+            namespace,
             &reading.service,
             reading.direction,
             verdict(reading.reason.blocked()),

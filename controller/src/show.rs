@@ -192,6 +192,9 @@ pub struct RuleLine {
     allowed_bytes: u64,
     blocked_packets: u64,
     blocked_bytes: u64,
+    /// Of packets that are counted already: what an audited rule would do with them.
+    would_allow_packets: u64,
+    would_deny_packets: u64,
 }
 
 /// Rules of the revision in force, and those that are gone but counted, with what they decided on this node. Replies count for the rule that
@@ -206,6 +209,14 @@ pub fn rules(model: &Model, readings: &[Reading]) -> Vec<RuleLine> {
         let line = lines
             .entry(reading.rule.clone())
             .or_insert_with(|| RuleLine { rule: reading.rule.clone(), ..RuleLine::default() });
+        match reading.reason {
+            Reason::WouldAllow => line.would_allow_packets += reading.packets,
+            Reason::WouldDeny => line.would_deny_packets += reading.packets,
+            _ => {}
+        }
+        if reading.reason.beside() {
+            continue;
+        }
         let (packets, bytes) = match reading.reason.blocked() {
             true => (&mut line.blocked_packets, &mut line.blocked_bytes),
             false => (&mut line.allowed_packets, &mut line.allowed_bytes),
@@ -239,10 +250,13 @@ pub fn rules_table(lines: &[RuleLine]) -> String {
     let rows: Vec<_> = lines
         .iter()
         .map(|line| {
-            [line.rule.clone(), line.origin.clone(), line.allowed_packets.to_string(), line.blocked_packets.to_string()]
+            let counts =
+                [line.allowed_packets, line.blocked_packets, line.would_allow_packets, line.would_deny_packets];
+            let [allowed, blocked, would_allow, would_deny] = counts.map(|count| count.to_string());
+            [line.rule.clone(), line.origin.clone(), allowed, blocked, would_allow, would_deny]
         })
         .collect();
-    table(["RULE", "ORIGIN", "ALLOWED", "BLOCKED"], &rows)
+    table(["RULE", "ORIGIN", "ALLOWED", "BLOCKED", "WOULD ALLOW", "WOULD DENY"], &rows)
 }
 
 /// As a table.
@@ -291,6 +305,9 @@ pub fn status(revision: Option<&Revision>, status: &Status) -> String {
         "boundary  input rule {}",
         if status.input_rule { "stands or is not needed" } else { "MISSING" }
     );
+    if status.observe {
+        text.push_str("mode      OBSERVE: nothing is dropped on this node\n");
+    }
     text.push('\n');
     let endpoints: Vec<_> = status
         .endpoints
@@ -336,7 +353,7 @@ pub struct Observation {
     pub key: String,
     /// Latest packet, nanoseconds of Unix time.
     pub last: u64,
-    /// `allowed` or `blocked`.
+    /// `allowed` or `blocked`; of what passed all the same `would_deny` (audited policies are against it) or `observed` (policy is against it).
     pub verdict: &'static str,
     from: String,
     to: String,
@@ -415,36 +432,45 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// A sample of what was denied.
+    /// A sample of what was denied, or would have been.
     #[must_use]
     pub fn contact(&self, contact: &ContactRecord) -> Observation {
         let class = class_of(contact.protocol);
         let value = if class == Class::Other { contact.protocol.into() } else { contact.port };
         let port = point(class, value);
+        let (verdict, word) = match contact.reason {
+            _ if contact.observed => ("observed", "OBSERVED"),
+            Reason::WouldDeny => ("would_deny", "WOULD DENY"),
+            _ => ("blocked", "BLOCKED"),
+        };
         let (from, to, text) = match &contact.endpoint {
-            None => self.at_boundary(contact),
+            None => self.at_boundary(contact, word),
             Some(endpoint) => {
                 let own = service_of(self.model, endpoint);
                 let peer = self.peer(endpoint, contact.peer);
                 let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
                 let text = match contact.reason {
-                    Reason::Isolated | Reason::DeniedByRule => self.explained(endpoint, contact, class, value),
+                    Reason::Isolated | Reason::DeniedByRule | Reason::WouldDeny => {
+                        self.explained(endpoint, contact, class, value)
+                    }
                     _ => None,
                 };
                 let side = if contact.direction == "ingress" { &to } else { &from };
                 let text = text.unwrap_or_else(|| {
-                    format!(
-                        "BLOCKED {from} -> {to} {port}  at {side}'s {}: {}",
-                        contact.direction,
-                        plain(contact.reason)
-                    )
+                    let grounds = match (contact.reason, contact.rule.as_str()) {
+                        (Reason::WouldDeny, rule) if !rule.is_empty() => format!("by {}", self.rule(rule)),
+                        (reason, _) => plain(reason),
+                    };
+                    let audit = if contact.would_pass { "; audit: would be allowed" } else { "" };
+                    format!("{from} -> {to} {port}  at {side}'s {}: {grounds}{audit}", contact.direction)
                 });
+                let text = format!("{word} {text}");
                 (from, to, text)
             }
         };
         Observation {
             key: format!(
-                "{:?} {} {} {} {} {}",
+                "{:?} {} {} {} {} {} {verdict}",
                 contact.endpoint,
                 contact.direction,
                 contact.peer,
@@ -453,7 +479,7 @@ impl<'a> Names<'a> {
                 contact.reason.label()
             ),
             last: contact.last,
-            verdict: "blocked",
+            verdict,
             from,
             to,
             port,
@@ -466,21 +492,23 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// What the policy says; `None` when the revision in force would allow what another one denied.
+    /// What the policy says, without the verdict; `None` when the revision in force would allow what another one denied.
     fn explained(&self, endpoint: &EndpointName, contact: &ContactRecord, class: Class, value: u16) -> Option<String> {
         let own = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
         let own = Party::Workload(&own);
         let peer = self.peers.workload(endpoint, contact.peer).map_or(Party::Address(contact.peer), Party::Workload);
         let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
         let answer = explain(self.model, Question { from, to, class, value }, contact.last);
-        (!answer.allowed()).then(|| answer.text(self.model))
+        if contact.reason == Reason::WouldDeny {
+            return answer.would_block(self.model).map(|why| format!("{}  {why}", answer.subject()));
+        }
+        answer.text(self.model).strip_prefix("BLOCKED ").map(ToOwned::to_owned)
     }
 
-    fn at_boundary(&self, contact: &ContactRecord) -> (String, String, String) {
+    fn at_boundary(&self, contact: &ContactRecord, word: &str) -> (String, String, String) {
         let from = contact.peer.to_string();
         let what = contact.inner.map_or_else(String::new, |(vni, inner)| format!(" (VNI {vni}, inner source {inner})"));
-        let text =
-            format!("BLOCKED tunnel packet from {from}{what}  at the node's boundary: {}", plain(contact.reason));
+        let text = format!("{word} tunnel packet from {from}{what}  at the node's boundary: {}", plain(contact.reason));
         (from, "node".to_owned(), text)
     }
 }

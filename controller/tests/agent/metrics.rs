@@ -119,6 +119,45 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
     assert_eq!(value(&text, "bulkhead_packets_total", &[]), None, "the boundary is no workload");
 }
 
+/// Audited policies and what only observes say something of packets that are counted once, as what became of them.
+#[test]
+fn would_be_verdicts_count_no_packet_twice() {
+    let readings = [
+        reading("web-1", "egress", Reason::Rule, "shop: web calls db:5432/tcp", 10),
+        reading("web-1", "egress", Reason::WouldDeny, "guard g: deny to shop/db", 6),
+        reading("web-1", "egress", Reason::Isolated, "shop/web isolated egress", 4),
+        reading("web-1", "egress", Reason::WouldAllow, "guard h: allow to world", 3),
+        reading("db-1", "ingress", Reason::Observed, "", 5),
+    ];
+    let flows = [flow("web-1", "10.0.0.2", 5432, [10, 0], 100)];
+    let mut would_deny = contact("web-1", "egress", "10.0.0.2", 5432, 6, 100);
+    would_deny.reason = Reason::WouldDeny;
+    let mut observed = contact("db-1", "ingress", "203.0.113.9", 5432, 5, 100);
+    observed.observed = true;
+    let mut would_pass = contact("web-1", "egress", "203.0.113.9", 443, 4, 100);
+    would_pass.would_pass = true;
+    let mut totals = Totals::default();
+    totals.update(&readings, &flows, &[would_deny, observed, would_pass], &peers());
+    let text = text(&readings, &totals);
+    let sum = |metric: &str, labels: &[&str]| -> u64 {
+        let of =
+            |line: &&str| line.starts_with(&format!("{metric}{{")) && labels.iter().all(|label| line.contains(label));
+        text.lines().filter(of).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    for metric in ["bulkhead_packets_total", "bulkhead_peer_packets_total"] {
+        assert_eq!(sum(metric, &[WEB_OUT[0], "verdict=\"allowed\""]), 10, "{metric} in\n{text}");
+        assert_eq!(sum(metric, &[WEB_OUT[0], "verdict=\"blocked\""]), 4, "{metric} in\n{text}");
+        assert_eq!(sum(metric, &["workload=\"db-1\"", "verdict=\"allowed\""]), 5, "{metric} in\n{text}");
+        assert_eq!(sum(metric, &["workload=\"db-1\"", "verdict=\"blocked\""]), 0, "{metric} in\n{text}");
+    }
+    assert_eq!(sum("bulkhead_peer_packets_total", &["peer=\"shop/db\""]), 10);
+    let audit = "bulkhead_audit_packets_total";
+    assert_eq!(sum(audit, &[WEB_OUT[0], "verdict=\"would_deny\"", "rule=\"guard g: deny to shop/db\""]), 6);
+    assert_eq!(sum(audit, &[WEB_OUT[0], "verdict=\"would_allow\"", "rule=\"guard h: allow to world\""]), 3);
+    assert_eq!(sum(audit, &["workload=\"db-1\"", "verdict=\"observed\""]), 5);
+    assert_eq!(sum(audit, &[]), 14);
+}
+
 #[test]
 fn labels_are_escaped() {
     let readings = [reading("web-1", "egress", Reason::Rule, "a \"quoted\" \\ rule\nin two lines", 1)];

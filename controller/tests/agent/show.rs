@@ -78,7 +78,8 @@ fn guards_are_shown_by_their_rules() {
     let table = show::rules_table(&show::rules(&model, &[reading("web-1", "egress", Reason::DeniedByRule, rule, 7)]));
     let lines: Vec<_> = table.lines().filter(|line| line.starts_with("guard")).collect();
     assert_eq!(lines.len(), 2, "{table}");
-    assert_eq!(lines[1].split_whitespace().rev().take(3).collect::<Vec<_>>(), ["7", "0", "guard.yaml:6"]);
+    let cells: Vec<_> = lines[1].split_whitespace().rev().take(5).collect();
+    assert_eq!(cells, ["0", "0", "7", "0", "guard.yaml:6"]);
 
     let mut denied = contact("web-1", "egress", "203.0.113.9", 25, 3, 1_700_000_000_000_000_000);
     (denied.reason, denied.rule) = (Reason::DeniedByRule, rule.to_owned());
@@ -116,4 +117,78 @@ fn observations() {
     lines.push(serde_json::to_string(&names.contact(&contacts[0])).unwrap());
     let lines = lines.join("\n");
     insta::assert_snapshot!(lines);
+}
+
+const AUDITED: &str = "\
+apiVersion: bulkhead/v1
+kind: Guard
+name: g
+priority: 1
+rules:
+  - deny: { to: [world:25], mode: audit }
+---
+apiVersion: bulkhead/v1
+kind: Guard
+name: loose
+priority: 2
+rules:
+  - allow: { to: [world:26], mode: audit }
+";
+
+/// What passed although something is against it is not called blocked, and an audited rule's counts are not those of packets.
+#[test]
+fn what_passes_all_the_same_is_not_called_blocked() {
+    let inputs = Inputs {
+        policies: [("shop.yaml", INTENT), ("guard.yaml", AUDITED)]
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .into(),
+        workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+    };
+    let model = inputs.model().unwrap();
+    let names = Names::new(&model, "n1");
+    let rule = "guard g: deny to world:25/tcp";
+    let at = 1_700_000_000_000_000_000;
+
+    let mut observed = contact("web-1", "egress", "203.0.113.9", 443, 2, at);
+    observed.observed = true;
+    let observed = names.contact(&observed);
+    assert_eq!(observed.verdict, "observed");
+    assert!(
+        observed.text.starts_with("OBSERVED web -> world (203.0.113.9) 443/tcp  at web's egress: "),
+        "{}",
+        observed.text
+    );
+
+    // The caller has no wall of its own, so that the audited rule alone is against it.
+    let mut would = contact("lone", "egress", "203.0.113.9", 25, 2, at);
+    (would.reason, would.rule) = (Reason::WouldDeny, rule.to_owned());
+    let told = names.contact(&would);
+    assert_eq!(told.verdict, "would_deny");
+    assert!(
+        told.text.starts_with("WOULD DENY shop/lone -> 203.0.113.9 25/tcp  at shop/lone's egress: by guard g"),
+        "{}",
+        told.text
+    );
+    would.observed = true;
+    assert_ne!(names.contact(&would).key, told.key, "each is shown by itself");
+
+    let mut forged = contact("web-1", "ingress", "192.0.2.66", 0, 1, at);
+    (forged.endpoint, forged.reason, forged.observed) = (None, Reason::UnknownVtep, true);
+    assert!(names.contact(&forged).text.starts_with("OBSERVED tunnel packet from 192.0.2.66"));
+
+    let readings = [
+        reading("web-1", "egress", Reason::WouldDeny, rule, 7),
+        reading("web-1", "egress", Reason::WouldAllow, "guard loose: allow to world:26/tcp", 5),
+        reading("web-1", "egress", Reason::Rule, "shop: web calls db:5432/tcp", 7),
+    ];
+    let table = show::rules_table(&show::rules(&model, &readings));
+    let counts = |rule: &str| {
+        let line = table.lines().find(|line| line.starts_with(rule)).unwrap_or_else(|| panic!("{rule} in\n{table}"));
+        let mut cells: Vec<_> = line.split_whitespace().rev().take(4).collect();
+        cells.reverse();
+        cells.join(" ")
+    };
+    assert_eq!(counts(rule), "0 0 0 7");
+    assert_eq!(counts("guard loose"), "0 0 5 0");
+    assert_eq!(counts("shop: web calls db"), "7 0 0 0");
 }

@@ -403,7 +403,7 @@ fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, N
     status.links =
         attachments.iter().map(|found| LinkStatus { link: found.link.clone(), guard: found.to_string() }).collect();
     let ports = tunnel_ports(store)?;
-    status.input_rule = ports.is_empty() || input_rule::present(&ports)?;
+    status.input_rule = status.observe || ports.is_empty() || input_rule::present(&ports)?;
     Ok(status)
 }
 
