@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +19,8 @@ use bulkhead_dataplane::{
 use bulkhead_topology::{Builder, Topology};
 use tempfile::TempDir;
 
+use crate::Service;
+
 /// What a workload of the topology is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Role {
@@ -29,6 +32,8 @@ pub struct Role {
     pub ports: BTreeMap<String, String>,
     /// Whether the workloads file knows it.
     pub listed: bool,
+    /// Mode, as the workloads file writes it.
+    pub mode: String,
 }
 
 /// A guarded topology. Dropping it detaches what was attached, removes pins and namespaces.
@@ -38,6 +43,10 @@ pub struct Lab {
     pub topology: Topology,
     /// What each workload is; by default its name without a number at the end, in namespace `shop`.
     pub roles: BTreeMap<String, Role>,
+    /// Addresses that nodes translate; see [`Lab::proxy`].
+    pub services: Vec<Service>,
+    /// Addresses of DNS resolvers.
+    pub resolvers: Vec<IpAddr>,
     directory: TempDir,
     pins: PathBuf,
     /// How nodes are guarded: XDP modes and the like.
@@ -57,7 +66,8 @@ impl Lab {
             topology.workloads().iter().map(|workload| (workload.name.clone(), Role::of(&workload.name))).collect();
         let pins = Path::new("/sys/fs/bpf").join(format!("bulkhead-lab-{}", topology.id()));
         let guards = topology.nodes().iter().map(|_| None).collect();
-        let lab = Self { guards, topology, roles, directory, pins, options: |options| options };
+        let (services, resolvers) = (Vec::new(), Vec::new());
+        let lab = Self { guards, topology, roles, services, resolvers, directory, pins, options: |options| options };
         lab.write_workloads()?;
         Ok(lab)
     }
@@ -111,7 +121,8 @@ impl Lab {
     }
 
     fn workloads_text(&self) -> Result<String> {
-        let mut text = String::from("apiVersion: bulkhead/v1\nkind: Workloads\nnodes:\n");
+        let mut text = String::from("apiVersion: bulkhead/v1\nkind: Workloads\n");
+        writeln!(text, "resolvers: {}\nnodes:", list(&self.resolvers))?;
         for node in self.topology.nodes() {
             let underlay = &node.underlay;
             let mut addresses = vec![underlay.v4.to_string(), underlay.v6.to_string()];
@@ -124,12 +135,11 @@ impl Lab {
                     overlay.vni, overlay.vtep, overlay.port, overlay.prefix
                 ));
             }
-            let addresses: Vec<_> = addresses.iter().map(|address| format!("'{address}'")).collect();
             writeln!(
                 text,
-                "  - {{ name: {}, addresses: [{}], segments: [{}] }}",
+                "  - {{ name: {}, addresses: {}, segments: [{}] }}",
                 node.name,
-                addresses.join(", "),
+                list(&addresses),
                 segments.join(", ")
             )?;
         }
@@ -142,12 +152,13 @@ impl Lab {
             let node = self.topology.node_of(workload);
             writeln!(
                 text,
-                "  - {{ name: {}, namespace: {}, labels: {{ {} }}, node: {}, ports: {{ {} }}, \
+                "  - {{ name: {}, namespace: {}, labels: {{ {} }}, node: {}, mode: {}, ports: {{ {} }}, \
                  endpoints: [{{ segment: {}, addresses: ['{}', '{}'], link: {} }}] }}",
                 workload.name,
                 role.namespace,
                 pairs(&role.labels),
                 node.name,
+                role.mode,
                 pairs(&role.ports),
                 node.overlay4.vni,
                 workload.v4,
@@ -155,6 +166,8 @@ impl Lab {
                 workload.link.name,
             )?;
         }
+        let services: Vec<_> = self.services.iter().filter(|service| service.listed).map(Service::entry).collect();
+        writeln!(text, "services: [{}]", services.join(", "))?;
         Ok(text)
     }
 
@@ -271,8 +284,14 @@ impl Role {
             labels: BTreeMap::from([("app".into(), service.into())]),
             ports: BTreeMap::new(),
             listed: true,
+            mode: "enforce".into(),
         }
     }
+}
+
+pub(crate) fn list<T: ToString>(items: &[T]) -> String {
+    let items: Vec<_> = items.iter().map(|item| format!("'{}'", item.to_string())).collect();
+    format!("[{}]", items.join(", "))
 }
 
 fn pairs(map: &BTreeMap<String, String>) -> String {

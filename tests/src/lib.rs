@@ -6,8 +6,10 @@
 
 mod agent;
 mod lab;
+mod proxy;
 
 pub use self::{
     agent::{Agent, bulkhead, http_get},
     lab::{Lab, Role},
+    proxy::Service,
 };

@@ -25,7 +25,7 @@ fn connections(lab: &Lab) -> Vec<TcpStream> {
 }
 
 #[track_caller]
-fn alive(streams: &mut [TcpStream]) {
+pub(crate) fn alive(streams: &mut [TcpStream]) {
     for stream in streams {
         let peer = stream.peer_addr().unwrap();
         assert_eq!(echo(stream, PATIENCE).unwrap(), Outcome::Answered, "{peer}");
@@ -33,7 +33,7 @@ fn alive(streams: &mut [TcpStream]) {
 }
 
 #[track_caller]
-fn cut(streams: &mut [TcpStream]) {
+pub(crate) fn cut(streams: &mut [TcpStream]) {
     for stream in streams {
         let peer = stream.peer_addr().unwrap();
         assert_eq!(echo(stream, BRIEF).unwrap(), Outcome::TimedOut, "{peer}");

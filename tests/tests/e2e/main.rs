@@ -8,3 +8,4 @@ mod forged;
 mod kills;
 mod policy;
 mod probe;
+mod services;
