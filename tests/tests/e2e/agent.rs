@@ -3,11 +3,11 @@
 use std::fs;
 
 use bulkhead_fixtures::skip;
-use bulkhead_tests::{Agent, bulkhead};
+use bulkhead_tests::Agent;
 
 use crate::{
     policy::{SHOP, shop},
-    probe::{Ask, Servers, allowed, denied},
+    probe::{Ask, Servers, allowed, command_line, denied},
 };
 
 #[test]
@@ -83,15 +83,7 @@ fn the_command_line_reads_the_pins_with_no_agent() {
     Agent::start(&lab, 0, &[]).unwrap().kill().unwrap();
     allowed(&lab, "web", "cart-1", Ask::Tcp(8080));
     denied(&lab, "guest", "cart-1", Ask::Tcp(8080));
-    let netns = &lab.topology.node(0).netns;
-    let run = |words: &[&str]| {
-        let mut command = netns.command(bulkhead().unwrap());
-        let output =
-            command.args(words).arg("--pins").arg(lab.pins(0)).arg("--state").arg(lab.state(0)).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-        text
-    };
+    let run = |words: &[&str]| command_line(&lab, 0, words);
     let status = run(&["status"]);
     assert!(status.contains("web") && status.contains("cart-1"), "{status}");
     let flows = run(&["get", "flows"]);

@@ -8,13 +8,13 @@ use std::{
 
 use bulkhead_dataplane::{baseline::Baseline, kernel::XdpMode, pins::Pins};
 use bulkhead_fixtures::{Frame, skip, tcp};
-use bulkhead_tests::Lab;
+use bulkhead_tests::{Agent, Lab};
 use bulkhead_topology::{
     Mac, Node, Topology,
     traffic::{Capture, RawLink},
 };
 
-use crate::probe::PATIENCE;
+use crate::probe::{PATIENCE, command_line};
 
 /// Marks forged packets, so that captures know them.
 const FORGED: u16 = 6666;
@@ -199,6 +199,34 @@ fn dropped(mode: XdpMode) {
     link.send(&encapsulated(&member, port, vni, inner(&lab, web, GENUINE))).unwrap();
     assert!(genuine.wait_for(1, PATIENCE), "a genuine packet arrives");
     assert_eq!(seen.stop().unwrap().counts.frames, 0, "no forged packet arrived");
+}
+
+/// A node that only observes keeps nobody out, and tells of it.
+#[test]
+fn a_node_that_observes_reports_forged_packets_and_lets_them_in() {
+    if !skip::root() {
+        return;
+    }
+    let lab = lab();
+    let agent = Agent::start(&lab, 0, &["--observe"]).unwrap();
+    let node = lab.topology.node(0).clone();
+    let outsider = lab.topology.outsider().clone();
+    let web = lab.topology.workload("web").v4;
+    let seen = capture(&lab, FORGED);
+    let link = RawLink::open(&outsider.netns, "eth0").unwrap();
+    let outer = underlay(&node, outsider.underlay.link.mac, outsider.underlay.v4);
+    link.send(&encapsulated(&outer, node.overlay4.port, node.overlay4.vni, inner(&lab, web, FORGED))).unwrap();
+    assert!(seen.wait_for(1, PATIENCE), "it arrives");
+    let counted = |verdict: &str| {
+        let verdict = format!(r#"verdict="{verdict}""#);
+        agent.metric("bulkhead_underlay_packets_total", &[&verdict, r#"reason="observed""#]).unwrap()
+    };
+    assert_eq!((counted("allowed"), counted("blocked")), (1.0, 0.0));
+    assert_eq!(agent.metric("bulkhead_input_rule", &[]).unwrap(), 1.0, "none is needed");
+    let observed = command_line(&lab, 0, &["observe"]);
+    assert!(observed.contains("OBSERVED tunnel packet from") && observed.contains("unknown_vtep"), "{observed}");
+    let status = command_line(&lab, 0, &["status"]);
+    assert!(status.contains("OBSERVE"), "{status}");
 }
 
 /// Genuine and forged segments of one inner TCP flow in one batch. Behind decapsulation they look alike and GRO on the VXLAN device merges

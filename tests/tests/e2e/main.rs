@@ -4,8 +4,11 @@
 
 mod agent;
 mod established;
+mod expiry;
 mod forged;
 mod kills;
+mod observe;
 mod policy;
 mod probe;
 mod services;
+mod spray;

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use bulkhead_tests::Lab;
+use bulkhead_tests::{Lab, bulkhead};
 use bulkhead_topology::traffic::{Outcome, TcpEcho, UdpEcho};
 
 /// For what must happen: long enough for a machine that is busy with other things.
@@ -70,4 +70,15 @@ pub(crate) fn denied(lab: &Lab, from: &str, to: &str, what: Ask) {
         let outcome = ask(lab, from, address, what, BRIEF);
         assert_eq!(outcome, Outcome::TimedOut, "{from} -> {to} ({address}) {what:?}");
     }
+}
+
+/// What the command line says on a node.
+#[track_caller]
+pub(crate) fn command_line(lab: &Lab, node: usize, words: &[&str]) -> String {
+    let mut command = lab.topology.node(node).netns.command(bulkhead().unwrap());
+    let output =
+        command.args(words).arg("--pins").arg(lab.pins(node)).arg("--state").arg(lab.state(node)).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
 }
