@@ -347,3 +347,36 @@ fn a_revoked_rule_cuts_what_was_begun_by_a_service_address() {
         cut(&mut streams);
     });
 }
+
+/// Another backend may still be called, so that only the verdict after translation can know; and the walls of those who answer only report.
+#[test]
+fn a_revoked_rule_about_the_chosen_backend_cuts() {
+    const AUDITED: &str = "\
+apiVersion: bulkhead/v1
+kind: Intent
+namespace: shop
+services:
+  web:
+    calls: [cart:8080, db:8080, guest:8080]
+  cart: {}
+  db:
+    isolate: audit
+  guest:
+    isolate: audit
+";
+    each_mode(|mut lab| {
+        let _servers = servers(&lab);
+        lab.policy("shop.yaml", AUDITED).unwrap();
+        lab.publish().unwrap();
+        let web = lab.topology.workload("web").clone();
+        let to: Vec<_> = ["mixed-far", "mixed-near"].into_iter().flat_map(|service| addresses(&lab, service)).collect();
+        let connect = |to: &IpAddr| web.client().deadline(PATIENCE).connect((*to, 80).into()).unwrap();
+        let mut streams: Vec<_> = to.iter().map(connect).collect();
+        alive(&mut streams);
+        lab.policy("shop.yaml", &AUDITED.replace(", db:8080, guest:8080", "")).unwrap();
+        lab.publish().unwrap();
+        assert_eq!(lab.packets(0, Some("web"), "egress", "isolated").unwrap(), 0);
+        cut(&mut streams);
+        assert!(lab.packets(0, Some("web"), "egress", "isolated").unwrap() >= 4, "counted at the caller");
+    });
+}
