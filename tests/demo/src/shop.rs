@@ -113,7 +113,13 @@ impl Shop {
         let mut shop = Self { agents: Vec::new(), servers: Vec::new(), lab, stop, processes: Vec::new() };
         for member in MEMBERS {
             let labels = member.labels.iter().map(|&(key, value)| (key.into(), value.into())).collect();
-            let role = Role { namespace: member.namespace.into(), labels, ports: BTreeMap::new(), listed: true, mode: "enforce".into() };
+            let role = Role {
+                namespace: member.namespace.into(),
+                labels,
+                ports: BTreeMap::new(),
+                listed: true,
+                mode: "enforce".into(),
+            };
             shop.lab.roles.insert(member.name.into(), role);
         }
         shop.lab.write_workloads()?;
