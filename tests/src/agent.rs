@@ -123,8 +123,15 @@ impl Agent {
     /// # Errors
     /// The agent does not answer, or what it answers is no metrics page.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
-        let (status, page) = self.get("/metrics")?;
-        ensure!(status == 200, "/metrics: {status}");
+        let start = Instant::now();
+        let page = loop {
+            match self.get("/metrics")? {
+                (200, page) => break page,
+                // It is too busy to answer in the time that a scraper has.
+                (503, _) if start.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(100)),
+                (status, page) => bail!("/metrics: {status} {page}"),
+            }
+        };
         let mut sum = 0.0;
         for line in page.lines().filter(|line| !line.starts_with('#')) {
             let (sample, value) = line.rsplit_once(' ').with_context(|| format!("no metrics line: {line}"))?;
