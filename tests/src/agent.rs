@@ -18,7 +18,7 @@ use crate::Lab;
 /// Where an agent serves its metrics, in the namespace of its node.
 const METRICS: &str = "127.0.0.1:9477";
 /// How long an agent may take to do what it was asked; a busy machine is slow, and no test measures time.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A running agent. Dropping it kills it; what it pinned stays until the [`Lab`] goes.
 pub struct Agent {
