@@ -49,6 +49,8 @@ pub(crate) struct Expected {
     pub(crate) allowed: bool,
     /// `ALLOWED` or `BLOCKED`, who, what, and why; a line of text.
     pub(crate) text: String,
+    /// What would become of it if what is audited were enforced.
+    pub(crate) would_be_allowed: bool,
     /// Line of the policy that decides; none where nothing is isolated.
     line: Option<u32>,
 }
@@ -56,7 +58,7 @@ pub(crate) struct Expected {
 impl Expected {
     /// Without a policy everything is allowed.
     fn unguarded() -> Self {
-        Self { allowed: true, text: String::new(), line: None }
+        Self { allowed: true, text: String::new(), would_be_allowed: true, line: None }
     }
 
     fn by(model: &Model, explanation: &Explanation<'_>) -> Self {
@@ -67,7 +69,12 @@ impl Expected {
         } else {
             [&explanation.egress, &explanation.ingress]
         };
-        Self { allowed: explanation.allowed(), text: explanation.text(model), line: walls.into_iter().find_map(line) }
+        Self {
+            allowed: explanation.allowed(),
+            text: explanation.text(model),
+            would_be_allowed: explanation.would_be_allowed(),
+            line: walls.into_iter().find_map(line),
+        }
     }
 }
 
@@ -221,7 +228,7 @@ mod tests {
                 for &v6 in &outcomes {
                     let answer = Answer {
                         call: Call::tcp("web", "cart", 8080),
-                        expected: Expected { allowed, text: String::new(), line: Some(7) },
+                        expected: Expected { line: Some(7), allowed, ..Expected::unguarded() },
                         outcomes: [v4, v6],
                     };
                     let agrees = v4 == wanted && v6 == wanted;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use bulkhead_topology::{Netns, kept, remove_kept};
 
 use crate::{
+    service,
     shop::{POLICY_FILE, Shop},
     show,
 };
@@ -27,8 +28,9 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
     let enter = |name: &str, netns: &Netns| format!("{name}() {{ nsenter --net={} \"$@\"; }}", netns.path().display());
     let own =
         |node: usize| format!("--pins {} --state {}", shop.lab.pins(node).display(), shop.lab.state(node).display());
-    let call = |name: &str, port: u16| {
-        format!("web timeout 1 bash -c '</dev/tcp/{}/{port}' && echo yes || echo no", topology.workload(name).v4)
+    let call = |who: &str, name: &str, port: u16| {
+        let address = shop.party(name).addresses[0];
+        format!("{who} timeout 1 bash -c '</dev/tcp/{address}/{port}' && echo yes || echo no")
     };
     show::blank();
     show::say("It is all still standing, agents included. To look around, in a shell as root:");
@@ -36,6 +38,7 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
         (enter("n1", &topology.node(0).netns), ""),
         (enter("n2", &topology.node(1).netns), ""),
         (enter("web", &topology.workload("web").netns), ""),
+        (enter("cart", &topology.workload("cart").netns), ""),
         (format!("bulkhead() {{ n1 {} \"$@\" {}; }}", bulkhead_tests::bulkhead()?.display(), own(0)), ""),
     ]);
     show::blank();
@@ -45,8 +48,11 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
         ("bulkhead observe".to_owned(), "who talked to whom, what was blocked, and why"),
         ("n1 curl -s http://127.0.0.1:9477/metrics".to_owned(), "metrics"),
         ("n1 tcpdump -ni eth0 udp port 8472".to_owned(), "the overlay on the wire"),
-        (call("cart", 8080), "allowed"),
-        (call("db", 5432), "blocked"),
+        ("n1 nft list table ip kube-proxy".to_owned(), "payments' service address"),
+        (call("web", "cart", 8080), "allowed"),
+        (call("web", "db", 5432), "blocked"),
+        (call("cart", service::NAME, service::PORT), "allowed"),
+        (call("web", service::NAME, service::PORT), "blocked"),
         (format!("$EDITOR {}", shop.lab.policies().join(POLICY_FILE).display()), "both agents notice"),
         ("make demo-clean".to_owned(), "removes it all"),
     ]);

@@ -3,11 +3,13 @@
 //! Everything in it is real: network namespaces, VXLAN, TCP connections, agents in processes of their own. Each call is made on the wire *and*
 //! explained from the policy; where the two differ the demonstration fails.
 
+mod audit;
 mod calls;
 mod forgery;
 mod kept;
 mod score;
 mod serve;
+mod service;
 mod shop;
 mod show;
 mod stop;

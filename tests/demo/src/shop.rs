@@ -9,15 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use bulkhead_controller::{diagnostic, model::Model, policy, workloads, workloads::WorkloadName};
-use bulkhead_dataplane::{kernel::Reader, node::Reading};
+use bulkhead_dataplane::{
+    kernel::Reader,
+    node::{ContactRecord, Reading},
+};
 use bulkhead_ebpf::reason::Reason;
 use bulkhead_tests::{Agent, Lab, Role};
 use bulkhead_topology::{Netns, Process, Topology, rtnl::Rtnl};
 use ipnetwork::IpNetwork;
 
-use crate::{serve, show, stop::Stop};
+use crate::{serve, service, show, stop::Stop};
 
 /// The policy that the demonstration applies.
 pub(crate) const POLICY: &str = include_str!("../../../policy-examples/shop.yaml");
@@ -56,7 +59,7 @@ struct Stranger {
     port: Option<u16>,
 }
 
-const STRANGERS: [Stranger; 3] = [
+const STRANGERS: [Stranger; 4] = [
     Stranger {
         name: "customer",
         v4: Ipv4Addr::new(203, 0, 113, 9),
@@ -75,13 +78,27 @@ const STRANGERS: [Stranger; 3] = [
         v6: Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, 0x66),
         port: Some(443),
     },
+    // Where a cloud gives its machines their credentials.
+    Stranger {
+        name: "metadata",
+        v4: Ipv4Addr::new(169, 254, 169, 254),
+        v6: Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+        port: Some(80),
+    },
 ];
 
 /// What the nodes route to the third host.
-const INTERNET: [&str; 4] = ["203.0.113.0/24", "198.51.100.0/24", "2001:db8:5::/48", "2001:db8:c::/48"];
+const INTERNET: [&str; 6] = [
+    "203.0.113.0/24",
+    "198.51.100.0/24",
+    "169.254.169.254/32",
+    "2001:db8:5::/48",
+    "2001:db8:c::/48",
+    "fd00:ec2::254/128",
+];
 
 /// How long agents may take. It is seconds, unless the machine is very busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Somebody who calls or is called.
 pub(crate) struct Party<'a> {
@@ -124,6 +141,7 @@ impl Shop {
         }
         shop.lab.write_workloads()?;
         shop.connect_internet()?;
+        service::install(&shop.lab)?;
         for (name, port) in servers() {
             shop.stop.check()?;
             let party = shop.party(name);
@@ -158,7 +176,7 @@ impl Shop {
         Ok(())
     }
 
-    /// A container, or a stranger.
+    /// A container, a stranger, or the service address.
     ///
     /// # Panics
     /// If nobody has that name.
@@ -166,6 +184,10 @@ impl Shop {
         if let Some(stranger) = STRANGERS.iter().find(|stranger| stranger.name == name) {
             let netns = &self.lab.topology.outsider().netns;
             return Party { netns, addresses: [stranger.v4.into(), stranger.v6.into()], workload: None };
+        }
+        if name == service::NAME {
+            let netns = &self.lab.topology.workload(service::BACKEND).netns;
+            return Party { netns, addresses: service::ADDRESSES, workload: None };
         }
         let workload = self.lab.topology.workload(name);
         let namespace = self.lab.roles[name].namespace.clone();
@@ -178,17 +200,16 @@ impl Shop {
 
     /// The policies in force, as the agents read them.
     pub(crate) fn model(&self) -> Result<Model> {
-        let text = diagnostic::source(POLICY_FILE, self.policy()?);
-        let policies = policy::parse(&text).map_err(|found| anyhow!("{found}"))?;
+        let mut files = fs::read_dir(self.lab.policies())?.collect::<Result<Vec<_>, _>>()?;
+        files.sort_by_key(fs::DirEntry::file_name);
+        let mut policies = Vec::new();
+        for file in files {
+            let text = diagnostic::source(file.file_name().to_string_lossy(), fs::read_to_string(file.path())?);
+            policies.extend(policy::parse(&text).map_err(|found| anyhow!("{found}"))?);
+        }
         let workloads = diagnostic::source("workloads.yaml", fs::read_to_string(self.lab.workloads_file())?);
         let workloads = workloads::parse(&workloads).map_err(|found| anyhow!("{found}"))?;
         Model::build(&policies, &workloads).map_err(|found| anyhow!("{found}"))
-    }
-
-    /// Text of the policy file.
-    pub(crate) fn policy(&self) -> Result<String> {
-        let path = self.lab.policies().join(POLICY_FILE);
-        fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     /// Starts an agent on each node, at the same time, and waits until what the files say is in force.
@@ -217,14 +238,15 @@ impl Shop {
         &self.agents[node]
     }
 
-    /// Writes the policy file anew, and waits until every agent has noticed and put it in force.
-    pub(crate) fn edit(&self, text: &str) -> Result<()> {
-        let revisions =
-            || self.agents.iter().map(|agent| agent.metric("bulkhead_revision", &[])).collect::<Result<Vec<_>>>();
-        let before = revisions()?;
-        self.lab.policy(POLICY_FILE, text)?;
+    /// Writes a policy file, and waits until every agent has noticed and put it in force.
+    pub(crate) fn edit(&self, file: &str, text: &str) -> Result<()> {
+        // An agent that is busy with what it was told before may not answer in time.
         let start = Instant::now();
-        while revisions()?.iter().zip(&before).any(|(now, before)| now <= before) {
+        let revision = |agent: &Agent| agent.metric("bulkhead_revision", &[]).ok();
+        let before: Vec<f64> = self.agents.iter().map(|agent| patiently(|| revision(agent))).collect::<Result<_>>()?;
+        self.lab.policy(file, text)?;
+        let noticed = |(agent, before): (&Agent, &f64)| revision(agent).is_some_and(|now| now > *before);
+        while !self.agents.iter().zip(&before).all(noticed) {
             self.stop.check()?;
             ensure!(
                 start.elapsed() < PATIENCE,
@@ -248,6 +270,12 @@ impl Shop {
         let readings = self.counters(node)?;
         let fits = readings.iter().filter(|reading| of(reading).as_deref() == workload && reading.reason == reason);
         Ok(fits.map(|reading| reading.packets).sum())
+    }
+
+    /// Samples of what a node denied or would deny, read from what is pinned.
+    pub(crate) fn contacts(&self, node: usize) -> Result<Vec<ContactRecord>> {
+        let (pins, state) = (self.lab.pins(node), self.lab.state(node));
+        Ok(self.lab.topology.node(node).netns.run(|| Reader::open(&pins, &state)?.contacts())?.records)
     }
 
     /// What must be gone once the shop is.
@@ -297,10 +325,23 @@ impl Shop {
             "─".repeat(edge.len() / 6 + 5),
             "─".repeat(edge.len() / 6 + 4)
         ));
+        let head = format!("third host {}, no node: ", topology.outsider().underlay.v4);
         let strangers: Vec<_> = STRANGERS.iter().map(|stranger| format!("{} {}", stranger.name, stranger.v4)).collect();
-        let strangers = strangers.join(", ");
-        text.push_str(&format!("third host {}, no node: {}", topology.outsider().underlay.v4, strangers));
+        let strangers: Vec<_> = strangers.chunks(2).map(|pair| pair.join(", ")).collect();
+        text.push_str(&format!("{head}{}", strangers.join(&format!(",\n{}", " ".repeat(head.len())))));
         show::verbatim(&text);
+    }
+}
+
+/// Asks until there is an answer.
+fn patiently<T>(ask: impl Fn() -> Option<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return Ok(answer);
+        }
+        ensure!(start.elapsed() < PATIENCE, "an agent does not answer");
+        thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -102,8 +102,18 @@ pub(crate) fn policy(text: &str) {
 
 /// A line of a file that was changed.
 pub(crate) fn changed(number: usize, before: &str, after: &str) {
-    println!("  {DIM}{number:>3} │{DIM:#} {RED}- {before}{RED:#}");
-    println!("  {DIM}{number:>3} │{DIM:#} {GREEN}+ {after}{GREEN:#}");
+    removed(number, before);
+    added(number, after);
+}
+
+/// A line that was added to a file.
+pub(crate) fn added(number: usize, line: &str) {
+    println!("  {DIM}{number:>3} │{DIM:#} {GREEN}+ {line}{GREEN:#}");
+}
+
+/// A line that was taken out of a file.
+pub(crate) fn removed(number: usize, line: &str) {
+    println!("  {DIM}{number:>3} │{DIM:#} {RED}- {line}{RED:#}");
 }
 
 /// A line of a metrics page, as it is.

@@ -1,16 +1,24 @@
 //! The story, step by step.
 
-use std::{net::TcpStream, process::ExitCode, time::Instant};
+use std::{
+    net::TcpStream,
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use bulkhead_controller::show::time;
 use bulkhead_dataplane::{kernel::INPUT_RULE, node::Reading};
 use bulkhead_ebpf::reason::Reason;
 use bulkhead_topology::traffic::{Outcome, echo};
 
 use crate::{
+    audit,
     calls::{Answer, Ask, BRIEF, Call, PATIENCE, everybody, guarded, table, unguarded},
     forgery, kept,
     score::Score,
+    service,
     shop::{POLICY, POLICY_FILE, Shop},
     show,
     stop::Stop,
@@ -38,7 +46,7 @@ pub(crate) fn run(keep: bool) -> Result<ExitCode> {
         found.iter().for_each(|left| show::alarm(&format!("left behind: {left}")));
         None
     };
-    show::step(8, "What was tried");
+    show::step(11, "What was tried");
     score.draw();
     let good = told.is_ok() && score.good();
     if good {
@@ -72,6 +80,9 @@ fn tell(shop: &mut Shop, score: &mut Score) -> Result<()> {
     before(shop, score)?;
     apply(shop)?;
     after(shop, score)?;
+    translated(shop, score)?;
+    guard(shop, score)?;
+    observe(shop, score)?;
     revoke(shop, score)?;
     forge(shop, score)?;
     kill(shop, score)?;
@@ -83,7 +94,18 @@ fn before(shop: &Shop, score: &mut Score) -> Result<()> {
     show::say("Each cell is a TCP connection with an answer, over IPv4 and over IPv6.");
     let answers = unguarded(shop, &everybody())?;
     table(&answers);
-    score.calls("calls without a policy", &answers);
+    let more = unguarded(shop, &[TRANSLATED, METADATA].concat())?;
+    let [v4, v6] = service::ADDRESSES;
+    show::say(&format!(
+        "payments has a service address, too, {v4} and {v6}: on both nodes nftables translates its port {} to payments:{}, as kube-proxy does.",
+        service::PORT,
+        service::TARGET
+    ));
+    let (translated, credentials) = more.split_at(TRANSLATED.len());
+    show::check("cart and web get an answer by it", translated.iter().all(Answer::agrees));
+    show::say("From the metadata address, here on the third host, a cloud's machine gets its credentials.");
+    show::check("web and backup get an answer from it", credentials.iter().all(Answer::agrees));
+    score.calls("calls without a policy", &[answers, more].concat());
     let [forged, ..] = forgery::kinds(shop);
     show::say(&format!("The third host, which is no node, sends n2 a forged VXLAN packet: {}.", forged.what));
     let arrived = forgery::arrives(shop, &forged)?;
@@ -137,6 +159,101 @@ fn after(shop: &Shop, score: &mut Score) -> Result<()> {
     Ok(())
 }
 
+/// By the service address, whose backend is on the other node than cart and web.
+const TRANSLATED: [Call; 2] =
+    [Call::tcp("cart", service::NAME, service::PORT), Call::tcp("web", service::NAME, service::PORT)];
+
+fn translated(shop: &Shop, score: &mut Score) -> Result<()> {
+    show::step(4, "The same by a service address");
+    let [v4, v6] = service::ADDRESSES;
+    show::say(&format!(
+        "cart and web call {v4} and {v6}, port {}. A policy names services and the ports of their containers, and is asked about who answers in the end:",
+        service::PORT
+    ));
+    let answers = guarded(shop, &TRANSLATED)?;
+    answers.iter().for_each(Answer::tell);
+    score.calls("calls of payments' service address", &answers);
+    Ok(())
+}
+
+/// Of the address from which clouds give away credentials.
+const METADATA: [Call; 2] = [Call::tcp("web", "metadata", 80), Call::tcp("backup", "metadata", 80)];
+/// A Guard.
+const GUARD: &str = include_str!("../policies/guard.yaml");
+/// Its name, in the directory of policies and in every reason.
+const GUARD_FILE: &str = "guard.yaml";
+
+fn guard(shop: &Shop, score: &mut Score) -> Result<()> {
+    show::step(5, "A Guard: what no Intent can open");
+    show::say(&format!(
+        "Somebody edits {POLICY_FILE} and lets web ask for the machine's credentials; backup is in no Intent and may ask everybody:"
+    ));
+    let (number, line, edited) = leak()?;
+    show::changed(number, line, &edited);
+    shop.edit(POLICY_FILE, &POLICY.replace(line, &edited))?;
+    let answers = guarded(shop, &METADATA)?;
+    answers.iter().for_each(Answer::tell);
+    ensure!(answers.iter().all(|answer| answer.expected.allowed), "the edit allows nothing");
+    score.calls("calls of the metadata address without a Guard", &answers);
+    show::say(&format!("Whoever owns the platform puts {GUARD_FILE} beside it:"));
+    show::policy(GUARD);
+    let start = Instant::now();
+    shop.edit(GUARD_FILE, GUARD)?;
+    show::took("both agents have put it in force", start);
+    let answers = guarded(shop, &METADATA)?;
+    answers.iter().for_each(Answer::tell);
+    ensure!(answers.iter().all(|answer| !answer.expected.allowed), "the Guard denies nothing");
+    score.calls("calls of the metadata address with the Guard", &answers);
+    Ok(())
+}
+
+/// Web's line before and after somebody lets it call the metadata address.
+fn leak() -> Result<(usize, &'static str, String)> {
+    const RULE: &str = "[cart:8080]             ";
+    let (number, line) = line_with(RULE)?;
+    Ok((number, line, line.replace(RULE, "[cart:8080, metadata:80] ")))
+}
+
+/// Line that makes a service audited.
+const AUDIT: &str = "    isolate: audit";
+
+/// The line that it follows.
+fn before_audit() -> Result<(usize, &'static str)> {
+    line_with("calls: [db:5432, stripe:443]")
+}
+
+fn observe(shop: &Shop, score: &mut Score) -> Result<()> {
+    show::step(6, "An audited service: its walls report and do not block");
+    show::say(&format!(
+        "Nobody knows yet who else needs payments. {POLICY_FILE} is edited again, and web's line put back:"
+    ));
+    let (number, line, leaking) = leak()?;
+    show::changed(number, &leaking, line);
+    let (number, line) = before_audit()?;
+    show::added(number + 1, AUDIT);
+    shop.edit(POLICY_FILE, &POLICY.replace(line, &format!("{line}\n{AUDIT}")))?;
+    let calls = [
+        Call::tcp("backup", audit::SERVICE, 9090),
+        Call::tcp(audit::SERVICE, "thief", 443),
+        Call::tcp(audit::SERVICE, "db", 5432),
+        Call::tcp("web", audit::SERVICE, 9090),
+    ];
+    let answers = guarded(shop, &calls)?;
+    answers.iter().for_each(Answer::tell);
+    ensure!(answers.iter().any(audit::would_be_blocked), "the edit audits nothing");
+    score.calls("calls with payments audited", &answers);
+    show::say("What would have been blocked, as n2's kernel has counted and sampled it:");
+    let reported = audit::reported(shop, &answers)?;
+    show::check("these are the calls that pass and would be blocked, and no others", reported);
+    score.fact("calls that pass and would be blocked", "counted and sampled", reported);
+    Ok(())
+}
+
+/// The policy's line that has this in it, and its number.
+fn line_with(text: &str) -> Result<(usize, &'static str)> {
+    (1..).zip(POLICY.lines()).find(|(_, line)| line.contains(text)).context("no such line in the policy")
+}
+
 /// A connection that stays open over several steps.
 struct Live(TcpStream);
 
@@ -159,16 +276,16 @@ impl Live {
 
 fn revoke(shop: &Shop, score: &mut Score) -> Result<()> {
     const RULE: &str = ", db:5432]";
-    show::step(4, "A rule is revoked, and a live connection is cut");
+    show::step(7, "A rule is revoked, and a live connection is cut");
     let mut cart = Live::open(shop, "cart", "db", 5432)?;
     let mut payments = Live::open(shop, "payments", "db", 5432)?;
-    show::say(&format!("cart and payments each hold a connection to db. Somebody edits {POLICY_FILE}:"));
-    let (number, line) =
-        (1..).zip(POLICY.lines()).find(|(_, line)| line.contains(RULE)).context("no such rule in the policy")?;
+    show::say(&format!("cart and payments each hold a connection to db. {POLICY_FILE} is edited, and the audit ends:"));
+    let (number, line) = line_with(RULE)?;
     let edited = line.replace(RULE, "]");
     show::changed(number, line, &edited);
+    show::removed(before_audit()?.0 + 1, AUDIT);
     let start = Instant::now();
-    shop.edit(&POLICY.replace(line, &edited))?;
+    shop.edit(POLICY_FILE, &POLICY.replace(line, &edited))?;
     show::took("both agents have noticed, and put it in force", start);
     let cut = cart.is_cut()?;
     show::check("cart's connection is cut on its next packet", cut);
@@ -181,7 +298,7 @@ fn revoke(shop: &Shop, score: &mut Score) -> Result<()> {
     answers.iter().for_each(Answer::tell);
     ensure!(answers.iter().all(|answer| !answer.expected.allowed), "the edit changes nothing");
     score.calls("new call cart -> db without the rule", &answers);
-    shop.edit(POLICY)?;
+    shop.edit(POLICY_FILE, POLICY)?;
     let answers = guarded(shop, &call)?;
     show::say("The line is put back:");
     answers.iter().for_each(Answer::tell);
@@ -190,7 +307,7 @@ fn revoke(shop: &Shop, score: &mut Score) -> Result<()> {
 }
 
 fn forge(shop: &Shop, score: &mut Score) -> Result<()> {
-    show::step(5, "Forged VXLAN packets from the third host");
+    show::step(8, "Forged VXLAN packets from the third host");
     show::say("The policy lets cart call db, so it cannot help here. The check before decapsulation does:");
     for forged in forgery::kinds(shop) {
         let dropped = forgery::dropped(shop, &forged)?;
@@ -207,14 +324,87 @@ fn plain(reason: Reason) -> &'static str {
     reason.text().trim_end_matches('.')
 }
 
+/// What a rule allows for some seconds.
+const LENT: Call = Call::tcp("backup", "cart", 8080);
+/// How long. A machine that is so busy that this is over before the call is made gets more, up to [`LONGEST`].
+const SHORTEST: u64 = 5;
+const LONGEST: u64 = 80;
+
+/// A connection by a rule that ends.
+struct Loan {
+    ends: SystemTime,
+    live: Live,
+    answers: Vec<Answer>,
+}
+
+impl Loan {
+    /// Until the rule has ended for sure.
+    fn wait(&self, shop: &Shop) -> Result<()> {
+        while SystemTime::now() < self.ends + Duration::from_millis(200) {
+            shop.stop.check()?;
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// The end as policies write it.
+    fn written(&self) -> String {
+        written(self.ends)
+    }
+}
+
+fn written(at: SystemTime) -> String {
+    let at = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    time(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)).replace(".000Z", "Z")
+}
+
+/// Writes the rule, and opens a connection while it holds.
+fn lend(shop: &Shop) -> Result<Loan> {
+    let mut seconds = SHORTEST;
+    loop {
+        let start = Instant::now();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let ends = UNIX_EPOCH + Duration::from_secs(now + 1 + seconds);
+        let text = format!(
+            "apiVersion: bulkhead/v1\nkind: Guard\nname: repair\npriority: 20\nfor: {{ services: [shop/cart] }}\nrules:\n  \
+             - allow: {{ from: ops/backup, ports: [8080], expires: {} }}\n",
+            written(ends)
+        );
+        shop.edit("repair.yaml", &text)?;
+        let put = start.elapsed();
+        let live = Live::open(shop, LENT.from, LENT.to, 8080);
+        let answers = guarded(shop, &[LENT])?;
+        if SystemTime::now() + Duration::from_secs(1) < ends {
+            ensure!(answers.iter().all(|answer| answer.expected.allowed), "the rule allows nothing");
+            show::policy(&text);
+            show::took("both agents have put it in force", Instant::now().checked_sub(put).unwrap_or(start));
+            return Ok(Loan { ends, live: live?, answers });
+        }
+        seconds *= 2;
+        ensure!(seconds <= LONGEST, "a rule of {} seconds is over before it is used", seconds / 2);
+    }
+}
+
 fn kill(shop: &mut Shop, score: &mut Score) -> Result<()> {
-    show::step(6, "The agents are killed");
+    show::step(9, "The agents are killed, and a rule ends without them");
+    show::say(
+        "backup may call cart for some seconds, by a rule that ends. It opens a connection, and payments one to db.",
+    );
+    let mut loan = lend(shop)?;
+    loan.answers.iter().for_each(Answer::tell);
+    score.calls("call by a rule that ends", &loan.answers);
     let mut live = Live::open(shop, "payments", "db", 5432)?;
     let ids = shop.kill_agents()?.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     show::say(&format!("kill -KILL {ids}. Nothing of Bulkhead runs now but what is in the kernel."));
     let lives = live.lives()?;
-    show::check("a connection from before goes on", lives);
+    show::check("payments' connection goes on", lives);
     score.fact("live connection with no agent", "goes on", lives);
+    let lives = loan.live.lives()?;
+    // On a machine that is very busy it may have ended.
+    if lives || SystemTime::now() < loan.ends {
+        show::check("backup's goes on, too", lives);
+        score.fact("live connection before its rule ends", "goes on", lives);
+    }
     let answers = guarded(
         shop,
         &[Call::tcp("cart", "db", 5432), Call::tcp("web", "db", 5432), Call::tcp("customer", "db", 5432)],
@@ -225,21 +415,30 @@ fn kill(shop: &mut Shop, score: &mut Score) -> Result<()> {
     let dropped = forgery::dropped(shop, &forged)?;
     show::check("a forged VXLAN packet is dropped, and counted", dropped);
     score.fact("forged VXLAN packet with no agent", "dropped and counted", dropped);
+    loan.wait(shop)?;
+    show::say(&format!("{} has passed: the rule has ended, and no agent runs.", loan.written()));
+    let cut = loan.live.is_cut()?;
+    show::check("backup's connection is cut on its next packet", cut);
+    score.fact("live connection after its rule has ended, with no agent", "cut", cut);
+    let answers = guarded(shop, &[LENT])?;
+    answers.iter().for_each(Answer::tell);
+    ensure!(answers.iter().all(|answer| !answer.expected.allowed), "the rule does not end");
+    score.calls("new call after the rule has ended", &answers);
     let start = Instant::now();
     shop.start_agents()?;
     show::took("new agents have taken over what they found", start);
     let lives = live.lives()?;
-    show::check("and that connection still goes on", lives);
+    show::check("and payments' connection still goes on", lives);
     score.fact("live connection with new agents", "goes on", lives);
     Ok(())
 }
 
 fn count(shop: &Shop, score: &mut Score) -> Result<()> {
-    show::step(7, "What the agents tell Prometheus (an excerpt)");
+    show::step(10, "What the agents tell Prometheus (an excerpt)");
     const BLOCKED: &str = r#"verdict="blocked""#;
     let excerpts = [
         (0, "bulkhead_packets_total", r#"workload="web""#),
-        (0, "bulkhead_peer_packets_total", r#"workload="web""#),
+        (0, "bulkhead_peer_packets_total", r#"protocol="tcp",service="web""#),
         (1, "bulkhead_underlay_packets_total", ""),
     ];
     for (node, name, of) in excerpts {

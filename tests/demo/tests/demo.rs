@@ -52,7 +52,15 @@ fn the_story_goes_as_the_policy_says_and_leaves_nothing() {
         "  BLOCKED web -> db 5432/tcp  at web's egress: web is isolated (shop.yaml:9) and may call cart:8080; db would refuse too (shop.yaml:17); \
          nearest rule cart -> db:5432 (shop.yaml:13), differs in: caller",
         "  ALLOWED web -> cart 8080/tcp  by shop: web calls cart:8080/tcp (shop.yaml:11)",
+        "  BLOCKED web -> payments 9090/tcp  at web's egress: web is isolated (shop.yaml:9) and may call cart:8080; payments would refuse too \
+         (shop.yaml:15); nearest rule cart -> payments:9090 (shop.yaml:13), differs in: caller",
+        "  BLOCKED web -> metadata 80/tcp  at web's egress: denied by guard platform: deny to metadata (guard.yaml:6)",
+        "  ALLOWED ops/backup -> shop/payments 9090/tcp  neither side is isolated; audit: would be blocked at shop/payments's ingress: \
+         shop/payments is isolated (shop.yaml:15) and accepts cart:9090",
+        "  ✓ these are the calls that pass and would be blocked, and no others",
         "  ✓ cart's connection is cut on its next packet",
+        "  ALLOWED ops/backup -> shop/cart 8080/tcp  by guard repair: allow from ops/backup:8080/tcp (repair.yaml:7)",
+        "  ✓ backup's connection is cut on its next packet",
         "  ✓ a forged VXLAN packet is dropped, and counted",
         "  ✓ on both nodes the sum of what was blocked equals the kernel's counters",
     ] {
@@ -65,6 +73,26 @@ fn the_story_goes_as_the_policy_says_and_leaves_nothing() {
         "{text}"
     );
     assert!(!text.contains("WRONG") && !text.contains('\u{1b}'), "{text}");
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said: BTreeSet<String> = text.lines().map(words).collect();
+    for line in excerpt().iter().map(|line| words(line)) {
+        assert!(said.contains(&line), "README.md shows {line}\nwhich is not a line of\n{text}");
+    }
+}
+
+/// The lines of what README.md shows of the story. Those that are wrapped there go on with ten spaces.
+fn excerpt() -> Vec<String> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let block = readme.split("```").find(|block| block.contains("━━ 3 ━━")).expect("README.md has an excerpt");
+    let mut lines: Vec<String> = Vec::new();
+    for line in block.lines().filter(|line| !line.is_empty() && line.trim() != "[...]") {
+        match lines.last_mut() {
+            Some(last) if line.starts_with("          ") => last.push_str(line),
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    assert!(lines.len() > 10, "{lines:?}");
+    lines
 }
 
 /// Waits for a line of what a child prints.

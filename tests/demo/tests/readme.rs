@@ -62,5 +62,5 @@ fn its_excerpt_is_what_is_said() {
     let excerpt = blocks(&readme, "").into_iter().find(|block| block.contains("BLOCKED")).unwrap();
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let said = ask(&model(&read("policy-examples/shop.yaml")), "web", "db", "5432");
-    assert!(words(excerpt).ends_with(&words(&said)), "{said}");
+    assert!(words(excerpt).contains(&words(&said)), "{said}");
 }
