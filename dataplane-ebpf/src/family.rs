@@ -18,6 +18,8 @@ pub trait Family {
     type FlowKey: Copy + Default;
     /// IPv6.
     const V6: bool;
+    /// Size of the IP header without options.
+    const HEADER: usize = if Self::V6 { 40 } else { 20 };
 
     /// Parses the IP header at `offset`.
     ///

@@ -448,6 +448,22 @@ pub fn ipv6_source<F: Frame + ?Sized>(frame: &F, offset: usize) -> Parsed<[u32; 
     Ok(words(&header.source))
 }
 
+/// Length of the IP packet at `offset` as its header says it, header included.
+#[inline(always)]
+pub(crate) fn ip_len<F: Frame + ?Sized>(frame: &F, offset: usize, v6: bool) -> Option<usize> {
+    Some(if v6 {
+        size_of::<Ipv6>() + half(&frame.at::<Ipv6>(offset)?.payload_len) as usize
+    } else {
+        half(&frame.at::<Ipv4>(offset)?.total_len) as usize
+    })
+}
+
+/// Length of the UDP datagram at `offset` as its header says it, header included.
+#[inline(always)]
+pub(crate) fn datagram_len<F: Frame + ?Sized>(frame: &F, offset: usize) -> Option<usize> {
+    Some(half(&frame.at::<Eight>(offset)?.0[2]) as usize)
+}
+
 /// What a packet can be in the life of a flow.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

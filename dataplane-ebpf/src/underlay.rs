@@ -3,10 +3,10 @@
 use crate::{
     abi::{Contact, ContactKey, Direction, OWN_VTEPS, VtepKey, endpoint_counter, mapped, mark, overlay},
     family::{Family, V4, V6, prefix_key},
-    packet::{Arp, Ethernet, Fault, Frame, Ip, Parsed, Vxlan, protocol, transport},
+    packet::{Arp, Ethernet, Fault, Frame, Ip, Parsed, Vxlan, datagram_len, protocol, transport},
     reason::Reason,
     tables::{Size, Tables},
-    verdict::{node_observes, tunnel},
+    verdict::{early, node_observes, tunnel},
 };
 
 /// What the check says of a packet on the underlay.
@@ -18,12 +18,15 @@ pub enum Passage {
     Verified,
     /// Forged or broken.
     Drop(Reason),
+    /// Verified, and denied by the policy of the endpoint that it is for: in XDP alone, and counted as TC would count it.
+    Denied,
     /// The same, on a node that only observes.
     Observed,
 }
 
 /// Checks a packet that arrives on a link which carries the overlay. `vlan` is the VLAN that stands beside the frame, 0 for none: a packet
-/// of a VLAN belongs to another link. `early` is for XDP: what it lets pass is checked again, and counts there.
+/// of a VLAN belongs to another link. `early` is for XDP: what it lets pass is checked again, and counts there; and what policy will drop for certain
+/// is dropped already.
 ///
 /// # Errors
 /// [`Fault::Truncated`], nothing counted.
@@ -51,7 +54,9 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
         Ok(None) => Ok(Passage::Foreign),
         Ok(Some(found)) => {
             if matches!(found.reason, Reason::Verified) {
-                return Ok(Passage::Verified);
+                let whole = found.end == len as usize;
+                let denied = early && whole && early::denies(tables, frame, len as usize, found.inner_frame, found.vni);
+                return Ok(if denied { Passage::Denied } else { Passage::Verified });
             }
             let now = tables.now();
             let observed = node_observes(tables, now);
@@ -93,6 +98,16 @@ struct Found {
     outer: [u32; 4],
     vni: u32,
     inner: [u32; 4],
+    /// Where the inner frame begins.
+    inner_frame: usize,
+    /// Where the datagram ends, as its header says it.
+    end: usize,
+}
+
+/// Counts what passed the check.
+#[inline(always)]
+pub fn count_verified<T: Tables>(tables: &T, size: Size) {
+    tables.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Verified as u8), size, 0);
 }
 
 #[inline(always)]
@@ -124,7 +139,14 @@ fn outer<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F) -> Pars
     if !tunnel(tables, udp.destination_port) || !own_vtep(tables, &A::mapped(ip.destination)) {
         return Ok(None);
     }
-    let mut found = Found { reason: Reason::BadVxlan, outer: A::mapped(ip.source), vni: 0, inner: [0; 4] };
+    let mut found = Found {
+        reason: Reason::BadVxlan,
+        outer: A::mapped(ip.source),
+        vni: 0,
+        inner: [0; 4],
+        inner_frame: udp.end + Vxlan::LEN,
+        end: ip.transport + datagram_len(frame, ip.transport).ok_or(Fault::Truncated)?,
+    };
     if ip.fragment {
         found.reason = Reason::OuterFragment;
         return Ok(Some(found));
@@ -134,7 +156,7 @@ fn outer<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F) -> Pars
         return Ok(Some(found));
     };
     found.vni = vni;
-    match inner_source(frame, udp.end + Vxlan::LEN) {
+    match inner_source(frame, found.inner_frame) {
         Ok(Some(source)) => found.inner = source,
         Ok(None) => {
             found.reason = Reason::NotIp;

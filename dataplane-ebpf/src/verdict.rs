@@ -4,6 +4,8 @@
 //! of it between the two when the node has put another destination in its place; they run unchanged on the host. They return [`Fault::Truncated`] when a header is not readable: the program then makes more of the packet readable and calls again, and a
 //! packet that ends there is malformed.
 
+pub(crate) mod early;
+
 use crate::{
     abi::{
         Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,

@@ -1,13 +1,18 @@
 //! What must hold for every frame over any tables: the fuzzers' targets, and what the tests replay.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Debug};
 
 use bulkhead_ebpf::{
-    abi::{Counter, Direction, mark},
+    abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, mark},
     host::HostTables,
-    packet::{Ethernet, Fault, Frame, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
+    packet::{Ethernet, Fault, Frame as _, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
+    tables::Size,
     underlay::{self, Passage},
     verdict::{self, Meta, Outcome},
+};
+use bulkhead_fixtures::{
+    Frame,
+    catalogue::{B, NODE_A, NODE_B, VNI},
 };
 
 use crate::node::{SLOT, tables};
@@ -79,6 +84,11 @@ impl Patch {
     const ALL: u8 = 0x40;
     const LATER: u8 = 0x80;
 
+    fn read(input: &mut Input<'_>) -> Self {
+        let [table, entry] = input.take();
+        Self { table, entry, offset: u16::from_le_bytes(input.take()), value: u64::from_le_bytes(input.take()) }
+    }
+
     /// XORs into a value; all of it with numbers that follow from the patch's, or eight bytes at its offset.
     fn into<T: Copy>(&self, seed: u64, value: &mut T) {
         // SAFETY: a type of the ABI: no padding, every bit pattern is valid.
@@ -142,12 +152,7 @@ pub(crate) fn verdict(input: &[u8]) {
     let [flags, slot] = input.take();
     let packet_mark = u32::from_le_bytes(input.take()) ^ mark::VERIFIED;
     let [segments, patches] = input.take();
-    let patches: Vec<_> = (0..patches.min((input.0.len() / PATCH) as u8))
-        .map(|_| {
-            let [table, entry] = input.take();
-            Patch { table, entry, offset: u16::from_le_bytes(input.take()), value: u64::from_le_bytes(input.take()) }
-        })
-        .collect();
+    let patches: Vec<_> = (0..patches.min((input.0.len() / PATCH) as u8)).map(|_| Patch::read(&mut input)).collect();
     let frame = input.0;
     let meta = Meta {
         slot: SLOT + u32::from(slot % 8),
@@ -172,6 +177,77 @@ fn both_ways(tables: &HostTables, frame: &[u8], meta: &Meta) {
             assert!(judge(tables, direction, frame, meta), "{direction:?}: passed once and not again: {tables:#?}");
         }
     }
+}
+
+/// The same input, whose frame another node's VTEP sends: what XDP drops by policy TC drops too, and all that either leaves in the tables is the
+/// same; what XDP lets pass it leaves no trace of. Tells whether it dropped.
+///
+/// # Panics
+/// If that does not hold.
+pub(crate) fn early(input: &[u8]) -> bool {
+    let mut input = Input(input);
+    let [flags, _] = input.take();
+    let _: [u8; 4] = input.take();
+    let [_, patches] = input.take();
+    let patches: Vec<_> = (0..patches.min((input.0.len() / PATCH) as u8)).map(|_| Patch::read(&mut input)).collect();
+    let inner = input.0;
+    let outer = Frame::eth(NODE_A.mac, NODE_B.mac).ip(NODE_A.v4.into(), NODE_B.v4.into()).vxlan(VNI);
+    let frame = outer.bytes(inner).build();
+    let node = || {
+        let mut tables = tables();
+        tables.set_owner(VNI, B.v4.into(), 16, NODE_A.v4.into());
+        tables.set_owner(VNI, B.v6.into(), 48, NODE_A.v4.into());
+        patches.iter().for_each(|patch| patch.apply(&mut tables));
+        if flags & 1 != 0 {
+            // There is a flow already, perhaps this packet's.
+            let meta = Meta { slot: SLOT, len: 0, segments: 1, vlan: false, transit: true, mark: mark::VERIFIED };
+            let _ = verdict::to_workload(&tables, inner, &meta);
+        }
+        if flags & 2 != 0 {
+            tables.words.values_mut().for_each(|word| word.0 ^= 1 << 32);
+        }
+        tables
+    };
+    let (xdp, tc) = (node(), node());
+    let len = u32::try_from(frame.len()).expect("short");
+    let before = left(&xdp);
+    let passage = underlay::arrives(&xdp, &frame[..], len, 1, 0, true);
+    if passage != Ok(Passage::Denied) {
+        let dropped = matches!(passage, Ok(Passage::Drop(_)));
+        assert!(dropped || left(&xdp) == before, "{passage:?} left a trace: {xdp:#?}");
+        return false;
+    }
+    assert_eq!(underlay::arrives(&tc, &frame[..], len, 1, 0, false), Ok(Passage::Verified));
+    underlay::count_verified(&tc, Size { packets: 1, bytes: len.into() });
+    let slot = destination(&tc, inner).expect("an endpoint of this node");
+    let mut routed = inner.to_vec();
+    routed[..6].copy_from_slice(&tc.infos[&slot].mac);
+    let meta = Meta { slot, len: inner.len() as u32, segments: 1, vlan: false, transit: true, mark: mark::VERIFIED };
+    let outcome = verdict::to_workload(&tc, &routed[..], &meta).expect("readable");
+    assert!(!outcome.pass, "{outcome:?}: {tc:#?}");
+    assert_eq!(left(&xdp), left(&tc));
+    true
+}
+
+/// All that packets leave behind.
+fn left(tables: &HostTables) -> impl PartialEq + Debug + use<> {
+    let flows = (tables.flows4().into_iter().collect::<Vec<_>>(), tables.flows6().into_iter().collect::<Vec<_>>());
+    (tables.counters(), tables.endpoint_counters(), tables.contacts(), tables.budget(), flows)
+}
+
+/// Slot of the endpoint whose address is the destination.
+fn destination(tables: &HostTables, frame: &[u8]) -> Option<u32> {
+    let word = match frame.at::<Ethernet>(0)?.ethertype() {
+        Ethernet::IPV4 => {
+            let address = ipv4(frame, Ethernet::LEN).ok()?.destination;
+            tables.addresses4.get(&AddressKey4 { segment: VNI, address })
+        }
+        _ => {
+            let address = ipv6(frame, Ethernet::LEN).ok()?.destination;
+            tables.addresses6.get(&AddressKey6 { segment: VNI, address })
+        }
+    };
+    word.map(|word| AddressWord(*word).slot())
 }
 
 fn flows(tables: &HostTables) -> usize {

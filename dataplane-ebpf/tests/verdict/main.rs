@@ -2,6 +2,7 @@
 //! packets over random tables; the fuzzers' corpus.
 
 mod corpus;
+mod early;
 mod harness;
 mod lab;
 mod node;
@@ -33,7 +34,9 @@ const BY_PROGRAMS: [bulkhead_ebpf::reason::Reason; 2] =
 #[test]
 fn every_reason_is_reached() {
     for scenario in
-        [workload::SCENARIOS, observe::SCENARIOS, services::SCENARIOS, underlay::SCENARIOS].into_iter().flatten()
+        [workload::SCENARIOS, observe::SCENARIOS, services::SCENARIOS, underlay::SCENARIOS, early::SCENARIOS]
+            .into_iter()
+            .flatten()
     {
         scenario();
     }

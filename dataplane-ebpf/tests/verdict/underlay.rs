@@ -96,6 +96,7 @@ fn arrives_as(tables: &HostTables, frame: &Frame, segments: u32, vlan: u16, expe
             BTreeMap::from([(Name::Endpoint(0, Direction::Ingress, Reason::Observed), counter)])
         }
         Foreign => BTreeMap::new(),
+        Passage::Denied => unreachable!("in XDP alone"),
     };
     let now = grown(&before, &counters(tables));
     assert!(

@@ -230,7 +230,7 @@ mod programs {
             Ok(Passage::Foreign) => NEXT,
             Ok(Passage::Verified) => {
                 let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
-                Maps.count_endpoint(endpoint_counter(0, Direction::Ingress, Reason::Verified as u8), size, 0);
+                underlay::count_verified(&Maps, size);
                 skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
                 NEXT
             }
@@ -238,7 +238,7 @@ mod programs {
                 skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
                 NEXT
             }
-            Ok(Passage::Drop(_)) => DROP,
+            Ok(Passage::Drop(_) | Passage::Denied) => DROP,
             Err(Fault::Truncated) => AGAIN,
             Err(Fault::Malformed) => NEXT,
         }
@@ -285,7 +285,8 @@ mod programs {
         NEXT
     }
 
-    /// The underlay check in XDP, where dropping is cheapest. What it lets pass is checked again in TC, which alone can mark it.
+    /// The underlay check in XDP, where dropping is cheapest, of what is forged and of what the endpoint's policy denies for certain. What it lets
+    /// pass is checked again in TC, which alone can mark it.
     #[xdp(frags)]
     fn underlay_xdp(context: XdpContext) -> u32 {
         underlay_xdp_body(&context)
@@ -302,7 +303,7 @@ mod programs {
         let buffer = Buffer::new(context.data(), context.data_end());
         let len = (context.data_end() - context.data()) as u32;
         match underlay::arrives(&Maps, &buffer, len, 1, 0, true) {
-            Ok(Passage::Drop(_)) => xdp_action::XDP_DROP,
+            Ok(Passage::Drop(_) | Passage::Denied) => xdp_action::XDP_DROP,
             _ => xdp_action::XDP_PASS,
         }
     }
