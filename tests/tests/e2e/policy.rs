@@ -1,9 +1,14 @@
 //! An allow-list holds, for every protocol, family, place and XDP mode.
 
-use bulkhead_dataplane::kernel::XdpMode;
-use bulkhead_fixtures::skip;
+use std::time::Instant;
+
+use bulkhead_dataplane::{kernel::XdpMode, node::Reading};
+use bulkhead_fixtures::{Frame, skip, tcp};
 use bulkhead_tests::Lab;
-use bulkhead_topology::Topology;
+use bulkhead_topology::{
+    Topology,
+    traffic::{Capture, RawLink},
+};
 
 use crate::probe::{Ask, BRIEF, PATIENCE, Servers, allowed, ask, denied};
 
@@ -106,6 +111,60 @@ fn holds(mode: XdpMode) {
     assert!(lab.packets(0, Some("cart-1"), "ingress", "isolated").unwrap() > 0);
     assert!(lab.packets(1, Some("cart-2"), "ingress", "isolated").unwrap() > 0);
     assert_eq!(lab.packets(0, Some("guest"), "egress", "isolated").unwrap(), 0);
+}
+
+/// SYNs from another node that policy denies are counted the same, once each, whoever drops them: TC, or XDP, behind which nothing of them is seen.
+#[test]
+fn denied_syns_are_counted_alike_in_all_modes_of_xdp() {
+    if !skip::root() {
+        return;
+    }
+    let [off, generic, native] = [XdpMode::Off, XdpMode::Generic, XdpMode::Native].map(denied_syns);
+    assert_eq!(off.0.len(), 1, "{:?}", off.0);
+    assert_eq!((off.0[0].packets, off.0[0].flows), (5, 5));
+    assert_eq!(off.1, 5, "without XDP they get into the node");
+    assert_eq!(generic, (off.0.clone(), 0));
+    assert_eq!(native, (off.0, 0));
+}
+
+/// What was counted at `db`, and how many of the packets were seen behind XDP.
+fn denied_syns(mode: XdpMode) -> (Vec<Reading>, u64) {
+    /// Marks the packets, so that captures know them.
+    const PORT: u16 = 6666;
+    let mut lab = shop();
+    lab.options = match mode {
+        XdpMode::Off => |options| options.xdp(XdpMode::Off),
+        XdpMode::Generic => |options| options.xdp(XdpMode::Generic),
+        XdpMode::Native => |options| options.xdp(XdpMode::Native),
+    };
+    lab.publish().unwrap();
+    let (sender, node, outsider) = (lab.topology.node(0), lab.topology.node(1), lab.topology.outsider());
+    let (guest, db) = (lab.topology.workload("guest"), lab.topology.workload("db"));
+    let inner =
+        Frame::eth([2, 0, 0, 0, 0, 9], node.overlay4.device.mac).ipv4(guest.v4, db.v4).tcp(PORT, 5432, tcp::SYN);
+    let frame = Frame::eth(outsider.underlay.link.mac, node.underlay.link.mac)
+        .ipv4(sender.underlay.v4, node.underlay.v4)
+        .udp(45_000, node.overlay4.port)
+        .vxlan(node.overlay4.vni)
+        .inner(inner)
+        .build();
+    let wanted = PORT.to_be_bytes();
+    let matches = move |frame: &bulkhead_topology::traffic::Frame| frame.bytes.get(84..86) == Some(&wanted[..]);
+    let seen = Capture::start(&node.netns, "eth0", matches).unwrap();
+    let link = RawLink::open(&outsider.netns, "eth0").unwrap();
+    for _ in 0..5 {
+        link.send(&frame).unwrap();
+    }
+    let start = Instant::now();
+    loop {
+        let mut counted = lab.counters(1).unwrap();
+        counted.retain(|reading| {
+            reading.endpoint.as_ref().is_some_and(|endpoint| endpoint.workload == "db") && reading.reason.blocked()
+        });
+        if counted.iter().any(|reading| reading.packets >= 5) || start.elapsed() > PATIENCE {
+            return (counted, seen.stop().unwrap().counts.frames);
+        }
+    }
 }
 
 /// Rule 9: what the workload's own node originates is allowed by default; another node is a stranger.
