@@ -20,10 +20,10 @@ use nix::{
 };
 
 use self::{
-    cases::{Case, Flows},
+    cases::{Case, Driver, Flows},
     report::{Measured, Round},
-    rig::{Counters, Rig},
-    world::{Family, Prefixes},
+    rig::{Counters, Input, Rig, Subject},
+    world::{Family, Tables},
 };
 
 /// Packets of one test run: of one hot packet, of new flows that fit an empty table, and of new flows that find it full.
@@ -68,11 +68,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let cpu = stay()?;
     eprintln!("{} cases, {runs} runs of {rounds} rounds, on CPU {cpu}", cases.len());
 
-    let mut rigs: BTreeMap<Prefixes, Rig> = BTreeMap::new();
+    let mut rigs: BTreeMap<Tables, Rig> = BTreeMap::new();
     for case in &cases {
-        if let Entry::Vacant(rig) = rigs.entry(case.prefixes) {
-            eprintln!("publishing ({:?} prefixes)", case.prefixes);
-            rig.insert(Rig::new(case.prefixes)?);
+        if let Entry::Vacant(rig) = rigs.entry(case.tables) {
+            eprintln!("publishing ({:?})", case.tables);
+            rig.insert(Rig::new(case.tables)?);
         }
     }
     let progress = io::stderr().is_terminal();
@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             if progress {
                 eprint!("\r\x1b[Krun {run} of {runs}: {}", case.id());
             }
-            let rig = rigs.get_mut(&case.prefixes).context("a rig for every case")?;
+            let rig = rigs.get_mut(&case.tables).context("a rig for every case")?;
             measured.runs.push(measure(rig, case, rounds, hurry).with_context(|| case.id())?);
         }
     }
@@ -110,12 +110,20 @@ fn stay() -> Result<usize> {
 
 /// Measures a case, and sees to it that the program did what the case is about, for every packet.
 fn measure(rig: &mut Rig, case: &Case, rounds: u32, hurry: u32) -> Result<Vec<Round>> {
-    let xdp = case.subject.of_type() == "xdp";
     let word = rig.word()?;
     rig.forget_flows()?;
     for (subject, packet) in &case.before {
-        // The mark means nothing to what a workload sends.
-        let (action, _) = rig.run(rig.subject(*subject)?, false, packet, mark::VERIFIED, 1)?;
+        let mark = match subject {
+            Subject::OverlayOut => rig.slot(),
+            // It means nothing to what a workload sends.
+            _ => mark::VERIFIED,
+        };
+        let input = Input { subject: *subject, packet, mark, ..input(rig, case, packet) };
+        let (program, repeat) = match case.driver {
+            Driver::RandomFlow(flows) => (rig.drivers("each_flow", *subject)?[1], flows),
+            _ => (rig.subject(*subject)?, 1),
+        };
+        let (action, _) = rig.run(program, &input, repeat)?;
         ensure!(action == -1, "{} returned {action} for a packet that comes before", subject.name());
     }
     let repeat = match case.flows {
@@ -140,10 +148,11 @@ fn measure(rig: &mut Rig, case: &Case, rounds: u32, hurry: u32) -> Result<Vec<Ro
             case.packet.clone()
         };
         let floor_packet = world::floor_packet();
-        let (_, empty) =
-            rig.run(rig.baseline(&format!("empty_{}", case.subject.of_type()))?, xdp, &floor_packet, 0, HOT / hurry)?;
-        let (_, floor) =
-            rig.run(rig.baseline(&format!("floor_{}", case.subject.of_type()))?, xdp, &floor_packet, 0, HOT / hurry)?;
+        let baseline = |name: &str| {
+            let program = rig.baseline(&format!("{name}_{}", case.subject.of_type()))?;
+            anyhow::Ok(rig.run(program, &input(rig, case, &floor_packet), HOT / hurry)?.1)
+        };
+        let (empty, floor) = (baseline("empty")?, baseline("floor")?);
         let (idle, subject) = turn(rig, case, &packet, repeat)?;
         result.push(Round { empty, floor, idle: idle.unwrap_or(empty), subject });
     }
@@ -152,17 +161,16 @@ fn measure(rig: &mut Rig, case: &Case, rounds: u32, hurry: u32) -> Result<Vec<Ro
     let known = rig.floor_packets()? - floor_before;
     ensure!(known == u64::from(rounds * (HOT / hurry)), "the floor program found its flow {known} times");
     let packets = u64::from(rounds) * u64::from(repeat) + filled;
-    let expected = case.reason.map(|reason| {
-        let flows = if case.starts { packets } else { 0 };
-        ((case.direction(), reason.label()), (packets, flows))
-    });
+    let mut expected: Vec<_> = case
+        .counts
+        .iter()
+        .map(|(reason, starts)| ((case.direction(), reason.label()), (packets, if *starts { packets } else { 0 })))
+        .collect();
+    expected.sort_unstable();
     let moved = moved(&before, &rig.counters()?);
-    let fits = match (&moved[..], &expected) {
-        ([], None) => true,
-        ([(key, by)], Some((name, all))) => (key.1, key.2) == *name && by == all,
-        _ => false,
-    };
-    if !fits {
+    let mut found: Vec<_> = moved.iter().map(|(key, by)| ((key.1, key.2), *by)).collect();
+    found.sort_unstable();
+    if found != expected {
         bail!("expected of the counters: {expected:?} (direction, reason; packets, flows); what moved: {moved:?}");
     }
     Ok(result)
@@ -179,17 +187,30 @@ fn from_port(case: &Case, port: u16) -> Vec<u8> {
     packet
 }
 
+/// What a program is run on for the case.
+fn input<'a>(rig: &Rig, case: &Case, packet: &'a [u8]) -> Input<'a> {
+    let flows = case.spread();
+    let sent = case.subject == Subject::FromWorkload;
+    Input {
+        subject: case.subject,
+        packet,
+        mark: if case.subject == Subject::OverlayOut { rig.slot() } else { case.mark },
+        flows: flows.unwrap_or(0),
+        peer_at: world::peer_at(case.family, sent),
+    }
+}
+
 /// The subject's turn, after its driver's with nothing to drive, if it has one. Checks the action.
 fn turn(rig: &Rig, case: &Case, packet: &[u8], repeat: u32) -> Result<(Option<u32>, u32)> {
-    let xdp = case.subject.of_type() == "xdp";
+    let input = input(rig, case, packet);
     let (idle, program) = match case.driver.program() {
         Some(driver) => {
             let [idle, busy] = rig.drivers(driver, case.subject)?;
-            (Some(rig.run(idle, xdp, packet, case.mark, repeat)?.1), busy)
+            (Some(rig.run(idle, &input, repeat)?.1), busy)
         }
         None => (None, rig.subject(case.subject)?),
     };
-    let (action, time) = rig.run(program, xdp, packet, case.mark, repeat)?;
+    let (action, time) = rig.run(program, &input, repeat)?;
     ensure!(action == case.action, "returned {action}, expected {}", case.action);
     Ok((idle, time))
 }

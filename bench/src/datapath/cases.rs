@@ -1,5 +1,7 @@
 //! What is measured.
 
+use std::net::IpAddr;
+
 use bulkhead_dataplane::node::direction_label;
 use bulkhead_ebpf::{
     abi::{Direction, mark},
@@ -9,7 +11,7 @@ use bulkhead_fixtures::{Frame, tcp};
 
 use super::{
     rig::Subject,
-    world::{self, Family, PORT, Prefixes, Tunnel},
+    world::{self, Family, PORT, SERVICE_PORT, TIERS, Tables, Tunnel},
 };
 
 /// `TCX_NEXT`, `TCX_DROP`, `XDP_DROP`, `XDP_PASS`.
@@ -33,6 +35,8 @@ pub(crate) enum Driver {
     NextFlow,
     /// Another epoch for each: the flow must be judged again.
     NextEpoch,
+    /// Of one of so many flows for each, drawn at random. The packets before are of each of them.
+    RandomFlow(u32),
 }
 
 impl Driver {
@@ -43,6 +47,7 @@ impl Driver {
             Self::SameFlow => Some("same_flow"),
             Self::NextFlow => Some("next_flow"),
             Self::NextEpoch => Some("next_epoch"),
+            Self::RandomFlow(_) => Some("random_flow"),
         }
     }
 }
@@ -63,7 +68,7 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) subject: Subject,
     pub(crate) family: Family,
-    pub(crate) prefixes: Prefixes,
+    pub(crate) tables: Tables,
     /// Packets that come first, with the program that gets them.
     pub(crate) before: Vec<(Subject, Vec<u8>)>,
     pub(crate) packet: Vec<u8>,
@@ -73,10 +78,8 @@ pub(crate) struct Case {
     pub(crate) flows: Flows,
     /// What the program must return.
     pub(crate) action: i32,
-    /// Reason under which each packet counts, in the subject's direction; `None` where nothing counts.
-    pub(crate) reason: Option<Reason>,
-    /// Each packet counts as a flow.
-    pub(crate) starts: bool,
+    /// Reasons under which each packet counts, in the subject's direction, and whether as a flow.
+    pub(crate) counts: Vec<(Reason, bool)>,
     /// Nanoseconds above the empty program on a machine where the floor program takes 43.
     pub(crate) target: Option<f64>,
 }
@@ -87,10 +90,18 @@ impl Case {
         format!("{}/{}/{}", self.name, self.subject.name(), family(self.family))
     }
 
+    /// Flows among which each packet's is drawn at random; `None` for one hot packet.
+    pub(crate) const fn spread(&self) -> Option<u32> {
+        match self.driver {
+            Driver::RandomFlow(flows) => Some(flows),
+            _ => None,
+        }
+    }
+
     /// Direction under which it counts.
     pub(crate) const fn direction(&self) -> &'static str {
         direction_label(match self.subject {
-            Subject::FromWorkload => Direction::Egress,
+            Subject::FromWorkload | Subject::OverlayOut => Direction::Egress,
             _ => Direction::Ingress,
         })
     }
@@ -111,6 +122,7 @@ pub(crate) fn all() -> Vec<Case> {
         for subject in [Subject::FromWorkload, Subject::ToWorkload] {
             workload(&mut cases, family, subject);
         }
+        services(&mut cases, family);
     }
     for family in Family::ALL {
         for subject in [Subject::UnderlayXdp, Subject::Underlay] {
@@ -120,11 +132,16 @@ pub(crate) fn all() -> Vec<Case> {
     cases
 }
 
-/// A packet (TCP with these flags, UDP without) between the endpoint and a peer, as `subject` sees it. `port` is the endpoint's or the peer's that is the lower one.
-fn packet(subject: Subject, peer: std::net::IpAddr, begun_by_peer: bool, port: u16, flags: Option<u8>) -> Vec<u8> {
-    let (own, remote) = if begun_by_peer { (PORT, port) } else { (port, PORT) };
+/// A packet (TCP with these flags, UDP without) between the endpoint and a peer, as `subject` sees it. `port` is that of who began it.
+fn packet(subject: Subject, peer: IpAddr, begun_by_peer: bool, port: u16, flags: Option<u8>) -> Vec<u8> {
+    packet_to(PORT, subject, peer, begun_by_peer, port, flags)
+}
+
+/// The same, to another port.
+fn packet_to(to: u16, subject: Subject, peer: IpAddr, begun_by_peer: bool, port: u16, flags: Option<u8>) -> Vec<u8> {
+    let (own, remote) = if begun_by_peer { (to, port) } else { (port, to) };
     match subject {
-        Subject::FromWorkload => world::sent(peer, own, remote, flags),
+        Subject::FromWorkload | Subject::OverlayOut => world::sent(peer, own, remote, flags),
         _ => world::got(peer, remote, own, flags),
     }
 }
@@ -140,15 +157,14 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         name: "",
         subject,
         family,
-        prefixes: Prefixes::Few,
+        tables: Tables::Usual,
         before: Vec::new(),
         packet: packet(subject, peer, !sent, 40_001, SYN),
         mark,
         driver: same,
         flows: Flows::Kept,
         action: NEXT,
-        reason: Some(Reason::Rule),
-        starts: false,
+        counts: vec![(Reason::Rule, false)],
         target: None,
     };
     // The peer of what the endpoint sends is the one that answers, and the other way round.
@@ -169,7 +185,7 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         name: "established_reply",
         before: vec![(other, packet(other, peer, sent, 40_000, SYN))],
         packet: packet(subject, peer, sent, 40_000, ACK),
-        reason: Some(Reason::Reply),
+        counts: vec![(Reason::Reply, false)],
         target: Some(established),
         ..base()
     });
@@ -181,24 +197,89 @@ fn workload(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         ..base()
     });
     for (name, flows, target) in [("new_insert_room", Flows::Room, 400.0), ("new_insert_full", Flows::Full, 750.0)] {
-        cases.push(Case { name, driver: Driver::NextFlow, flows, starts: true, target: Some(target), ..base() });
+        let counts = vec![(Reason::Rule, true)];
+        cases.push(Case { name, driver: Driver::NextFlow, flows, counts, target: Some(target), ..base() });
     }
-    let denied = |name, peer, prefixes, mark, target| Case {
+    for (name, flows, tables) in [
+        ("established_of_1k", 1_000, Tables::Usual),
+        ("established_of_10k", 10_000, Tables::Usual),
+        ("established_of_50k", 50_000, Tables::ManyFlows),
+        ("established_of_200k", 200_000, Tables::ManyFlows),
+    ] {
+        cases.push(Case {
+            name,
+            tables,
+            before: vec![(subject, packet(subject, peer, !sent, 40_000, SYN))],
+            packet: packet(subject, peer, !sent, 40_000, ACK),
+            driver: Driver::RandomFlow(flows),
+            ..base()
+        });
+    }
+    for (name, (port, _)) in ["new_tier_1", "new_tier_3", "new_tier_8"].into_iter().zip(TIERS) {
+        let packet = || packet_to(port, subject, peer, !sent, 40_001, SYN);
+        cases.push(Case {
+            name,
+            before: vec![(subject, packet())],
+            packet: packet(),
+            driver: Driver::NextEpoch,
+            ..base()
+        });
+    }
+    // A flow about which audited entries say the same is an established one from its second packet on.
+    let audited = |name, peer, counts, driver, flags| Case {
         name,
-        prefixes,
+        tables: Tables::ManyFlows,
+        before: vec![(subject, packet(subject, peer, !sent, 40_001, SYN))],
+        packet: packet(subject, peer, !sent, 40_001, flags),
+        driver,
+        counts,
+        ..base()
+    };
+    let rule = (Reason::Rule, false);
+    let differs = vec![rule, (Reason::WouldDeny, false)];
+    cases.push(audited("audited_new", peer, vec![rule], Driver::NextEpoch, SYN));
+    cases.push(audited("audited_differs", world::doubtful(family), differs, same, ACK));
+    let denied = |name, peer, tables, mark, target| Case {
+        name,
+        tables,
         packet: packet(subject, peer, !sent, 40_002, SYN),
         mark,
         driver: if mark == 0 { Driver::None } else { same },
         action: SHOT,
-        reason: Some(Reason::Isolated),
-        starts: true,
+        counts: vec![(Reason::Isolated, true)],
         target: Some(target),
         ..base()
     };
-    cases.push(denied("denied_known", world::denied(family), Prefixes::Few, mark, 80.0));
-    for (name, prefixes) in [("denied_unknown", Prefixes::Few), ("denied_unknown_50000", Prefixes::Many)] {
-        cases.push(denied(name, world::unknown(family, prefixes), prefixes, 0, 140.0));
+    cases.push(denied("denied_known", world::denied(family), Tables::Usual, mark, 80.0));
+    for (name, tables) in [("denied_unknown", Tables::Usual), ("denied_unknown_50000", Tables::ManyPrefixes)] {
+        cases.push(denied(name, world::unknown(family, tables), tables, 0, 140.0));
     }
+}
+
+/// Calls to a service address: provisional where they leave the workload, and judged for good after translation, where they leave by the overlay.
+fn services(cases: &mut Vec<Case>, family: Family) {
+    let (from, out) = (Subject::FromWorkload, Subject::OverlayOut);
+    let call = |flags| packet_to(SERVICE_PORT, from, world::service(family), false, 40_003, flags);
+    let translated = |flags| packet(out, world::allowed(family), false, 40_003, flags);
+    let base = |name, subject, packet, driver, counts| Case {
+        name,
+        subject,
+        family,
+        tables: Tables::Usual,
+        before: vec![(subject, if subject == from { call(SYN) } else { translated(SYN) })],
+        packet,
+        mark: 0,
+        driver,
+        flows: Flows::Kept,
+        action: NEXT,
+        counts,
+        target: None,
+    };
+    // Its flow is provisional: the packet counts after translation.
+    cases.push(base("service_new", from, call(SYN), Driver::NextEpoch, Vec::new()));
+    cases.push(base("service_established", from, call(ACK), Driver::None, Vec::new()));
+    // The mark, which tells whose it is, is taken off.
+    cases.push(base("translated", out, translated(ACK), Driver::SameFlow, vec![(Reason::Rule, false)]));
 }
 
 fn underlay(cases: &mut Vec<Case>, family: Family, subject: Subject) {
@@ -208,26 +289,40 @@ fn underlay(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         name,
         subject,
         family,
-        prefixes: Prefixes::Few,
+        tables: Tables::Usual,
         before: Vec::new(),
         packet,
         mark: 0,
         driver: Driver::None,
         flows: Flows::Kept,
         action: pass,
-        reason: None,
-        starts: false,
+        counts: Vec::new(),
         target: None,
     };
     let tunnelled = |tunnel: &Tunnel| world::tunnelled(family, tunnel);
     let genuine = || Tunnel::genuine(family);
+    let verified = || if xdp { Vec::new() } else { vec![(Reason::Verified, false)] };
     cases.push(base("foreign", world::plain(family)));
     cases.push(Case {
         // What XDP lets pass counts in TC.
-        reason: (!xdp).then_some(Reason::Verified),
+        counts: verified(),
         target: xdp.then_some(60.0),
         ..base("genuine", tunnelled(&genuine()))
     });
+    // By policy XDP drops a SYN; of what passes it counts nothing.
+    let knocks = |from, flags| world::tunnelled(Family::V4, &Tunnel::knocks(from, flags));
+    cases.push(Case { counts: verified(), ..base("syn_allowed", knocks(world::allowed(family), tcp::SYN)) });
+    cases.push(if xdp {
+        Case {
+            action: drop,
+            counts: vec![(Reason::Verified, false), (Reason::Isolated, true)],
+            target: Some(140.0),
+            ..base("syn_denied", knocks(world::denied(family), tcp::SYN))
+        }
+    } else {
+        Case { counts: verified(), ..base("syn_denied", knocks(world::denied(family), tcp::SYN)) }
+    });
+    cases.push(Case { counts: verified(), ..base("no_syn_denied", knocks(world::denied(family), tcp::ACK)) });
     let vlan =
         Frame::eth(world::OTHER_MAC, world::OWN_MAC).vlan(5).ip(world::allowed(family), world::own(family)).udp(1, 2);
     let broken =
@@ -241,6 +336,7 @@ fn underlay(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         (Reason::NotIp, Tunnel { inner: vlan, ..genuine() }),
         (Reason::Malformed, Tunnel { inner: broken, ..genuine() }),
     ] {
-        cases.push(Case { action: drop, reason: Some(reason), ..base(reason.label(), tunnelled(&tunnel)) });
+        let counts = vec![(reason, false)];
+        cases.push(Case { action: drop, counts, ..base(reason.label(), tunnelled(&tunnel)) });
     }
 }

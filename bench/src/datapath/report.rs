@@ -103,7 +103,7 @@ const fn verdict(target: Option<f64>, over: usize, runs: usize) -> Option<&'stat
 
 /// Prints the table for people.
 pub(crate) fn print(cases: &[Case], measured: &[Measured], smoke: bool) {
-    println!("ns per packet above the empty program, one hot packet: median of the rounds (smallest)");
+    println!("ns per packet above the empty program: median of the rounds (smallest)");
     println!("{:<22} {:<14} {:<5} {:>13} {:>11} {:>8}  verdict", "case", "program", "", "subject", "floor", "target");
     let (mut met, mut missed) = (0, Vec::new());
     for (case, measured) in cases.iter().zip(measured) {
@@ -143,6 +143,14 @@ pub(crate) fn print(cases: &[Case], measured: &[Measured], smoke: bool) {
     }
 }
 
+/// Flows among which each packet's is drawn, or one hot packet.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Spread {
+    Hot(&'static str),
+    Flows(u32),
+}
+
 /// One line of JSON.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -150,7 +158,7 @@ struct Line<'a> {
     case: &'a str,
     program: &'a str,
     family: &'a str,
-    spread: &'static str,
+    spread: Spread,
     ns: f64,
     ns_min: f64,
     floor_ns: f64,
@@ -174,7 +182,7 @@ pub(crate) fn json(cases: &[Case], measured: &[Measured], smoke: bool, file: Fil
             case: case.name,
             program: case.subject.name(),
             family: cases::family(case.family),
-            spread: "hot",
+            spread: case.spread().map_or(Spread::Hot("hot"), Spread::Flows),
             ns: round(subject.median),
             ns_min: round(subject.min),
             floor_ns: round(floor.median),

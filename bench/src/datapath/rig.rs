@@ -16,13 +16,14 @@ use bulkhead_dataplane::{
 };
 use tempfile::TempDir;
 
-use super::world::{self, Prefixes};
+use super::world::{self, Tables};
 
 /// A program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subject {
     FromWorkload,
     ToWorkload,
+    OverlayOut,
     Underlay,
     UnderlayXdp,
 }
@@ -32,6 +33,7 @@ impl Subject {
         match self {
             Self::FromWorkload => "from_workload",
             Self::ToWorkload => "to_workload",
+            Self::OverlayOut => "overlay_out",
             Self::Underlay => "underlay",
             Self::UnderlayXdp => "underlay_xdp",
         }
@@ -82,12 +84,13 @@ pub(crate) struct Rig {
 pub(crate) type Counters = BTreeMap<(bool, &'static str, &'static str, String), (u64, u64)>;
 
 impl Rig {
-    pub(crate) fn new(prefixes: Prefixes) -> Result<Self> {
+    pub(crate) fn new(tables: Tables) -> Result<Self> {
         let directory = PinDirectory::new();
         let pins = Pins::new(&directory.0);
-        let sizes = match prefixes {
-            Prefixes::Few => Sizes::default(),
-            Prefixes::Many => Sizes { prefixes: 65_536, ..Sizes::default() },
+        let sizes = match tables {
+            Tables::Usual => Sizes::default(),
+            Tables::ManyPrefixes => Sizes { prefixes: 65_536, ..Sizes::default() },
+            Tables::ManyFlows => Sizes { flows: 262_144, ..Sizes::default() },
         };
         let mut maps = Maps::create(&pins, &sizes).context("the tables cannot be made; this needs root")?;
         let programs = Programs::load(&pins, &mut maps, &world::config())?;
@@ -99,7 +102,7 @@ impl Rig {
 
         let state = tempfile::tempdir()?;
         let mut publisher = Publisher::open(KernelStore::new(maps)?, state.path())?;
-        let plan = publisher.prepare(&world::desired(prefixes), &mut |_| Ok(world::OWN_MAC))?;
+        let plan = publisher.prepare(&world::desired(tables), &mut |_| Ok(world::OWN_MAC))?;
         let [attach] = &plan.attach[..] else { bail!("{} endpoints were published instead of one", plan.attach.len()) };
         let slot = attach.slot;
         publisher.commit(plan)?;
@@ -151,26 +154,40 @@ impl Rig {
         Ok([self.idle.get(name)?, self.busy.get(name)?])
     }
 
+    /// The endpoint's slot, which its packets carry in their mark.
+    pub(crate) const fn slot(&self) -> u32 {
+        self.slot
+    }
+
     /// Runs a program `repeat` times; gives its action and the mean time of a run in nanoseconds.
-    pub(crate) fn run(
-        &self,
-        program: BorrowedFd<'_>,
-        xdp: bool,
-        packet: &[u8],
-        mark: u32,
-        repeat: u32,
-    ) -> io::Result<(i32, u32)> {
-        let (action, time) = if xdp {
+    pub(crate) fn run(&self, program: BorrowedFd<'_>, input: &Input<'_>, repeat: u32) -> io::Result<(i32, u32)> {
+        let Input { subject, packet, mark, flows, peer_at } = *input;
+        let (action, time) = if subject.of_type() == "xdp" {
             let context = XdpContext { data_end: packet.len() as u32, ..XdpContext::default() };
             let ran = sys::test_run(&program, packet, context, repeat)?;
             (ran.verdict, ran.duration)
         } else {
+            // What the link's stub says.
+            let value = if subject == Subject::OverlayOut { world::SEGMENT } else { self.slot };
             // Any interface: the packet came in by one.
             let context =
-                SkbContext { cb: [self.slot, mark, 0, 0, 0], mark, ingress_ifindex: 1, ..SkbContext::default() };
+                SkbContext { cb: [value, 0, mark, flows, peer_at], mark, ingress_ifindex: 1, ..SkbContext::default() };
             let ran = sys::test_run(&program, packet, context, repeat)?;
             (ran.verdict, ran.duration)
         };
         Ok((action.cast_signed(), time.as_nanos() as u32))
     }
+}
+
+/// What a program is run on.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub(crate) subject: Subject,
+    pub(crate) packet: &'a [u8],
+    /// `skb->mark`.
+    pub(crate) mark: u32,
+    /// Flows among which a driver chooses.
+    pub(crate) flows: u32,
+    /// Where in the frame the peer's node is, for it.
+    pub(crate) peer_at: u32,
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use bulkhead_dataplane::desired::{
-    Address, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule, RuleId,
-    SelectorId, SetId, View,
+    Address, Backend, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule,
+    RuleId, SelectorId, ServiceAddress, SetId, View,
 };
 use bulkhead_ebpf::{
     abi::{Action, Config, Direction, FlowKey4, Mode, OWN_VTEPS, mapped},
@@ -35,19 +35,23 @@ impl Family {
     }
 }
 
-/// How many prefixes there are for what is not a known address.
+/// What is published, and into tables of which size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Prefixes {
-    Few,
-    Many,
+pub(crate) enum Tables {
+    /// Few prefixes for what is not a known address, tables of the default sizes.
+    Usual,
+    /// Many prefixes.
+    ManyPrefixes,
+    /// Flow tables for many flows; and lists with audited entries, of which no established flow takes notice.
+    ManyFlows,
 }
 
 /// Overlay of the endpoint.
-const SEGMENT: u32 = Family::V4.vni();
+pub(crate) const SEGMENT: u32 = Family::V4.vni();
 /// Nodes of the overlay beside this one, and workloads on each of them.
 const NODES: u16 = 250;
 const WORKLOADS: u16 = 200;
-/// Prefixes of [`Prefixes::Many`], of each family.
+/// Prefixes of [`Tables::ManyPrefixes`], of each family.
 pub(crate) const MANY: u32 = 50_000;
 /// Services that the workloads belong to. Policies name the first 36 of them.
 const SERVICES: u16 = 40;
@@ -55,6 +59,10 @@ const SERVICES: u16 = 40;
 const CIDRS: u32 = 32;
 /// Port that policies speak of.
 pub(crate) const PORT: u16 = 5432;
+/// Ports with a list whose deciding entry is in this tier, behind passes in all tiers before it.
+pub(crate) const TIERS: [(u16, u8); 3] = [(6001, 1), (6002, 3), (6003, 8)];
+/// Port of the service address.
+pub(crate) const SERVICE_PORT: u16 = 80;
 
 /// The endpoint under test.
 pub(crate) const OWN_MAC: Mac = [2, 0x42, 10, 244, 0, 10];
@@ -92,21 +100,44 @@ pub(crate) fn denied(family: Family) -> IpAddr {
     member(family, 39)
 }
 
+/// A workload of another node that may talk to the endpoint and be talked to, and may not as far as audited entries say ([`Tables::ManyFlows`]).
+pub(crate) fn doubtful(family: Family) -> IpAddr {
+    member(family, 8)
+}
+
+/// A service address that leads to [`allowed`] and [`doubtful`].
+pub(crate) fn service(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 96, 0, 80).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x80).into(),
+    }
+}
+
+/// Where in a frame the number of the peer's node is, in the destination or the source.
+pub(crate) const fn peer_at(family: Family, sent: bool) -> u32 {
+    match (family, sent) {
+        (Family::V4, true) => 32,
+        (Family::V4, false) => 28,
+        (Family::V6, true) => 45,
+        (Family::V6, false) => 29,
+    }
+}
+
 fn member(family: Family, service: u16) -> IpAddr {
     let (node, host) = (125, 120 + service);
     debug_assert_eq!((node * WORKLOADS + host) % SERVICES, service);
     workload(family, node, host)
 }
 
-/// An address that no table of addresses has; with [`Prefixes::Many`] it lies in one of those.
-pub(crate) fn unknown(family: Family, prefixes: Prefixes) -> IpAddr {
-    match (prefixes, family) {
-        (Prefixes::Few, Family::V4) => Ipv4Addr::new(203, 0, 113, 7).into(),
-        (Prefixes::Few, Family::V6) => Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 7).into(),
-        (Prefixes::Many, family) => match many(family, MANY / 2).network() {
+/// An address that no table of addresses has; with [`Tables::ManyPrefixes`] it lies in one of those.
+pub(crate) fn unknown(family: Family, tables: Tables) -> IpAddr {
+    match (tables, family) {
+        (Tables::ManyPrefixes, family) => match many(family, MANY / 2).network() {
             IpAddr::V4(network) => Ipv4Addr::from_bits(network.to_bits() + 7).into(),
             IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits() + 7).into(),
         },
+        (_, Family::V4) => Ipv4Addr::new(203, 0, 113, 7).into(),
+        (_, Family::V6) => Ipv6Addr::new(0x2001, 0xdb8, 0xfffe, 0, 0, 0, 0, 7).into(),
     }
 }
 
@@ -163,7 +194,7 @@ impl Names {
 }
 
 /// The state to publish.
-pub(crate) fn desired(prefixes: Prefixes) -> Desired {
+pub(crate) fn desired(tables: Tables) -> Desired {
     let mut selectors = Names::default();
     let mut selector = |name: String| SelectorId(selectors.id(name));
     let services: Vec<SelectorId> = (0..SERVICES).map(|k| selector(format!("service bench/s{k}"))).collect();
@@ -172,7 +203,7 @@ pub(crate) fn desired(prefixes: Prefixes) -> Desired {
 
     let mut rules = Names::default();
     let sets = [Direction::Ingress, Direction::Egress]
-        .map(|direction| set(direction, &services, node, &mut |name| RuleId(rules.id(name))));
+        .map(|direction| set(direction, &services, node, tables, &mut |name| RuleId(rules.id(name))));
 
     let endpoint = Endpoint {
         name: name(),
@@ -202,7 +233,7 @@ pub(crate) fn desired(prefixes: Prefixes) -> Desired {
         };
         known.insert((SEGMENT, all), Prefix { selectors: [world].into(), ..Prefix::default() });
         known.insert((SEGMENT, overlay), Prefix { overlay: true, encapsulated: true, ..Prefix::default() });
-        let named = if prefixes == Prefixes::Many { MANY } else { 4 };
+        let named = if tables == Tables::ManyPrefixes { MANY } else { 4 };
         for index in 0..named {
             let cidr = cidrs[(index % CIDRS) as usize];
             let prefix = Prefix { selectors: [world, cidr].into(), ..Prefix::default() };
@@ -217,8 +248,16 @@ pub(crate) fn desired(prefixes: Prefixes) -> Desired {
         addresses,
         prefixes: known,
         overlays: Family::ALL.map(overlay).into(),
+        services: Family::ALL.map(translated).into(),
         ..Desired::default()
     }
+}
+
+/// The service address and its backends.
+fn translated(family: Family) -> (ServiceAddress, BTreeSet<Backend>) {
+    let service = ServiceAddress { segment: SEGMENT, address: Some(service(family)), protocol: 6, port: SERVICE_PORT };
+    let backend = |address| Backend { address, port: PORT, judged_later: true };
+    (service, [allowed(family), doubtful(family)].map(backend).into())
 }
 
 /// A flannel-like overlay: each node owns a prefix of either family.
@@ -239,6 +278,7 @@ fn set(
     direction: Direction,
     services: &[SelectorId],
     node: SelectorId,
+    tables: Tables,
     rule: &mut dyn FnMut(String) -> RuleId,
 ) -> PolicySet {
     let mut entry = |tier, action, reason, peers: &[SelectorId]| Entry {
@@ -250,12 +290,22 @@ fn set(
             peers.iter().map(|id| (*id, rule(format!("{direction:?} {action:?} {}", id.0)))).collect(),
         ),
     };
-    let entries = vec![
+    let audited = Entry { audit: true, ..entry(0, Action::Deny, Reason::DeniedByRule, &services[8..9]) };
+    let tiers = TIERS.map(|(port, tier)| {
+        let passes = (1..tier).map(|tier| entry(tier, Action::Pass, Reason::Rule, &services[..10]));
+        let mut entries: Vec<_> = passes.collect();
+        entries.push(entry(tier, Action::Allow, Reason::Rule, &services[..10]));
+        (port, entries)
+    });
+    let mut entries = vec![
         entry(0, Action::Deny, Reason::DeniedByRule, &services[30..36]),
         entry(10, Action::Allow, Reason::Rule, &[node]),
         entry(10, Action::Allow, Reason::Rule, &services[10..20]),
         entry(10, Action::Allow, Reason::Rule, &services[..10]),
     ];
+    if tables == Tables::ManyFlows {
+        entries.insert(0, audited);
+    }
     let other = vec![
         entry(10, Action::Allow, Reason::Rule, &services[20..30]),
         entry(10, Action::Allow, Reason::Rule, &[node]),
@@ -273,7 +323,9 @@ fn set(
         [(0, false), (22, true), (23, false), (80, true), (81, false), (443, true), (444, false)]
             .map(|(start, open)| interval(start, if open { &other } else { &[] }))
             .into_iter()
-            .chain([interval(PORT, &entries), interval(PORT + 1, &[]), interval(8080, &other), interval(8090, &[])])
+            .chain([interval(PORT, &entries), interval(PORT + 1, &[])])
+            .chain(tiers.iter().map(|(port, entries)| interval(*port, entries)))
+            .chain([interval(TIERS[2].0 + 1, &[]), interval(8080, &other), interval(8090, &[])])
             .collect();
     let closed = || vec![interval(0, &[])];
     PolicySet { direction, isolated: true, classes: [ports.clone(), ports, closed(), closed(), closed(), closed()] }
@@ -327,6 +379,14 @@ impl Tunnel {
             .tcp(40_000, PORT, tcp::ACK)
             .payload(32);
         Self { vtep: vtep(family, 2), vni: family.vni(), inner, fragment: false, broken: false }
+    }
+
+    /// A TCP segment of these flags from a workload of another node to the endpoint's [`PORT`], without payload. The tunnel is of IPv4.
+    pub(crate) fn knocks(from: IpAddr, flags: u8) -> Self {
+        let inner = Frame::eth([2, 0x42, 10, 244, 125, 0], [2, 0x42, 10, 244, 0, 0])
+            .ip(from, own(of(from)))
+            .tcp(40_000, PORT, flags);
+        Self { vtep: vtep(Family::V4, 125), vni: Family::V4.vni(), inner, fragment: false, broken: false }
     }
 }
 

@@ -65,10 +65,10 @@ mod programs {
     /// `TCX_DROP`.
     const DROP: i32 = 2;
 
-    /// Sets the mark that the packet came with, from `cb[1]`, and jumps.
+    /// Sets the mark that the packet came with, from `cb[2]`, and jumps. (`cb[1]` is the programs' own.)
     #[inline(always)]
     fn jump(context: &TcContext) -> i32 {
-        context.set_mark(context.cb()[1]);
+        context.set_mark(context.cb()[2]);
         // SAFETY: nothing is left to be dropped here. Returns only when it fails.
         unsafe { TARGET.tail_call(context, 0) };
         DROP
@@ -103,6 +103,62 @@ mod programs {
             unsafe { word.write_volatile(word.read_volatile().wrapping_add(1 << 32)) };
         }
         jump(&context)
+    }
+
+    /// Number of the flow that [`each_flow`] comes to next, and the state of [`random_flow`]'s generator.
+    #[map]
+    static SPREAD: Array<u32> = Array::with_max_entries(2, 0);
+
+    /// A packet of each of `cb[3]` flows in turn.
+    #[classifier]
+    fn each_flow(context: TcContext) -> i32 {
+        if let Some(next) = SPREAD.get_ptr_mut(0) {
+            // SAFETY: an aligned word in an array; nobody else writes it meanwhile.
+            let number = unsafe {
+                *next = (*next).wrapping_add(1);
+                *next
+            };
+            let flows = context.cb()[3];
+            one_of(&context, if flows == 0 { 0 } else { number % flows });
+        }
+        jump(&context)
+    }
+
+    /// A packet of one of `cb[3]` flows, drawn at random (xorshift32).
+    #[classifier]
+    fn random_flow(context: TcContext) -> i32 {
+        if let Some(state) = SPREAD.get_ptr_mut(1) {
+            // SAFETY: as above.
+            let number = unsafe {
+                let mut x = if *state == 0 { 0x9e37_79b9 } else { *state };
+                x ^= x << 13;
+                x ^= x >> 17;
+                x ^= x << 5;
+                *state = x;
+                x
+            };
+            one_of(&context, ((number as u64 * context.cb()[3] as u64) >> 32) as u32);
+        }
+        jump(&context)
+    }
+
+    /// Peers among which flows are spread: workloads of that many nodes.
+    const PEERS: u32 = 250;
+
+    /// Makes the packet one of the flow of this number: the peer's node, at `cb[4]` in its address, and the lower one of the two ports.
+    #[inline(always)]
+    fn one_of(context: &TcContext, number: u32) {
+        let (start, end) = (context.data(), context.data_end());
+        let at = start + (context.cb()[4] & 0x3f) as usize;
+        // Two bytes: the verifier does not see what a comparison with the end itself means.
+        if start + 64 <= end && at + 2 <= end {
+            // SAFETY: 64 bytes are there, and the place is one of them; unaligned access as above.
+            unsafe {
+                (at as *mut u8).write((1 + number % PEERS) as u8);
+                let v4 = ((start + 12) as *const u16).read() == 0x0800_u16.to_be();
+                ((start + if v4 { 34 } else { 54 }) as *mut u16).write((1024 + number / PEERS) as u16);
+            }
+        }
     }
 
     #[inline(always)]
