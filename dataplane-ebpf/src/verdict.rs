@@ -900,7 +900,6 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     };
     let known = AddressWord(tables.blur(known.0, case.now));
     let party = tables.blur(party as u64, case.now) as u32;
-    let itself = party == meta.slot;
     let row =
         if incoming && party != 0 && party != known.slot() { row_of::<A, T>(tables, party) } else { Some(known.row()) };
     let Some(row) = row else {
@@ -958,7 +957,7 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     let decision = Decision(tables.blur(decision.0, case.now));
     let would = Decision(tables.blur(would.0, case.now));
     let found = tables.blur(flags as u64 | (tunnelled as u64) << 8, case.now);
-    let (mut flags, mut tunnelled) = (found as u8, found >> 8 != 0);
+    let (flags, mut tunnelled) = (found as u8, found >> 8 != 0);
     // No node's tunnel port calls or is called by a workload, so that no answer goes there either.
     let port = if ingress { case.source_port } else { case.destination_port };
     if class as u8 == Class::Udp as u8 && tunnel(tables, port) {
@@ -968,37 +967,55 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
             None => false,
         };
     }
-    let mut reason = decision.reason();
-    let mut allow = decision.allows();
+    // From here to `finish` numbers instead of conditions, as far as it goes: each condition would be two ways, and all that follows looked at
+    // once for each of them.
+    let tunnelled = tables.blur(tunnelled as u64, case.now) & 1;
+    let itself = equal(tables, party as u64, meta.slot as u64, case.now);
+    let fragment = tables.blur(case.fragment as u64, case.now) & 1;
     // What the lists say counts for its rule; what overrules them does not.
-    let mut ruled = true;
-    if itself {
-        (allow, reason, ruled) = (true, Reason::Itself as u8, false);
-    }
-    if case.fragment != 0 {
-        (allow, reason, ruled) = (true, Reason::NotIsolated as u8, false);
-    }
-    if tunnelled {
-        (allow, reason, ruled) = (false, Reason::Tunnel as u8, false);
-    }
-    let observed = !allow && observes(tables, meta.slot, case.now);
-    if observed {
-        flags &= !Flow::PROVISIONAL;
-    }
-    let verdict = Verdict {
-        reason,
-        flags,
-        allow,
-        observed,
-        ruled,
-        differs: ruled && would.allows() != allow,
-        answers,
-        itself,
-        counter: tables.rule_counter(half.counters.wrapping_add(decision.rule() as u32)),
-        would: if would.audit() { tables.rule_counter(half.counters.wrapping_add(would.rule() as u32)) } else { 0 },
-        party,
-    };
-    finish::<A, T>(tables, case, value, flow, verdict.blurred(tables, case.now))
+    let ruled = !(itself | tunnelled | fragment) & 1;
+    let allow = equal(tables, decision.action() as u64, Action::Allow as u64, case.now);
+    let allow = (allow | itself | fragment) & !tunnelled;
+    let would_allow = equal(tables, would.action() as u64, Action::Allow as u64, case.now);
+    let differs = ruled & (would_allow ^ allow);
+    let choice = |bit, yes, no| choice(tables, bit, yes, no, case.now);
+    let reason = choice(itself, Reason::Itself as u64, decision.reason() as u64);
+    let reason = choice(fragment, Reason::NotIsolated as u64, reason);
+    let reason = choice(tunnelled, Reason::Tunnel as u64, reason);
+    let observed = tables.blur((allow == 0 && observes(tables, meta.slot, case.now)) as u64, case.now) & 1;
+    let flags = flags as u64 & !choice(observed, Flow::PROVISIONAL as u64, 0);
+    let answers = (begun ^ case.direction as u64) & 1;
+    let packed = reason
+        | flags << 8
+        | (party as u64 & 0xfff) << 16
+        | allow << 32
+        | observed << 33
+        | ruled << 34
+        | differs << 35
+        | answers << 36
+        | itself << 37;
+    // Where no audited entry decided, an index beyond the table, which reads as 0.
+    let first = half.counters;
+    let audited = choice(would.audit() as u64, 0, u32::MAX as u64) as u32;
+    let counter = tables.rule_counter(first.wrapping_add(decision.rule() as u32));
+    let would = tables.rule_counter(first.wrapping_add(would.rule() as u32) | audited);
+    finish::<A, T>(tables, case, value, flow, Verdict::unpacked(tables, packed, counter, would, case.now))
+}
+
+/// 1 for equal numbers, else 0, without a condition.
+#[inline(always)]
+fn equal<T: Tables>(tables: &T, a: u64, b: u64, seed: u64) -> u64 {
+    let differ = a ^ b;
+    // Hidden from the compiler, which would know what it amounts to; so is the result.
+    let negative = tables.blur(differ.wrapping_neg(), seed);
+    tables.blur((differ | negative) >> 63 ^ 1, seed)
+}
+
+/// `yes` for the bit 1, `no` for 0, likewise.
+#[inline(always)]
+fn choice<T: Tables>(tables: &T, bit: u64, yes: u64, no: u64, seed: u64) -> u64 {
+    let mask = tables.blur(bit.wrapping_neg(), seed);
+    yes & mask | no & !mask
 }
 
 /// What [`decide`] found.
@@ -1021,19 +1038,9 @@ struct Verdict {
 }
 
 impl Verdict {
-    /// The same, so that the verifier cannot tell the ways apart that lead here: it would look at all that follows once for each.
+    /// From one number, so that the verifier cannot tell the ways apart that lead here: it would look at all that follows once for each.
     #[inline(always)]
-    fn blurred<T: Tables>(self, tables: &T, seed: u64) -> Self {
-        let bit = |set: bool, at: u32| (set as u64) << at;
-        let packed = self.reason as u64
-            | (self.flags as u64) << 8
-            | (self.party as u64 & 0xfff) << 16
-            | bit(self.allow, 32)
-            | bit(self.observed, 33)
-            | bit(self.ruled, 34)
-            | bit(self.differs, 35)
-            | bit(self.answers, 36)
-            | bit(self.itself, 37);
+    fn unpacked<T: Tables>(tables: &T, packed: u64, counter: u32, would: u32, seed: u64) -> Self {
         let packed = tables.blur(packed, seed);
         let set = |at: u32| packed >> at & 1 != 0;
         Self {
@@ -1046,8 +1053,8 @@ impl Verdict {
             differs: set(35),
             answers: set(36),
             itself: set(37),
-            counter: tables.blur(self.counter as u64, seed) as u32,
-            would: tables.blur(self.would as u64, seed) as u32,
+            counter: tables.blur(counter as u64, seed) as u32,
+            would: tables.blur(would as u64, seed) as u32,
         }
     }
 }
