@@ -983,7 +983,7 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     let reason = choice(fragment, Reason::NotIsolated as u64, reason);
     let reason = choice(tunnelled, Reason::Tunnel as u64, reason);
     let observed = tables.blur((allow == 0 && observes(tables, meta.slot, case.now)) as u64, case.now) & 1;
-    let flags = flags as u64 & !choice(observed, Flow::PROVISIONAL as u64, 0);
+    let flags = flags as u64 & !choice(observed | fragment, Flow::PROVISIONAL as u64, 0);
     let answers = (begun ^ case.direction as u64) & 1;
     let packed = reason
         | flags << 8
@@ -1019,6 +1019,7 @@ fn choice<T: Tables>(tables: &T, bit: u64, yes: u64, no: u64, seed: u64) -> u64 
 }
 
 /// What [`decide`] found.
+#[derive(Clone, Copy)]
 struct Verdict {
     reason: u8,
     /// Of the flow.

@@ -81,7 +81,7 @@ pub(crate) fn lower<S: Store>(
         lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
     }
     assign_counters(desired, state, store, names, &slots, &lowered)?;
-    let words = views(desired, state, Deadlines::new(state, store, now)?, &slots, &lowered)?;
+    let words = views(desired, state, &Deadlines::new(state, store, now)?, &slots, &lowered)?;
     let places = places(desired, state, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
     let (vteps, owners) = overlays(desired);
@@ -238,7 +238,7 @@ fn assign_counters<S: Store>(
 fn views(
     desired: &Desired,
     state: &mut State,
-    deadlines: Deadlines,
+    deadlines: &Deadlines,
     slots: &[(u32, EndpointInfo, bool)],
     lowered: &BTreeMap<SetId, LoweredSet>,
 ) -> Result<BTreeMap<u32, EndpointWord>, NodeError> {

@@ -349,7 +349,8 @@ pub(crate) fn run<S: Store>(
     }
     reached(CrashPoint::Flips)?;
     // S5: programs that read an old word see old rows to their end.
-    if !(steps.last.is_empty() && steps.last_services.is_empty()) && !steps.flips.is_empty() {
+    let more = !steps.last.is_empty() || !steps.last_services.is_empty();
+    if more && !steps.flips.is_empty() {
         writer.grace_period();
     }
     reached(CrashPoint::FlipsWait)?;

@@ -53,7 +53,7 @@ pub struct Verdict {
     pub or: BTreeSet<&'static str>,
     /// It begins a flow.
     pub begins: bool,
-    /// It called a service: once the node has chosen a backend, a later wall has the last word.
+    /// It called a service, or answers such a call: once the node has chosen a backend, a later wall has the last word.
     pub provisional: bool,
     /// What would become of it if all that is audited were enforced, where that is not the same.
     pub would: Option<Would>,
@@ -475,7 +475,8 @@ impl Machine {
             if world.tunnel_ports.contains(&port) && peer.node.is_some()
                 || translation.is_some_and(|to| world.tunnels(&to))
             {
-                return Opinion::drop(reason::TUNNEL);
+                let effect = if ip.fragment.is_none() { Effect::Forget(key(passage, ip)) } else { Effect::Nothing };
+                return Opinion { effect, ..Opinion::drop(reason::TUNNEL) };
             }
         }
         if ip.fragment.is_some() {
@@ -514,7 +515,8 @@ impl Machine {
                 let effect = if asked.decision.allow { Effect::Nothing } else { Effect::Forget(key) };
                 Opinion { effect, ..Verdict::decided(asked).into() }
             } else if asked.decision.allow {
-                Verdict { rules: asked.decision.rules, ..Verdict::of(true, reason::REPLY) }.into()
+                let Call { decision, provisional, .. } = asked;
+                Verdict { rules: decision.rules, provisional, ..Verdict::of(true, reason::REPLY) }.into()
             } else {
                 Opinion { effect: Effect::Forget(key), ..Opinion::drop(reason::REVOKED) }
             };
@@ -563,7 +565,10 @@ impl Machine {
         let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
             return false;
         };
-        self.ask(reading, &quoted, flow).decision.allow
+        // What called a service passed: its next packet is judged.
+        let segment = passage.endpoint.segment;
+        flow.initiator == Direction::Egress && self.world.translation(segment, remote, flow.want).is_some()
+            || self.ask(reading, &quoted, flow).decision.allow
     }
 }
 

@@ -402,7 +402,8 @@ impl World {
         decision
     }
 
-    fn read(
+    /// The same without that.
+    pub(crate) fn read(
         &self,
         reading: Reading,
         subject: &Workload,

@@ -89,7 +89,10 @@ impl World {
         let later = |address| translation.here && self.judged_later(segment, address);
         let ask = |(address, want): &(IpAddr, Want)| {
             let peer = self.peer(segment, *address, false);
-            (later(*address), self.decide(reading, subject, Direction::Egress, &peer, *want))
+            // Only what comes back here is known to be itself.
+            let later = later(*address);
+            let decide = if later { Self::decide } else { Self::read };
+            (later, decide(self, reading, subject, Direction::Egress, &peer, *want))
         };
         let (inside, outside): (Vec<_>, Vec<_>) = translation.backends.iter().map(ask).partition(|(later, _)| *later);
         let provisional = !inside.is_empty();

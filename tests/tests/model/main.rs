@@ -51,7 +51,7 @@ fn scenarios<P: Programs>(cases: u32, walls: Walls<P>) -> usize {
         cases,
         failure_persistence: None,
         max_shrink_iters: 2_000,
-        max_shrink_time: 15_000,
+        max_shrink_time: 120_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));

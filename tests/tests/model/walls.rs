@@ -202,7 +202,7 @@ impl<P: Programs> Walls<P> {
         let mut run = Run::default();
         let first = &scenario.worlds[0];
         // Nothing is remembered of the scenario before.
-        let empty = Arc::new(World { workloads: Vec::new(), ..World::clone(first) });
+        let empty = Arc::new(World { workloads: Vec::new(), services: Vec::new(), ..World::clone(first) });
         let mut machine = Machine::new(Arc::clone(&empty));
         machine.set_now(START);
         (self.modes, self.observe) = (BTreeMap::new(), false);
@@ -334,7 +334,7 @@ impl<P: Programs> Walls<P> {
         let frame = Frame { bytes: frames::frame(packet), mark, transit: origin != Some(&Origin::Node) };
         let passed = self.programs.run(direction, self.slots[id], &frame)?;
         run.log.push(format!("from {origin:?}"));
-        let provisional = verdict.provisional && verdict.allow;
+        let provisional = verdict.provisional && verdict.allow && verdict.reason != reason::REPLY;
         run.compare(id, label, packet, verdict, &passed)?;
         if passed.pass && direction == Direction::Egress && provisional == (passed.mark & mark::FINAL != 0) {
             return Err(format!("{}\nprovisional: {provisional}", run.log.join("\n")));
