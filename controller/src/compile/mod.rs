@@ -124,13 +124,13 @@ struct Phase {
 fn phases(subject: Subject<'_>, found: &mut Diagnostics) -> Vec<Phase> {
     let ends = subject.ends();
     let begins = std::iter::once(subject.now).chain(ends.iter().copied());
-    let untils = ends.iter().copied().map(Some).chain([None]);
+    let deadlines = ends.iter().copied().map(Some).chain([None]);
     let phase = |(now, until)| Phase {
         drafts: [Direction::Ingress, Direction::Egress]
             .map(|direction| Subject { now, ..subject }.draft(direction, found)),
         until,
     };
-    begins.zip(untils).map(phase).collect()
+    begins.zip(deadlines).map(phase).collect()
 }
 
 /// Name of the rule that denies what no other allows.

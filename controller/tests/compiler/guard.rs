@@ -323,8 +323,8 @@ fn rules_end_by_the_clock_of_the_programs() {
     };
     let desired = |ends: &[u64]| desired(&rules(ends), WORKLOADS, "n1");
     let chain = desired(&[2, 1, 2]).unwrap();
-    let untils: Vec<_> = chain.endpoints[0].views.iter().map(|view| view.until).collect();
-    assert_eq!(untils, [Some(NOW + HOUR), Some(NOW + 2 * HOUR), None]);
+    let deadlines: Vec<_> = chain.endpoints[0].views.iter().map(|view| view.until).collect();
+    assert_eq!(deadlines, [Some(NOW + HOUR), Some(NOW + 2 * HOUR), None]);
     let leaves = |port: u16, now| {
         let asked = Asked {
             workload: "web",
