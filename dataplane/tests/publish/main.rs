@@ -5,5 +5,6 @@ mod history;
 mod judge;
 mod random;
 mod rig;
+mod services;
 mod single;
 mod world;
