@@ -1,14 +1,13 @@
 //! A service address: the nodes translate it with nftables, as kube-proxy does.
 
 use std::{
-    fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::Stdio,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_tests::Lab;
+use bulkhead_tests::{Lab, Service};
 
 /// What calls name it by.
 pub(crate) const NAME: &str = "payments' address";
@@ -22,15 +21,13 @@ pub(crate) const TARGET: u16 = 9090;
 pub(crate) const ADDRESSES: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 96, 3, 5)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0x35))];
 
-/// Tells the workloads file of it, and makes the nodes translate it. The rules go with the nodes' namespaces.
+/// As the workloads file tells it.
+pub(crate) fn entry() -> Service {
+    Service { addresses: ADDRESSES, port: PORT, target: TARGET, ..Service::new(BACKEND, 0, &[BACKEND]) }
+}
+
+/// Makes the nodes translate it. The rules go with the nodes' namespaces.
 pub(crate) fn install(lab: &Lab) -> Result<()> {
-    let [v4, v6] = ADDRESSES;
-    let mut file = fs::File::options().append(true).open(lab.workloads_file())?;
-    write!(
-        file,
-        "services:\n  - {{ name: {BACKEND}, namespace: shop, addresses: ['{v4}', '{v6}'], \
-         ports: [{{ port: {PORT}, target: {TARGET} }}], backends: [{BACKEND}] }}\n"
-    )?;
     let rules = rules(lab);
     for node in lab.topology.nodes() {
         let mut nft = node.netns.command("nft");

@@ -139,6 +139,7 @@ impl Shop {
             };
             shop.lab.roles.insert(member.name.into(), role);
         }
+        shop.lab.services.push(service::entry());
         shop.lab.write_workloads()?;
         shop.connect_internet()?;
         service::install(&shop.lab)?;
