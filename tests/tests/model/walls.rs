@@ -1,13 +1,11 @@
 //! The walls of one node under test: a publisher, and programs that judge by what it wrote.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     net::Ipv6Addr,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -76,11 +74,13 @@ pub(crate) struct Walls<P: Programs> {
     desired: Desired,
 }
 
-/// What the publisher takes for the wall clock: nanoseconds of Unix time.
-static CLOCK: AtomicU64 = AtomicU64::new(START);
+thread_local! {
+    /// What the publisher of this thread takes for the wall clock: nanoseconds of Unix time.
+    static CLOCK: Cell<u64> = const { Cell::new(START) };
+}
 
 fn clock() -> SystemTime {
-    UNIX_EPOCH + Duration::from_nanos(CLOCK.load(Ordering::Relaxed))
+    UNIX_EPOCH + Duration::from_nanos(CLOCK.get())
 }
 
 /// Endpoint, direction and reason.
@@ -120,7 +120,7 @@ impl<P: Programs> Walls<P> {
     /// Publishes a world. Endpoints that are new to it have a link and no policy for a moment: then nothing but address
     /// resolution may pass.
     fn change(&mut self, machine: &mut Machine, world: &Arc<World>, run: &mut Run) -> Result<(), String> {
-        CLOCK.store(machine.now(), Ordering::Relaxed);
+        CLOCK.set(machine.now());
         self.desired = compiled::desired(world, machine.now()).map_err(|error| format!("not compiled: {error}"))?;
         let local: BTreeSet<_> = world.local().collect();
         self.modes.retain(|id, _| local.contains(id));
@@ -218,7 +218,7 @@ impl<P: Programs> Walls<P> {
                 Step::Wait(time) => {
                     run.log.push(format!("wait {time:?}"));
                     machine.set_now(machine.now() + u64::try_from(time.as_nanos()).expect("not for ever"));
-                    CLOCK.store(machine.now(), Ordering::Relaxed);
+                    CLOCK.set(machine.now());
                     let world = Arc::clone(machine.world());
                     self.publish(&machine, &world, &mut run)?;
                     self.bypass(Duration::from_nanos(bypassed.saturating_sub(machine.now())))?;

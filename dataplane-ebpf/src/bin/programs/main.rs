@@ -66,6 +66,7 @@ mod programs {
         slot: u32,
         direction: Direction,
         at_end: i32,
+        stage: u32,
     ) -> i32 {
         let skb = Skb::new(context.skb.skb);
         let mut pulled = 0;
@@ -89,7 +90,7 @@ mod programs {
             let reason = if observed { Reason::Observed } else { reason };
             Maps.count_endpoint(endpoint_counter(slot, direction, reason as u8), size, 0);
             if observed {
-                return NEXT;
+                return conclude(skb, stage, Outcome { pass: true, reason, next: Next::Settled });
             }
         }
         at_end
@@ -99,7 +100,7 @@ mod programs {
     #[classifier]
     fn from_workload(context: TcContext) -> i32 {
         let slot = Skb::new(context.skb.skb).value();
-        run(&context, from_workload_body, slot, Direction::Egress, DROP)
+        run(&context, from_workload_body, slot, Direction::Egress, DROP, stage::FROM)
     }
 
     #[inline(always)]
@@ -119,7 +120,7 @@ mod programs {
         if verdict::unsettled(skb.transit(), skb.mark()) {
             return judge_sender(skb, stage::SENDER_TO);
         }
-        run(&context, to_workload_body, skb.value(), Direction::Ingress, DROP)
+        run(&context, to_workload_body, skb.value(), Direction::Ingress, DROP, stage::TO)
     }
 
     #[inline(always)]
@@ -194,8 +195,9 @@ mod programs {
     /// Judges by the sender's policy what was sent to a service address, now that the node has chosen a backend, and goes on where it was going.
     #[classifier]
     fn translated(context: TcContext) -> i32 {
-        let sender = Skb::new(context.skb.skb).mark() & mark::SLOT;
-        run(&context, translated_body, sender, Direction::Egress, DROP)
+        let skb = Skb::new(context.skb.skb);
+        let (sender, stage) = (skb.mark() & mark::SLOT, skb.stage());
+        run(&context, translated_body, sender, Direction::Egress, DROP, stage)
     }
 
     #[inline(always)]
@@ -220,7 +222,7 @@ mod programs {
     /// TC ingress of links that carry the overlay. What cannot be read is foreign and passes without the bit: no tunnel socket takes it.
     #[classifier]
     fn underlay(context: TcContext) -> i32 {
-        run(&context, underlay_body, 0, Direction::Ingress, NEXT)
+        run(&context, underlay_body, 0, Direction::Ingress, NEXT, stage::TO)
     }
 
     #[inline(always)]
@@ -250,7 +252,7 @@ mod programs {
         if !Skb::new(context.skb.skb).transit() {
             return NEXT;
         }
-        run(&context, underlay_out_body, 0, Direction::Egress, NEXT)
+        run(&context, underlay_out_body, 0, Direction::Egress, NEXT, stage::TO)
     }
 
     #[inline(always)]
