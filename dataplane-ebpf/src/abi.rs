@@ -46,7 +46,7 @@ pub mod mark {
 pub mod overlay {
     /// The VNI.
     pub const VNI: u32 = 0x00ff_ffff;
-    /// The mark does not survive to this device (its socket is in another network namespace).
+    /// The mark of the underlay check does not survive to this device (its socket is in another network namespace).
     pub const UNMARKED: u32 = 0x0100_0000;
 }
 

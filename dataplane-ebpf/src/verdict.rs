@@ -1,8 +1,8 @@
 //! The verdict: which packets a workload may send and get.
 //!
 //! [`from_workload`] and [`to_workload`] are the whole of what the programs on a workload's link do with a frame, and [`translated`] of what becomes
-//! of it between the two when the node has put another destination in its place; they run unchanged on the host. They return [`Fault::Truncated`] when a header is not readable: the program then makes more of the packet readable and calls again, and a
-//! packet that ends there is malformed.
+//! of it between the two when the node has put another destination in its place; they run unchanged on the host. They return [`Fault::Truncated`]
+//! when a header is not readable: the program then makes more of the packet readable and calls again, and a packet that ends there is malformed.
 
 pub(crate) mod early;
 
@@ -343,6 +343,16 @@ fn view_now<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Option<(u32,
     None
 }
 
+/// The view that holds now for an endpoint whose policy is asked at all; else why it is not.
+#[inline(always)]
+fn in_force<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Result<(u32, &View), Reason> {
+    match word.mode() {
+        Mode::Enforce | Mode::Observe => view_now(tables, word, now).ok_or(Reason::Pending),
+        Mode::Quarantine => Err(Reason::Quarantine),
+        Mode::Pending => Err(Reason::Pending),
+    }
+}
+
 /// What a list says: [`Action`], [`Reason`], rule and whether an audited entry said it, from the lowest byte on. One number, because the kernel half
 /// hands it from function to function, and has room for few numbers more.
 #[repr(transparent)]
@@ -625,14 +635,10 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
             return Ok(settle(tables, meta, direction, Reason::NotForUs));
         }
     }
-    match word.mode() {
-        Mode::Enforce | Mode::Observe => {}
-        Mode::Quarantine => return Ok(settle(tables, meta, direction, Reason::Quarantine)),
-        Mode::Pending => return Ok(settle(tables, meta, direction, Reason::Pending)),
-    }
     let now = tables.now();
-    let Some((index, view)) = view_now(tables, word, now) else {
-        return Ok(settle(tables, meta, direction, Reason::Pending));
+    let (index, view) = match in_force(tables, word, now) {
+        Ok(found) => found,
+        Err(reason) => return Ok(settle(tables, meta, direction, reason)),
     };
     if ip.fragment && !view.open(direction) {
         return Ok(settle(tables, meta, direction, Reason::Fragment));
@@ -1274,14 +1280,10 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
     } else {
         frame.transport(ip.transport, ip.protocol, A::V6)?
     };
-    match word.mode() {
-        Mode::Enforce | Mode::Observe => {}
-        Mode::Quarantine => return Ok(settle(tables, meta, direction, Reason::Quarantine)),
-        Mode::Pending => return Ok(settle(tables, meta, direction, Reason::Pending)),
-    }
     let now = tables.now();
-    let Some((index, view)) = view_now(tables, word, now) else {
-        return Ok(settle(tables, meta, direction, Reason::Pending));
+    let (index, view) = match in_force(tables, word, now) {
+        Ok(found) => found,
+        Err(reason) => return Ok(settle(tables, meta, direction, reason)),
     };
     if ip.fragment && !view.open(direction) {
         return Ok(settle(tables, meta, direction, Reason::Fragment));

@@ -279,7 +279,7 @@ impl Node for KernelNode {
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
             input_rule::ensure(&ports)?;
-        } else if !before.is_empty() || desired.observe {
+        } else if !before.is_empty() {
             input_rule::remove()?;
         }
         self.links.retain(&guards)?;

@@ -175,6 +175,22 @@ enum Effect {
     Refuse(Key, Flow),
 }
 
+impl<'a> Passage<'a> {
+    /// Of what the workload sends.
+    const fn out(workload: &'a Workload, endpoint: &'a Endpoint, ip: &Ip) -> Self {
+        Self {
+            workload,
+            endpoint,
+            direction: Direction::Egress,
+            local: ip.source,
+            remote: ip.destination,
+            encapsulated: false,
+            forged: false,
+            sender: Sender::Address { passing: false },
+        }
+    }
+}
+
 impl From<Verdict> for Opinion {
     fn from(verdict: Verdict) -> Self {
         Self { verdict, effect: Effect::Nothing }
@@ -306,17 +322,7 @@ impl Machine {
         let Body::Ip(ip) = &packet.body else { panic!("no service without IP") };
         let opinions = Reading::both(self.now).map(|reading| {
             let (workload, endpoint) = self.world.endpoint(caller).expect("a local endpoint");
-            let passage = Passage {
-                workload,
-                endpoint,
-                direction: Direction::Egress,
-                local: ip.source,
-                remote: ip.destination,
-                encapsulated: false,
-                forged: false,
-                sender: Sender::Address { passing: false },
-            };
-            self.pass(reading, caller, &passage, ip, true)
+            self.pass(reading, caller, &Passage::out(workload, endpoint, ip), ip, true)
         });
         self.settle(caller, opinions)
     }
@@ -367,17 +373,7 @@ impl Machine {
         if !owns(endpoint, ip.source) {
             return Opinion::drop(reason::SPOOFED_SOURCE);
         }
-        let passage = Passage {
-            workload,
-            endpoint,
-            direction: Direction::Egress,
-            local: ip.source,
-            remote: ip.destination,
-            encapsulated: false,
-            forged: false,
-            sender: Sender::Address { passing: false },
-        };
-        self.pass(reading, id, &passage, ip, true)
+        self.pass(reading, id, &Passage::out(workload, endpoint, ip), ip, true)
     }
 
     fn delivered(&self, reading: Reading, id: &EndpointId, packet: &Packet, origin: &Origin) -> Opinion {

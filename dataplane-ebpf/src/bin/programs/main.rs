@@ -146,7 +146,7 @@ mod programs {
     /// A failed jump drops.
     #[inline(always)]
     fn jump(skb: Skb, program: u32) -> i32 {
-        // Returns only when it fails. SAFETY: nothing is left to be dropped here.
+        // SAFETY: nothing is left to be dropped here. Returns only when it fails.
         let _ = unsafe { PROGRAMS_TC.tail_call(&TcContext::new(skb.0), program) };
         DROP
     }
@@ -280,7 +280,8 @@ mod programs {
         if !skb.transit() {
             return NEXT;
         }
-        if skb.value() & overlay::UNMARKED == 0 && verdict::unsettled_out(true, skb.mark()) {
+        // Also where the device's socket is in another namespace: the mark is lost behind the device, not before it.
+        if verdict::unsettled_out(true, skb.mark()) {
             return judge_sender(skb, stage::SENDER_OUT);
         }
         clear(skb);
