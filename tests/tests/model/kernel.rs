@@ -62,6 +62,8 @@ impl Kernel {
             rows: 1024,
             rule_counters: 16_384,
             counters: 8192,
+            services: 256,
+            backends: 256,
             flows: 1024,
             ..Sizes::default()
         };
