@@ -81,13 +81,6 @@ impl Outcome {
         Self { pass: false, reason: Reason::None, next }
     }
 
-    /// Whether it is.
-    #[must_use]
-    #[inline(always)]
-    pub const fn is_undecided(&self) -> bool {
-        matches!(self.next, Next::Decide4 | Next::Decide6)
-    }
-
     /// Whether it needs another verdict.
     #[must_use]
     #[inline(always)]

@@ -136,18 +136,26 @@ mod programs {
     /// Does what a verdict says, or jumps to where the lists are asked.
     #[inline(always)]
     fn act(skb: Skb, stage: u32, outcome: Outcome) -> i32 {
-        if outcome.is_undecided() {
-            skb.set_stage(stage);
-            return jump(skb, if matches!(outcome.next, Next::Decide4) { program::DECIDE4 } else { program::DECIDE6 });
+        match outcome.next {
+            Next::Decide4 => {
+                skb.set_stage(stage);
+                jump::<{ program::DECIDE4 }>(skb)
+            }
+            Next::Decide6 => {
+                skb.set_stage(stage);
+                jump::<{ program::DECIDE6 }>(skb)
+            }
+            Next::Settled | Next::Provisional => conclude(skb, stage, outcome),
         }
-        conclude(skb, stage, outcome)
     }
 
-    /// A failed jump drops.
+    /// A failed jump drops. Its number is fixed at each place, and stays so: only such a jump is a direct one for the kernel's compiler.
     #[inline(always)]
-    fn jump(skb: Skb, program: u32) -> i32 {
+    fn jump<const PROGRAM: u32>(skb: Skb) -> i32 {
         // SAFETY: nothing is left to be dropped here. Returns only when it fails.
-        let _ = unsafe { PROGRAMS_TC.tail_call(&TcContext::new(skb.0), program) };
+        let _ = unsafe { PROGRAMS_TC.tail_call(&TcContext::new(skb.0), PROGRAM) };
+        // SAFETY: a register that nobody has is set; an instruction of its own, so that the compiler does not make one jump of two.
+        unsafe { core::arch::asm!("{0} = {1}", out(reg) _, const PROGRAM, options(nostack, preserves_flags)) };
         DROP
     }
 
@@ -164,7 +172,7 @@ mod programs {
             }
             stage::SENDER_TO => {
                 skb.set_mark(skb.mark() | mark::FINAL);
-                return jump(skb, program::TO_WORKLOAD);
+                return jump::<{ program::TO_WORKLOAD }>(skb);
             }
             _ => clear(skb),
         }
@@ -189,7 +197,7 @@ mod programs {
     #[inline(always)]
     fn judge_sender(skb: Skb, stage: u32) -> i32 {
         skb.set_stage(stage);
-        jump(skb, program::TRANSLATED)
+        jump::<{ program::TRANSLATED }>(skb)
     }
 
     /// Judges by the sender's policy what was sent to a service address, now that the node has chosen a backend, and goes on where it was going.
