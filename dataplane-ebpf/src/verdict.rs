@@ -103,37 +103,26 @@ impl Outcome {
 /// [`Fault::Truncated`], nothing counted.
 #[inline(always)]
 pub fn from_workload<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Parsed<Outcome> {
-    let Some(info) = endpoint(tables, meta) else {
-        return Ok(settle(tables, meta, Direction::Egress, Reason::NoEndpoint));
-    };
+    let judged = judge_sent(tables, frame, meta);
+    settled(judged, tables, meta, Direction::Egress)
+}
+
+#[inline(always)]
+fn judge_sent<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Judged {
+    let info = endpoint(tables, meta)?;
     let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
-    let refusal = if meta.vlan || ethernet.tagged() {
-        Reason::VlanTag
-    } else if same_mac(&ethernet.source, &info.mac) {
-        match ethernet.ethertype() {
-            Ethernet::IPV4 => {
-                return malformed(
-                    ip::<V4, T, F>(tables, frame, meta, info, Direction::Egress, false),
-                    tables,
-                    meta,
-                    Direction::Egress,
-                );
-            }
-            Ethernet::IPV6 => {
-                return malformed(
-                    ip::<V6, T, F>(tables, frame, meta, info, Direction::Egress, false),
-                    tables,
-                    meta,
-                    Direction::Egress,
-                );
-            }
-            Ethernet::ARP => arp(frame, info)?,
-            _ => Reason::NotIp,
-        }
-    } else {
-        Reason::SpoofedMac
-    };
-    Ok(settle(tables, meta, Direction::Egress, refusal))
+    if meta.vlan || ethernet.tagged() {
+        return Err(Stop::Settled(Reason::VlanTag));
+    }
+    if !same_mac(&ethernet.source, &info.mac) {
+        return Err(Stop::Settled(Reason::SpoofedMac));
+    }
+    match ethernet.ethertype() {
+        Ethernet::IPV4 => ip::<V4, T, F>(tables, frame, meta, info, Direction::Egress, false),
+        Ethernet::IPV6 => ip::<V6, T, F>(tables, frame, meta, info, Direction::Egress, false),
+        Ethernet::ARP => Err(Stop::Settled(arp(frame, info)?)),
+        _ => Err(Stop::Settled(Reason::NotIp)),
+    }
 }
 
 /// Judges what a workload gets.
@@ -142,46 +131,67 @@ pub fn from_workload<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: 
 /// [`Fault::Truncated`], nothing counted.
 #[inline(always)]
 pub fn to_workload<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Parsed<Outcome> {
-    let Some(info) = endpoint(tables, meta) else {
-        return Ok(settle(tables, meta, Direction::Ingress, Reason::NoEndpoint));
-    };
-    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
-    let group = ethernet.to_group();
-    let refusal = if !group && !same_mac(&ethernet.destination, &info.mac) {
-        Reason::NotForUs
-    } else if meta.vlan || ethernet.tagged() {
-        Reason::VlanTag
-    } else {
-        match ethernet.ethertype() {
-            Ethernet::IPV4 => {
-                return malformed(
-                    ip::<V4, T, F>(tables, frame, meta, info, Direction::Ingress, group),
-                    tables,
-                    meta,
-                    Direction::Ingress,
-                );
-            }
-            Ethernet::IPV6 => {
-                return malformed(
-                    ip::<V6, T, F>(tables, frame, meta, info, Direction::Ingress, group),
-                    tables,
-                    meta,
-                    Direction::Ingress,
-                );
-            }
-            Ethernet::ARP => match frame.at::<Arp>(Ethernet::LEN).ok_or(Fault::Truncated)?.known() {
-                true => Reason::Resolution,
-                false => Reason::SpoofedResolution,
-            },
-            _ => Reason::NotIp,
-        }
-    };
-    Ok(settle(tables, meta, Direction::Ingress, refusal))
+    let judged = judge_received(tables, frame, meta);
+    settled(judged, tables, meta, Direction::Ingress)
 }
 
 #[inline(always)]
-fn endpoint<'a, T: Tables>(tables: &'a T, meta: &Meta) -> Option<&'a EndpointInfo> {
-    tables.info(meta.slot).filter(|info| info.identity != 0)
+fn judge_received<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Judged {
+    let info = endpoint(tables, meta)?;
+    let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
+    let group = ethernet.to_group();
+    if !group && !same_mac(&ethernet.destination, &info.mac) {
+        return Err(Stop::Settled(Reason::NotForUs));
+    }
+    if meta.vlan || ethernet.tagged() {
+        return Err(Stop::Settled(Reason::VlanTag));
+    }
+    match ethernet.ethertype() {
+        Ethernet::IPV4 => ip::<V4, T, F>(tables, frame, meta, info, Direction::Ingress, group),
+        Ethernet::IPV6 => ip::<V6, T, F>(tables, frame, meta, info, Direction::Ingress, group),
+        Ethernet::ARP => {
+            let known = frame.at::<Arp>(Ethernet::LEN).ok_or(Fault::Truncated)?.known();
+            Err(Stop::Settled(if known { Reason::Resolution } else { Reason::SpoofedResolution }))
+        }
+        _ => Err(Stop::Settled(Reason::NotIp)),
+    }
+}
+
+/// A verdict, or why there is none yet.
+type Judged = Result<Outcome, Stop>;
+
+/// What ends the judging of a packet before a flow or a list decides.
+#[derive(Clone, Copy)]
+enum Stop {
+    /// See [`Fault::Truncated`].
+    Truncated,
+    /// No rule is asked: this is what the packet is counted for, and it passes or not by that.
+    Settled(Reason),
+}
+
+impl From<Fault> for Stop {
+    #[inline(always)]
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Truncated => Self::Truncated,
+            Fault::Malformed => Self::Settled(Reason::Malformed),
+        }
+    }
+}
+
+/// Settles what no rule decides, in one place: the compiler copies whatever stands in several into each of them.
+#[inline(always)]
+fn settled<T: Tables>(judged: Judged, tables: &T, meta: &Meta, direction: Direction) -> Parsed<Outcome> {
+    match judged {
+        Ok(outcome) => Ok(outcome),
+        Err(Stop::Truncated) => Err(Fault::Truncated),
+        Err(Stop::Settled(reason)) => Ok(settle(tables, meta, direction, reason)),
+    }
+}
+
+#[inline(always)]
+fn endpoint<'a, T: Tables>(tables: &'a T, meta: &Meta) -> Result<&'a EndpointInfo, Stop> {
+    tables.info(meta.slot).filter(|info| info.identity != 0).ok_or(Stop::Settled(Reason::NoEndpoint))
 }
 
 /// Counts what no rule decided. What is not for this workload is no matter of enforcement: it is dropped where all else passes, too.
@@ -203,14 +213,6 @@ pub fn observes<T: Tables>(tables: &T, slot: u32, now: u64) -> bool {
 #[inline(always)]
 pub fn node_observes<T: Tables>(tables: &T, now: u64) -> bool {
     tables.node(node::OBSERVE) != 0 || now < tables.node(node::BYPASS)
-}
-
-#[inline(always)]
-fn malformed<T: Tables>(parsed: Parsed<Outcome>, tables: &T, meta: &Meta, direction: Direction) -> Parsed<Outcome> {
-    match parsed {
-        Err(Fault::Malformed) => Ok(settle(tables, meta, direction, Reason::Malformed)),
-        other => other,
-    }
 }
 
 /// A workload's ARP may state its own addresses only; a probe (RFC 5227) states none.
@@ -338,11 +340,11 @@ fn view_now<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Option<(u32,
 
 /// The view that holds now for an endpoint whose policy is asked at all; else why it is not.
 #[inline(always)]
-fn in_force<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Result<(u32, &View), Reason> {
+fn in_force<T: Tables>(tables: &T, word: EndpointWord, now: u64) -> Result<(u32, &View), Stop> {
     match word.mode() {
-        Mode::Enforce | Mode::Observe => view_now(tables, word, now).ok_or(Reason::Pending),
-        Mode::Quarantine => Err(Reason::Quarantine),
-        Mode::Pending => Err(Reason::Pending),
+        Mode::Enforce | Mode::Observe => view_now(tables, word, now).ok_or(Stop::Settled(Reason::Pending)),
+        Mode::Quarantine => Err(Stop::Settled(Reason::Quarantine)),
+        Mode::Pending => Err(Stop::Settled(Reason::Pending)),
     }
 }
 
@@ -590,7 +592,7 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
     info: &EndpointInfo,
     direction: Direction,
     to_group: bool,
-) -> Parsed<Outcome> {
+) -> Judged {
     let sent = matches!(direction, Direction::Egress);
     // The endpoint's word comes first: whatever is read after it is at least as new as its epoch.
     let word = tables.endpoint(meta.slot);
@@ -617,24 +619,21 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
         let resolution =
             if sent { solicitation(frame, &ip6, &headers, info)? } else { solicited(&ip6, &headers, meta) };
         if let Some(reason) = resolution {
-            return Ok(settle(tables, meta, direction, reason));
+            return Err(Stop::Settled(reason));
         }
     }
     if own.is_none() {
         if sent {
-            return Ok(settle(tables, meta, direction, Reason::SpoofedSource));
+            return Err(Stop::Settled(Reason::SpoofedSource));
         }
         if !to_group && !A::group(local) {
-            return Ok(settle(tables, meta, direction, Reason::NotForUs));
+            return Err(Stop::Settled(Reason::NotForUs));
         }
     }
     let now = tables.now();
-    let (index, view) = match in_force(tables, word, now) {
-        Ok(found) => found,
-        Err(reason) => return Ok(settle(tables, meta, direction, reason)),
-    };
+    let (index, view) = in_force(tables, word, now)?;
     if ip.fragment && !view.open(direction) {
-        return Ok(settle(tables, meta, direction, Reason::Fragment));
+        return Err(Stop::Settled(Reason::Fragment));
     }
 
     let good = word.with_view(index).0;
@@ -645,7 +644,7 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
         // An error has no flow of its own: it passes about one of ours, or where nothing is asked.
         let forged = !sent
             && match peer::<A, T>(tables, info.segment, remote, false) {
-                None => return Ok(settle(tables, meta, direction, Reason::Changing)),
+                None => return Err(Stop::Settled(Reason::Changing)),
                 Some(known) => forged(known, meta),
             };
         let reason = if forged {
@@ -657,13 +656,13 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
         } else {
             Reason::NoFlow
         };
-        return Ok(settle(tables, meta, direction, reason));
+        return Err(Stop::Settled(reason));
     }
     let key = own.filter(|_| !ip.fragment).map(|own| {
         let (local_port, remote_port) = key_ports(&headers, sent);
         A::key((local, own), remote, local_port, remote_port, ip.protocol)
     });
-    Ok(flow_or_lists::<A, T>(tables, meta, &packet, key))
+    flow_or_lists::<A, T>(tables, meta, &packet, key)
 }
 
 /// By the flow that the packet belongs to, if there is one that holds, else by the lists.
@@ -673,7 +672,7 @@ fn flow_or_lists<A: Family, T: Tables>(
     meta: &Meta,
     packet: &Packet<A::Address>,
     key: Option<A::FlowKey>,
-) -> Outcome {
+) -> Judged {
     let Packet { direction, transport, remote, size, now, good, view, .. } = *packet;
     let sent = matches!(direction, Direction::Egress);
     let flow = key.as_ref().and_then(|key| A::flow(tables, meta.slot, key));
@@ -685,7 +684,7 @@ fn flow_or_lists<A: Family, T: Tables>(
         {
             let flags = flow.flags();
             if !sent && flags & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0 {
-                return settle(tables, meta, direction, Reason::PlainOverlaySource);
+                return Err(Stop::Settled(Reason::PlainOverlaySource));
             }
             let side = answers as usize;
             // What is judged again after translation is counted there.
@@ -697,7 +696,7 @@ fn flow_or_lists<A: Family, T: Tables>(
                 tables.count(flow.counter().wrapping_add(side as u32), size, 0);
             }
             let next = if provisional { Next::Provisional } else { Next::Settled };
-            return Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next };
+            return Ok(Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next });
         }
     }
     let case = Case {
@@ -722,7 +721,7 @@ fn flow_or_lists<A: Family, T: Tables>(
         transit: meta.transit as u8,
         held: flow.is_some() as u8,
     };
-    A::decide(tables, case, flow)
+    Ok(A::decide(tables, case, flow))
 }
 
 /// Whether a packet that arrives was sent by whom the flow is with. Marks tell local endpoints from whoever has their addresses; and of what has a
@@ -849,9 +848,7 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
 /// Asks the lists: for a packet that begins a flow, or for a flow that was judged under another word, in its initiator's direction.
 #[inline(always)]
 pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Address>, flow: Option<FlowRef>) -> Outcome {
-    let direction = Direction::from_u8(case.direction);
-    let (class, role) = (Class::from_u8(case.class), Role::from_u8(case.role));
-    let meta = &Meta {
+    let meta = Meta {
         slot: case.slot,
         len: case.bytes as u32,
         segments: case.packets as u32,
@@ -859,16 +856,32 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
         transit: case.transit != 0,
         mark: case.mark,
     };
+    match asked::<A, T>(tables, case, &meta, flow) {
+        Ok(outcome) => outcome,
+        Err(reason) => settle(tables, &meta, Direction::from_u8(case.direction), reason),
+    }
+}
+
+/// What the lists say, or why they cannot be asked.
+#[inline(always)]
+fn asked<A: Family, T: Tables>(
+    tables: &T,
+    case: &Case<A::FlowKey, A::Address>,
+    meta: &Meta,
+    flow: Option<FlowRef>,
+) -> Result<Outcome, Reason> {
+    let direction = Direction::from_u8(case.direction);
+    let (class, role) = (Class::from_u8(case.class), Role::from_u8(case.role));
     let (Some(info), Some(view)) = (tables.info(case.slot), tables.view(case.view)) else {
-        return settle(tables, meta, direction, Reason::NoEndpoint);
+        return Err(Reason::NoEndpoint);
     };
     let begins = role == Role::Begin;
     let ingress = matches!(direction, Direction::Ingress);
     let Some(word) = peer::<A, T>(tables, info.segment, case.remote, false) else {
-        return settle(tables, meta, direction, Reason::Changing);
+        return Err(Reason::Changing);
     };
     if ingress && forged(word, meta) {
-        return settle(tables, meta, direction, Reason::PlainOverlaySource);
+        return Err(Reason::PlainOverlaySource);
     }
     // Here and below: see `Tables::blur`.
     let word = AddressWord(tables.blur(word.0, case.now));
@@ -902,7 +915,7 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     let row =
         if incoming && party != 0 && party != known.slot() { row_of::<A, T>(tables, party) } else { Some(known.row()) };
     let Some(row) = row else {
-        return settle(tables, meta, direction, Reason::Changing);
+        return Err(Reason::Changing);
     };
 
     let row = tables.blur(row as u64, case.now) as u32;
@@ -925,7 +938,7 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
             padding: 0,
         };
         let Some(backends) = backends(tables, &service) else {
-            return settle(tables, meta, direction, Reason::Changing);
+            return Err(Reason::Changing);
         };
         if backends != 0 {
             let all = node && known.flags() & AddressWord::OWN == 0;
@@ -998,7 +1011,7 @@ pub fn decide<A: Family, T: Tables>(tables: &T, case: &Case<A::FlowKey, A::Addre
     let audited = choice(would.audit() as u64, 0, u32::MAX as u64) as u32;
     let counter = tables.rule_counter(first.wrapping_add(decision.rule() as u32));
     let would = tables.rule_counter(first.wrapping_add(would.rule() as u32) | audited);
-    finish::<A, T>(tables, case, value, flow, Verdict::unpacked(tables, packed, counter, would, case.now))
+    Ok(finish::<A, T>(tables, case, value, flow, Verdict::unpacked(tables, packed, counter, would, case.now)))
 }
 
 /// 1 for equal numbers, else 0, without a condition.
@@ -1244,7 +1257,7 @@ pub fn translated<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Me
         // Nothing else is translated; what it is was judged where it left its workload.
         _ => Ok(Outcome::UNJUDGED),
     };
-    malformed(judged, tables, &meta, Direction::Egress)
+    settled(judged, tables, &meta, Direction::Egress)
 }
 
 #[inline(always)]
@@ -1253,7 +1266,7 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
     frame: &F,
     meta: &Meta,
     segment: u32,
-) -> Parsed<Outcome> {
+) -> Judged {
     let direction = Direction::Egress;
     let word = tables.endpoint(meta.slot);
     let ip = A::parse(frame, Ethernet::LEN)?;
@@ -1263,23 +1276,18 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
             Some(known) if known.slot() != 0 => Reason::PlainOverlaySource,
             Some(_) => return Ok(Outcome::UNJUDGED),
         };
-        return Ok(settle(tables, meta, direction, reason));
+        return Err(Stop::Settled(reason));
     }
-    let Some(info) = endpoint(tables, meta) else {
-        return Ok(settle(tables, meta, direction, Reason::NoEndpoint));
-    };
+    let info = endpoint(tables, meta)?;
     let headers = if ip.later_fragment {
         Transport::opaque(ip.transport, ip.protocol, A::V6)
     } else {
         frame.transport(ip.transport, ip.protocol, A::V6)?
     };
     let now = tables.now();
-    let (index, view) = match in_force(tables, word, now) {
-        Ok(found) => found,
-        Err(reason) => return Ok(settle(tables, meta, direction, reason)),
-    };
+    let (index, view) = in_force(tables, word, now)?;
     if ip.fragment && !view.open(direction) {
-        return Ok(settle(tables, meta, direction, Reason::Fragment));
+        return Err(Stop::Settled(Reason::Fragment));
     }
     let own = A::own(info, ip.source).unwrap_or(TRANSLATED);
     let (local_port, remote_port) = key_ports(&headers, true);
@@ -1294,7 +1302,7 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
         good: word.with_view(index).0,
         size: meta.size(headers.end),
     };
-    Ok(flow_or_lists::<A, T>(tables, meta, &packet, (!ip.fragment).then_some(key)))
+    flow_or_lists::<A, T>(tables, meta, &packet, (!ip.fragment).then_some(key))
 }
 
 /// Whether a UDP port is one of the overlay's.
