@@ -82,6 +82,9 @@ pub mod node {
     pub const BYPASS: u32 = 1;
     /// Not 0: judge and count, drop nothing.
     pub const OBSERVE: u32 = 2;
+    /// Generation of `VTEPS` and `OWNERS`: it grows after each change of them, and what was found under another one is looked up again. 0 before
+    /// the first one: nothing is kept then.
+    pub const OVERLAYS: u32 = 3;
     /// Length of the array.
     pub const COUNT: u32 = 4;
 }
@@ -678,6 +681,26 @@ pub struct Owner {
     /// Outer address; IPv4 as ::ffff:a.b.c.d.
     pub vtep: [u32; 4],
 }
+
+/// Entry of `BINDINGS`: a sender that its CPU has lately found to own what it sends, so that the next packet of the same does without the prefixes.
+/// The place is a hash of the addresses, and whoever comes there last stays.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// [`node::OVERLAYS`] as it was before the prefixes were asked; 0 for none.
+    pub generation: u64,
+    /// VNI.
+    pub vni: u32,
+    /// Always 0.
+    pub padding: u32,
+    /// Outer address; IPv4 as ::ffff:a.b.c.d.
+    pub outer: [u32; 4],
+    /// Inner source, as above.
+    pub inner: [u32; 4],
+}
+
+/// Entries of `BINDINGS`, for each CPU; a power of two.
+pub const BINDINGS: u32 = 256;
 
 /// Key of `SERVICES`.
 #[repr(C)]

@@ -14,10 +14,10 @@ use std::{
 
 use crate::{
     abi::{
-        Action, AddressKey4, AddressKey6, AddressWord, Backend, Backends, Budget, Class, Config, Contact, ContactKey,
-        Counter, Direction, EndpointInfo, EndpointWord, Entry, Flow, FlowKey4, FlowKey6, Half, LIST_ENTRIES, List,
-        Owner, PORT_INTERVALS, PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, ServiceKey, ServiceWord, View, VtepKey,
-        endpoint_counter, mapped, mark,
+        Action, AddressKey4, AddressKey6, AddressWord, Backend, Backends, Binding, Budget, Class, Config, Contact,
+        ContactKey, Counter, Direction, EndpointInfo, EndpointWord, Entry, Flow, FlowKey4, FlowKey6, Half,
+        LIST_ENTRIES, List, Owner, PORT_INTERVALS, PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, ServiceKey,
+        ServiceWord, View, VtepKey, endpoint_counter, mapped, mark,
     },
     family::prefix_key,
     packet::{Fault, Frame, Parsed},
@@ -71,6 +71,7 @@ pub struct HostTables {
     endpoint_counters: RefCell<BTreeMap<u32, Counter>>,
     contacts: RefCell<BTreeMap<ContactKey, Contact>>,
     budget: Cell<Budget>,
+    bindings: RefCell<BTreeMap<u32, Binding>>,
 }
 
 /// Counters that stand for a rule of a view: its own, and the next one for replies of its flows.
@@ -564,5 +565,13 @@ impl Tables for HostTables {
 
     fn owner(&self, key: &PrefixKey6) -> Option<&Owner> {
         longest(&self.owners, key, bytes6)
+    }
+
+    fn binding(&self, place: u32) -> Option<Binding> {
+        self.bindings.borrow().get(&place).copied()
+    }
+
+    fn keep_binding(&self, place: u32, binding: &Binding) {
+        self.bindings.borrow_mut().insert(place, *binding);
     }
 }

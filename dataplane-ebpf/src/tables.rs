@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use crate::{
     abi::{
-        AddressKey4, AddressKey6, Backends, Class, Config, Contact, ContactKey, EndpointInfo, EndpointWord, Flow,
-        FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
+        AddressKey4, AddressKey6, Backends, Binding, Class, Config, Contact, ContactKey, EndpointInfo, EndpointWord,
+        Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
     },
     family::{V4, V6},
     verdict::{self, Among, Case, Choice, Decision, Outcome},
@@ -81,6 +81,10 @@ pub trait Tables {
     fn vtep(&self, key: &VtepKey) -> bool;
     /// The VTEP that owns an inner address.
     fn owner(&self, key: &PrefixKey6) -> Option<&Owner>;
+    /// What this CPU has kept at a place, see [`Binding`].
+    fn binding(&self, place: u32) -> Option<Binding>;
+    /// Keeps it there.
+    fn keep_binding(&self, place: u32, binding: &Binding);
 
     /// The same number. The kernel half makes it one that its verifier knows nothing of; `seed` is a number of which that holds already.
     #[inline(always)]

@@ -1,7 +1,10 @@
 //! The boundary of the overlay: who may hand encapsulated packets to this node.
 
 use crate::{
-    abi::{Contact, ContactKey, Direction, OWN_VTEPS, VtepKey, endpoint_counter, mapped, mark, overlay},
+    abi::{
+        BINDINGS, Binding, Contact, ContactKey, Direction, OWN_VTEPS, VtepKey, endpoint_counter, mapped, mark, node,
+        overlay,
+    },
     family::{Family, V4, V6, prefix_key},
     packet::{Arp, Ethernet, Fault, Frame, Ip, Parsed, Vxlan, datagram_len, protocol, transport},
     reason::Reason,
@@ -120,7 +123,7 @@ fn own_vtep<T: Tables>(tables: &T, address: &[u32; 4]) -> bool {
             break;
         }
         let own = &config.vteps[i];
-        if own[3] == address[3] && own[2] == address[2] && own[1] == address[1] && own[0] == address[0] {
+        if equal(own, address) {
             return true;
         }
     }
@@ -191,14 +194,27 @@ fn inner_source<F: Frame + ?Sized>(frame: &F, offset: usize) -> Parsed<Option<[u
     })
 }
 
-/// Whether the VTEP owns the inner source; if not, what is wrong.
+/// Whether the VTEP owns the inner source; if not, what is wrong. Only that it does is kept.
 #[inline(always)]
 fn binding<T: Tables>(tables: &T, vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> Reason {
-    if let Some(owner) = tables.owner(&prefix_key(vni, *inner)) {
-        let vtep = &owner.vtep;
-        if vtep[3] == outer[3] && vtep[2] == outer[2] && vtep[1] == outer[1] && vtep[0] == outer[0] {
-            return Reason::Verified;
-        }
+    // Before the prefixes: what they say may be newer than this generation, never older.
+    let generation = tables.node(node::OVERLAYS);
+    let place = place(vni, outer, inner);
+    let kept = tables.binding(place);
+    if kept.is_some_and(|kept| {
+        generation != 0
+            && kept.generation == generation
+            && kept.vni == vni
+            && equal(&kept.inner, inner)
+            && equal(&kept.outer, outer)
+    }) {
+        return Reason::Verified;
+    }
+    if let Some(owner) = tables.owner(&prefix_key(vni, *inner))
+        && equal(&owner.vtep, outer)
+    {
+        tables.keep_binding(place, &Binding { generation, vni, padding: 0, outer: *outer, inner: *inner });
+        return Reason::Verified;
     }
     if !tables.vtep(&VtepKey { vni, address: [0; 4] }) {
         Reason::UnknownVni
@@ -207,6 +223,19 @@ fn binding<T: Tables>(tables: &T, vni: u32, outer: &[u32; 4], inner: &[u32; 4]) 
     } else {
         Reason::UnknownVtep
     }
+}
+
+/// From the last word on, where addresses differ.
+#[inline(always)]
+const fn equal(a: &[u32; 4], b: &[u32; 4]) -> bool {
+    a[3] == b[3] && a[2] == b[2] && a[1] == b[1] && a[0] == b[0]
+}
+
+/// Where a [`Binding`] is kept: a multiplicative hash, of which the upper bits are the good ones.
+#[inline(always)]
+const fn place(vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> u32 {
+    let mixed = (inner[3] as u64) << 32 | (outer[3] ^ inner[2] ^ vni) as u64;
+    (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u32 & (BINDINGS - 1)
 }
 
 /// Whether a packet that leaves by a link which carries the overlay is tunnel traffic that somebody made this node forward, past every check

@@ -12,7 +12,7 @@ use crate::{
     bytes,
     node::NodeError,
     pins::{Kind, Pins},
-    store::{Endpoints, Table as _},
+    store::{Endpoints, Node, Table as _},
     sys::{Doing as _, Map, live_frames},
 };
 
@@ -33,9 +33,11 @@ impl Baseline {
     /// # Errors
     /// The kernel refuses a program.
     pub fn load(pins: &Pins) -> Result<Self, NodeError> {
-        let endpoints = Endpoints::NAME;
         let mut loader = EbpfLoader::new();
-        loader.btf(None).map_pin_path(endpoints, pins.path(Kind::Map, endpoints));
+        loader.btf(None);
+        for shared in [Endpoints::NAME, Node::NAME] {
+            loader.map_pin_path(shared, pins.path(Kind::Map, shared));
+        }
         let mut object = loader.load(BASELINE).doing(|| "load the baseline")?;
         for (name, program) in object.programs_mut() {
             let loaded: Result<(), ProgramError> = match program {

@@ -575,7 +575,8 @@ mod tests {
             services: 23,
             backends: 24,
         };
-        let fixed = ["BUDGET", "CASE4", "CASE6", "CONFIG", "NODE", PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC];
+        let fixed =
+            ["BINDINGS", "BUDGET", "CASE4", "CASE6", "CONFIG", "NODE", PROGRAMS_TC, PROGRAMS_XDP, PROGRAMS_XDP_GENERIC];
         let (small, large) = (definitions(&sizes).unwrap(), definitions(&Sizes::default()).unwrap());
         for small in &small {
             let large = large.iter().find(|large| large.name == small.name).unwrap();

@@ -35,6 +35,8 @@ pub(crate) enum Driver {
     NextFlow,
     /// Another epoch for each: the flow must be judged again.
     NextEpoch,
+    /// Another generation of the overlays' tables for each: who owns the inner source must be looked up.
+    NextOverlays,
     /// Of one of so many flows for each, drawn at random. The packets before are of each of them.
     RandomFlow(u32),
 }
@@ -47,6 +49,7 @@ impl Driver {
             Self::SameFlow => Some("same_flow"),
             Self::NextFlow => Some("next_flow"),
             Self::NextEpoch => Some("next_epoch"),
+            Self::NextOverlays => Some("next_overlays"),
             Self::RandomFlow(_) => Some("random_flow"),
         }
     }
@@ -309,6 +312,10 @@ fn underlay(cases: &mut Vec<Case>, family: Family, subject: Subject) {
         target: xdp.then_some(60.0),
         ..base("genuine", tunnelled(&genuine()))
     });
+    if !xdp {
+        let driver = Driver::NextOverlays;
+        cases.push(Case { counts: verified(), driver, ..base("genuine_new", tunnelled(&genuine())) });
+    }
     // By policy XDP drops a SYN; of what passes it counts nothing.
     let knocks = |from, flags| world::tunnelled(Family::V4, &Tunnel::knocks(from, flags));
     cases.push(Case { counts: verified(), ..base("syn_allowed", knocks(world::allowed(family), tcp::SYN)) });

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_ebpf::{
-    abi::{ContactKey, Counter, Direction, mark, overlay},
+    abi::{BINDINGS, ContactKey, Counter, Direction, mark, node, overlay},
     host::{HostTables, words},
     packet::Fault,
     reason::Reason,
@@ -28,6 +28,7 @@ crate::scenarios! {
     the_catalogue_of_encapsulated_frames
     forged_packets
     owners_are_looked_up_by_the_longest_prefix
+    who_was_verified_stays_so_for_a_generation
     traffic_of_others_passes
     outer_fragments
     inner_frames
@@ -49,6 +50,7 @@ const NODE_C: [IpAddr; 2] =
 /// The tables of `NODE_B`: `NODE_A`, which has `A`'s subnet, and `NODE_C` are VTEPs by either family.
 fn node() -> HostTables {
     let mut tables = tables();
+    tables.node.insert(node::OVERLAYS, 1);
     for vtep in NODE_C {
         tables.set_vtep(VNI, vtep);
     }
@@ -227,6 +229,50 @@ fn traffic_of_others_passes() {
     let mut more = node();
     more.config.vtep_count = u32::MAX;
     arrives(&more, &tunnel(Family::V4).inner(syn()), Verified);
+}
+
+fn who_was_verified_stays_so_for_a_generation() {
+    for family in FAMILIES {
+        let mut tables = node();
+        own(&mut tables, family);
+        let c = outer(NODE_C[family as usize], NODE_B.ip(family)).vxlan(VNI).inner(syn());
+        let genuine = tunnel(family).inner(syn());
+        arrives(&tables, &c, Drop(WrongVtep));
+        arrives(&tables, &genuine, Verified);
+        // The tables change, and their generation not yet: as if the packet had come before.
+        tables.owners.clear();
+        arrives(&tables, &genuine, Verified);
+        // Nothing but that: another sender, segment or inner source.
+        arrives(&tables, &c, Drop(WrongVtep));
+        tables.set_vtep(VNI + 1, NODE_A.ip(family));
+        let segment = outer(NODE_A.ip(family), NODE_B.ip(family)).vxlan(VNI + 1).inner(syn());
+        arrives(&tables, &segment, Drop(WrongVtep));
+        let neighbour = Frame::eth(A.mac, B.mac).ipv4([10, 244, 1, 6].into(), B.v4).udp(1, 53);
+        arrives(&tables, &tunnel(family).inner(neighbour), Drop(WrongVtep));
+        tables.node.insert(node::OVERLAYS, 2);
+        arrives(&tables, &genuine, Drop(WrongVtep));
+        // What was refused is not kept.
+        own(&mut tables, family);
+        arrives(&tables, &genuine, Verified);
+        // Before the first generation nothing is.
+        tables.node.insert(node::OVERLAYS, 0);
+        arrives(&tables, &genuine, Verified);
+        tables.owners.clear();
+        arrives(&tables, &genuine, Drop(WrongVtep));
+    }
+    // More senders than places: whoever finds another one there is looked up.
+    let mut tables = node();
+    own(&mut tables, Family::V4);
+    let [us, a, c] = [NODE_B.ip(Family::V4), NODE_A.ip(Family::V4), NODE_C[0]];
+    for _ in 0..2 {
+        for host in 0..=u8::MAX {
+            let inner = |subnet| Frame::eth(A.mac, B.mac).ipv4([10, 244, subnet, host].into(), B.v4).udp(1, 53);
+            arrives(&tables, &outer(a, us).vxlan(VNI).inner(inner(1)), Verified);
+            arrives(&tables, &outer(a, us).vxlan(VNI).inner(inner(9)), Drop(WrongVtep));
+            arrives(&tables, &outer(c, us).vxlan(VNI).inner(inner(1)), Drop(WrongVtep));
+        }
+    }
+    assert!(BINDINGS.is_power_of_two());
 }
 
 fn outer_fragments() {

@@ -111,6 +111,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         places,
         services,
         observe: store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0),
+        overlays: store.get::<Node>(&node::OVERLAYS)?.unwrap_or(0),
         vteps: store.entries::<Vteps>()?.into_iter().map(|(key, _)| key).collect(),
         owners: store.entries::<Owners>()?.into_iter().collect(),
         selectors: Selectors::new(named.map(|(key, bit)| (key.hash, bit as u16)), &taken),
@@ -129,8 +130,13 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
 ///
 /// Programs that started before it stopped may still read objects that nothing reaches any more: one grace period, then they are free. A stop
 /// between a change of rows and the change of epochs that belongs to it leaves flows that nobody has judged by the new rows: a new epoch for all.
+/// Likewise a stop between a change of the overlays and their new generation.
 pub(crate) fn recover<S: Store>(store: &mut S) -> Result<State, NodeError> {
     let mut state = scan(store)?;
+    if state.overlays != 0 || !state.vteps.is_empty() || !state.owners.is_empty() {
+        state.overlays += 1;
+        store.put::<Node>(&[(node::OVERLAYS, state.overlays)])?;
+    }
     if !state.infos.is_empty() || !state.words.is_empty() {
         state.epoch += 1;
         store.put::<Node>(&[(node::EPOCH, state.epoch.into())])?;

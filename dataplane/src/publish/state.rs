@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) services: BTreeMap<ServiceKey, u32>,
     /// The node only observes.
     pub(crate) observe: bool,
+    /// Generation of the two tables that follow.
+    pub(crate) overlays: u64,
     pub(crate) vteps: BTreeSet<VtepKey>,
     pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
     pub(crate) selectors: Selectors,

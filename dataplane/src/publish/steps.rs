@@ -446,6 +446,11 @@ fn overlays<S: Store>(writer: &mut Writer<'_, S>, state: &mut State, target: &Ta
         .collect();
     writer.put::<store::Owners>(&owners)?;
     writer.put::<store::Vteps>(&target.vteps.difference(&state.vteps).map(|key| (*key, 1)).collect::<Vec<_>>())?;
+    // Last: what a program found before this is not relied on any more.
+    if state.vteps != target.vteps || state.owners != target.owners {
+        state.overlays += 1;
+        writer.put::<store::Node>(&[(node::OVERLAYS, state.overlays)])?;
+    }
     state.vteps.clone_from(&target.vteps);
     state.owners.clone_from(&target.owners);
     Ok(())

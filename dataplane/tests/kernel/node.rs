@@ -271,6 +271,41 @@ fn policy_holds_across_nodes_restarts_and_upgrades_until_it_is_detached() {
 }
 
 #[test]
+fn a_node_that_no_longer_owns_a_prefix_is_refused_at_once() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("db", 1).build().unwrap();
+    let [web, db] = ["web", "db"].map(|name| topology.workload(name));
+    for xdp in [XdpMode::Native, XdpMode::Off] {
+        let guarded = Guarded::new(topology.node(1), xdp);
+        let mut node = guarded.open(BUDGET).unwrap();
+        let mut publish = |desired: &Desired| guarded.node.netns.run(|| node.publish(desired)).unwrap();
+        let whole = desired(&topology, 1, true);
+        let mut without = whole.clone();
+        without.overlays.iter_mut().flat_map(|overlay| overlay.peers.values_mut()).for_each(BTreeSet::clear);
+        publish(&whole);
+        let servers = db.addresses().map(|address| TcpEcho::start(&db.netns, (address, 5432).into()).unwrap());
+        let mut connections = servers.each_ref().map(|server| web.client().connect(server.addr()).unwrap());
+        let mut all = |deadline| {
+            connections.each_mut().map(|connection| {
+                echo(connection, deadline).is_ok_and(bulkhead_topology::traffic::Outcome::is_answered)
+            })
+        };
+        // More than once: what was verified lately is not looked up again.
+        for _ in 0..3 {
+            assert_eq!(all(std::time::Duration::from_secs(5)), [true; 2]);
+        }
+        publish(&without);
+        assert_eq!(all(std::time::Duration::from_millis(300)), [false; 2]);
+        publish(&whole);
+        drop(connections);
+        assert!(servers.iter().all(|server| web.client().tcp(server.addr()).unwrap().is_answered()));
+    }
+}
+
+#[test]
 fn an_endpoint_without_a_link_refuses_the_publish() {
     if !ready() {
         return;

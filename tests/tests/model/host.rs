@@ -16,8 +16,9 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::{
     abi::{
-        AddressKey4, AddressKey6, Backends, Config, Contact, ContactKey, Direction, EndpointInfo, EndpointWord, Flow,
-        FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View, VtepKey,
+        AddressKey4, AddressKey6, Backends, Binding, Config, Contact, ContactKey, Direction, EndpointInfo,
+        EndpointWord, Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View,
+        VtepKey,
     },
     host::{enters, truncated},
     tables::{FlowRef, Size, Tables},
@@ -287,4 +288,10 @@ impl Tables for Host {
     fn owner(&self, _key: &PrefixKey6) -> Option<&Owner> {
         None
     }
+
+    fn binding(&self, _place: u32) -> Option<Binding> {
+        None
+    }
+
+    fn keep_binding(&self, _place: u32, _binding: &Binding) {}
 }

@@ -16,7 +16,7 @@ mod programs {
         maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
         programs::{TcContext, XdpContext},
     };
-    use bulkhead_ebpf::abi::{Counter, FlowKey4};
+    use bulkhead_ebpf::abi::{Counter, FlowKey4, node};
 
     /// Flows, filled by the benchmark.
     #[map]
@@ -61,6 +61,9 @@ mod programs {
     /// The tables' own map of this name.
     #[map]
     static ENDPOINTS: Array<u64> = Array::with_max_entries(1024, 1 << 10);
+    /// Likewise.
+    #[map]
+    static NODE: Array<u64> = Array::with_max_entries(node::COUNT, 1 << 10);
 
     /// `TCX_DROP`.
     const DROP: i32 = 2;
@@ -101,6 +104,16 @@ mod programs {
         if let Some(word) = ENDPOINTS.get_ptr_mut(context.cb()[0]) {
             // SAFETY: an aligned word in an array; nobody else writes it meanwhile.
             unsafe { word.write_volatile(word.read_volatile().wrapping_add(1 << 32)) };
+        }
+        jump(&context)
+    }
+
+    /// A packet in another generation of the overlays' tables than the one before it.
+    #[classifier]
+    fn next_overlays(context: TcContext) -> i32 {
+        if let Some(generation) = NODE.get_ptr_mut(node::OVERLAYS) {
+            // SAFETY: an aligned word in an array; nobody else writes it meanwhile.
+            unsafe { generation.write_volatile(generation.read_volatile().wrapping_add(1)) };
         }
         jump(&context)
     }

@@ -11,9 +11,9 @@ use aya_ebpf::{
 };
 use bulkhead_ebpf::{
     abi::{
-        AddressKey4, AddressKey6, Backends, Budget, Class, Config, Contact, ContactKey, Counter, EndpointInfo,
-        EndpointWord, Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View,
-        VtepKey, node,
+        AddressKey4, AddressKey6, BINDINGS as PLACES, Backends, Binding, Budget, Class, Config, Contact, ContactKey,
+        Counter, EndpointInfo, EndpointWord, Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6,
+        ServiceKey, View, VtepKey, node,
     },
     family::{V4, V6},
     tables::{FlowRef, Size, Tables},
@@ -66,6 +66,9 @@ static BACKENDS: Array<Backends> = Array::with_max_entries(16_384, 0);
 static VTEPS: HashMap<VtepKey, u64> = HashMap::with_max_entries(16_384, 0);
 #[map]
 static OWNERS: LpmTrie<PrefixKey6, Owner> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+/// No two programs that use it run at a time on a CPU, as for [`CASE4`].
+#[map]
+static BINDINGS: PerCpuArray<Binding> = PerCpuArray::with_max_entries(PLACES, 0);
 #[map]
 static CONTACTS: LruHashMap<ContactKey, Contact> = LruHashMap::with_max_entries(8192, 0);
 #[map]
@@ -319,6 +322,19 @@ impl Tables for Maps {
     #[inline(always)]
     fn owner(&self, key: &PrefixKey6) -> Option<&Owner> {
         OWNERS.get(Key::new(8 * size_of::<PrefixKey6>() as u32, *key))
+    }
+
+    #[inline(always)]
+    fn binding(&self, place: u32) -> Option<Binding> {
+        BINDINGS.get(place).copied()
+    }
+
+    #[inline(always)]
+    fn keep_binding(&self, place: u32, binding: &Binding) {
+        if let Some(kept) = BINDINGS.get_ptr_mut(place) {
+            // SAFETY: this CPU's slot of a per-CPU array.
+            unsafe { kept.write(*binding) };
+        }
     }
 }
 
