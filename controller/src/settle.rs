@@ -1,6 +1,9 @@
 //! What can be used of files some of which are bad: one bad file does not hold back the others. Pure.
 //!
-//! The unit is the file, since what is broken cannot be split. A bad one is replaced by its last good text, or left out if it never was good.
+//! The unit is the file, since what is broken cannot be split. A bad one is replaced by its last good text. One that never was good opens nothing, and
+//! isolates the services that can be read of it.
+
+mod isolation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,6 +13,7 @@ use std::{
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
     input::{Files, Inputs},
+    intent::Service,
     policy::{self, Policy},
     workloads::{self, Workloads},
 };
@@ -90,6 +94,14 @@ pub fn settle<T>(
             }
         }
     }
+    for file in 0..mix.0.len() {
+        if mix.isolate(file) {
+            match mix.build(&build) {
+                Ok(safer) => built = safer,
+                Err(_) => mix.0[file].kept = None,
+            }
+        }
+    }
     refused.0.extend(mix.0.iter().filter_map(File::instead));
     Ok(Settled { inputs: mix.inputs(), built, refused })
 }
@@ -123,6 +135,20 @@ impl Version {
             workloads::parse(&source).map(Box::new).map(Content::Workloads)
         };
         Self { source, content }
+    }
+
+    /// Services that it lists.
+    fn services(&self) -> BTreeSet<isolation::Name> {
+        let mut services = BTreeSet::new();
+        if let Ok(Content::Policy(policies)) = &self.content {
+            for policy in policies {
+                if let Policy::Intent(intent) = policy {
+                    let name = |service: &Service| (intent.namespace.clone(), service.name.clone());
+                    services.extend(intent.services.iter().map(name));
+                }
+            }
+        }
+        services
     }
 }
 
@@ -163,7 +189,17 @@ impl File<'_> {
         let name = self.name;
         self.held.then(|| {
             Diagnostic::nowhere(match (&self.written, self.last) {
-                (_, None) => format!("{name} is not in force: it never was good"),
+                (_, None) => {
+                    let isolated = self
+                        .kept
+                        .iter()
+                        .flat_map(Version::services)
+                        .map(|(namespace, name)| format!("{namespace}/{name}"));
+                    let isolated = isolated.collect::<Vec<_>>().join(", ");
+                    let isolates =
+                        if isolated.is_empty() { String::new() } else { format!("; isolated until it is: {isolated}") };
+                    format!("{name} is not in force: it never was good{isolates}")
+                }
                 (None, Some(_)) => {
                     format!("{name} is gone, but stays in force until the other files are good without it")
                 }
@@ -179,7 +215,9 @@ struct Mix<'a>(Vec<File<'a>>);
 impl<'a> Mix<'a> {
     fn new(files: &'a Files, last: Option<&'a Inputs>, found: &mut Diagnostics) -> Self {
         let mut names: BTreeMap<&str, Option<Result<&str, &Diagnostic>>> = BTreeMap::new();
-        let before = last.iter().flat_map(|last| &last.policies);
+        // What was only isolated never was good.
+        let good = |last: &'a Inputs| last.policies.iter().filter(|(_, text)| !isolation::is(text));
+        let before = last.into_iter().flat_map(good);
         match &files.policies {
             Ok(policies) => {
                 names.extend(before.map(|(name, _)| (name.as_str(), None)));
@@ -194,6 +232,7 @@ impl<'a> Mix<'a> {
             .into_iter()
             .map(|(name, read)| {
                 let last = last.and_then(|last| last.policies.get_key_value(name));
+                let last = last.filter(|(_, text)| !isolation::is(text));
                 Self::file(name, true, read, last.map(|(name, text)| (name.as_str(), text.as_str())))
             })
             .collect();
@@ -227,6 +266,19 @@ impl<'a> Mix<'a> {
             file.held = true;
             file.changed && file.kept.as_ref().is_none_or(|version| version.content.is_ok())
         })
+    }
+
+    /// Prepares what a file isolates that is left out. `false` when there is nothing to read.
+    fn isolate(&mut self, index: usize) -> bool {
+        let file = &self.0[index];
+        if !file.policy || !file.is_left_out() {
+            return false;
+        }
+        let listed = self.0.iter().filter_map(File::current).flat_map(Version::services).collect();
+        let file = &mut self.0[index];
+        let text = file.written.as_ref().and_then(|version| isolation::of(version.source.inner(), &listed));
+        file.kept = text.map(|text| Version::parse(file.name, &text, true));
+        file.kept.is_some()
     }
 
     /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.

@@ -175,7 +175,8 @@ pub(crate) fn documents_of<'de, T: Deserialize<'de>>(
     })
 }
 
-fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<Vec<T>, Error> {
+/// Reads all documents of a text as they are, whatever they are.
+pub(crate) fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<Vec<T>, Error> {
     // The defaults bound depth, nodes, aliases and size, and refuse a key that is written twice.
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_multiple_with_options(text, options)

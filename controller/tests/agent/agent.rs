@@ -137,6 +137,32 @@ fn bad_input_at_a_later_start_uses_the_last_good_revision() {
 }
 
 #[test]
+fn services_of_a_file_that_never_was_good_are_isolated() {
+    let home = Home::new();
+    home.write("policies/shop.yaml", &INTENT.replace("  web: { calls: [db:5432] }\n", ""));
+    let mut agent = home.agent();
+    let isolates = |service: &str| rules(&home).contains(&format!("shop/{service} isolated ingress"));
+    assert_eq!((isolates("db"), isolates("web")), (true, false));
+    home.write("policies/front.yaml", &INTENT.replace("db:5432", "bd:5432").replace("  db: {}\n", ""));
+    for _ in 0..2 {
+        agent.refresh();
+        assert_eq!((isolates("db"), isolates("web")), (true, true));
+        assert!(agent.refused().contains("front.yaml is not in force"), "{}", agent.refused());
+        assert_eq!(agent.health().revision, 2);
+    }
+    drop(agent);
+    let mut agent = home.agent();
+    assert_eq!((isolates("web"), agent.health().revision), (true, 2));
+    assert!(agent.refused().ends_with("it never was good; isolated until it is: shop/web"), "{}", agent.refused());
+
+    fs::remove_file(home.path("policies/front.yaml")).unwrap();
+    agent.refresh();
+    assert_eq!((agent.health().revision, agent.refused()), (3, ""));
+    let in_force = Revision::load(&home.state()).unwrap().unwrap().inputs;
+    assert_eq!(in_force.policies.keys().collect::<Vec<_>>(), ["shop.yaml"]);
+}
+
+#[test]
 fn one_bad_file_does_not_hold_back_the_others() {
     let home = Home::new();
     let mut agent = home.agent();

@@ -77,6 +77,76 @@ fn what_never_was_good_is_left_out_by_name() {
     assert!(said.ends_with("\nnew.yaml is not in force: it never was good"), "{said}");
 }
 
+/// What `new.yaml` with this text puts in force beside a good file, and what is said.
+#[track_caller]
+fn isolated(text: &str) -> (Option<String>, String) {
+    let now = [("new.yaml", text), ("shop.yaml", INTENT), W];
+    let settled = settled(&now, &now[1..]).unwrap_or_else(|found| panic!("{found}"));
+    (settled.inputs.policies.get("new.yaml").cloned(), settled.refused.to_string())
+}
+
+#[test]
+fn what_never_was_good_isolates_what_can_be_read_of_it() {
+    let bad = intent(
+        "ops",
+        "  # A name that nobody has.\n  backup: { calls: [bd:5432] }\n  mail:\n    select: { app: postfix }\n    accepts: [nobody:80]\n",
+    );
+    let (text, said) = isolated(&bad);
+    let line = |name: &str| text.as_ref().unwrap().lines().position(|line| line.contains(name)).unwrap() + 1;
+    assert_eq!([line("backup"), line("mail"), line("postfix")], [6, 7, 7], "{text:?}");
+    let end = "new.yaml is not in force: it never was good; isolated until it is: ops/backup, ops/mail";
+    assert!(said.ends_with(end), "{said}");
+    assert!(said.contains("new.yaml:6:21"), "{said}");
+
+    // What holds then is no good version: as soon as the file says more, more is isolated, and nothing is when it is gone.
+    let text = text.unwrap();
+    let last = [("new.yaml", text.as_str()), ("shop.yaml", INTENT), W];
+    let more = format!("{bad}  more: {{}}\n");
+    let found = settled(&[("new.yaml", &more), last[1], W], &last).unwrap();
+    assert!(found.refused.to_string().ends_with("ops/backup, ops/mail, ops/more"), "{}", found.refused);
+    assert_eq!(used(&last[1..], &last, &last[1..]), "");
+    let good = intent("ops", "  backup: {}\n");
+    assert_eq!(used(&[("new.yaml", &good), last[1], W], &last, &[("new.yaml", &good), last[1], W]), "");
+    // A revision with it is whole by itself.
+    inputs(&last).model().unwrap();
+}
+
+#[test]
+fn what_is_isolated_is_read_as_far_as_it_goes() {
+    let cases = [
+        // A text that ends in the middle of a service, which may select anything.
+        (intent("ops", "  a: { calls: [nobody] }\n  b:\n    select: { app: "), Some("ops/a")),
+        (intent("ops", "  a: { calls: [nobody] }\n  b: {}\n") + "---\nkind: [", Some("ops/a")),
+        // The mistake is above.
+        (intent("ops", "  a: {}\n").replace("bulkhead/v1", "bulkhead/v2"), Some("ops/a")),
+        (intent("ops", "  a: { unknown: 1, select: { app: x, tier: \"1\" } }\n"), Some("ops/a")),
+        (intent("ops", "  a: {}\n").replace("services", "mode: loud\nservices"), Some("ops/a")),
+        // A document of several, the lines of all.
+        (intent("ops", "  a: {}\n") + "---\n" + &intent("mail", "  b: { calls: [nobody] }\n"), Some("mail/b, ops/a")),
+        // Who is listed elsewhere is isolated there.
+        (intent("shop", "  web: {}\n  other: { calls: [nobody] }\n"), Some("shop/other")),
+        (intent("ops", "  a: {}\n  a: { calls: [web] }\n"), None),
+        (intent("ops", "  a: {}\n").replace("namespace: ops", "namespace: [ops]"), None),
+        (intent("ops", "  a: {}\n").replace("Intent", "Intents"), None),
+        (intent("ops", "  'a b': {}\n"), None),
+        (intent("ops", "  a: { select: { app: \"\\e\" }, calls: [nobody] }\n"), None),
+        (BAD.to_owned(), None),
+        (String::new(), None),
+    ];
+    for (text, expected) in cases {
+        let (_, said) = isolated(&text);
+        let expected = match expected {
+            Some(names) => format!("new.yaml is not in force: it never was good; isolated until it is: {names}"),
+            None => "new.yaml is not in force: it never was good".to_owned(),
+        };
+        assert!(said.ends_with(&format!("\n{expected}")), "{text}\n{said}\nexpected: {expected}");
+    }
+    // What only reports goes on to do so.
+    let audited = intent("ops", "  a: { isolate: audit, calls: [nobody] }\n");
+    assert!(isolated(&audited).0.unwrap().contains("isolate: audit"));
+    assert!(isolated(&audited.replace("services", "mode: audit\nservices")).0.unwrap().contains("mode: audit"));
+}
+
 #[test]
 fn bad_workloads_are_as_they_were() {
     let changed = INTENT.replace("5432", "5433");
