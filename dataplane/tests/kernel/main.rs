@@ -3,65 +3,9 @@
 mod links;
 mod maps;
 mod node;
+mod pinned;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-use bulkhead_dataplane::{
-    attach::{Classifiers, Links},
-    pins::Pins,
-};
-use bulkhead_fixtures::skip;
-
-const BPFFS: &str = "/sys/fs/bpf";
-
-/// Whether maps can be pinned here.
-#[track_caller]
-fn ready() -> bool {
-    let mounted = fs::read_to_string("/proc/self/mounts")
-        .is_ok_and(|mounts| mounts.lines().any(|mount| mount.starts_with("bpf ") || mount.contains(" bpf ")));
-    skip::root() && skip::require("a BPF file system on /sys/fs/bpf (`make setup` mounts it)", mounted)
-}
-
-/// A directory of pins of its own. What is attached and pinned there goes with it.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        Self::below(Path::new(BPFFS), &NEXT.fetch_add(1, Ordering::Relaxed).to_string())
-    }
-
-    fn below(parent: &Path, label: &str) -> Self {
-        Self(parent.join(format!("bulkhead-test-{}-{label}", process::id())))
-    }
-
-    fn pins(&self) -> Pins {
-        Pins::new(&self.0)
-    }
-
-    fn links(&self) -> Links {
-        Links::new(&self.pins(), Classifiers::Auto)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if let Err(error) = self.links().detach_all() {
-            eprintln!("{}: {error}", self.0.display());
-        }
-        // What the tests put there beside what the crate makes goes too; a BPF file system has no special files.
-        if let Err(error) = fs::remove_dir_all(&self.0)
-            && self.0.exists()
-        {
-            eprintln!("{}: {error}", self.0.display());
-        }
-    }
-}
+use crate::pinned::{Directory, ready};
 
 /// The error of something that must not work.
 #[track_caller]

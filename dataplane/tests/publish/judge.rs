@@ -20,7 +20,7 @@ use bulkhead_ebpf::{
 };
 
 /// Jiffies of [`bulkhead_dataplane::memory::MemoryStore`].
-const NOW: u64 = 1_000_000;
+pub(crate) const NOW: u64 = 1_000_000;
 
 /// The start of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,11 +35,11 @@ fn sequence(allow_only: bool, publishes: usize) -> impl Strategy<Value = (World,
 }
 
 /// Answers of every revision of a publish, by slot.
-struct Revisions(Vec<Snapshot>);
+pub(crate) struct Revisions(pub(crate) Vec<Snapshot>);
 
 impl Revisions {
     /// Publishes `next` on a copy of `rig`; answers with the copy, too.
-    fn of(rig: &Rig, next: &World) -> (Self, Rig) {
+    pub(crate) fn of(rig: &Rig, next: &World) -> (Self, Rig) {
         let mut copy = rig.fork();
         let mut all = vec![copy.store.snapshot()];
         let copies = copy.keep_copies();

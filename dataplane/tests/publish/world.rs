@@ -3,13 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::OnceLock,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_dataplane::desired::{
-    Address, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule, RuleId,
-    SelectorId, SetId, View,
+    Address, Backend, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule,
+    RuleId, SelectorId, ServiceAddress, SetId, View,
 };
 use bulkhead_ebpf::{
     abi::{Action, Direction, Mode},
@@ -41,6 +39,12 @@ const PREFIXES: [(u32, &str); 8] = [
 ];
 /// Peers that nobody knows by address.
 const STRANGERS: [&str; 5] = ["10.0.0.7", "10.0.9.9", "10.9.9.9", "203.0.113.5", "fd00::77"];
+/// Service addresses and ports, TCP: one of each family, and a port of every node.
+pub(crate) const SERVICES: [(Option<&str>, u16); 3] = [(Some("10.96.3.4"), 80), (Some("fd96::4"), 80), (None, 30_080)];
+/// Who may be a backend beside the endpoints of this node: somebody's workload, and somebody whom nobody knows.
+const BACKENDS: [[&str; 2]; 2] = [["10.0.0.9", "fd00::9"], ["203.0.113.5", "fd00::77"]];
+/// A deadline that no test lives to see: in the year 2100, the same for every process.
+const LATER: u64 = 4_102_444_800_000_000_000;
 
 /// One line of a list; the last one of every interval is added by [`World::desired`].
 #[derive(Clone, Debug)]
@@ -78,6 +82,18 @@ pub(crate) struct Guest {
     deadline: Option<(usize, bool)>,
 }
 
+/// A service address.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    there: bool,
+    /// Bits of the endpoints, then of [`BACKENDS`].
+    backends: u8,
+    /// Those of them that listen on another port.
+    elsewhere: u8,
+    /// Those of them to which no program of this node stands on the way.
+    unjudged: u8,
+}
+
 /// All that can change.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
@@ -88,6 +104,7 @@ pub(crate) struct World {
     /// Selectors that exist though no list reads them.
     declared: u8,
     vteps: u8,
+    services: Vec<Served>,
 }
 
 /// One change.
@@ -100,6 +117,16 @@ pub(crate) enum Edit {
     Set(usize, Set),
     Declare(u8),
     Vteps(u8),
+    Service(usize, Served),
+    Namespace(Namespace),
+}
+
+/// Every other workload, on this node and elsewhere, has other labels and other policies at once: rows and endpoint words move together.
+#[derive(Clone, Debug)]
+pub(crate) struct Namespace {
+    odd: bool,
+    labels: u8,
+    sets: (usize, usize),
 }
 
 fn line(allow_only: bool) -> impl Strategy<Value = Line> {
@@ -148,15 +175,28 @@ pub(crate) fn world(allow_only: bool) -> impl Strategy<Value = World> {
         vec(set(allow_only), SETS),
         any::<u8>(),
         0..8u8,
+        vec(served(), SERVICES.len()),
     )
-        .prop_map(|(guests, others, prefixes, sets, declared, vteps)| World {
+        .prop_map(|(guests, others, prefixes, sets, declared, vteps, services)| World {
             guests,
             others,
             prefixes,
             sets,
             declared,
             vteps,
+            services,
         })
+}
+
+fn served() -> impl Strategy<Value = Served> {
+    (prop::bool::weighted(0.8), any::<u8>(), any::<u8>(), prop_oneof![3 => Just(0), 1 => any::<u8>()])
+        .prop_map(|(there, backends, elsewhere, unjudged)| Served { there, backends, elsewhere, unjudged })
+}
+
+/// A namespace that is relabelled.
+pub(crate) fn namespace() -> impl Strategy<Value = Edit> {
+    (any::<bool>(), 1..=u8::MAX, (0..SETS, 0..SETS))
+        .prop_map(|(odd, labels, sets)| Edit::Namespace(Namespace { odd, labels, sets }))
 }
 
 fn edit(allow_only: bool) -> impl Strategy<Value = Edit> {
@@ -168,6 +208,8 @@ fn edit(allow_only: bool) -> impl Strategy<Value = Edit> {
         4 => (0..SETS, set(allow_only)).prop_map(|(at, set)| Edit::Set(at, set)),
         1 => any::<u8>().prop_map(Edit::Declare),
         1 => (0..8u8).prop_map(Edit::Vteps),
+        2 => (0..SERVICES.len(), served()).prop_map(|(at, served)| Edit::Service(at, served)),
+        1 => namespace(),
     ]
 }
 
@@ -178,12 +220,6 @@ pub(crate) fn edits(allow_only: bool, publishes: usize) -> impl Strategy<Value =
 
 fn bits(set: u8) -> impl Iterator<Item = u32> {
     (0..SELECTORS).filter(move |bit| set & (1 << bit) != 0)
-}
-
-/// Two hours from the first call on.
-fn later() -> u64 {
-    static LATER: OnceLock<u64> = OnceLock::new();
-    *LATER.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 + 7_200_000_000_000)
 }
 
 pub(crate) fn name(at: usize) -> EndpointName {
@@ -217,6 +253,18 @@ impl World {
                 Edit::Set(at, set) => self.sets[at] = set,
                 Edit::Declare(declared) => self.declared = declared,
                 Edit::Vteps(vteps) => self.vteps = vteps,
+                Edit::Service(at, served) => self.services[at] = served,
+                Edit::Namespace(Namespace { odd, labels, sets }) => {
+                    for guest in self.guests.iter_mut().skip(usize::from(odd)).step_by(2) {
+                        guest.selectors ^= labels;
+                        guest.sets = sets;
+                    }
+                    self.others
+                        .iter_mut()
+                        .skip(usize::from(odd))
+                        .step_by(2)
+                        .for_each(|other| other.selectors ^= labels);
+                }
             }
         }
     }
@@ -313,7 +361,7 @@ impl World {
                 until: None,
             }];
             if let Some((before, past)) = guest.deadline {
-                let until = Some(if past { 1 } else { later() });
+                let until = Some(if past { 1 } else { LATER });
                 views.insert(
                     0,
                     View { ingress: set(before, Direction::Ingress), egress: set(before, Direction::Egress), until },
@@ -345,6 +393,24 @@ impl World {
         for ((segment, prefix), member) in PREFIXES.iter().zip(&self.prefixes).filter(|(_, member)| member.there) {
             let prefix_of = Prefix { selectors: some(member.selectors), ..Prefix::default() };
             desired.prefixes.insert((*segment, prefix.parse().unwrap()), prefix_of);
+        }
+        for ((address, port), served) in SERVICES.iter().zip(&self.services).filter(|(_, served)| served.there) {
+            let address: Option<IpAddr> = address.map(|address| address.parse().unwrap());
+            let families = [IpAddr::is_ipv4, IpAddr::is_ipv6].into_iter().enumerate();
+            let families = families.filter(|(_, is)| address.as_ref().is_none_or(is));
+            let backends = families.flat_map(|(family, _)| {
+                bits(served.backends).take_while(|bit| (*bit as usize) < ENDPOINTS + BACKENDS.len()).map(move |bit| {
+                    let at = bit as usize;
+                    let others = || BACKENDS[at - ENDPOINTS][family].parse().unwrap();
+                    Backend {
+                        address: if at < ENDPOINTS { addresses(at)[family] } else { others() },
+                        port: if served.elsewhere & 1 << bit == 0 { 8080 } else { 500 },
+                        judged_later: served.unjudged & 1 << bit == 0,
+                    }
+                })
+            });
+            let service = ServiceAddress { segment: 1, address, protocol: 6, port: *port };
+            desired.services.insert(service, backends.collect());
         }
         let peers = bits(self.vteps).map(|n| {
             let owned = [format!("10.{}.0.0/16", self.vteps ^ n as u8), format!("fd0{n}::/64")];
