@@ -48,6 +48,7 @@ use crate::{
     probes::{FIRST_PORT, Loaded, Probe, Verdicts, config, host, probes, slots},
     random::Revisions,
     rig::{Rig, mac},
+    slow::Slow,
     world::{Edit, World, edits, namespace, world},
 };
 
@@ -57,6 +58,8 @@ const LIFE: &str = "BULKHEAD_LIFE";
 const SEED: u64 = 4;
 /// Lives after which each crash point has been met, and one life was not cut short.
 const TURN: usize = CrashPoint::ALL.len() + 1;
+/// Some probes long.
+const PAUSE: Duration = Duration::from_micros(300);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// As small as the worlds: what is read whole by each new publisher costs by its size.
@@ -82,6 +85,8 @@ const SIZES: Sizes = Sizes {
 struct Life {
     worlds: Vec<World>,
     death: Option<CrashPoint>,
+    /// Every other one publishes entry by entry, the others as fast as they can.
+    pause: Option<Duration>,
 }
 
 impl Life {
@@ -93,7 +98,9 @@ impl Life {
             worlds.extend(sequence(seed, life - 1).pop());
         }
         worlds.extend(sequence(seed, life));
-        Self { worlds, death: CrashPoint::ALL.get(life % TURN).copied() }
+        // Crash points are an odd number with none at all among them, so that each turn has it the other way round.
+        let pause = life.is_multiple_of(2).then_some(PAUSE);
+        Self { worlds, death: CrashPoint::ALL.get(life % TURN).copied(), pause }
     }
 }
 
@@ -160,10 +167,10 @@ impl Progress {
 /// The publisher that is killed.
 fn live(life: &str) {
     let [seed, life, pins, state] = life.split(' ').collect::<Vec<_>>().try_into().expect("four words");
-    let Life { worlds, death } = Life::new(seed.parse().unwrap(), life.parse().unwrap());
+    let Life { worlds, death, pause } = Life::new(seed.parse().unwrap(), life.parse().unwrap());
     let progress = Progress::open(Path::new(pins));
     let store = KernelStore::new(Maps::create(&Pins::new(Path::new(pins)), &SIZES).unwrap()).unwrap();
-    let mut publisher = Publisher::open(store, Path::new(state)).unwrap();
+    let mut publisher = Publisher::open(Slow { store, pause }, Path::new(state)).unwrap();
     for (nth, world) in worlds.iter().enumerate() {
         if nth + 1 == worlds.len() {
             let progress = Progress::open(Path::new(pins));
@@ -233,7 +240,7 @@ impl Expected {
     fn verdicts(&self, probe: usize, finished: usize, begun: usize, first: bool) -> Option<u8> {
         let mut verdicts = self.after[finished][probe];
         self.during[finished + 1..=begun].iter().for_each(|during| verdicts.add(during[probe]));
-        verdicts.all(first)
+        verdicts.all(first, begun > finished)
     }
 }
 
@@ -243,7 +250,7 @@ fn foresee(seed: u64, to: &SyncSender<Expected>) {
     rig.store.set_limit::<Endpoints>(SIZES.slots as usize);
     rig.store.set_limit::<EndpointInfos>(SIZES.slots as usize);
     for life in 0.. {
-        let Life { worlds, death } = Life::new(seed, life);
+        let Life { worlds, death, .. } = Life::new(seed, life);
         // Tables of the revisions, for each publish; those of the first are there already.
         let mut revisions: Vec<Vec<Snapshot>> = vec![vec![rig.store.snapshot()]];
         for (nth, world) in worlds.iter().enumerate() {

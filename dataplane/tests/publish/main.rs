@@ -5,6 +5,7 @@ mod build;
 mod history;
 mod judge;
 mod killed;
+mod moments;
 #[path = "../kernel/pinned.rs"]
 mod pinned;
 mod probes;
@@ -12,4 +13,5 @@ mod random;
 mod rig;
 mod services;
 mod single;
+mod slow;
 mod world;

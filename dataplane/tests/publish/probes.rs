@@ -1,6 +1,9 @@
 //! Packets between all pairs: what the verdict code says of them over tables that stand still, and what the programs say over those of the kernel.
 
-use std::{net::IpAddr, os::fd::BorrowedFd};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::BorrowedFd,
+};
 
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
@@ -14,8 +17,11 @@ use bulkhead_dataplane::{
     sys::{SkbContext, test_run},
 };
 use bulkhead_ebpf::{
-    abi::{Class, Config, Direction, EndpointInfo, EndpointWord, mark},
-    host::HostTables,
+    abi::{
+        AddressKey4, AddressKey6, AddressWord, Backend, Class, Config, Direction, EndpointInfo, EndpointWord,
+        ServiceKey, ServiceWord, mark,
+    },
+    host::{HostTables, words},
     reason::Reason,
     verdict::{self, Meta},
 };
@@ -49,22 +55,31 @@ pub(crate) fn config() -> Config {
 
 /// Verdicts that a packet may meet: by the policy of whom it is from where that is asked, and by that of the link's own endpoint. They are two
 /// enforcement points, and may meet different revisions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Verdicts {
     sender: u8,
     own: u8,
+    /// Rows of a caller of a service address, and those of the service's backends on this node, as bits.
+    caller: u64,
+    backends: u64,
 }
 
 impl Verdicts {
     pub(crate) fn add(&mut self, other: Self) {
         self.sender |= other.sender;
         self.own |= other.own;
+        self.caller |= other.caller;
+        self.backends |= other.backends;
     }
 
-    /// Of the packet, which is the first of a flow or not; `None` where no verdict is promised.
-    pub(crate) fn all(self, first: bool) -> Option<u8> {
+    /// Of the packet, which is the first of a flow or not, and meets a publish on its way or not; `None` where no verdict is promised.
+    ///
+    /// Nor is one to a caller that may be a backend itself of what it calls, while labels change: it is known for one by its row, and no single write
+    /// moves both that and the backends' rows. So it may be taken for a stranger, or a stranger for it, until both are written.
+    pub(crate) fn all(self, first: bool, moving: bool) -> Option<u8> {
         let passed = if self.sender & PASS != 0 { self.own } else { 0 };
-        let promised = self.own & NOBODY == 0 && (first || passed & FORGED == 0);
+        let itself = moving && self.caller & self.backends != 0;
+        let promised = self.own & NOBODY == 0 && (first || passed & FORGED == 0) && !itself;
         promised.then_some((passed | self.sender & DROP) & !FORGED)
     }
 }
@@ -91,6 +106,8 @@ pub(crate) struct Probe {
     port: u16,
     /// The same in words that need no tables: who is asked, and what.
     asks: Option<(u64, Question)>,
+    /// The service address that it goes to.
+    service: Option<ServiceKey>,
 }
 
 /// The programs.
@@ -123,13 +140,14 @@ impl Probe {
         let of = |pass| if pass { PASS } else { DROP };
         let sender = meta.mark & mark::SLOT;
         if sender != 0 && !tables.words.contains_key(&sender) {
-            return Verdicts { sender: PASS, own: NOBODY };
+            return Verdicts { sender: PASS, own: NOBODY, ..Verdicts::default() };
         }
         match self.program {
             Program::From => {
                 let outcome = verdict::from_workload(tables, frame, &meta).unwrap();
                 let own = if outcome.pass && outcome.is_provisional() { PROVISIONAL } else { of(outcome.pass) };
-                Verdicts { sender: PASS, own }
+                let (caller, backends) = self.service.map_or((0, 0), |key| rows(tables, self.place, &key));
+                Verdicts { sender: PASS, own, caller, backends }
             }
             Program::To => {
                 let unsettled = verdict::unsettled(meta.transit, meta.mark);
@@ -138,11 +156,12 @@ impl Probe {
                 let meta = if unsettled { settled } else { meta };
                 let outcome = verdict::to_workload(tables, frame, &meta).unwrap();
                 let forged = outcome.reason == Reason::PlainOverlaySource;
-                Verdicts { sender: of(sender), own: if forged { DROP | FORGED } else { of(outcome.pass) } }
+                let own = if forged { DROP | FORGED } else { of(outcome.pass) };
+                Verdicts { sender: of(sender), own, ..Verdicts::default() }
             }
             Program::Out => {
                 let outcome = verdict::translated(tables, frame, &meta, self.place).unwrap();
-                Verdicts { sender: of(outcome.pass), own: PASS }
+                Verdicts { sender: of(outcome.pass), own: PASS, ..Verdicts::default() }
             }
         }
     }
@@ -193,11 +212,28 @@ fn addresses(info: &EndpointInfo) -> Vec<IpAddr> {
     v4.chain(v6).collect()
 }
 
+/// Rows of an endpoint, by its first address of the service's family, and of a service's backends on this node: each a bit.
+fn rows(tables: &HostTables, slot: u32, key: &ServiceKey) -> (u64, u64) {
+    let bit = |row: u32| 1 << (row % 64);
+    let Some(info) = tables.infos.get(&slot) else { return (0, 0) };
+    let v4 = key.address[..3] == words(Ipv4Addr::UNSPECIFIED.into())[..3];
+    let word = if v4 {
+        tables.addresses4.get(&AddressKey4 { segment: info.segment, address: info.ipv4[0] })
+    } else {
+        tables.addresses6.get(&AddressKey6 { segment: info.segment, address: info.ipv6[0] })
+    };
+    // What is not known has some row.
+    let caller = word.map_or(u64::MAX, |word| bit(AddressWord(*word).row()));
+    let backends = tables.services.get(key).and_then(|word| tables.backends.get(&ServiceWord(*word).backends()));
+    let backends = backends.into_iter().flat_map(|found| &found.backends[..found.len as usize]);
+    let local = backends.filter(|backend| backend.flags & Backend::LOCAL != 0);
+    (caller, local.fold(0, |all, backend| all | bit(backend.row.into())))
+}
+
 /// All packets worth probing with between these endpoints and everyone else.
 pub(crate) fn probes(slots: &[(u32, EndpointInfo)]) -> Vec<Probe> {
     let mut all = Probes(Vec::new());
     let questions: Vec<Question> = questions().into_iter().filter(|question| question.class != Class::Other).collect();
-    let services = SERVICES.map(|(address, port)| (address.unwrap_or("192.0.2.1").parse::<IpAddr>().unwrap(), port));
     for (slot, info) in slots {
         let own = addresses(info);
         let like = |peer: IpAddr| own.iter().copied().find(|own| own.is_ipv4() == peer.is_ipv4()).unwrap();
@@ -215,9 +251,7 @@ pub(crate) fn probes(slots: &[(u32, EndpointInfo)]) -> Vec<Probe> {
                 all.add(Program::To, *slot, mark, true, info.mac, packet(peer, like(peer)), asks);
             }
         }
-        for (service, port) in services {
-            all.add(Program::From, *slot, 0, true, info.mac, (like(service), service, Class::Tcp, port), None);
-        }
+        all.calls(*slot, info);
         // What the node has translated.
         for value in [80, 500, 8080] {
             for (_, other) in slots.iter().filter(|(_, other)| other.identity != info.identity) {
@@ -238,9 +272,29 @@ pub(crate) fn probes(slots: &[(u32, EndpointInfo)]) -> Vec<Probe> {
     all.0
 }
 
+/// Calls to service addresses from these endpoints.
+pub(crate) fn calls(slots: &[(u32, EndpointInfo)]) -> Vec<Probe> {
+    let mut all = Probes(Vec::new());
+    slots.iter().for_each(|(slot, info)| all.calls(*slot, info));
+    all.0
+}
+
 struct Probes(Vec<Probe>);
 
 impl Probes {
+    fn calls(&mut self, slot: u32, info: &EndpointInfo) {
+        for (service, port) in SERVICES {
+            let any = service.is_none();
+            let service: IpAddr = service.unwrap_or("192.0.2.1").parse().unwrap();
+            let address = if any { words(Ipv4Addr::UNSPECIFIED.into()) } else { words(service) };
+            let key = ServiceKey { segment: OVERLAY, address, port, protocol: 6, padding: 0 };
+            for own in addresses(info).into_iter().filter(|own| own.is_ipv4() == service.is_ipv4()) {
+                self.add(Program::From, slot, 0, true, info.mac, (own, service, Class::Tcp, port), None);
+                self.0.last_mut().unwrap().service = Some(key);
+            }
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "a packet, where it is, and why")]
     fn add(
         &mut self,
@@ -258,7 +312,7 @@ impl Probes {
         let port_at = if from.is_ipv4() { 34 } else { 54 } + ahead;
         let port = 10_000 + u16::try_from(self.0.len()).unwrap();
         assert!(port < FIRST_PORT, "too many probes for ports of their own");
-        self.0.push(Probe { program, place, mark, transit, frame: frame.build(), port_at, port, asks });
+        self.0.push(Probe { program, place, mark, transit, frame: frame.build(), port_at, port, asks, service: None });
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
 /// Revisions that packets may meet in one publish: the old one, those of the numbered steps, the new one.
 const REVISIONS: [CrashPoint; 3] = [CrashPoint::FirstEpochs, CrashPoint::Flips, CrashPoint::LastEpochs];
 
-fn config(cases: u32) -> ProptestConfig {
+pub(crate) fn config(cases: u32) -> ProptestConfig {
     // Each case is some hundred publishes and ten thousands of verdicts.
     let factor = if std::env::var_os("BULKHEAD_LONG").is_some() { 20 } else { 1 };
     ProptestConfig {
@@ -30,7 +30,10 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-fn sequence(allow_only: bool, publishes: usize) -> impl Strategy<Value = (World, Vec<Vec<crate::world::Edit>>)> {
+pub(crate) fn sequence(
+    allow_only: bool,
+    publishes: usize,
+) -> impl Strategy<Value = (World, Vec<Vec<crate::world::Edit>>)> {
     (world(allow_only), edits(allow_only, publishes))
 }
 

@@ -405,7 +405,7 @@ impl World {
                     Backend {
                         address: if at < ENDPOINTS { addresses(at)[family] } else { others() },
                         port: if served.elsewhere & 1 << bit == 0 { 8080 } else { 500 },
-                        judged_later: served.unjudged & 1 << bit == 0,
+                        judged_later: at < ENDPOINTS || served.unjudged & 1 << bit == 0,
                     }
                 })
             });
