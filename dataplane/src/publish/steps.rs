@@ -9,9 +9,11 @@
 //!
 //! Steps without content are left out: mostly it is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_ebpf::abi::{AddressWord, Class, EndpointWord, IdKey, ROW_WORDS, ServiceKey, ServiceWord, node};
+use bulkhead_ebpf::abi::{
+    AddressWord, Backend, Backends, Class, EndpointWord, IdKey, ROW_WORDS, ServiceKey, ServiceWord, node,
+};
 
 use crate::{
     node::{NodeError, Published},
@@ -50,24 +52,55 @@ pub(crate) struct Steps {
 }
 
 /// How service addresses change in a step. What comes is there before its address says that it is a service's, what goes is there as long.
+///
+/// A caller that may be a backend itself is known by its row, which no single write changes together with the backends' rows. So while addresses
+/// change it finds both rows among them. Who finds somebody else's old or new row there passes provisionally, and is judged after translation.
 #[derive(Debug, Default)]
 struct ServiceChange {
+    /// While addresses change, in place of what is put.
+    both: Vec<(ServiceKey, u64)>,
     put: Vec<(ServiceKey, u64)>,
     delete: Vec<ServiceKey>,
 }
 
 impl ServiceChange {
-    fn new(from: &BTreeMap<ServiceKey, u32>, to: &BTreeMap<ServiceKey, u32>) -> Self {
-        let word = |(key, id): (&ServiceKey, &u32)| (*key, ServiceWord::new(key.tag(), *id).0);
-        Self {
-            put: to.iter().filter(|(key, id)| from.get(key) != Some(id)).map(word).collect(),
-            delete: from.keys().filter(|key| !to.contains_key(key)).copied().collect(),
+    fn new(
+        backends: &mut Pool<Backends>,
+        from: &BTreeMap<ServiceKey, u32>,
+        to: &BTreeMap<ServiceKey, u32>,
+        addresses: &Change,
+    ) -> Self {
+        let word = |key: &ServiceKey, id: u32| (*key, ServiceWord::new(key.tag(), id).0);
+        let mut change =
+            Self { delete: from.keys().filter(|key| !to.contains_key(key)).copied().collect(), ..Self::default() };
+        for (key, id) in to.iter().filter(|(key, id)| from.get(key) != Some(id)) {
+            change.put.push(word(key, *id));
+            if let Some(old) = from.get(key).filter(|_| !addresses.is_empty())
+                && let Some(both) = both(backends, *old, *id)
+            {
+                let who = || format!("a step between two revisions of the service port {}/{}", key.port, key.protocol);
+                change.both.push(word(key, backends.intern(both, who)));
+            }
         }
+        change
     }
 
     fn is_empty(&self) -> bool {
         self.put.is_empty() && self.delete.is_empty()
     }
+}
+
+/// Backends of two revisions, where an endpoint of this node would miss itself in the later one, and if they have room together.
+fn both(pool: &Pool<Backends>, old: u32, new: u32) -> Option<Backends> {
+    let all = |id: u32| -> BTreeSet<Backend> {
+        pool.get(id).into_iter().flat_map(|some| some.backends.iter().take(some.len as usize)).copied().collect()
+    };
+    let (old, new) = (all(old), all(new));
+    old.iter().any(|backend| backend.flags & Backend::LOCAL != 0 && !new.contains(backend)).then_some(())?;
+    let both: Vec<Backend> = old.union(&new).copied().collect();
+    let mut content = Backends { len: both.len() as u32, ..Backends::default() };
+    content.backends.get_mut(..both.len())?.copy_from_slice(&both);
+    Some(content)
 }
 
 /// Bits that views which are left, and views which are entered, read.
@@ -174,8 +207,8 @@ impl Steps {
             Some(middle) => services.lower(state, middle)?,
             None => wanted.clone(),
         };
-        let first_services = ServiceChange::new(&state.services, &between);
-        let last_services = ServiceChange::new(&between, &wanted);
+        let first_services = ServiceChange::new(&mut state.backends, &state.services, &between, &first);
+        let last_services = ServiceChange::new(&mut state.backends, &between, &wanted, &last);
         let changed = [
             (&first, &state.places, middle.as_ref().unwrap_or(places)),
             (&last, middle.as_ref().unwrap_or(places), places),
@@ -267,13 +300,20 @@ impl<S: Store> Writer<'_, S> {
     }
 
     fn change(&mut self, change: &Change, services: &ServiceChange) -> Result<(), NodeError> {
-        self.put::<store::Services>(&services.put)?;
+        let (at_once, afterwards): (Vec<_>, Vec<_>) =
+            services.put.iter().partition(|(key, _)| services.both.iter().all(|(both, _)| both != key));
+        self.put::<store::Services>(&at_once)?;
+        self.put::<store::Services>(&services.both)?;
+        if !services.both.is_empty() {
+            self.grace_period();
+        }
         self.published.writes += change.len();
         let waits = &mut self.published.grace_periods;
         change.write(self.store, |store| {
             *waits += 1;
             store.grace_period();
         })?;
+        self.put::<store::Services>(&afterwards)?;
         self.delete::<store::Services>(&services.delete)
     }
 

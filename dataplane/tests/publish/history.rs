@@ -6,6 +6,17 @@ use bulkhead_dataplane::memory::{Event, Snapshot};
 
 use crate::judge::Look;
 
+/// Does to a copy of the tables what happened to them.
+pub(crate) fn apply(event: &Event, tables: &mut Snapshot) {
+    if let Event::Write { table, key, value } = event {
+        let entries = tables.entry(table).or_default();
+        match value {
+            Some(value) => drop(entries.insert(key.clone(), value.clone())),
+            None => drop(entries.remove(key)),
+        }
+    }
+}
+
 /// A value, or none, and since when.
 type Version = (usize, Option<Vec<u8>>);
 

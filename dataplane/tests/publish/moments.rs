@@ -4,6 +4,7 @@ use bulkhead_dataplane::memory::Event;
 use proptest::prelude::*;
 
 use crate::{
+    history::apply,
     probes::{Verdicts, calls, host, slots},
     random::{Revisions, config, sequence},
     rig::Rig,
@@ -31,12 +32,8 @@ proptest! {
             copy.store.memory().journal = Some(Vec::new());
             copy.publish(&world.desired()).unwrap();
             for event in copy.store.memory().journal.take().unwrap() {
-                let Event::Write { table, key, value } = event else { continue };
-                let entries = tables.entry(table).or_default();
-                match value {
-                    Some(value) => drop(entries.insert(key.clone(), value)),
-                    None => drop(entries.remove(&key)),
-                }
+                apply(&event, &mut tables);
+                let Event::Write { table, key, .. } = event else { continue };
                 if !SEEN.contains(&table) {
                     continue;
                 }

@@ -39,7 +39,7 @@ const SHOT: u32 = 2;
 const DROP: u8 = 1;
 const PASS: u8 = 2;
 /// It passes, and is judged again after translation.
-const PROVISIONAL: u8 = 4;
+pub(crate) const PROVISIONAL: u8 = 4;
 /// Beside [`DROP`]: the source is another endpoint's than the mark's. A flow that is known does not ask whose an address is by now, and nobody's
 /// policy says that it shall.
 const FORGED: u8 = 8;
@@ -75,7 +75,8 @@ impl Verdicts {
     /// Of the packet, which is the first of a flow or not, and meets a publish on its way or not; `None` where no verdict is promised.
     ///
     /// Nor is one to a caller that may be a backend itself of what it calls, while labels change: it is known for one by its row, and no single write
-    /// moves both that and the backends' rows. So it may be taken for a stranger, or a stranger for it, until both are written.
+    /// moves both that and the backends' rows. So somebody else may be taken for it until both are written; and if the service comes or goes
+    /// meanwhile, it may be taken for somebody else.
     pub(crate) fn all(self, first: bool, moving: bool) -> Option<u8> {
         let passed = if self.sender & PASS != 0 { self.own } else { 0 };
         let itself = moving && self.caller & self.backends != 0;

@@ -12,9 +12,11 @@ use bulkhead_ebpf::abi::{self, AddressKey4, AddressWord, ROW_WORDS, ServiceKey, 
 
 use crate::{
     build::Build,
-    history::{History, Moment},
+    history::{History, Moment, apply},
     judge::Look as _,
+    probes::{PROVISIONAL, calls, host, slots},
     rig::Rig,
+    world::name,
 };
 
 /// Endpoint 0 may call `web`; the service's two backends have these labels, one of them on this node.
@@ -92,6 +94,29 @@ fn service_addresses_follow_their_backends() {
                 assert!(row == 0 || first.iter().any(|byte| *byte != 0), "moment {moment}: row {row} is not written");
             }
         }
+    }
+}
+
+/// A pod that is relabelled with the others of its service is a backend of what it calls at every moment.
+#[test]
+fn who_is_a_backend_reaches_its_service_while_it_is_relabelled() {
+    let mut rig = Rig::new();
+    rig.publish(&shop(&["web"], &["web"])).unwrap();
+    for labels in [&["web", "ops"][..], &["ops"], &["web"]] {
+        let desired = shop(labels, &["web"]);
+        let mut tables = rig.store.snapshot();
+        rig.store.memory().journal = Some(Vec::new());
+        rig.publish(&desired).unwrap();
+        let journal = rig.store.memory().journal.take().unwrap();
+        let slot = rig.slots[&name(1)];
+        let endpoint: Vec<_> = slots(&tables).filter(|(found, _)| *found == slot).collect();
+        let [call, _] = &calls(&endpoint)[..] else { panic!("calls by IPv4") };
+        for event in journal {
+            apply(&event, &mut tables);
+            let verdict = call.judged(&host(&tables)).all(true, false);
+            assert_eq!(verdict, Some(PROVISIONAL), "{labels:?}, after {event:?}");
+        }
+        assert_follows(&rig);
     }
 }
 
