@@ -332,13 +332,16 @@ impl Map {
         let (key, value) = (self.shape.key_size as usize, self.value_len);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         // A hash's batch holds whole buckets; one that does not fit gives ENOSPC.
-        let mut room = (1 << 20) / (key + value).max(1) + 64;
+        let mut room = ((1 << 20) / (key + value).max(1)).min(self.shape.max_entries as usize) + 64;
         // The cursor of a hash is a bucket number, that of others a key.
         let mut cursor: Option<Vec<u8>> = None;
         loop {
             let start = keys.len() / key;
-            keys.resize((start + room) * key, 0);
-            values.resize((start + room) * value, 0);
+            for (bytes, each) in [(&mut keys, key), (&mut values, value)] {
+                let len = (start + room) * each;
+                // Zeroed memory is cheaper than memory that is zeroed.
+                if start == 0 { *bytes = vec![0; len] } else { bytes.resize(len, 0) }
+            }
             let mut next = vec![0; key.max(4)];
             let (done, result) = self.batch(
                 bpf_cmd::BPF_MAP_LOOKUP_BATCH,
