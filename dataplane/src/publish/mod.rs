@@ -164,6 +164,17 @@ impl<S: Store> Publisher<S> {
         Ok(Self { store, directory: directory.to_owned(), names, state, generation: 0, hook: None, clock })
     }
 
+    /// Takes the tables over once more, as [`Publisher::open`] does and with it each agent that starts again.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn reopen(&mut self) -> Result<(), NodeError> {
+        self.generation += 1;
+        self.state = None;
+        self.state = Some(recover(&mut self.store)?);
+        Ok(())
+    }
+
     /// Has `hook` called at every [`CrashPoint`].
     pub fn set_hook(&mut self, hook: Option<Hook>) {
         self.hook = hook;
