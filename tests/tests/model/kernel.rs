@@ -56,14 +56,14 @@ impl Kernel {
         // As small as the worlds: what is made anew and read whole for each scenario costs by its size.
         let sizes = Sizes {
             slots: 32,
-            views: 1024,
-            sets: 256,
-            lists: 4096,
-            rows: 1024,
-            rule_counters: 16_384,
-            counters: 8192,
-            services: 256,
-            backends: 256,
+            views: 256,
+            sets: 128,
+            lists: 512,
+            rows: 512,
+            rule_counters: 4096,
+            counters: 4096,
+            services: 128,
+            backends: 64,
             flows: 1024,
             ..Sizes::default()
         };

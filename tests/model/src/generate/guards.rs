@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Features, START,
+    Features, START, TICK,
     worlds::{ENTITIES, NAMESPACES, TIERS, offers},
 };
 use crate::{
@@ -14,7 +14,6 @@ use crate::{
     yaml,
 };
 
-const SECOND: u64 = 1_000_000_000;
 /// Label that says to whom a namespace belongs.
 const TENANT: &str = "tenant";
 
@@ -203,7 +202,10 @@ impl RawRule {
             ports,
             audit: self.audit,
             // Some before all begins, and none at a time that the clock shows.
-            expires: self.expires.map(|n| START - 35 * SECOND + 10 * SECOND * n),
+            expires: self.expires.map(|n| {
+                let half = TICK.as_secs() * 1_000_000_000 / 2;
+                START - 7 * half + 2 * half * n
+            }),
         }
     }
 

@@ -5,7 +5,7 @@ mod services;
 mod traffic;
 mod worlds;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
@@ -16,6 +16,10 @@ use crate::World;
 
 /// When a scenario begins: nanoseconds of Unix time. Deadlines lie around it.
 pub const START: u64 = 1_798_761_605_000_000_000;
+
+/// The clock of a scenario shows whole ticks after [`START`], and deadlines lie half a tick beside those. So long that the
+/// time which the scenario itself takes is nothing to it, on any machine.
+pub const TICK: Duration = Duration::from_secs(3600);
 
 /// What scenarios may have beside nodes, workloads and allow-lists. Each is in a good part of the scenarios, and absent from
 /// the others; without any, a seed makes what it made before there was a choice.

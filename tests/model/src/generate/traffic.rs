@@ -6,7 +6,7 @@ use std::{
 
 use proptest::{prelude::*, sample::Index};
 
-use super::{Features, GATEWAY, START, TUNNEL_PORT};
+use super::{Features, GATEWAY, START, TICK, TUNNEL_PORT};
 use crate::{
     Machine, Mode, Origin, Verdict, World,
     packet::{
@@ -820,17 +820,17 @@ pub(super) fn step(features: Features) -> BoxedStrategy<Step> {
         return usual.boxed();
     }
     // Deadlines lie between the times that the clock shows.
-    let wait = (1..4_u64).prop_map(|n| Step::Wait(Duration::from_secs(10 * n)));
+    let wait = (1..4_u64).prop_map(|n| Step::Wait(Duration::from_secs(n * TICK.as_secs())));
     if !modes {
         return prop_oneof![50 => usual, 1 => wait].boxed();
     }
     let mode = prop_oneof![2 => Just(Mode::Observe), 3 => Just(Mode::Enforce)];
     prop_oneof![
-        100 => usual,
-        2 => wait,
-        3 => (any::<Index>(), mode).prop_map(|(endpoint, mode)| Step::Mode(endpoint, mode)),
+        200 => usual,
+        3 => wait,
+        4 => (any::<Index>(), mode).prop_map(|(endpoint, mode)| Step::Mode(endpoint, mode)),
         2 => prop::bool::weighted(0.3).prop_map(Step::Observe),
-        1 => (1..4_u64).prop_map(|n| Step::Bypass(Duration::from_secs(10 * n - 5))),
+        1 => (1..4_u64).prop_map(|n| Step::Bypass(Duration::from_secs(n * TICK.as_secs()) - TICK / 2)),
     ]
     .boxed()
 }
