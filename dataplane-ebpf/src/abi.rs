@@ -82,8 +82,8 @@ pub mod node {
     pub const BYPASS: u32 = 1;
     /// Not 0: judge and count, drop nothing.
     pub const OBSERVE: u32 = 2;
-    /// Generation of `VTEPS` and `OWNERS`: it grows after each change of them, and what was found under another one is looked up again. 0 before
-    /// the first one: nothing is kept then.
+    /// Generation of `VTEPS` and `OWNERS`: odd while they change and even afterwards, another one each time; what was found under another one is
+    /// looked up again. 0 before the first change: nothing is kept then, nor while it is odd.
     pub const OVERLAYS: u32 = 3;
     /// Length of the array.
     pub const COUNT: u32 = 4;

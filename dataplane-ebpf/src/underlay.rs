@@ -197,12 +197,13 @@ fn inner_source<F: Frame + ?Sized>(frame: &F, offset: usize) -> Parsed<Option<[u
 /// Whether the VTEP owns the inner source; if not, what is wrong. Only that it does is kept.
 #[inline(always)]
 fn binding<T: Tables>(tables: &T, vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> Reason {
-    // Before the prefixes: what they say may be newer than this generation, never older.
+    // Before the prefixes: what they say may be newer than this generation, never older. (The publisher waits for whoever may have begun before.)
     let generation = tables.node(node::OVERLAYS);
+    let settled = generation != 0 && generation & 1 == 0;
     let place = place(vni, outer, inner);
     let kept = tables.binding(place);
     if kept.is_some_and(|kept| {
-        generation != 0
+        settled
             && kept.generation == generation
             && kept.vni == vni
             && equal(&kept.inner, inner)
@@ -213,7 +214,9 @@ fn binding<T: Tables>(tables: &T, vni: u32, outer: &[u32; 4], inner: &[u32; 4]) 
     if let Some(owner) = tables.owner(&prefix_key(vni, *inner))
         && equal(&owner.vtep, outer)
     {
-        tables.keep_binding(place, &Binding { generation, vni, padding: 0, outer: *outer, inner: *inner });
+        if settled {
+            tables.keep_binding(place, &Binding { generation, vni, padding: 0, outer: *outer, inner: *inner });
+        }
         return Reason::Verified;
     }
     if !tables.vtep(&VtepKey { vni, address: [0; 4] }) {

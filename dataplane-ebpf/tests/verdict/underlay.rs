@@ -50,7 +50,7 @@ const NODE_C: [IpAddr; 2] =
 /// The tables of `NODE_B`: `NODE_A`, which has `A`'s subnet, and `NODE_C` are VTEPs by either family.
 fn node() -> HostTables {
     let mut tables = tables();
-    tables.node.insert(node::OVERLAYS, 1);
+    tables.node.insert(node::OVERLAYS, 2);
     for vtep in NODE_C {
         tables.set_vtep(VNI, vtep);
     }
@@ -249,16 +249,21 @@ fn who_was_verified_stays_so_for_a_generation() {
         arrives(&tables, &segment, Drop(WrongVtep));
         let neighbour = Frame::eth(A.mac, B.mac).ipv4([10, 244, 1, 6].into(), B.v4).udp(1, 53);
         arrives(&tables, &tunnel(family).inner(neighbour), Drop(WrongVtep));
-        tables.node.insert(node::OVERLAYS, 2);
-        arrives(&tables, &genuine, Drop(WrongVtep));
+        for generation in [3, 4] {
+            tables.node.insert(node::OVERLAYS, generation);
+            arrives(&tables, &genuine, Drop(WrongVtep));
+        }
         // What was refused is not kept.
         own(&mut tables, family);
         arrives(&tables, &genuine, Verified);
-        // Before the first generation nothing is.
-        tables.node.insert(node::OVERLAYS, 0);
-        arrives(&tables, &genuine, Verified);
-        tables.owners.clear();
-        arrives(&tables, &genuine, Drop(WrongVtep));
+        // Nothing is before the first generation, and while the tables change.
+        for generation in [0, 5] {
+            own(&mut tables, family);
+            tables.node.insert(node::OVERLAYS, generation);
+            arrives(&tables, &genuine, Verified);
+            tables.owners.clear();
+            arrives(&tables, &genuine, Drop(WrongVtep));
+        }
     }
     // More senders than places: whoever finds another one there is looked up.
     let mut tables = node();

@@ -99,6 +99,12 @@ impl<T: Clone + Eq + Hash> Pool<T> {
         self.used += usize::from(self.slots[id as usize].replace(content).is_none());
     }
 
+    /// Id of a content, a new one if need be; `None` where there is no room.
+    pub(crate) fn try_intern(&mut self, content: T) -> Option<u32> {
+        let room = self.used + 1 < self.limit || self.ids.contains_key(&content);
+        room.then(|| self.intern(content, String::new))
+    }
+
     /// Id of a content, a new one if need be; beyond the limit if it must, so that [`Pool::check`] can say how many are needed.
     pub(crate) fn intern(&mut self, content: T, who: impl FnOnce() -> String) -> u32 {
         if let Some(id) = self.ids.get(&content) {

@@ -130,11 +130,11 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
 ///
 /// Programs that started before it stopped may still read objects that nothing reaches any more: one grace period, then they are free. A stop
 /// between a change of rows and the change of epochs that belongs to it leaves flows that nobody has judged by the new rows: a new epoch for all.
-/// Likewise a stop between a change of the overlays and their new generation.
+/// Likewise a stop while the overlays changed: a new generation of them.
 pub(crate) fn recover<S: Store>(store: &mut S) -> Result<State, NodeError> {
     let mut state = scan(store)?;
     if state.overlays != 0 || !state.vteps.is_empty() || !state.owners.is_empty() {
-        state.overlays += 1;
+        state.overlays = (state.overlays | 1) + 1;
         store.put::<Node>(&[(node::OVERLAYS, state.overlays)])?;
     }
     if !state.infos.is_empty() || !state.words.is_empty() {

@@ -57,9 +57,12 @@ pub(crate) struct Steps {
 /// change it finds both rows among them. Who finds somebody else's old or new row there passes provisionally, and is judged after translation.
 #[derive(Debug, Default)]
 struct ServiceChange {
-    /// While addresses change, in place of what is put.
+    /// Put while addresses change.
     both: Vec<(ServiceKey, u64)>,
+    /// What is put at once.
     put: Vec<(ServiceKey, u64)>,
+    /// What is put in place of `both`, when addresses have changed.
+    afterwards: Vec<(ServiceKey, u64)>,
     delete: Vec<ServiceKey>,
 }
 
@@ -74,19 +77,20 @@ impl ServiceChange {
         let mut change =
             Self { delete: from.keys().filter(|key| !to.contains_key(key)).copied().collect(), ..Self::default() };
         for (key, id) in to.iter().filter(|(key, id)| from.get(key) != Some(id)) {
-            change.put.push(word(key, *id));
-            if let Some(old) = from.get(key).filter(|_| !addresses.is_empty())
-                && let Some(both) = both(backends, *old, *id)
+            let old = from.get(key).filter(|_| !addresses.is_empty());
+            if let Some(both) = old.and_then(|old| both(backends, *old, *id)).and_then(|both| backends.try_intern(both))
             {
-                let who = || format!("a step between two revisions of the service port {}/{}", key.port, key.protocol);
-                change.both.push(word(key, backends.intern(both, who)));
+                change.both.push(word(key, both));
+                change.afterwards.push(word(key, *id));
+            } else {
+                change.put.push(word(key, *id));
             }
         }
         change
     }
 
     fn is_empty(&self) -> bool {
-        self.put.is_empty() && self.delete.is_empty()
+        self.put.is_empty() && self.afterwards.is_empty() && self.delete.is_empty()
     }
 }
 
@@ -300,9 +304,7 @@ impl<S: Store> Writer<'_, S> {
     }
 
     fn change(&mut self, change: &Change, services: &ServiceChange) -> Result<(), NodeError> {
-        let (at_once, afterwards): (Vec<_>, Vec<_>) =
-            services.put.iter().partition(|(key, _)| services.both.iter().all(|(both, _)| both != key));
-        self.put::<store::Services>(&at_once)?;
+        self.put::<store::Services>(&services.put)?;
         self.put::<store::Services>(&services.both)?;
         if !services.both.is_empty() {
             self.grace_period();
@@ -313,7 +315,7 @@ impl<S: Store> Writer<'_, S> {
             *waits += 1;
             store.grace_period();
         })?;
-        self.put::<store::Services>(&afterwards)?;
+        self.put::<store::Services>(&services.afterwards)?;
         self.delete::<store::Services>(&services.delete)
     }
 
@@ -472,8 +474,14 @@ fn objects<S: Store>(writer: &mut Writer<'_, S>, state: &mut State) -> Result<()
     writer.put::<store::Rows>(&rows)
 }
 
-/// The underlay's tables: an enforcement point of their own. Removals first.
+/// The underlay's tables: an enforcement point of their own. Removals first. While they change, and if that ends halfway, programs rely on nothing
+/// that they have found earlier.
 fn overlays<S: Store>(writer: &mut Writer<'_, S>, state: &mut State, target: &Target) -> Result<(), NodeError> {
+    if state.vteps == target.vteps && state.owners == target.owners {
+        return Ok(());
+    }
+    let changing = state.overlays | 1;
+    writer.put::<store::Node>(&[(node::OVERLAYS, changing)])?;
     writer.delete::<store::Vteps>(&state.vteps.difference(&target.vteps).copied().collect::<Vec<_>>())?;
     writer.delete::<store::Owners>(
         &state.owners.keys().filter(|key| !target.owners.contains_key(key)).copied().collect::<Vec<_>>(),
@@ -486,11 +494,10 @@ fn overlays<S: Store>(writer: &mut Writer<'_, S>, state: &mut State, target: &Ta
         .collect();
     writer.put::<store::Owners>(&owners)?;
     writer.put::<store::Vteps>(&target.vteps.difference(&state.vteps).map(|key| (*key, 1)).collect::<Vec<_>>())?;
-    // Last: what a program found before this is not relied on any more.
-    if state.vteps != target.vteps || state.owners != target.owners {
-        state.overlays += 1;
-        writer.put::<store::Node>(&[(node::OVERLAYS, state.overlays)])?;
-    }
+    // No program that looked before this keeps what it found under the generation to come.
+    writer.grace_period();
+    state.overlays = changing + 1;
+    writer.put::<store::Node>(&[(node::OVERLAYS, state.overlays)])?;
     state.vteps.clone_from(&target.vteps);
     state.owners.clone_from(&target.owners);
     Ok(())

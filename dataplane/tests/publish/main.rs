@@ -6,6 +6,7 @@ mod history;
 mod judge;
 mod killed;
 mod moments;
+mod overlays;
 #[path = "../kernel/pinned.rs"]
 mod pinned;
 mod probes;
