@@ -19,7 +19,10 @@ use bulkhead_controller::{
     run::{Life, Stopper},
     show::{self, Names, Observation},
 };
-use bulkhead_dataplane::kernel::{KernelNode, Options, Reader, XdpMode, detach};
+use bulkhead_dataplane::{
+    kernel::{KernelNode, Options, Reader, XdpMode, detach},
+    mark,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _};
 use serde::Serialize;
@@ -96,6 +99,11 @@ struct AgentArgs {
     /// that starts without it enforces again.
     #[arg(long)]
     observe: bool,
+    /// Bits of packet marks that are Bulkhead's on this node, where others use some of the default's: 10 adjacent bits for the slot of an endpoint
+    /// and two more, never 0x4000 and 0x8000, which are kube-proxy's and kubelet's. When an agent starts with another mask than the one in force,
+    /// the guarded links drop everything for the moment that the change takes.
+    #[arg(long, value_name = "MASK", default_value = "0x3f000fff", value_parser = mark::parse)]
+    mark_mask: u32,
 }
 
 #[derive(Args)]
@@ -193,7 +201,8 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     std::fs::create_dir_all(&args.state).into_diagnostic().wrap_err_with(|| args.state.display().to_string())?;
     end_on_signals(life.stopper())?;
 
-    let node = KernelNode::open(Options::new(&args.pins, &args.state).xdp(args.xdp.into())).into_diagnostic()?;
+    let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
+    let node = KernelNode::open(options).into_diagnostic()?;
     let settings = Settings {
         locations: locations.clone(),
         node: args.node.clone(),

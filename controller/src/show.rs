@@ -305,6 +305,9 @@ pub fn status(revision: Option<&Revision>, status: &Status) -> String {
         "boundary  input rule {}",
         if status.input_rule { "stands or is not needed" } else { "MISSING" }
     );
+    if status.mark_mask != 0 {
+        let _ = writeln!(text, "mark      {:#010x}", status.mark_mask);
+    }
     if status.observe {
         text.push_str("mode      OBSERVE: nothing is dropped on this node\n");
     }

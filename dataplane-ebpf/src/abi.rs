@@ -7,9 +7,9 @@
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
 /// Version of the map layout; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has 12 bits for a slot.
+/// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has at most 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;
 /// 64-bit words of a row: 4,096 selectors.
 pub const ROW_WORDS: u32 = 64;
@@ -30,8 +30,11 @@ pub const OWN_VTEPS: usize = 8;
 /// Distinct (row, target port) pairs that the backends of one service address may have.
 pub const BACKENDS: usize = 8;
 
-/// Bits of `skb->mark` that are Bulkhead's inside the node. Never 0x4000 or 0x8000, which are kube-proxy's and kubelet's.
+/// Bits of `skb->mark` that are Bulkhead's inside the node, where they are by default and as verdict code knows them. A node may have other places
+/// for them, see [`crate::mark::Layout`].
 pub mod mark {
+    /// Never ours: kube-proxy's and kubelet's.
+    pub const RESERVED: u32 = 0x0000_c000;
     /// All bits that are ours.
     pub const MASK: u32 = 0x3f00_0fff;
     /// The slot of the local endpoint that sent the packet.
@@ -652,7 +655,7 @@ pub struct Budget {
 
 /// Node-wide settings: the only entry of `CONFIG`. Written before any program is attached; a change is a reload.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// UDP ports of VXLAN, host byte order, 0 for none.
     pub tunnel_ports: [u16; TUNNEL_PORTS],
@@ -662,6 +665,20 @@ pub struct Config {
     pub vtep_count: u32,
     /// Samples a CPU may take in 128 jiffies.
     pub budget: u32,
+    /// Mask of the mark that these programs were loaded with; 0 before any was. They have it as a constant and read no map for it.
+    pub mark_mask: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tunnel_ports: [0; TUNNEL_PORTS],
+            vteps: [[0; 4]; OWN_VTEPS],
+            vtep_count: 0,
+            budget: 0,
+            mark_mask: mark::MASK,
+        }
+    }
 }
 
 /// Key of `VTEPS`. An entry with address `::` says that the VNI is configured.
@@ -853,7 +870,7 @@ layout! {
     ContactKey: 24, 4;
     Contact: 56, 8;
     Budget: 24, 8;
-    Config: 144, 4;
+    Config: 148, 4;
     VtepKey: 20, 4;
     Owner: 16, 4;
     ServiceKey: 24, 4;

@@ -13,6 +13,7 @@ pub mod abi;
 pub mod family;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;
+pub mod mark;
 pub mod packet;
 pub mod reason;
 pub mod tables;

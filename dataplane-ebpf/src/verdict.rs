@@ -34,7 +34,7 @@ pub struct Meta {
     pub vlan: bool,
     /// The packet came in by an interface: a process of this node did not make it.
     pub transit: bool,
-    /// `skb->mark`.
+    /// Our bits of `skb->mark`, as [`mark`] has them.
     pub mark: u32,
 }
 

@@ -1,4 +1,4 @@
-//! The nftables rule that needs no agent: what arrives for a VXLAN port without [`mark::VERIFIED`] is dropped before
+//! The nftables rule that needs no agent: what arrives for a VXLAN port without the bit of the check on the underlay is dropped before
 //! the socket, on every link and for both families.
 //!
 //! It stands in a table of its own, in the network namespace of the calling thread (the one that holds the VXLAN
@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use bulkhead_ebpf::abi::mark;
+use bulkhead_ebpf::mark::Layout;
 use serde_json::{Value, json};
 
 use crate::node::NodeError;
@@ -29,19 +29,19 @@ const PRIORITY: i32 = -10;
 /// Also where PATH leaves them out, as that of many services does.
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 
-/// Makes the rule stand, for exactly these UDP ports. Does nothing when it does; repairs what differs in one
+/// Makes the rule stand, for exactly these UDP ports, with the bit where the layout has it. Does nothing when it does; repairs what differs in one
 /// transaction, during which the rule is never gone. The counter goes on.
 ///
 /// # Errors
 /// [`NodeError::Kernel`] when there is no port (see [`remove`]), nft is missing or refuses, or somebody else has a
 /// table of this name.
-pub fn ensure(ports: &BTreeSet<u16>) -> Result<(), NodeError> {
+pub fn ensure(ports: &BTreeSet<u16>, mark: &Layout) -> Result<(), NodeError> {
     let doing = "set the nftables input rule";
     if ports.is_empty() {
         return Err(error(doing, "no UDP port is given; a node without overlays needs no rule"));
     }
     let found = list()?;
-    if found.as_ref().is_some_and(|table| table.stands(ports)) {
+    if found.as_ref().is_some_and(|table| table.stands(ports, mark)) {
         return Ok(());
     }
     if found.as_ref().is_some_and(|table| !table.is_ours()) {
@@ -53,30 +53,38 @@ pub fn ensure(ports: &BTreeSet<u16>) -> Result<(), NodeError> {
         ));
     }
     // In place the counter loses nothing. What is beyond that, such as a chain at another hook, is replaced whole.
-    let in_place = nft(&["-f", "-"], &script(ports, None));
-    if in_place.is_ok() && present(ports)? {
+    let in_place = nft(&["-f", "-"], &script(ports, mark, None));
+    if in_place.is_ok() && present(ports, mark)? {
         return Ok(());
     }
     match list()? {
-        Some(table) => nft(&["-f", "-"], &script(ports, Some(table.counted())))?,
+        Some(table) => nft(&["-f", "-"], &script(ports, mark, Some(table.counted())))?,
         None => in_place?,
     };
-    if present(ports)? {
+    if present(ports, mark)? {
         return Ok(());
     }
-    let intended = script(ports, None);
+    let intended = script(ports, mark, None);
     Err(error(
         doing,
         &format!("nft took it and lists something else; compare `nft list table inet {TABLE}` with\n{intended}"),
     ))
 }
 
-/// Whether the rule stands for exactly these ports.
+/// Whether the rule stands for exactly these ports and this bit.
 ///
 /// # Errors
 /// [`NodeError::Kernel`] when nft is missing or refuses.
-pub fn present(ports: &BTreeSet<u16>) -> Result<bool, NodeError> {
-    Ok(list()?.is_some_and(|table| table.stands(ports)))
+pub fn present(ports: &BTreeSet<u16>, mark: &Layout) -> Result<bool, NodeError> {
+    Ok(list()?.is_some_and(|table| table.stands(ports, mark)))
+}
+
+/// Makes a rule that stands ask for the bit where the layout has it, in one transaction. Where there is none, none is made.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn follow(ports: &BTreeSet<u16>, mark: &Layout) -> Result<(), NodeError> {
+    if ports.is_empty() || !list()?.is_some_and(|table| table.is_ours()) { Ok(()) } else { ensure(ports, mark) }
 }
 
 /// Packets that it has dropped; 0 without a rule.
@@ -105,7 +113,7 @@ struct Counted {
 }
 
 /// One transaction. With `replace` the table is made anew and the counter starts from there.
-fn script(ports: &BTreeSet<u16>, replace: Option<Counted>) -> String {
+fn script(ports: &BTreeSet<u16>, mark: &Layout, replace: Option<Counted>) -> String {
     let mut script = format!("add table inet {TABLE} {{ comment \"{COMMENT}\"; }}\n");
     if replace.is_some() {
         let again = script.clone();
@@ -113,7 +121,7 @@ fn script(ports: &BTreeSet<u16>, replace: Option<Counted>) -> String {
     }
     let Counted { packets, bytes } = replace.unwrap_or_default();
     let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    let verified = mark::VERIFIED;
+    let verified = mark.verified();
     // Adding a counter that exists changes nothing, its value included.
     let body = write!(
         script,
@@ -150,7 +158,7 @@ impl Table {
     }
 
     /// Exactly the table that [`script`] makes, and not `dormant`.
-    fn stands(&self, ports: &BTreeSet<u16>) -> bool {
+    fn stands(&self, ports: &BTreeSet<u16>, mark: &Layout) -> bool {
         let ports = match ports.iter().collect::<Vec<_>>().as_slice() {
             // nft makes a plain comparison of a set of one.
             [port] => json!(port),
@@ -162,7 +170,7 @@ impl Table {
             json!({ "chain": { "family": "inet", "table": TABLE, "name": CHAIN, "type": "filter", "hook": "input", "prio": PRIORITY, "policy": "accept" } }),
             json!({ "rule": { "family": "inet", "table": TABLE, "chain": CHAIN, "comment": COMMENT, "expr": [
                 { "match": { "op": "==", "left": { "payload": { "protocol": "udp", "field": "dport" } }, "right": ports } },
-                { "match": { "op": "==", "left": { "&": [{ "meta": { "key": "mark" } }, mark::VERIFIED] }, "right": 0 } },
+                { "match": { "op": "==", "left": { "&": [{ "meta": { "key": "mark" } }, mark.verified()] }, "right": 0 } },
                 { "counter": COUNTER },
                 { "drop": null },
             ] } }),
@@ -263,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_node_without_ports_is_refused_before_anything_runs() {
-        let refused = ensure(&BTreeSet::new()).unwrap_err().to_string();
+        let refused = ensure(&BTreeSet::new(), &Layout::DEFAULT).unwrap_err().to_string();
         assert!(refused.contains("no UDP port"), "{refused}");
     }
 }

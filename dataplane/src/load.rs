@@ -21,11 +21,14 @@ use aya_obj::{
 };
 use bulkhead_ebpf::{
     abi::{self, Class, program},
+    mark::Layout,
     reason::REASONS,
 };
 
 use crate::{
     bytes,
+    grace::Grace,
+    mark,
     node::NodeError,
     pins::{Kind, Pins},
     store::{self, Table},
@@ -373,9 +376,25 @@ impl Programs {
     /// # Errors
     /// The kernel refuses a program, or a pin cannot be made.
     pub fn load(pins: &Pins, maps: &mut Maps, config: &abi::Config) -> Result<Self, NodeError> {
+        Self::load_with(pins, maps, config, |_| Ok(()))
+    }
+
+    /// The same. Where another layout of the mark was in force, `remark` is called once no packet is left whose mark is in that layout, and none
+    /// passes a guarded link yet: whatever else reads the mark changes there.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and what `remark` says: then the guarded links let nothing pass until this was called again.
+    pub fn load_with(
+        pins: &Pins,
+        maps: &mut Maps,
+        config: &abi::Config,
+        remark: impl FnOnce(&Layout) -> Result<(), NodeError>,
+    ) -> Result<Self, NodeError> {
         if let Some(programs) = Self::in_force(pins, maps, config)? {
             return Ok(programs);
         }
+        let slots = maps.get(store::Endpoints::NAME)?.shape().max_entries;
+        let layout = mark::layout(config.mark_mask, slots).doing(|| "use the mask of the mark")?;
         // Markers of what was in force.
         let known: Vec<&str> = names().collect();
         for pin in pins.names(Kind::Program)? {
@@ -401,6 +420,7 @@ impl Programs {
         for (map, path) in &paths {
             loader.map_pin_path(map, path.as_path());
         }
+        loader.override_global("MARK", bytes::of(&layout), true);
         let mut object = loader.load(PROGRAMS).doing(|| "load the eBPF object")?;
         for (name, program) in object.programs_mut() {
             match program {
@@ -418,6 +438,10 @@ impl Programs {
                 .doing(|| format!("pin {}", fresh.display()))?;
         }
 
+        if !Self::speak(maps, config.mark_mask)? {
+            Self::hold(maps)?;
+            remark(&layout)?;
+        }
         pins.settle(Kind::Map, name)?;
         maps.by_name.insert(name.to_owned(), settings);
         for name in names() {
@@ -433,6 +457,31 @@ impl Programs {
             sys::obj_pin(&programs.get(TC[0].0).map_err(io::Error::other)?, path)
         })?;
         Ok(programs)
+    }
+
+    /// Whether the programs of TC stand, all of them, and were loaded with that mask. Marks mean nothing to those of XDP.
+    fn speak(maps: &Maps, mask: u32) -> Result<bool, NodeError> {
+        let pinned = maps.get(store::Config::NAME)?.range(0, 1).doing(|| "read CONFIG")?;
+        let pinned: abi::Config = bytes::to(&pinned);
+        let array = maps.get(PROGRAMS_TC)?;
+        for (_, index) in TC {
+            let found = array.get(&index.to_ne_bytes(), &mut [0; 4]).doing(|| format!("read {PROGRAMS_TC}"))?;
+            if !found {
+                return Ok(false);
+            }
+        }
+        Ok(pinned.mark_mask == mask)
+    }
+
+    /// Lets nothing pass a guarded link any more, since a jump that fails drops, and waits until what had passed one is where it was going.
+    /// With programs of two layouts side by side, one would take the other's slot for a bit of its own.
+    fn hold(maps: &Maps) -> Result<(), NodeError> {
+        let array = maps.get(PROGRAMS_TC)?;
+        for (name, index) in TC {
+            array.remove(&index.to_ne_bytes()).doing(|| format!("take the program {name} out of force"))?;
+        }
+        Grace::new()?.wait();
+        Ok(())
     }
 
     /// The pinned programs, when they are those of this version, with these settings and maps, and stand in the arrays.

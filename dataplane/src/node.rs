@@ -201,6 +201,8 @@ pub struct Status {
     pub tables: Vec<TableUse>,
     /// Whether the input rule stands.
     pub input_rule: bool,
+    /// Bits of `skb->mark` that the programs in force use; 0 for none yet.
+    pub mark_mask: u32,
 }
 
 /// An endpoint as the kernel has it.

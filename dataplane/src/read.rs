@@ -315,5 +315,6 @@ pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
         links: Vec::new(),
         tables,
         input_rule: false,
+        mark_mask: 0,
     })
 }

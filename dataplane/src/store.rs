@@ -39,6 +39,7 @@ plain!(
     abi::Backends,
     abi::IdKey,
     abi::CounterKey,
+    bulkhead_ebpf::mark::Layout,
     LpmKey<abi::PrefixKey4>,
     LpmKey<abi::PrefixKey6>,
 );

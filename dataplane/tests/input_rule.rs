@@ -8,6 +8,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{input_rule, node::NodeError};
+use bulkhead_ebpf::mark::Layout;
 use bulkhead_fixtures::skip;
 use bulkhead_topology::{Netns, Topology, traffic::TcpEcho};
 
@@ -58,12 +59,12 @@ fn ruleset(netns: &Netns) -> String {
 
 #[track_caller]
 fn ensure<const N: usize>(netns: &Netns, of: [u16; N]) {
-    netns.run(|| input_rule::ensure(&ports(of))).unwrap();
+    netns.run(|| input_rule::ensure(&ports(of), &Layout::DEFAULT)).unwrap();
 }
 
 #[track_caller]
 fn present<const N: usize>(netns: &Netns, of: [u16; N]) -> bool {
-    netns.run(|| input_rule::present(&ports(of))).unwrap()
+    netns.run(|| input_rule::present(&ports(of), &Layout::DEFAULT)).unwrap()
 }
 
 #[track_caller]
@@ -259,9 +260,31 @@ fn a_table_of_somebody_else_is_refused_and_stays() {
     let netns = Netns::new("theirs").unwrap();
     nft(&netns, ["table inet bulkhead {\n chain theirs {\n udp dport 53 accept\n }\n }"]);
     let before = ruleset(&netns);
-    let refused: NodeError = netns.run(|| input_rule::ensure(&ports([8472]))).unwrap_err();
+    let refused: NodeError = netns.run(|| input_rule::ensure(&ports([8472]), &Layout::DEFAULT)).unwrap_err();
     assert!(refused.to_string().contains("nft delete table inet bulkhead"), "{refused}");
     assert_eq!(counter(&netns), 0);
     remove(&netns);
     assert_eq!(ruleset(&netns), before);
+}
+
+#[test]
+fn a_rule_that_stands_follows_the_layout_of_the_mark() {
+    if !able() {
+        return;
+    }
+    let topology = Topology::builder().nodes(1).build().unwrap();
+    let netns = &topology.node(0).netns;
+    let other = Layout::new(0x0fff_0000).unwrap();
+    let follow = |mark: &Layout| netns.run(|| input_rule::follow(&ports([8472]), mark)).unwrap();
+    follow(&other);
+    assert_eq!(ruleset(netns), "", "none is made");
+    ensure(netns, [8472]);
+    send_until_counted(netns, ([127, 0, 0, 1], 8472).into(), 2, netns, 2);
+    follow(&other);
+    assert!(!present(netns, [8472]));
+    assert!(netns.run(|| input_rule::present(&ports([8472]), &other)).unwrap());
+    assert!(ruleset(netns).contains("0x04000000"), "{}", ruleset(netns));
+    assert_eq!(counter(netns), 2, "and goes on counting");
+    netns.run(|| input_rule::follow(&ports([]), &Layout::DEFAULT)).unwrap();
+    assert!(!present(netns, [8472]), "without ports nothing is to be asked for");
 }

@@ -10,7 +10,7 @@ use bulkhead_dataplane::desired::{
     RuleId, SelectorId, ServiceAddress, SetId, View,
 };
 use bulkhead_ebpf::{
-    abi::{Action, Config, Direction, FlowKey4, Mode, OWN_VTEPS, mapped},
+    abi::{Action, Config, Direction, FlowKey4, Mode, mapped},
     reason::Reason,
 };
 use bulkhead_fixtures::{Frame, Mac, VXLAN_PORT, tcp};
@@ -159,8 +159,7 @@ pub(crate) fn name() -> EndpointName {
 
 /// Settings of the node.
 pub(crate) fn config() -> Config {
-    let mut config =
-        Config { tunnel_ports: [VXLAN_PORT, 0, 0, 0], vteps: [[0; 4]; OWN_VTEPS], vtep_count: 2, budget: 256 };
+    let mut config = Config { tunnel_ports: [VXLAN_PORT, 0, 0, 0], vtep_count: 2, budget: 256, ..Config::default() };
     for (to, family) in config.vteps.iter_mut().zip(Family::ALL) {
         *to = words(vtep(family, 0));
     }

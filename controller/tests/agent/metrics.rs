@@ -93,6 +93,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
     let status = Status {
         epoch: 5,
         input_rule: true,
+        mark_mask: 0x3f00_0fff,
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 10 }],
         ..Status::default()
     };

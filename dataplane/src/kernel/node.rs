@@ -9,6 +9,7 @@ use std::{
 
 use bulkhead_ebpf::{
     abi::{self, program},
+    mark::Layout,
     reason::Reason,
 };
 
@@ -18,6 +19,7 @@ use crate::{
     desired::{Desired, EndpointName},
     input_rule,
     load::{Maps, Programs, Sizes},
+    mark,
     names::Names,
     network,
     node::{
@@ -59,6 +61,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// Samples of denied contacts that a CPU may take in 128 jiffies.
     pub budget: u32,
+    /// Bits of `skb->mark` that are ours; see [`mark::layout`].
+    pub mark_mask: u32,
 }
 
 impl Options {
@@ -73,6 +77,7 @@ impl Options {
             classifiers: Classifiers::default(),
             sizes: Sizes::default(),
             budget: 512,
+            mark_mask: mark::DEFAULT,
         }
     }
 
@@ -80,6 +85,13 @@ impl Options {
     #[must_use]
     pub fn xdp(mut self, xdp: XdpMode) -> Self {
         self.xdp = xdp;
+        self
+    }
+
+    /// Sets [`Self::mark_mask`].
+    #[must_use]
+    pub fn mark_mask(mut self, mask: u32) -> Self {
+        self.mark_mask = mask;
         self
     }
 }
@@ -91,6 +103,8 @@ pub struct KernelNode {
     pins: Pins,
     links: Links,
     publisher: Publisher<KernelStore>,
+    /// Where our bits lie in the mark.
+    layout: Layout,
     /// Settings of the programs that this process has put in force.
     loaded: Option<abi::Config>,
     /// Held against a second agent.
@@ -101,15 +115,17 @@ impl KernelNode {
     /// Takes over what is pinned, or makes the tables. Nothing is attached or changed until the first publish.
     ///
     /// # Errors
-    /// [`NodeError::Kernel`]: a missing right or feature, pins of another layout, or an agent that has these pins.
+    /// [`NodeError::Kernel`]: a missing right or feature, a mask of the mark that cannot be used, pins of another layout, or an agent that has
+    /// these pins.
     pub fn open(options: Options) -> Result<Self, NodeError> {
+        let layout = mark::layout(options.mark_mask, options.sizes.slots).doing(|| "use the mask of the mark")?;
         let pins = Pins::new(&options.pins);
         pins.create()?;
         let lock = lock(&pins)?;
         let store = KernelStore::new(Maps::create(&pins, &options.sizes)?)?;
         let links = Links::new(&pins, options.classifiers);
         let publisher = Publisher::open(store, &options.state)?;
-        Ok(Self { options, pins, links, publisher, loaded: None, _lock: lock })
+        Ok(Self { options, pins, links, publisher, layout, loaded: None, _lock: lock })
     }
 
     /// The publisher, for tests that stop it half-way.
@@ -126,9 +142,11 @@ impl KernelNode {
     }
 
     fn load(&mut self, desired: &Desired) -> Result<(), NodeError> {
-        let config = settings(desired, self.options.budget)?;
+        let config = abi::Config { mark_mask: self.layout.mask, ..settings(desired, self.options.budget)? };
         if self.loaded != Some(config) {
-            Programs::load(&self.pins, self.publisher.store_mut().maps_mut(), &config)?;
+            // Between programs of two layouts the rule changes too: a slot of the one may be the bit of the other that opens the tunnel's socket.
+            let remark = |layout: &Layout| input_rule::follow(&ports(desired), layout);
+            Programs::load_with(&self.pins, self.publisher.store_mut().maps_mut(), &config, remark)?;
             self.loaded = Some(config);
         }
         Ok(())
@@ -203,9 +221,14 @@ fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeErr
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
 
+/// UDP ports of the overlays.
+fn ports(desired: &Desired) -> BTreeSet<u16> {
+    desired.overlays.iter().map(|overlay| overlay.port).collect()
+}
+
 /// Node-wide settings of the programs.
 fn settings(desired: &Desired, budget: u32) -> Result<abi::Config, NodeError> {
-    let ports: BTreeSet<u16> = desired.overlays.iter().map(|overlay| overlay.port).collect();
+    let ports = ports(desired);
     let vteps: BTreeSet<IpAddr> = desired.overlays.iter().flat_map(|overlay| overlay.own.iter().copied()).collect();
     let mut config = abi::Config { budget, ..abi::Config::default() };
     let fits = |table, need: usize, limit: usize| {
@@ -275,10 +298,10 @@ impl Node for KernelNode {
             return Err(error);
         }
         let guards: Vec<Guard> = guards.into_iter().map(|(guard, _)| guard).collect();
-        let ports: BTreeSet<u16> = desired.overlays.iter().map(|overlay| overlay.port).collect();
+        let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
-            input_rule::ensure(&ports)?;
+            input_rule::ensure(&ports, &self.layout)?;
         } else if !before.is_empty() {
             input_rule::remove()?;
         }
@@ -403,7 +426,10 @@ fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, N
     status.links =
         attachments.iter().map(|found| LinkStatus { link: found.link.clone(), guard: found.to_string() }).collect();
     let ports = tunnel_ports(store)?;
-    status.input_rule = status.observe || ports.is_empty() || input_rule::present(&ports)?;
+    let mask = store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
+    let stands = |layout: Layout| input_rule::present(&ports, &layout);
+    status.input_rule = status.observe || ports.is_empty() || Layout::new(mask).map_or(Ok(false), stands)?;
+    status.mark_mask = mask;
     Ok(status)
 }
 

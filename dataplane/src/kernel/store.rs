@@ -5,19 +5,18 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{OnceLock, atomic::Ordering},
     thread,
-    time::Duration,
 };
 
-use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS};
 use bulkhead_ebpf::abi;
 
 use crate::{
     bytes,
     clock::Clock,
+    grace::Grace,
     load::Maps,
     node::NodeError,
     store::{self, Kind, Plain, Store, Table},
-    sys::{self, Doing as _, Map, Shape, Words},
+    sys::{Doing as _, Map, Words},
 };
 
 const FLOWS: [&str; 2] = ["FLOWS4", "FLOWS6"];
@@ -303,57 +302,8 @@ impl Store for KernelStore {
     }
 }
 
-/// Waits for the programs that run.
-#[derive(Debug)]
-enum Grace {
-    /// membarrier(2).
-    Membarrier,
-    /// A write into a map of maps, which does not return before the programs that may still use the old map have ended. For kernels whose
-    /// membarrier does not reach every CPU (`nohz_full`).
-    OuterMap { outer: Map, inner: Map },
-}
-
-impl Grace {
-    /// Chooses what works here, by trying it.
-    fn new() -> Result<Self, NodeError> {
-        if sys::membarrier().is_ok() {
-            return Ok(Self::Membarrier);
-        }
-        Self::outer_map().doing(|| "find a way to wait for running programs")
-    }
-
-    fn outer_map() -> io::Result<Self> {
-        let shape = Shape { kind: BPF_MAP_TYPE_ARRAY as u32, key_size: 4, value_size: 4, max_entries: 1, flags: 0 };
-        let inner = Map::create("GRACE", &shape, None)?;
-        let outer =
-            Map::create("GRACE", &Shape { kind: BPF_MAP_TYPE_ARRAY_OF_MAPS as u32, ..shape }, Some(inner.as_fd()))?;
-        let grace = Self::OuterMap { outer, inner };
-        grace.once()?;
-        Ok(grace)
-    }
-
-    fn once(&self) -> io::Result<()> {
-        match self {
-            Self::Membarrier => sys::membarrier(),
-            Self::OuterMap { outer, inner } => {
-                outer.put(&0_u32.to_ne_bytes(), &inner.as_fd().as_raw_fd().to_ne_bytes())
-            }
-        }
-    }
-
-    /// Does not return before it has worked, because what comes next relies on it.
-    fn wait(&self) {
-        while let Err(error) = self.once() {
-            tracing::error!(%error, "cannot wait for running programs; trying again");
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use bulkhead_fixtures::skip;
-
     use super::*;
 
     #[test]
@@ -361,14 +311,5 @@ mod tests {
         assert_eq!(runs(&[]), []);
         assert_eq!(runs(&[7, 3, 4, 5, 9, 4]), [(3, 3), (7, 1), (9, 1)]);
         assert_eq!(runs(&(0..CHUNK + 2).collect::<Vec<_>>()), [(0, CHUNK), (CHUNK, 2)]);
-    }
-
-    #[test]
-    fn either_way_of_waiting_works() {
-        if !skip::root() {
-            return;
-        }
-        Grace::outer_map().unwrap().wait();
-        sys::membarrier().unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 mod links;
 mod maps;
+mod mark;
 mod node;
 mod pinned;
 

@@ -14,6 +14,7 @@ use bulkhead_dataplane::{
     },
     kernel::{self, KernelNode, Options, Reader, XdpMode},
     load::Sizes,
+    mark,
     node::{Node as _, NodeError, Status},
     pins::Kind,
 };
@@ -29,7 +30,7 @@ use bulkhead_topology::{
 use crate::{Directory, ready, refused};
 
 /// One program load after the other: the verifier takes a while for each.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const SLOTS: Sizes = Sizes {
     slots: 16,
@@ -49,10 +50,10 @@ const SLOTS: Sizes = Sizes {
     flows: 256,
 };
 
-const BUDGET: u32 = 100;
+pub(crate) const BUDGET: u32 = 100;
 
 /// What a node enforces: `web` may call `db` when `allowed`, and nothing else passes either.
-fn desired(topology: &Topology, node: usize, allowed: bool) -> Desired {
+pub(crate) fn desired(topology: &Topology, node: usize, allowed: bool) -> Desired {
     let own = topology.node(node);
     let rule = |name: &str| Rule { name: name.to_owned(), origin: String::new() };
     let everyone = |direction, action, rule, reason| PolicySet {
@@ -143,25 +144,27 @@ fn traces(node: &Node) -> String {
         .concat()
 }
 
-struct Guarded<'a> {
-    node: &'a Node,
+pub(crate) struct Guarded<'a> {
+    pub(crate) node: &'a Node,
     directory: Directory,
     state: tempfile::TempDir,
     xdp: XdpMode,
+    pub(crate) mark_mask: u32,
 }
 
 impl<'a> Guarded<'a> {
-    fn new(node: &'a Node, xdp: XdpMode) -> Self {
-        Self { node, directory: Directory::new(), state: tempfile::tempdir().unwrap(), xdp }
+    pub(crate) fn new(node: &'a Node, xdp: XdpMode) -> Self {
+        let (directory, state) = (Directory::new(), tempfile::tempdir().unwrap());
+        Self { node, directory, state, xdp, mark_mask: mark::DEFAULT }
     }
 
-    fn open(&self, budget: u32) -> Result<KernelNode, NodeError> {
-        let options =
-            Options { sizes: SLOTS, budget, ..Options::new(&self.directory.0, self.state.path()).xdp(self.xdp) };
+    pub(crate) fn open(&self, budget: u32) -> Result<KernelNode, NodeError> {
+        let options = Options::new(&self.directory.0, self.state.path()).xdp(self.xdp).mark_mask(self.mark_mask);
+        let options = Options { sizes: SLOTS, budget, ..options };
         self.node.netns.run(|| KernelNode::open(options))
     }
 
-    fn read(&self) -> Status {
+    pub(crate) fn read(&self) -> Status {
         self.node.netns.run(|| Reader::open(&self.directory.0, self.state.path()).unwrap().status()).unwrap()
     }
 }

@@ -2,16 +2,22 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use bulkhead_dataplane::{baseline::Baseline, kernel::XdpMode, pins::Pins};
+use bulkhead_dataplane::{
+    baseline::Baseline,
+    kernel::{KernelNode, Options, XdpMode},
+    node::Node as _,
+    pins::Pins,
+};
 use bulkhead_fixtures::{Frame, skip, tcp};
 use bulkhead_tests::{Agent, Lab};
 use bulkhead_topology::{
     Mac, Node, Topology,
-    traffic::{Capture, RawLink},
+    traffic::{Capture, RawLink, TcpEcho, echo},
 };
 
 use crate::probe::{PATIENCE, command_line};
@@ -199,6 +205,74 @@ fn dropped(mode: XdpMode) {
     link.send(&encapsulated(&member, port, vni, inner(&lab, web, GENUINE))).unwrap();
     assert!(genuine.wait_for(1, PATIENCE), "a genuine packet arrives");
     assert_eq!(seen.stop().unwrap().counts.frames, 0, "no forged packet arrived");
+}
+
+/// An agent that starts with another mask of the mark changes programs and input rule. Meanwhile nothing forged gets in, on guarded links and on
+/// others, and afterwards what passed before passes again, the same connections included.
+#[test]
+fn nothing_forged_arrives_while_the_mask_changes() {
+    if !skip::root() {
+        return;
+    }
+    let mut lab = lab();
+    lab.publish().unwrap();
+    let node = lab.topology.node(0).clone();
+    let (web, db) = (lab.topology.workload("web").clone(), lab.topology.workload("db").clone());
+    let outsider = lab.topology.outsider().clone();
+    let (port, vni) = (node.overlay4.port, node.overlay4.vni);
+    let server = TcpEcho::start(&db.netns, (db.v4, 5432).into()).unwrap();
+    let mut connection = web.client().connect((db.v4, 5432).into()).unwrap();
+    assert!(echo(&mut connection, PATIENCE).unwrap().is_answered());
+    let forged = inner(&lab, web.v4, FORGED);
+    let seen = capture(&lab, FORGED);
+
+    // By a link that is guarded, by one that is not, and from a container that would have its node decapsulate.
+    let second = node.second.clone().expect("built with a second NIC");
+    let stranger = underlay(&node, outsider.underlay.link.mac, outsider.underlay.v4);
+    let unguarded = Outer {
+        source_mac: outsider.second.as_ref().expect("built with a second NIC").link.mac,
+        source: lab.topology.node(1).underlay.v4,
+        mac: second.link.mac,
+        to: second.v4,
+    };
+    let links = [RawLink::open(&outsider.netns, "eth0").unwrap(), RawLink::open(&outsider.netns, "eth1").unwrap()];
+    let frames = [&stranger, &unguarded].map(|outer| encapsulated(outer, port, vni, forged.clone()));
+    let message = tunnelled(vni, &forged);
+    let guest = lab.topology.workload("guest").netns.clone();
+    let from_guest = guest.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let done = AtomicBool::new(false);
+    let sent = thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while !done.load(Ordering::Relaxed) {
+                for (link, frame) in links.iter().zip(&frames) {
+                    link.send(frame).unwrap();
+                }
+                // Held links may leave no room for it.
+                let _ = from_guest.send_to(&message, SocketAddr::from((node.underlay.v4, port)));
+                sent += 1;
+            }
+            sent
+        });
+        // The first has the bit that opens the socket where the default has a bit of slots, the second the other way round.
+        for (mask, options) in [
+            (0x0000_0fff, (|options| options.mark_mask(0x0000_0fff)) as fn(Options) -> Options),
+            (0x0fff_0000, |options| options.mark_mask(0x0fff_0000)),
+            (0x3f00_0fff, |options| options),
+        ] {
+            lab.forget(0);
+            lab.options = options;
+            lab.publish_on(0).unwrap();
+            let status = lab.with(0, KernelNode::status).unwrap();
+            assert_eq!((status.mark_mask, status.input_rule), (mask, true));
+            assert!(echo(&mut connection, PATIENCE).unwrap().is_answered(), "the connection goes on with {mask:#x}");
+            assert!(web.client().deadline(PATIENCE).tcp(server.addr()).unwrap().is_answered());
+        }
+        done.store(true, Ordering::Relaxed);
+        sender.join().unwrap()
+    });
+    assert!(sent > 0);
+    assert_eq!(seen.stop().unwrap().counts.frames, 0, "of {sent} forged packets on each way");
 }
 
 /// A node that only observes keeps nobody out, and tells of it.

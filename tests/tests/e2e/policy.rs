@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use bulkhead_dataplane::{kernel::XdpMode, node::Reading};
+use bulkhead_dataplane::{
+    kernel::{Options, XdpMode},
+    node::Reading,
+};
 use bulkhead_fixtures::{Frame, skip, tcp};
 use bulkhead_tests::Lab;
 use bulkhead_topology::{
@@ -41,31 +44,35 @@ pub(crate) fn shop() -> Lab {
 #[test]
 fn the_allow_list_holds_without_xdp() {
     if skip::root() {
-        holds(XdpMode::Off);
+        holds(|options| options.xdp(XdpMode::Off));
+    }
+}
+
+/// Twelve bits of the upper half, where by default are none or others.
+#[test]
+fn the_allow_list_holds_with_another_mask() {
+    if skip::root() {
+        holds(|options| options.mark_mask(0x0fff_0000));
     }
 }
 
 #[test]
 fn the_allow_list_holds_with_generic_xdp() {
     if skip::root() {
-        holds(XdpMode::Generic);
+        holds(|options| options.xdp(XdpMode::Generic));
     }
 }
 
 #[test]
 fn the_allow_list_holds_with_native_xdp() {
     if skip::root() {
-        holds(XdpMode::Native);
+        holds(|options| options.xdp(XdpMode::Native));
     }
 }
 
-fn holds(mode: XdpMode) {
+fn holds(options: fn(Options) -> Options) {
     let mut lab = shop();
-    lab.options = match mode {
-        XdpMode::Off => |options| options.xdp(XdpMode::Off),
-        XdpMode::Generic => |options| options.xdp(XdpMode::Generic),
-        XdpMode::Native => |options| options.xdp(XdpMode::Native),
-    };
+    lab.options = options;
     let servers: Vec<_> = ["cart-1", "cart-2", "db", "web", "guest"]
         .map(|workload| Servers::start(&lab, workload, &[8080, 9999, 5432], &[5300, 5301]))
         .into();

@@ -35,14 +35,14 @@ services:
   dns: {}
 ";
 
-/// Runs a test without XDP and with generic XDP.
+/// Runs a test without XDP, and with generic XDP and another mask of the mark.
 fn each_mode(test: fn(Lab)) {
     if !skip::root() {
         return;
     }
     for options in
         [(|options| bulkhead_dataplane::kernel::Options::xdp(options, XdpMode::Off)) as fn(_) -> _, |options| {
-            bulkhead_dataplane::kernel::Options::xdp(options, XdpMode::Generic)
+            bulkhead_dataplane::kernel::Options::xdp(options, XdpMode::Generic).mark_mask(0x0fff_0000)
         }]
     {
         let mut lab = lab();

@@ -168,13 +168,13 @@ mod programs {
         match stage {
             stage::FROM => {
                 let ours = verdict::outgoing_mark(skb.value(), outcome.is_provisional());
-                skb.set_mark(skb.mark() & !mark::MASK | ours);
+                skb.set_mark(ours);
             }
             stage::SENDER_TO => {
                 skb.set_mark(skb.mark() | mark::FINAL);
                 return jump::<{ program::TO_WORKLOAD }>(skb);
             }
-            _ => clear(skb),
+            _ => skb.clear_mark(),
         }
         NEXT
     }
@@ -219,14 +219,6 @@ mod programs {
         }
     }
 
-    /// Takes our bits from the mark.
-    #[inline(always)]
-    fn clear(skb: Skb) {
-        if skb.mark() & mark::MASK != 0 {
-            skb.set_mark(skb.mark() & !mark::MASK);
-        }
-    }
-
     /// TC ingress of links that carry the overlay. What cannot be read is foreign and passes without the bit: no tunnel socket takes it.
     #[classifier]
     fn underlay(context: TcContext) -> i32 {
@@ -241,11 +233,11 @@ mod programs {
             Ok(Passage::Verified) => {
                 let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
                 underlay::count_verified(&Maps, size);
-                skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
+                skb.set_mark(mark::VERIFIED);
                 NEXT
             }
             Ok(Passage::Observed) => {
-                skb.set_mark(skb.mark() & !mark::MASK | mark::VERIFIED);
+                skb.set_mark(mark::VERIFIED);
                 NEXT
             }
             Ok(Passage::Drop(_) | Passage::Denied) => DROP,
@@ -292,7 +284,7 @@ mod programs {
         if verdict::unsettled_out(true, skb.mark()) {
             return judge_sender(skb, stage::SENDER_OUT);
         }
-        clear(skb);
+        skb.clear_mark();
         NEXT
     }
 

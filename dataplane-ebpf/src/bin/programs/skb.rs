@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data};
 use bulkhead_ebpf::{
     abi::Class,
+    mark::Layout,
     packet::{Behind, Fault, Frame, Header, Parsed, Role, Transport, protocol, transport_header},
     verdict::Meta,
 };
@@ -179,6 +180,20 @@ extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, protocol: u32) -> u64
 /// Largest offset of a header that is looked at by itself; larger ones were refused before.
 const MAX_OFFSET: u32 = 0x7fff;
 
+/// Where our bits lie in the mark. Set by the loader, and frozen: the verifier knows what it reads.
+#[unsafe(no_mangle)]
+static MARK: Layout = Layout::DEFAULT;
+
+/// [`MARK`], of whose address the compiler does not know that its value is there: it leaves out loads that nobody needs, and folds none.
+#[inline(always)]
+fn layout() -> &'static Layout {
+    let mut address = &raw const MARK;
+    // SAFETY: copies a register to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+    // SAFETY: the static's address, and nobody writes to it.
+    unsafe { &*address }
+}
+
 /// A socket buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(pub(crate) *mut __sk_buff);
@@ -222,17 +237,29 @@ impl Skb {
         field!(self, len)
     }
 
-    /// The mark.
+    /// Our bits of the mark.
     #[inline(always)]
     pub(crate) fn mark(self) -> u32 {
-        field!(self, mark)
+        layout().decode(field!(self, mark))
     }
 
-    /// Sets the mark.
+    /// Sets our bits of the mark.
     #[inline(always)]
-    pub(crate) fn set_mark(self, mark: u32) {
+    pub(crate) fn set_mark(self, ours: u32) {
+        let encoded = layout().encode(field!(self, mark), ours);
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.0).mark = mark }
+        unsafe { (*self.0).mark = encoded }
+    }
+
+    /// Takes our bits from the mark.
+    #[inline(always)]
+    pub(crate) fn clear_mark(self) {
+        let found = field!(self, mark);
+        let cleared = layout().clear(found);
+        if cleared != found {
+            // SAFETY: the context is valid while the program runs.
+            unsafe { (*self.0).mark = cleared }
+        }
     }
 
     /// Wire segments that the packet stands for.
