@@ -2,11 +2,14 @@
 //!
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use bulkhead_dataplane::{
     desired::Desired,
-    node::{Discovered, Node, NodeError},
+    node::{Discovered, MarkConflicts, Node, NodeError},
 };
 
 use crate::{
@@ -20,6 +23,8 @@ use crate::{
     settle::{Settled, settle},
 };
 
+/// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
+const MARKS: Duration = Duration::from_secs(300);
 /// Name of the file with totals by peer in the state directory.
 const TOTALS: &str = "peers.json";
 
@@ -90,6 +95,9 @@ pub struct Agent<N> {
     peers: Peers,
     totals: Totals,
     read_at: u64,
+    /// Who else uses our bits of packet marks, and when that was looked for.
+    marks: MarkConflicts,
+    marks_at: Instant,
 }
 
 impl<N: Node> Agent<N> {
@@ -162,6 +170,8 @@ impl<N: Node> Agent<N> {
             peers,
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
+            marks: MarkConflicts::default(),
+            marks_at: Instant::now(),
         };
         if whole.is_empty() {
             agent.refuse_some(&refused);
@@ -173,6 +183,7 @@ impl<N: Node> Agent<N> {
         if agent.desired.observe {
             tracing::warn!("this node only observes: nothing is dropped");
         }
+        agent.check_marks();
         Ok(agent)
     }
 
@@ -275,6 +286,31 @@ impl<N: Node> Agent<N> {
             }
             Err(error) => tracing::warn!("what is in force cannot be read: {error}"),
         }
+        if self.marks_at.elapsed() >= MARKS {
+            self.check_marks();
+        }
+    }
+
+    /// Says who else uses our bits of packet marks. What others write there may let through what was not checked, and what they read was not
+    /// meant for them; nothing of it is reason enough to leave a node unguarded.
+    fn check_marks(&mut self) {
+        let found = self.node.mark_conflicts();
+        for why in found.unread.iter().filter(|why| !self.marks.unread.contains(why)) {
+            tracing::warn!("who else uses packet marks is not known in full: {why}");
+        }
+        for user in found.users.iter().filter(|user| !self.marks.users.contains(user)) {
+            let (reads, writes) = (format!("{:#010x}", user.reads), format!("{:#010x}", user.writes));
+            tracing::warn!(reads, writes, "uses bits of packet marks that are Bulkhead's: {}", user.rule);
+        }
+        if found.remedy != self.marks.remedy {
+            if found.remedy.is_empty() {
+                tracing::info!("nobody else uses Bulkhead's bits of packet marks any more");
+            } else {
+                tracing::warn!("{}", found.remedy);
+            }
+        }
+        self.marks = found;
+        self.marks_at = Instant::now();
     }
 
     fn apply(&mut self, prepared: Prepared) {
@@ -407,6 +443,7 @@ impl<N: Node> Agent<N> {
             refused: !self.refused.is_empty(),
             failed: !self.failed.is_empty(),
             unguarded: self.unguarded.len(),
+            mark_conflicts: self.marks.users.len(),
         }
     }
 

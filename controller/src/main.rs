@@ -260,14 +260,15 @@ fn json(value: &impl Serialize) -> Result<(), Report> {
 
 fn status(args: &ReaderArgs) -> Result<(), Report> {
     let revision = Revision::load(&args.state).into_diagnostic()?;
-    let status = reader(args)?.status().into_diagnostic()?;
+    let reader = reader(args)?;
+    let (status, marks) = (reader.status().into_diagnostic()?, reader.mark_conflicts().into_diagnostic()?);
     if args.json {
         let revision = revision.map(|revision| {
             serde_json::json!({ "number": revision.number, "node": revision.node, "published": revision.published, "summary": revision.summary })
         });
-        return json(&serde_json::json!({ "revision": revision, "status": status }));
+        return json(&serde_json::json!({ "revision": revision, "status": status, "mark_conflicts": marks }));
     }
-    out(&show::status(revision.as_ref(), &status))
+    out(&show::status(revision.as_ref(), &status, &marks))
 }
 
 fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {

@@ -273,6 +273,8 @@ pub struct Health {
     pub failed: bool,
     /// Endpoints whose links cannot be guarded now.
     pub unguarded: usize,
+    /// Rules of others that use bits of packet marks that are ours.
+    pub mark_conflicts: usize,
 }
 
 const SIDE: [&str; 5] = ["workload", "namespace", "service", "direction", "verdict"];
@@ -323,6 +325,11 @@ pub fn render(
         "bulkhead_endpoints_unguarded",
         "Endpoints whose links are missing or cannot be guarded.",
         health.unguarded as u64,
+    )?;
+    gauge(
+        "bulkhead_mark_conflicts",
+        "Rules of others (nftables, iptables, policy routing) that use bits of packet marks that are Bulkhead's; looked for every five minutes.",
+        health.mark_conflicts as u64,
     )?;
     gauge("bulkhead_epoch", "Epoch of the node.", status.epoch.into())?;
     gauge(

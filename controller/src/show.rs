@@ -9,7 +9,7 @@ use std::{
 
 use bulkhead_dataplane::{
     desired::EndpointName,
-    node::{ContactRecord, Discovered, FlowRecord, Reading, Status},
+    node::{ContactRecord, Discovered, FlowRecord, MarkConflicts, Reading, Status},
 };
 use bulkhead_ebpf::{
     abi::{Class, Direction},
@@ -283,7 +283,7 @@ pub fn flows_table(names: &Names<'_>, flows: &[FlowRecord]) -> String {
 
 /// `bulkhead status`.
 #[must_use]
-pub fn status(revision: Option<&Revision>, status: &Status) -> String {
+pub fn status(revision: Option<&Revision>, status: &Status, marks: &MarkConflicts) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     match revision {
@@ -307,6 +307,15 @@ pub fn status(revision: Option<&Revision>, status: &Status) -> String {
     );
     if status.mark_mask != 0 {
         let _ = writeln!(text, "mark      {:#010x}", status.mark_mask);
+    }
+    for user in &marks.users {
+        let _ = writeln!(text, "CONFLICT  {:#010x} of it is used by {}", user.bits() & status.mark_mask, user.rule);
+    }
+    for why in &marks.unread {
+        let _ = writeln!(text, "unknown   who else uses these bits: {why}");
+    }
+    if !marks.remedy.is_empty() {
+        let _ = writeln!(text, "remedy    {}", marks.remedy);
     }
     if status.observe {
         text.push_str("mode      OBSERVE: nothing is dropped on this node\n");

@@ -23,7 +23,7 @@ const CHAIN: &str = "input";
 const COUNTER: &str = "unverified";
 /// Who made it. The JSON of nft 1.0.6 leaves a table's comment out, but not those of the counter and of the rule, so
 /// they have it too.
-const COMMENT: &str = "made by Bulkhead: VXLAN packets that no guarded link verified";
+pub(crate) const COMMENT: &str = "made by Bulkhead: VXLAN packets that no guarded link verified";
 /// Before the `filter` chains of firewalls, after conntrack, NAT and whatever sets marks.
 const PRIORITY: i32 = -10;
 /// Also where PATH leaves them out, as that of many services does.
@@ -206,7 +206,7 @@ fn list() -> Result<Option<Table>, NodeError> {
     Ok(Some(Table(objects(&["-j", "-n", "list", "table", "inet", TABLE])?)))
 }
 
-fn objects(args: &[&str]) -> Result<Vec<Value>, NodeError> {
+pub(crate) fn objects(args: &[&str]) -> Result<Vec<Value>, NodeError> {
     let listing = nft(args, "")?;
     let mut listing: Value = serde_json::from_slice(&listing)
         .map_err(|bad| error(&format!("read the output of `nft {}`", args.join(" ")), &bad.to_string()))?;

@@ -1,4 +1,10 @@
-//! Which bits of `skb->mark` are Bulkhead's on a node.
+//! Which bits of `skb->mark` are Bulkhead's on a node, and who else uses them.
+
+mod iptables;
+mod nft;
+mod users;
+
+pub use self::users::conflicts;
 
 use bulkhead_ebpf::{abi::mark, mark::Layout};
 

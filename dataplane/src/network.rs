@@ -14,6 +14,7 @@ use rtnetlink::packet_route::{
     link::{LinkAttribute, LinkMessage},
     neighbour::NeighbourMessage,
     route::RouteMessage,
+    rule::RuleMessage,
 };
 
 pub use self::facts::Mac;
@@ -54,6 +55,32 @@ fn neighbours(family: AddressFamily) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family;
     RouteNetlinkMessage::GetNeighbour(message)
+}
+
+/// A rule of policy routing that asks for the mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkRule {
+    /// As `ip rule` shows it.
+    pub text: String,
+    /// Bits that it compares.
+    pub mask: u32,
+}
+
+/// Rules of policy routing that ask for the mark, of both families.
+///
+/// # Errors
+/// [`NodeError::Kernel`].
+pub fn mark_rules() -> Result<Vec<MarkRule>, NodeError> {
+    netlink::run("list the rules of policy routing", async |netlink| {
+        let mut rules = Vec::new();
+        for (family, command) in [(AddressFamily::Inet, "ip rule"), (AddressFamily::Inet6, "ip -6 rule")] {
+            let mut message = RuleMessage::default();
+            message.header.family = family;
+            let read = |answer: &RouteNetlinkMessage| facts::mark_rule(answer, command);
+            rules.extend(netlink.list(RouteNetlinkMessage::GetRule(message), read).await?);
+        }
+        Ok(rules)
+    })
 }
 
 /// What attaching to a link needs to know of it.

@@ -48,6 +48,11 @@ pub trait Node: Send {
     /// # Errors
     /// [`NodeError::Kernel`].
     fn status(&mut self) -> Result<Status, NodeError>;
+
+    /// Who else on this node uses bits of packet marks that are ours. Takes as long as listing the firewall does.
+    fn mark_conflicts(&mut self) -> MarkConflicts {
+        MarkConflicts::default()
+    }
 }
 
 /// What a publish did.
@@ -241,6 +246,36 @@ pub struct TableUse {
     pub used: usize,
     /// Configured.
     pub limit: usize,
+}
+
+/// Who else uses bits of `skb->mark` that are ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MarkConflicts {
+    /// Rules that use some of our bits.
+    pub users: Vec<MarkUser>,
+    /// What could not be looked at, and why.
+    pub unread: Vec<String>,
+    /// How to get out of the way; empty without users.
+    pub remedy: String,
+}
+
+/// A rule of somebody else that reads or writes packet marks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct MarkUser {
+    /// Where it stands and, as far as it is known, how it reads.
+    pub rule: String,
+    /// Bits that it compares, or sends elsewhere.
+    pub reads: u32,
+    /// Bits that it may change.
+    pub writes: u32,
+}
+
+impl MarkUser {
+    /// All bits that it uses.
+    #[must_use]
+    pub const fn bits(&self) -> u32 {
+        self.reads | self.writes
+    }
 }
 
 /// Why a node cannot do what it was asked.

@@ -125,6 +125,7 @@ base_packages() {
   [ -e /etc/ssl/certs/ca-certificates.crt ] || install "cargo fetches over TLS" ca-certificates || true
   install_for ip iproute2 "the tests look at links and make network namespaces"
   install_for nft nftables "the input rule that guards the VXLAN port"
+  install_for iptables-nft iptables "the tests write rules of others that use packet marks"
   install_for unshare util-linux "set-up and tests enter network namespaces"
   if $lint; then
     install_for shellcheck shellcheck "make lint checks the shell scripts"

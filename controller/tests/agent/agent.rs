@@ -38,6 +38,7 @@ fn good_input_is_published_and_stored() {
         ("bulkhead_policy_error", 0),
         ("bulkhead_publish_error", 0),
         ("bulkhead_endpoints_unguarded", 0),
+        ("bulkhead_mark_conflicts", 0),
     ] {
         assert_eq!(value(&text, metric, &[]), Some(expected), "{metric} in\n{text}");
     }

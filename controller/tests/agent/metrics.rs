@@ -97,7 +97,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 10 }],
         ..Status::default()
     };
-    let health = Health { revision: 4, refused: true, failed: true, unguarded: 2 };
+    let health = Health { revision: 4, refused: true, failed: true, unguarded: 2, mark_conflicts: 3 };
     let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
     for (metric, labels, expected) in [
         ("bulkhead_underlay_packets_total", vec!["verdict=\"allowed\"", "reason=\"verified\""], 9),
@@ -112,6 +112,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_policy_error", vec![], 1),
         ("bulkhead_publish_error", vec![], 1),
         ("bulkhead_endpoints_unguarded", vec![], 2),
+        ("bulkhead_mark_conflicts", vec![], 3),
         ("bulkhead_epoch", vec![], 5),
         ("bulkhead_input_rule", vec![], 1),
     ] {

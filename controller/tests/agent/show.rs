@@ -6,7 +6,7 @@ use bulkhead_controller::{
     revision::Revision,
     show::{self, Names},
 };
-use bulkhead_dataplane::node::{EndpointStatus, LinkStatus, Status, TableUse};
+use bulkhead_dataplane::node::{EndpointStatus, LinkStatus, MarkConflicts, MarkUser, Status, TableUse};
 use bulkhead_ebpf::{abi::Mode, reason::Reason};
 
 use crate::support::{INTENT, WORKLOADS, contact, endpoint, flow, reading};
@@ -20,6 +20,15 @@ fn revision() -> (Revision, Model) {
     let mut revision = Revision::new(7, "n1", inputs, &Default::default());
     revision.published = 1_700_000_000;
     (revision, model)
+}
+
+fn conflicts() -> MarkConflicts {
+    let rule = "iptables-nft -t mangle -A X -j MARK --set-xmark 0x20000/0xf0000".to_owned();
+    MarkConflicts {
+        users: vec![MarkUser { rule, reads: 0, writes: 0x0f00_0000 }],
+        unread: vec!["list the rules of policy routing: no".to_owned()],
+        remedy: "`--mark-mask 0x00000fff` keeps out of the way".to_owned(),
+    }
 }
 
 fn status() -> Status {
@@ -53,8 +62,8 @@ fn tables_for_people() {
     ];
     let flows = [flow("web-1", "10.0.0.2", 5432, [7, 8], 1_700_000_000_000_000_000)];
     let text = [
-        show::status(Some(&revision), &status()),
-        show::status(None, &Status::default()),
+        show::status(Some(&revision), &status(), &conflicts()),
+        show::status(None, &Status::default(), &MarkConflicts::default()),
         show::workloads_table(&show::workloads(&model, "n1", &status())),
         show::policies_table(&show::policies(&revision, &model).unwrap()),
         show::rules_table(&show::rules(&model, &readings)),

@@ -23,12 +23,13 @@ use crate::{
     names::Names,
     network,
     node::{
-        Contacts, Discovered, DiscoveredOverlay, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Status,
+        Contacts, Discovered, DiscoveredOverlay, FlowRecord, LinkStatus, MarkConflicts, Node, NodeError, Published,
+        Reading, Status,
     },
     pins::Pins,
     publish::{self, Publisher},
     read,
-    store::{Config, Store as _},
+    store::{Config, Endpoints, Store as _},
     sys::Doing as _,
 };
 
@@ -335,6 +336,10 @@ impl Node for KernelNode {
     fn status(&mut self) -> Result<Status, NodeError> {
         status(self.publisher.store(), self.publisher.names(), &self.links)
     }
+
+    fn mark_conflicts(&mut self) -> MarkConflicts {
+        mark::conflicts(self.layout.mask, self.options.sizes.slots)
+    }
 }
 
 /// Reads what is pinned, while an agent runs or when none does. Changes nothing.
@@ -378,6 +383,16 @@ impl Reader {
     /// [`NodeError::Kernel`].
     pub fn contacts(&self) -> Result<Contacts, NodeError> {
         read::with_names(&self.state, |names| read::contacts(&self.store, names))
+    }
+
+    /// See [`Node::mark_conflicts`]; of the mask that is in force.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    pub fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError> {
+        let mask = self.store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
+        let slots = self.store.limit::<Endpoints>();
+        Ok(mark::conflicts(mask, u32::try_from(slots).unwrap_or(u32::MAX)))
     }
 
     /// See [`Node::status`].

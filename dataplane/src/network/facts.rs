@@ -9,7 +9,10 @@ use rtnetlink::packet_route::{
     link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteProtocol, RouteType, RouteVia},
+    rule::{RuleAttribute, RuleFlags},
 };
+
+use super::MarkRule;
 
 /// A MAC address, in the order of the wire.
 pub type Mac = [u8; 6];
@@ -269,4 +272,25 @@ fn mac(bytes: &[u8]) -> Option<Mac> {
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// A rule of policy routing that asks for the mark.
+pub(super) fn mark_rule(message: &RouteNetlinkMessage, command: &str) -> Option<MarkRule> {
+    let RouteNetlinkMessage::NewRule(rule) = message else { return None };
+    let (mut mark, mut mask, mut priority, mut table) = (None, None, 0, u32::from(rule.header.table));
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::FwMark(value) => mark = Some(*value),
+            RuleAttribute::FwMask(value) => mask = Some(*value),
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Table(value) => table = *value,
+            _ => {}
+        }
+    }
+    // The kernel leaves a mark of 0 out, and shows a mask with each mark.
+    let mask = mask.or_else(|| mark.map(|_| u32::MAX)).filter(|mask| *mask != 0)?;
+    let not = if rule.header.flags.contains(RuleFlags::Invert) { "not " } else { "" };
+    let text =
+        format!("{command} {priority}: {not}from all fwmark {:#x}/{mask:#x} lookup {table}", mark.unwrap_or_default());
+    Some(MarkRule { text, mask })
 }

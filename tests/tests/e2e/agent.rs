@@ -72,6 +72,42 @@ fn without_any_good_revision_the_agent_does_not_start() {
     assert!(log.contains("shop.yaml:8") && log.contains("db"), "{log}");
 }
 
+/// A mask that cannot be used is refused, and who else uses the bits of one that can be is told.
+#[test]
+fn the_mark_is_checked_against_other_users() {
+    if !skip::root() {
+        return;
+    }
+    let lab = shop();
+    let (status, log) = Agent::spawn(&lab, 0, &["--mark-mask", "0x3f00cfff"]).unwrap().ended().unwrap();
+    assert_ne!(status, 0);
+    assert!(log.contains("kube-proxy's (0x4000)") && log.contains("0x3f000fff would do"), "{log}");
+
+    let netns = &lab.topology.node(0).netns;
+    for line in [
+        "add table inet vpn",
+        "add chain inet vpn forward",
+        "add rule inet vpn forward meta mark set meta mark or 0x01000000",
+    ] {
+        assert!(netns.command("nft").args(line.split(' ')).status().unwrap().success(), "{line}");
+    }
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    assert_eq!(agent.metric("bulkhead_mark_conflicts", &[]).unwrap(), 1.0);
+    let log = agent.log();
+    assert!(log.contains("nftables inet vpn forward") && log.contains("--mark-mask 0x00000fff"), "{log}");
+    let status = command_line(&lab, 0, &["status"]);
+    assert!(status.contains("CONFLICT  0x01000000 of it is used by nftables inet vpn forward"), "{status}");
+    agent.kill().unwrap();
+
+    let agent = Agent::start(&lab, 0, &["--mark-mask", "0x00000fff"]).unwrap();
+    assert_eq!(agent.metric("bulkhead_mark_conflicts", &[]).unwrap(), 0.0);
+    let status = command_line(&lab, 0, &["status"]);
+    assert!(status.contains("mark      0x00000fff") && !status.contains("CONFLICT"), "{status}");
+    let _servers = Servers::start(&lab, "cart-1", &[8080], &[]);
+    allowed(&lab, "web", "cart-1", Ask::Tcp(8080));
+    denied(&lab, "guest", "cart-1", Ask::Tcp(8080));
+}
+
 /// `status`, `get` and `observe` work from the pins, with no agent.
 #[test]
 fn the_command_line_reads_the_pins_with_no_agent() {
