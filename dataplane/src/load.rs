@@ -9,6 +9,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
+    time::Instant,
 };
 
 use aya::{EbpfLoader, include_bytes_aligned, programs::Program};
@@ -438,8 +439,9 @@ impl Programs {
                 .doing(|| format!("pin {}", fresh.display()))?;
         }
 
-        if !Self::speak(maps, config.mark_mask)? {
-            Self::hold(maps)?;
+        let since = Instant::now();
+        let held = !Self::speak(maps, config.mark_mask)? && Self::hold(maps)?;
+        if held {
             remark(&layout)?;
         }
         pins.settle(Kind::Map, name)?;
@@ -453,6 +455,9 @@ impl Programs {
             let put = maps.get(array)?.put(&index.to_ne_bytes(), &fd.to_ne_bytes());
             put.doing(|| format!("put the program {name} in force"))?;
         }
+        if held {
+            tracing::info!(dropped_for = ?since.elapsed(), "another mask of the mark is in force: {:#010x}", layout.mask);
+        }
         pins.replace(Kind::Program, &marker(maps), |path| {
             sys::obj_pin(&programs.get(TC[0].0).map_err(io::Error::other)?, path)
         })?;
@@ -461,8 +466,6 @@ impl Programs {
 
     /// Whether the programs of TC stand, all of them, and were loaded with that mask. Marks mean nothing to those of XDP.
     fn speak(maps: &Maps, mask: u32) -> Result<bool, NodeError> {
-        let pinned = maps.get(store::Config::NAME)?.range(0, 1).doing(|| "read CONFIG")?;
-        let pinned: abi::Config = bytes::to(&pinned);
         let array = maps.get(PROGRAMS_TC)?;
         for (_, index) in TC {
             let found = array.get(&index.to_ne_bytes(), &mut [0; 4]).doing(|| format!("read {PROGRAMS_TC}"))?;
@@ -470,18 +473,25 @@ impl Programs {
                 return Ok(false);
             }
         }
-        Ok(pinned.mark_mask == mask)
+        Ok(Self::settings(maps)?.mark_mask == mask)
     }
 
     /// Lets nothing pass a guarded link any more, since a jump that fails drops, and waits until what had passed one is where it was going.
     /// With programs of two layouts side by side, one would take the other's slot for a bit of its own.
-    fn hold(maps: &Maps) -> Result<(), NodeError> {
+    ///
+    /// `false` on a node on which nothing was in force yet.
+    fn hold(maps: &Maps) -> Result<bool, NodeError> {
         let array = maps.get(PROGRAMS_TC)?;
         for (name, index) in TC {
             array.remove(&index.to_ne_bytes()).doing(|| format!("take the program {name} out of force"))?;
         }
         Grace::new()?.wait();
-        Ok(())
+        Ok(Self::settings(maps)?.mark_mask != 0)
+    }
+
+    fn settings(maps: &Maps) -> Result<abi::Config, NodeError> {
+        let pinned = maps.get(store::Config::NAME)?.range(0, 1).doing(|| "read CONFIG")?;
+        Ok(bytes::to(&pinned))
     }
 
     /// The pinned programs, when they are those of this version, with these settings and maps, and stand in the arrays.

@@ -101,6 +101,7 @@ fn the_mark_is_checked_against_other_users() {
 
     let agent = Agent::start(&lab, 0, &["--mark-mask", "0x00000fff"]).unwrap();
     assert_eq!(agent.metric("bulkhead_mark_conflicts", &[]).unwrap(), 0.0);
+    assert!(agent.log().contains("another mask of the mark is in force: 0x00000fff"), "{}", agent.log());
     let status = command_line(&lab, 0, &["status"]);
     assert!(status.contains("mark      0x00000fff") && !status.contains("CONFLICT"), "{status}");
     let _servers = Servers::start(&lab, "cart-1", &[8080], &[]);
