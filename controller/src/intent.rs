@@ -65,6 +65,8 @@ pub struct Service {
     pub select: Option<BTreeMap<String, String>>,
     /// Its walls report instead of blocking.
     pub audit: bool,
+    /// It has walls and nothing else: who others mean by its name is told by the service label, as if it were not listed.
+    pub walls_only: bool,
     /// Who may call it.
     pub accepts: Vec<Line>,
     /// Whom it may call.
@@ -225,7 +227,7 @@ impl Reader<'_> {
         let accepts = fields.accepts.iter().filter_map(|line| self.line(namespace, line)).collect();
         let calls = fields.calls.iter().filter_map(|line| self.line(namespace, line)).collect();
         let select = fields.select.map(|select| select.value);
-        Service { name: text, place: self.at(name), select, audit, accepts, calls }
+        Service { name: text, place: self.at(name), select, audit, walls_only: false, accepts, calls }
     }
 
     fn line(&mut self, namespace: &str, written: &Spanned<String>) -> Option<Line> {

@@ -70,6 +70,8 @@ pub struct Service {
     pub select: BTreeMap<String, String>,
     /// It isolates nobody: what it would block is reported.
     pub audit: bool,
+    /// See [`intent::Service::walls_only`].
+    pub walls_only: bool,
 }
 
 /// A workload.
@@ -225,7 +227,7 @@ impl Model {
     /// Whether a workload belongs to a service, listed or not.
     #[must_use]
     pub fn is_member(&self, service: &ServiceName, name: &WorkloadName, workload: &Workload) -> bool {
-        if self.services.contains_key(service) {
+        if self.services.get(service).is_some_and(|listed| !listed.walls_only) {
             workload.services.contains(service)
         } else {
             name.namespace == service.namespace && workload.labels.get(&self.service_label) == Some(&service.name)
@@ -373,7 +375,8 @@ fn services(intents: &[&Intent], label: &str, found: &mut Diagnostics) -> BTreeM
             let select =
                 service.select.clone().unwrap_or_else(|| BTreeMap::from([(label.to_owned(), service.name.clone())]));
             let audit = intent.audit || service.audit;
-            services.insert(name, Service { place: service.place.clone(), select, audit });
+            let walls_only = service.walls_only;
+            services.insert(name, Service { place: service.place.clone(), select, audit, walls_only });
         }
     }
     services

@@ -22,6 +22,15 @@ pub enum Policy {
     Guard(Guard),
 }
 
+impl Policy {
+    /// Makes of services what a file is about that never was good: walls without a door.
+    pub(crate) fn walls_only(&mut self) {
+        if let Self::Intent(intent) = self {
+            intent.services.iter_mut().for_each(|service| service.walls_only = true);
+        }
+    }
+}
+
 const INTENT: Kind = Kind { name: "Intent", fields: &["namespace", "mode", "dns", "external", "services"] };
 const GUARD: Kind =
     Kind { name: "Guard", fields: &["name", "priority", "mode", "for", "compare", "external", "rules"] };

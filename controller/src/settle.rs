@@ -13,7 +13,8 @@ use std::{
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
     input::{Files, Inputs},
-    intent::Service,
+    intent::Intent,
+    model::ServiceName,
     policy::{self, Policy},
     workloads::{self, Workloads},
 };
@@ -95,12 +96,28 @@ pub fn settle<T>(
         }
     }
     for file in 0..mix.0.len() {
-        if mix.isolate(file) {
-            match mix.build(&build) {
+        let services = mix.readable(file);
+        if services.is_empty() {
+            continue;
+        }
+        if let Ok(safer) = mix.isolate(file, &services, &build) {
+            built = safer;
+            continue;
+        }
+        // Some of it does not fit to what others write: those one by one that do.
+        let mut fit = Vec::new();
+        for service in &services {
+            fit.push(service.clone());
+            match mix.isolate(file, &fit, &build) {
                 Ok(safer) => built = safer,
-                Err(_) => mix.0[file].kept = None,
+                Err(found) => {
+                    fit.pop();
+                    let why = found.0.first().map(|first| format!(": {}", first.message)).unwrap_or_default();
+                    refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", service.name)));
+                }
             }
         }
+        mix.0[file].kept = (!fit.is_empty()).then(|| Version::isolating(mix.0[file].name, &fit));
     }
     refused.0.extend(mix.0.iter().filter_map(File::instead));
     Ok(Settled { inputs: mix.inputs(), built, refused })
@@ -137,18 +154,29 @@ impl Version {
         Self { source, content }
     }
 
-    /// Services that it lists.
-    fn services(&self) -> BTreeSet<isolation::Name> {
-        let mut services = BTreeSet::new();
-        if let Ok(Content::Policy(policies)) = &self.content {
-            for policy in policies {
-                if let Policy::Intent(intent) = policy {
-                    let name = |service: &Service| (intent.namespace.clone(), service.name.clone());
-                    services.extend(intent.services.iter().map(name));
-                }
-            }
+    /// Walls of these services, and nothing else.
+    fn isolating(name: &str, services: &[isolation::Service]) -> Self {
+        let mut version = Self::parse(name, &isolation::text(services), true);
+        if let Ok(Content::Policy(policies)) = &mut version.content {
+            policies.iter_mut().for_each(Policy::walls_only);
         }
-        services
+        version
+    }
+
+    /// Services that it lists.
+    fn services(&self) -> BTreeSet<ServiceName> {
+        let policies = self.content.as_ref().ok().and_then(|content| match content {
+            Content::Policy(policies) => Some(policies),
+            Content::Workloads(_) => None,
+        });
+        let intents = policies.into_iter().flatten().filter_map(|policy| match policy {
+            Policy::Intent(intent) => Some(intent),
+            Policy::Guard(_) => None,
+        });
+        let names = intents.flat_map(|Intent { namespace, services, .. }| {
+            services.iter().map(|service| ServiceName { namespace: namespace.clone(), name: service.name.clone() })
+        });
+        names.collect()
     }
 }
 
@@ -159,6 +187,8 @@ struct File<'a> {
     written: Option<Version>,
     /// Name and text that are in force; `None` when it never was good.
     last: Option<(&'a str, &'a str)>,
+    /// What it isolates in the revision in force, if it never was good.
+    isolating: Option<&'a str>,
     /// It is other than what is in force.
     changed: bool,
     /// It is not used as it is, but as it was.
@@ -190,15 +220,10 @@ impl File<'_> {
         self.held.then(|| {
             Diagnostic::nowhere(match (&self.written, self.last) {
                 (_, None) => {
-                    let isolated = self
-                        .kept
-                        .iter()
-                        .flat_map(Version::services)
-                        .map(|(namespace, name)| format!("{namespace}/{name}"));
-                    let isolated = isolated.collect::<Vec<_>>().join(", ");
-                    let isolates =
-                        if isolated.is_empty() { String::new() } else { format!("; isolated until it is: {isolated}") };
-                    format!("{name} is not in force: it never was good{isolates}")
+                    let isolated: Vec<_> =
+                        self.kept.iter().flat_map(Version::services).map(|service| service.to_string()).collect();
+                    let until = if isolated.is_empty() { "" } else { "; isolated until it is: " };
+                    format!("{name} is not in force: it never was good{until}{}", isolated.join(", "))
                 }
                 (None, Some(_)) => {
                     format!("{name} is gone, but stays in force until the other files are good without it")
@@ -215,25 +240,31 @@ struct Mix<'a>(Vec<File<'a>>);
 impl<'a> Mix<'a> {
     fn new(files: &'a Files, last: Option<&'a Inputs>, found: &mut Diagnostics) -> Self {
         let mut names: BTreeMap<&str, Option<Result<&str, &Diagnostic>>> = BTreeMap::new();
-        // What was only isolated never was good.
-        let good = |last: &'a Inputs| last.policies.iter().filter(|(_, text)| !isolation::is(text));
-        let before = last.into_iter().flat_map(good);
+        let good = |last: &'a Inputs| last.policies.iter().filter(|(name, _)| !last.isolating.contains(*name));
         match &files.policies {
             Ok(policies) => {
-                names.extend(before.map(|(name, _)| (name.as_str(), None)));
+                names.extend(last.into_iter().flat_map(good).map(|(name, _)| (name.as_str(), None)));
                 names.extend(policies.iter().map(|(name, read)| (name.as_str(), Some(read.as_deref()))));
             }
             Err(error) => {
                 found.push(error.clone());
+                let before = last.into_iter().flat_map(|last| &last.policies);
                 names.extend(before.map(|(name, text)| (name.as_str(), Some(Ok(text.as_str())))));
             }
         }
         let mut mix: Vec<_> = names
             .into_iter()
             .map(|(name, read)| {
-                let last = last.and_then(|last| last.policies.get_key_value(name));
-                let last = last.filter(|(_, text)| !isolation::is(text));
-                Self::file(name, true, read, last.map(|(name, text)| (name.as_str(), text.as_str())))
+                let before = last.and_then(|last| last.policies.get_key_value(name));
+                let before = before.map(|(name, text)| (name.as_str(), text.as_str()));
+                let isolating = last.is_some_and(|last| last.isolating.contains(name));
+                let mut file = Self::file(name, true, read, before.filter(|_| !isolating));
+                file.isolating = before.filter(|_| isolating).map(|(_, text)| text);
+                // Its directory cannot be read: what it isolates stays as it is.
+                if let (Err(_), Some(_)) = (&files.policies, file.isolating) {
+                    file.written = Some(Version { source: source(name, ""), content: Err(Diagnostics::default()) });
+                }
+                file
             })
             .collect();
         let (name, read) = &files.workloads;
@@ -248,12 +279,12 @@ impl<'a> Mix<'a> {
         read: Option<Result<&str, &Diagnostic>>,
         last: Option<(&'a str, &'a str)>,
     ) -> File<'a> {
-        let changed = read.is_none_or(|read| read.ok() != last.map(|(_, text)| text));
+        let changed = read.is_none_or(|read| read.is_err() || read.ok() != last.map(|(_, text)| text));
         let written = read.map(|read| match read {
             Ok(text) => Version::parse(name, text, policy),
             Err(error) => Version { source: source(name, ""), content: Err(error.clone().into()) },
         });
-        File { name, policy, written, last, changed, held: false, kept: None }
+        File { name, policy, written, last, isolating: None, changed, held: false, kept: None }
     }
 
     /// Uses files as they were. `false` when that is no better: a text that was good once and cannot be read now is not left out silently.
@@ -268,17 +299,28 @@ impl<'a> Mix<'a> {
         })
     }
 
-    /// Prepares what a file isolates that is left out. `false` when there is nothing to read.
-    fn isolate(&mut self, index: usize) -> bool {
+    /// What can be read of a file that is left out, and is listed nowhere else. Where less can be read than before, what it isolated stays so.
+    fn readable(&self, index: usize) -> Vec<isolation::Service> {
         let file = &self.0[index];
         if !file.policy || !file.is_left_out() {
-            return false;
+            return Vec::new();
         }
-        let listed = self.0.iter().filter_map(File::current).flat_map(Version::services).collect();
-        let file = &mut self.0[index];
-        let text = file.written.as_ref().and_then(|version| isolation::of(version.source.inner(), &listed));
-        file.kept = text.map(|text| Version::parse(file.name, &text, true));
-        file.kept.is_some()
+        let listed: BTreeSet<_> = self.0.iter().filter_map(File::current).flat_map(Version::services).collect();
+        let read = file.written.as_ref().map(|version| isolation::read(version.source.inner())).unwrap_or_default();
+        let mut services = read.or(file.isolating.map(isolation::read).unwrap_or_default());
+        services.retain(|service| !listed.contains(&service.name));
+        services
+    }
+
+    /// Has a file isolate these services.
+    fn isolate<T>(
+        &mut self,
+        index: usize,
+        services: &[isolation::Service],
+        build: &impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+    ) -> Result<T, Diagnostics> {
+        self.0[index].kept = Some(Version::isolating(self.0[index].name, services));
+        self.build(build)
     }
 
     /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.
@@ -321,6 +363,9 @@ impl<'a> Mix<'a> {
             if let Some(Version { source, .. }) = file.current() {
                 let (name, text) = (source.name().to_owned(), source.inner().clone());
                 if file.policy {
+                    if file.held && file.last.is_none() {
+                        inputs.isolating.insert(name.clone());
+                    }
                     inputs.policies.insert(name, text);
                 } else {
                     inputs.workloads = (name, text);

@@ -148,7 +148,7 @@ pub fn policies(revision: &Revision, model: &Model) -> Result<Vec<PolicyLine>, D
                 lines.push(PolicyLine {
                     origin: service.place.origin(),
                     mode: if intent.audit || service.audit { "audit" } else { "enforce" },
-                    workloads: model.members(&name).count(),
+                    workloads: model.workloads.values().filter(|workload| workload.services.contains(&name)).count(),
                     selects: model.services.get(&name).map(|service| service.select.clone()).unwrap_or_default(),
                     namespace: name.namespace,
                     service: name.name,

@@ -1,24 +1,19 @@
 //! What a policy file that never was good isolates all the same: the services that can be read of it. Nobody may call them, and they may call
 //! nobody, until the file is good.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use crate::{
-    intent::valid_name,
+    intent::{Entity, valid_name},
+    model::ServiceName,
     yaml::{self, Entries},
 };
 
-/// Last line of the texts that are made here, by which they are known again in a revision.
-const MARK: &str = "# The services of a file that never was good, isolated.\n";
-
-/// How often a text is made shorter until it can be read.
-const CUTS: usize = 32;
+/// How many lines are read again in all while a text is made shorter until it can be read.
+const LINES: usize = 2_000_000;
 
 /// A document of any kind, as far as it matters here. Other fields may be as they like.
 #[derive(Deserialize)]
@@ -26,87 +21,92 @@ struct Document {
     kind: Option<String>,
     mode: Option<String>,
     namespace: Option<String>,
-    services: Option<Entries<Option<Service>>>,
+    services: Option<Entries<Option<Fields>>>,
 }
 
 #[derive(Deserialize)]
-struct Service {
+struct Fields {
     select: Option<BTreeMap<String, String>>,
     isolate: Option<String>,
 }
 
-/// A namespace and the name of a service in it.
-pub(super) type Name = (String, String);
-
-/// Whether [`of`] made this text.
-pub(super) fn is(text: &str) -> bool {
-    text.ends_with(MARK)
+/// A service that can be read.
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) name: ServiceName,
+    /// Lines in which its document begins and in which it stands; 0 when that was another text.
+    lines: [u64; 2],
+    select: Option<BTreeMap<String, String>>,
+    /// Its document reports only, and it does.
+    audit: [bool; 2],
 }
 
-/// A policy file that isolates the services which can be read of `text`, each in the line in which it is written, but for those that are `listed`
-/// elsewhere. `None` when there are none.
-pub(super) fn of(text: &str, listed: &BTreeSet<Name>) -> Option<String> {
-    let mut seen = listed.clone();
-    let (mut isolation, mut line) = (String::new(), 1);
-    let mut to = |isolation: &mut String, wanted: u64| {
-        while line < wanted {
-            isolation.push('\n');
-            line += 1;
+/// What can be read of a text.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) services: Vec<Service>,
+    /// Nothing is missing: what the text does not list is not meant to be isolated.
+    pub(super) whole: bool,
+}
+
+impl Read {
+    /// Adds what an earlier text said, where this one is not whole.
+    pub(super) fn or(mut self, earlier: Self) -> Vec<Service> {
+        if !self.whole {
+            for service in earlier.services {
+                if self.services.iter().all(|known| known.name != service.name) {
+                    self.services.push(Service { lines: [0; 2], ..service });
+                }
+            }
         }
-    };
-    for document in documents(text) {
+        self.services
+    }
+}
+
+/// Reads a text as far as it goes.
+pub(super) fn read(text: &str) -> Read {
+    let (documents, mut whole) = documents(text);
+    whole &= !documents.is_empty();
+    let mut services: Vec<Service> = Vec::new();
+    for document in documents {
         let begin = document.referenced.line();
-        let Document { kind, mode, namespace, services } = document.value;
+        let Document { kind, mode, namespace, services: listed } = document.value;
+        if kind.as_deref() == Some("Guard") {
+            continue;
+        }
         let (Some("Intent"), Some(namespace)) = (kind.as_deref(), namespace.filter(|name| valid_name(name))) else {
+            whole = false;
             continue;
         };
-        let mut opened = false;
-        for (name, service) in services.map(|services| services.0).unwrap_or_default() {
-            let select = match service.as_ref().and_then(|service| service.select.as_ref()) {
-                Some(select) => match labels(select) {
-                    Some(select) => format!("select: {{{select}}}"),
-                    None => continue,
-                },
-                None => String::new(),
-            };
-            if !valid_name(&name.value) || !seen.insert((namespace.clone(), name.value.clone())) {
-                continue;
+        for (name, fields) in listed.map(|listed| listed.0).unwrap_or_default() {
+            let full = ServiceName { namespace: namespace.clone(), name: name.value };
+            let (select, isolate) = fields.map(|fields| (fields.select, fields.isolate)).unwrap_or_default();
+            let valid = valid_name(&full.name) && Entity::parse(&full.name).is_none();
+            if !valid || select.as_ref().is_some_and(BTreeMap::is_empty) {
+                whole = false;
+            } else if services.iter().all(|known| known.name != full) {
+                services.push(Service {
+                    name: full,
+                    lines: [begin, name.referenced.line()],
+                    select,
+                    audit: [mode.as_deref() == Some("audit"), isolate.as_deref() == Some("audit")],
+                });
             }
-            if !opened {
-                opened = true;
-                to(&mut isolation, begin);
-                let mode = if mode.as_deref() == Some("audit") { "mode: audit, " } else { "" };
-                let head = format!(
-                    r#"--- {{apiVersion: bulkhead/v1, kind: Intent, {mode}namespace: "{namespace}", services: {{"#
-                );
-                isolation.push_str(&head);
-            }
-            to(&mut isolation, name.referenced.line());
-            let audited = service.and_then(|service| service.isolate).as_deref() == Some("audit");
-            let isolate = if audited { "isolate: audit, " } else { "" };
-            // A String takes every text.
-            let _ = write!(isolation, r#" "{}": {{{isolate}{select}}},"#, name.value);
-        }
-        if opened {
-            isolation.push_str(" }}");
         }
     }
-    (!isolation.is_empty()).then(|| format!("{isolation}\n{MARK}"))
+    Read { services, whole }
 }
 
-/// Documents of a text up to where it cannot be read, without the service in which that happens: what it selects may stand further down.
-fn documents(text: &str) -> Vec<Spanned<Document>> {
+/// Documents of a text up to where it cannot be read, and whether that is its end.
+fn documents(text: &str) -> (Vec<Spanned<Document>>, bool) {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
-    let mut len = lines.len();
-    for _ in 0..CUTS {
+    let (mut len, mut work) = (lines.len(), 0);
+    while work < LINES {
+        work += len + 1;
         match yaml::read::<Spanned<Document>>(&lines[..len].concat()) {
             Ok(mut documents) => {
-                if len < lines.len()
-                    && let Some(Some(services)) = documents.last_mut().map(|last| last.value.services.as_mut())
-                {
-                    services.0.pop();
-                }
-                return documents;
+                leave_out_torn(&mut documents, &lines[len..]);
+                return (documents, len == lines.len());
             }
             Err(error) => {
                 let bad = error.location().map_or(len, |location| usize::try_from(location.line()).unwrap_or(len));
@@ -114,21 +114,70 @@ fn documents(text: &str) -> Vec<Spanned<Document>> {
             }
         }
     }
-    Vec::new()
+    (Vec::new(), false)
 }
 
-/// Labels in YAML's flow style, if they are such as containers have.
-fn labels(select: &BTreeMap<String, String>) -> Option<String> {
-    let plain = |text: &str| {
-        text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '+' | ' '))
-    };
-    let mut written = String::new();
-    for (key, value) in select {
-        if !plain(key) || !plain(value) {
-            return None;
+/// Leaves out the last service when the text that was cut off may go on about it: it may select others than it seems to.
+fn leave_out_torn(documents: &mut [Spanned<Document>], cut: &[&str]) {
+    let listed = documents.iter_mut().rev().find_map(|document| document.value.services.as_mut());
+    let next = cut.iter().find(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+    if let (Some(listed), Some(next)) = (listed, next)
+        && let Some((name, _)) = listed.0.last()
+    {
+        let indent = next.len() - next.trim_start_matches(' ').len();
+        if indent as u64 >= name.referenced.column() {
+            listed.0.pop();
         }
-        // As above.
-        let _ = write!(written, r#""{key}": "{value}", "#);
     }
-    Some(written)
+}
+
+/// A policy file that lists these services and nothing else, each in its line as far as that can be.
+pub(super) fn text(services: &[Service]) -> String {
+    let (mut text, mut line, mut open) = (String::new(), 1, None);
+    let to = |text: &mut String, line: &mut u64, wanted: u64| {
+        while *line < wanted {
+            text.push('\n');
+            *line += 1;
+        }
+    };
+    for Service { name, lines, select, audit } in services {
+        let document = (lines[0], &name.namespace, audit[0]);
+        if open != Some(document) {
+            if open.replace(document).is_some() {
+                text.push_str(" }}\n");
+                line += 1;
+            }
+            to(&mut text, &mut line, lines[0]);
+            let mode = if audit[0] { "mode: audit, " } else { "" };
+            let namespace = quoted(&name.namespace);
+            // A String takes every text; so below.
+            let _ =
+                write!(text, "--- {{apiVersion: bulkhead/v1, kind: Intent, {mode}namespace: {namespace}, services: {{");
+        }
+        to(&mut text, &mut line, lines[1]);
+        let isolate = if audit[1] { "isolate: audit, " } else { "" };
+        let _ = write!(text, " {}: {{{isolate}", quoted(&name.name));
+        if let Some(select) = select {
+            let labels: Vec<_> =
+                select.iter().map(|(key, value)| format!("{}: {}", quoted(key), quoted(value))).collect();
+            let _ = write!(text, "select: {{{}}}", labels.join(", "));
+        }
+        text.push_str("},");
+    }
+    text.push_str(" }}\n");
+    text
+}
+
+/// A text in YAML's double quotes.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => _ = write!(quoted, "\\U{:08x}", u32::from(c)),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }

@@ -77,74 +77,127 @@ fn what_never_was_good_is_left_out_by_name() {
     assert!(said.ends_with("\nnew.yaml is not in force: it never was good"), "{said}");
 }
 
-/// What `new.yaml` with this text puts in force beside a good file, and what is said.
+/// What is used of `new.yaml` with this text beside a good file, where `last` isolates this much of it.
 #[track_caller]
-fn isolated(text: &str) -> (Option<String>, String) {
-    let now = [("new.yaml", text), ("shop.yaml", INTENT), W];
-    let settled = settled(&now, &now[1..]).unwrap_or_else(|found| panic!("{found}"));
-    (settled.inputs.policies.get("new.yaml").cloned(), settled.refused.to_string())
+fn isolated(text: Result<&str, Diagnostic>, last: Option<&Inputs>) -> Settled<Model> {
+    let good = inputs(&[("shop.yaml", INTENT), W]);
+    let mut files: Files = good.clone().into();
+    files.policies.as_mut().unwrap().insert("new.yaml".to_owned(), text.map(str::to_owned));
+    let settled = settle(&files, Some(last.unwrap_or(&good)), Model::build).unwrap_or_else(|found| panic!("{found}"));
+    // What is stored means the same at the next start.
+    let again = settled.inputs.model().unwrap();
+    assert_eq!(again.services.keys().collect::<Vec<_>>(), settled.built.services.keys().collect::<Vec<_>>());
+    settled
+}
+
+/// What is said of it at the end.
+#[track_caller]
+fn says(settled: &Settled<Model>, names: &str) {
+    let until = if names.is_empty() { "" } else { "; isolated until it is: " };
+    let expected = format!("\nnew.yaml is not in force: it never was good{until}{names}");
+    assert!(settled.refused.to_string().ends_with(&expected), "{}\nnot: {expected}", settled.refused);
 }
 
 #[test]
 fn what_never_was_good_isolates_what_can_be_read_of_it() {
-    let bad = intent(
-        "ops",
-        "  # A name that nobody has.\n  backup: { calls: [bd:5432] }\n  mail:\n    select: { app: postfix }\n    accepts: [nobody:80]\n",
-    );
-    let (text, said) = isolated(&bad);
-    let line = |name: &str| text.as_ref().unwrap().lines().position(|line| line.contains(name)).unwrap() + 1;
-    assert_eq!([line("backup"), line("mail"), line("postfix")], [6, 7, 7], "{text:?}");
-    let end = "new.yaml is not in force: it never was good; isolated until it is: ops/backup, ops/mail";
-    assert!(said.ends_with(end), "{said}");
-    assert!(said.contains("new.yaml:6:21"), "{said}");
+    let services = "  # A name that nobody has.\n  backup: { calls: [bd:5432] }\n  mail:\n    select: { app: postfix }\n    accepts: [nobody:80]\n";
+    let bad = intent("ops", services);
+    let first = isolated(Ok(&bad), None);
+    says(&first, "ops/backup, ops/mail");
+    assert!(first.refused.to_string().contains("new.yaml:6:21"), "{}", first.refused);
+    let text = &first.inputs.policies["new.yaml"];
+    let line = |name: &str| text.lines().position(|line| line.contains(name)).unwrap() + 1;
+    assert_eq!([line("backup"), line("mail"), line("postfix")], [6, 7, 7], "{text}");
 
-    // What holds then is no good version: as soon as the file says more, more is isolated, and nothing is when it is gone.
-    let text = text.unwrap();
-    let last = [("new.yaml", text.as_str()), ("shop.yaml", INTENT), W];
-    let more = format!("{bad}  more: {{}}\n");
-    let found = settled(&[("new.yaml", &more), last[1], W], &last).unwrap();
-    assert!(found.refused.to_string().ends_with("ops/backup, ops/mail, ops/more"), "{}", found.refused);
-    assert_eq!(used(&last[1..], &last, &last[1..]), "");
-    let good = intent("ops", "  backup: {}\n");
-    assert_eq!(used(&[("new.yaml", &good), last[1], W], &last, &[("new.yaml", &good), last[1], W]), "");
-    // A revision with it is whole by itself.
-    inputs(&last).model().unwrap();
+    // That is no good version: as soon as the file says more, more is isolated, and nothing is when it is gone or good.
+    let last = &first.inputs;
+    says(&isolated(Ok(&format!("{bad}  more: {{}}\n")), Some(last)), "ops/backup, ops/mail, ops/more");
+    says(&isolated(Ok(&intent("ops", "  mail: { calls: [nobody:80] }\n")), Some(last)), "ops/mail");
+    let without = inputs(&[("shop.yaml", INTENT), W]);
+    let gone = settle(&without.clone().into(), Some(last), Model::build).unwrap();
+    assert_eq!((gone.inputs, gone.refused), (without, Diagnostics::default()));
+    let good = isolated(Ok(&intent("ops", "  backup: {}\n")), Some(last));
+    assert_eq!(good.refused, Diagnostics::default());
+    assert!(good.inputs.isolating.is_empty());
+
+    // Where less can be read than before, nothing opens.
+    let error = || Diagnostic::nowhere("new.yaml cannot be read: I/O error");
+    for text in [Err(error()), Ok(""), Ok(BAD), Ok(&bad[..bad.len() - 30]), Ok("kind: Intents\nnamespace: ops\n")] {
+        says(&isolated(text, Some(last)), "ops/backup, ops/mail");
+    }
+    let files = Files { policies: Err(error()), ..last.clone().into() };
+    let settled = settle(&files, Some(last), Model::build).unwrap();
+    assert_eq!(settled.inputs.policies.keys().collect::<Vec<_>>(), ["new.yaml", "shop.yaml"]);
+    says(&settled, "ops/backup, ops/mail");
 }
 
 #[test]
 fn what_is_isolated_is_read_as_far_as_it_goes() {
     let cases = [
         // A text that ends in the middle of a service, which may select anything.
-        (intent("ops", "  a: { calls: [nobody] }\n  b:\n    select: { app: "), Some("ops/a")),
-        (intent("ops", "  a: { calls: [nobody] }\n  b: {}\n") + "---\nkind: [", Some("ops/a")),
+        (intent("ops", "  a: { calls: [nobody:1] }\n  b:\n    select: { app: "), "ops/a"),
+        // And below one, which cannot be meant any more.
+        (intent("ops", "  a: { calls: [nobody:1] }\n  b: {}\n") + "---\nkind: [", "ops/a, ops/b"),
+        (intent("ops", "  a: {}\n  a: { calls: [web] }\n  b: {}\n"), "ops/a"),
         // The mistake is above.
-        (intent("ops", "  a: {}\n").replace("bulkhead/v1", "bulkhead/v2"), Some("ops/a")),
-        (intent("ops", "  a: { unknown: 1, select: { app: x, tier: \"1\" } }\n"), Some("ops/a")),
-        (intent("ops", "  a: {}\n").replace("services", "mode: loud\nservices"), Some("ops/a")),
-        // A document of several, the lines of all.
-        (intent("ops", "  a: {}\n") + "---\n" + &intent("mail", "  b: { calls: [nobody] }\n"), Some("mail/b, ops/a")),
+        (intent("ops", "  a: {}\n").replace("bulkhead/v1", "bulkhead/v2"), "ops/a"),
+        (intent("ops", "  a: { unknown: 1, select: { app: x, tier: \"1\" } }\n"), "ops/a"),
+        (intent("ops", "  a: {}\n").replace("services", "mode: loud\nservices"), "ops/a"),
+        // Several documents.
+        (intent("ops", "  a: {}\n") + "---\n" + &intent("mail", "  b: { calls: [nobody:1] }\n"), "mail/b, ops/a"),
         // Who is listed elsewhere is isolated there.
-        (intent("shop", "  web: {}\n  other: { calls: [nobody] }\n"), Some("shop/other")),
-        (intent("ops", "  a: {}\n  a: { calls: [web] }\n"), None),
-        (intent("ops", "  a: {}\n").replace("namespace: ops", "namespace: [ops]"), None),
-        (intent("ops", "  a: {}\n").replace("Intent", "Intents"), None),
-        (intent("ops", "  'a b': {}\n"), None),
-        (intent("ops", "  a: { select: { app: \"\\e\" }, calls: [nobody] }\n"), None),
-        (BAD.to_owned(), None),
-        (String::new(), None),
+        (intent("shop", "  web: {}\n  other: { calls: [nobody:1] }\n"), "shop/other"),
+        // What cannot be a service does not keep others open.
+        (intent("ops", "  node: {}\n  a: {}\n  b: { select: {} }\n  'c d': {}\n"), "ops/a"),
+        (intent("ops", "  a: { select: { app: \"\\e \\\" ü\" }, calls: [nobody:1] }\n"), "ops/a"),
+        (intent("ops", "  a: {}\n").replace("namespace: ops", "namespace: [ops]"), ""),
+        (intent("ops", "  a: {}\n").replace("Intent", "Intents"), ""),
+        (BAD.to_owned(), ""),
+        (String::new(), ""),
     ];
     for (text, expected) in cases {
-        let (_, said) = isolated(&text);
-        let expected = match expected {
-            Some(names) => format!("new.yaml is not in force: it never was good; isolated until it is: {names}"),
-            None => "new.yaml is not in force: it never was good".to_owned(),
-        };
-        assert!(said.ends_with(&format!("\n{expected}")), "{text}\n{said}\nexpected: {expected}");
+        println!("{text}");
+        says(&isolated(Ok(&text), None), expected);
     }
     // What only reports goes on to do so.
-    let audited = intent("ops", "  a: { isolate: audit, calls: [nobody] }\n");
-    assert!(isolated(&audited).0.unwrap().contains("isolate: audit"));
-    assert!(isolated(&audited.replace("services", "mode: audit\nservices")).0.unwrap().contains("mode: audit"));
+    let audited = intent("ops", "  a: { isolate: audit, calls: [nobody:1] }\n");
+    for text in [&audited, &audited.replace("services", "mode: audit\nservices").replace("isolate: audit, ", "")] {
+        assert!(isolated(Ok(text), None).built.services.values().any(|service| service.walls_only && service.audit));
+    }
+    // A name that somebody uses otherwise is left out alone, and why is said.
+    let shop = INTENT.replace("external: {", "external: { taken: { cidrs: [203.0.113.0/24] },");
+    let good = inputs(&[("shop.yaml", &shop), W]);
+    let mut now: Files = good.clone().into();
+    let bad = intent("shop", "  taken: {}\n  other: { calls: [nobody:1] }\n");
+    now.policies.as_mut().unwrap().insert("new.yaml".to_owned(), Ok(bad));
+    let settled = settle(&now, Some(&good), Model::build).unwrap();
+    says(&settled, "shop/other");
+    let said = settled.refused.to_string();
+    assert!(said.contains("shop/taken cannot be isolated: the name `shop/taken` is given twice"), "{said}");
+}
+
+#[test]
+fn what_is_only_isolated_is_nobody_elses_peer() {
+    // `ops/backup` is who has the service label, whatever a file that never was good makes of that name.
+    let workloads = format!(
+        "{WORKLOADS}  - {{ name: b-1, namespace: ops, labels: {{ app: backup }}, node: n1, endpoints: [{{ addresses: [10.0.0.8], link: veth-b }}] }}\n  \
+         - {{ name: x-1, namespace: ops, labels: {{ app: x }}, node: n1, endpoints: [{{ addresses: [10.0.0.9], link: veth-x }}] }}\n"
+    );
+    let shop = INTENT.replace("  db: {}", "  db: { accepts: [ops/backup:5432] }");
+    let good = inputs(&[("shop.yaml", &shop), ("w.yaml", &workloads)]);
+    let mut now: Files = good.clone().into();
+    let bad = intent("ops", "  backup: { select: { app: x }, isolate: audit, calls: [nobody:1] }\n");
+    now.policies.as_mut().unwrap().insert("new.yaml".to_owned(), Ok(bad));
+    let model = settle(&now, Some(&good), Model::build).unwrap().built;
+    let backup = model.services.keys().find(|service| service.name == "backup").unwrap().clone();
+    let members: Vec<_> = model.members(&backup).map(|(name, _)| name.name.as_str()).collect();
+    let walled: Vec<_> = model
+        .workloads
+        .iter()
+        .filter(|(_, w)| w.services.contains(&backup))
+        .map(|(name, _)| name.name.as_str())
+        .collect();
+    assert_eq!((members, walled), (vec!["b-1"], vec!["x-1"]));
 }
 
 #[test]

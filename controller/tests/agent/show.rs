@@ -15,6 +15,7 @@ fn revision() -> (Revision, Model) {
     let inputs = Inputs {
         policies: [("shop.yaml".to_owned(), INTENT.to_owned())].into(),
         workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+        ..Inputs::default()
     };
     let model = inputs.model().unwrap();
     let mut revision = Revision::new(7, "n1", inputs, &Default::default());
@@ -82,6 +83,7 @@ fn guards_are_shown_by_their_rules() {
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .into(),
         workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+        ..Inputs::default()
     };
     let model = inputs.model().unwrap();
     let rule = "guard g: deny to world:25/tcp";
@@ -153,6 +155,7 @@ fn what_passes_all_the_same_is_not_called_blocked() {
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .into(),
         workloads: ("w.yaml".to_owned(), WORKLOADS.to_owned()),
+        ..Inputs::default()
     };
     let model = inputs.model().unwrap();
     let names = Names::new(&model, "n1");
