@@ -831,15 +831,22 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     let initiator = Direction::from_u8(flow.initiator());
     let incoming = matches!(initiator, Direction::Ingress);
     let masqueraded = incoming && flow.flags() & Flow::TRANSIT != 0;
-    // A workload reaches itself; and what went to a service address did pass: its next packet is judged.
-    if flow.flags() & Flow::SERVICE != 0 || flow.sender() as u32 == meta.slot {
+    // A workload reaches itself.
+    if flow.sender() as u32 == meta.slot {
         return Ok(true);
     }
     let Transport { class, protocol, source_port, destination_port, .. } = transport;
     let value = value(class, protocol, source_port, destination_port, incoming == quoted_sent);
     let row = match flow.sender() as u32 {
         slot if incoming && slot != 0 => row_of::<A, T>(tables, slot),
-        _ => peer::<A, T>(tables, info.segment, remote, masqueraded).map(AddressWord::row),
+        _ => {
+            let Some(known) = peer::<A, T>(tables, info.segment, remote, masqueraded) else { return Ok(false) };
+            // Where it leads is judged with its next packet; what passes until then are errors about what did pass.
+            if !incoming && translates(tables, &service_key::<A>(info, known, remote, value, protocol), known) {
+                return Ok(true);
+            }
+            Some(known.row())
+        }
     };
     let set = view.half(initiator).set;
     Ok(row.is_some_and(|row| tables.walk(set, class, value, row, false).allows()))
@@ -904,10 +911,11 @@ fn asked<A: Family, T: Tables>(
     let value = value(class, case.protocol, case.source_port, case.destination_port, answers);
     let known = if transit && incoming && at_node { A::prefix(tables, info.segment, case.remote) } else { word };
     // The local endpoint that the peer is, if it is one: by its mark where it is the initiator, since the node may have put an address in place of
-    // its own; else by its address.
+    // its own, a node's or that of a service; else by its address.
+    let replaced = word.flags() & (AddressWord::NODE | AddressWord::SERVICE) != 0;
     let party = match flow {
         _ if incoming && ingress => sender(meta),
-        Some(flow) if incoming && at_node => flow.sender() as u32,
+        Some(flow) if incoming && replaced => flow.sender() as u32,
         _ => known.slot(),
     };
     let known = AddressWord(tables.blur(known.0, case.now));
@@ -928,29 +936,26 @@ fn asked<A: Family, T: Tables>(
     let mut tunnelled = false;
     let mut decision = tables.walk(half.set, class, value, row, false);
     let mut would = if view.audited(initiator) { tables.walk(half.set, class, value, row, true) } else { decision };
-    if !incoming && known.flags() & (AddressWord::SERVICE | AddressWord::NODE) != 0 {
-        let node = known.flags() & AddressWord::NODE != 0;
-        let service = ServiceKey {
-            segment: info.segment,
-            address: if node { A::any() } else { A::mapped(case.remote) },
-            port: value,
-            protocol: case.protocol,
-            padding: 0,
-        };
+    // The other end's port. Where a call to it would lead to a tunnel, nothing comes from it either, so that nothing to it is ever an answer.
+    let port = if ingress { case.source_port } else { case.destination_port };
+    if replaced && (!incoming || class as u8 == Class::Udp as u8) {
+        let node = word.flags() & AddressWord::NODE != 0;
+        let service = service_key::<A>(info, word, case.remote, port, case.protocol);
         let Some(backends) = backends(tables, &service) else {
             return Err(Reason::Changing);
         };
         if backends != 0 {
-            let all = node && known.flags() & AddressWord::OWN == 0;
+            let all = node && word.flags() & AddressWord::OWN == 0;
             let mut among = Among { backends, set: half.set, class, would: false, all, own: Among::NOBODY };
             let mut choice = tables.choose(among);
-            if !choice.decision().allows() && choice.has(Choice::LOCAL) && !all {
+            if !incoming && !choice.decision().allows() && choice.has(Choice::LOCAL) && !all {
                 among.own = A::first(info)
                     .and_then(|own| peer::<A, T>(tables, info.segment, own, false))
                     .map_or(Among::NOBODY, AddressWord::row);
                 choice = tables.choose(among);
             }
-            if choice.has(Choice::SOME) {
+            tunnelled = choice.has(Choice::TUNNEL);
+            if choice.has(Choice::SOME) && !incoming {
                 decision = choice.decision();
                 would = decision;
                 flags = flags & !Flow::ENCAPSULATED | Flow::SERVICE;
@@ -962,7 +967,6 @@ fn asked<A: Family, T: Tables>(
                     among.would = true;
                     would = tables.choose(among).decision();
                 }
-                tunnelled = choice.has(Choice::TUNNEL);
             }
         }
     }
@@ -971,7 +975,6 @@ fn asked<A: Family, T: Tables>(
     let found = tables.blur(flags as u64 | (tunnelled as u64) << 8, case.now);
     let (flags, mut tunnelled) = (found as u8, found >> 8 != 0);
     // No node's tunnel port calls or is called by a workload, so that no answer goes there either.
-    let port = if ingress { case.source_port } else { case.destination_port };
     if class as u8 == Class::Udp as u8 && tunnel(tables, port) {
         tunnelled |= match A::address(tables, info.segment, case.remote) {
             Some((word, true)) => word.flags() & AddressWord::NODE != 0,
@@ -1139,7 +1142,7 @@ fn finish<A: Family, T: Tables>(
     let (mut reason, mut ruled) = (verdict.reason, verdict.ruled);
     if observed {
         (reason, ruled) = (Reason::Observed as u8, false);
-    } else if !allow && answers {
+    } else if !allow && answers && reason != Reason::Tunnel as u8 {
         (reason, ruled) = (Reason::Revoked as u8, false);
     } else if !allow && flow.is_none() && role == Role::Continue && verdict.reason == Reason::Isolated as u8 {
         (reason, ruled) = (Reason::NoFlow as u8, false);
@@ -1179,6 +1182,35 @@ fn finish<A: Family, T: Tables>(
         None => Reason::None,
     };
     Outcome { pass, reason, next: if provisional { Next::Provisional } else { Next::Settled } }
+}
+
+/// Under what a port of a service's address, or of a node's, is kept.
+#[inline(always)]
+fn service_key<A: Family>(
+    info: &EndpointInfo,
+    known: AddressWord,
+    remote: A::Address,
+    port: u16,
+    protocol: u8,
+) -> ServiceKey {
+    let node = known.flags() & AddressWord::NODE != 0;
+    ServiceKey {
+        segment: info.segment,
+        address: if node { A::any() } else { A::mapped(remote) },
+        port,
+        protocol,
+        padding: 0,
+    }
+}
+
+/// Whether what is sent to a known address goes to backends of a service.
+#[inline(always)]
+fn translates<T: Tables>(tables: &T, service: &ServiceKey, known: AddressWord) -> bool {
+    known.flags() & (AddressWord::SERVICE | AddressWord::NODE) != 0
+        && match backends(tables, service) {
+            Some(index) if index != 0 => tables.backends(index).is_some_and(|backends| backends.len != 0),
+            _ => false,
+        }
 }
 
 /// Index of the backends of a service address, 0 for none; `None` when that cannot be told.

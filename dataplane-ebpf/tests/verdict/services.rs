@@ -9,7 +9,7 @@ use bulkhead_ebpf::{
     verdict::{self, Meta},
 };
 use bulkhead_fixtures::{
-    Frame, VXLAN_PORT,
+    Frame, IcmpError, VXLAN_PORT,
     catalogue::{A, B, Family, NODE_A, NODE_B, VNI},
     proto, tcp,
 };
@@ -26,6 +26,7 @@ crate::scenarios! {
     a_service_without_backends_is_a_plain_address
     a_nodes_tunnel_port_is_no_backend
     a_workload_reaches_itself
+    errors_about_calls
     after_translation_the_sender_is_judged
     what_no_mark_vouches_for_enters_no_overlay
 }
@@ -143,8 +144,11 @@ fn a_nodes_tunnel_port_is_no_backend() {
         lab.tables.set_service(key(cluster_ip(family), 80, proto::UDP), 1, &[node]);
         lab.check([sends(&to(cluster_ip(family)).udp(1, 80)).settled(Tunnel).starts(1)]);
         // Nor does one call, so that no answer goes there.
-        let node = NODE_B.ip(family);
+        let (node, service) = (NODE_B.ip(family), cluster_ip(family));
         lab.check([
+            gets(&from(service).udp(80, 7)).mark(0).settled(Tunnel).starts(1),
+            gets(&from(service).udp(80, 7)).mark(LOCAL | mark::FINAL).settled(Tunnel).starts(1),
+            sends(&to(service).udp(7, 80)).settled(Tunnel).starts(1),
             gets(&from(node).udp(VXLAN_PORT, 7)).mark(0).settled(Tunnel).starts(1),
             gets(&from(NODE_A.ip(family)).udp(VXLAN_PORT, 7)).by_node().settled(Tunnel).starts(1),
             sends(&to(node).udp(7, VXLAN_PORT)).settled(Tunnel).starts(1),
@@ -170,6 +174,29 @@ fn a_workload_reaches_itself() {
             gets(&from(node).tcp(1, 9, tcp::ACK)).mark(SLOT).settled(Itself).also(sender, 0),
             sends(&to(node).tcp(9, 1, SYN_ACK)).settled(Itself),
         ]);
+        // From the service's address, of which nobody else knows who that is.
+        lab.check([
+            gets(&from(service).tcp(80, 3, tcp::SYN)).mark(SLOT | mark::FINAL).settled(Itself).starts(1).grows(1),
+            sends(&to(service).tcp(3, 80, SYN_ACK)).settled(Itself),
+        ]);
+    }
+}
+
+fn errors_about_calls() {
+    for family in FAMILIES {
+        let service = cluster_ip(family);
+        let call = to(service).tcp(1, 80, tcp::SYN);
+        let mut lab = lab(family, &[backend(row::PEER, 8080, LATER)]);
+        lab.check([sends(&call).begins(Rule, 1).provisional()]);
+        let quoted = Frame::bare().ip(A.ip(family), service).tcp(1, 80, tcp::SYN);
+        let error = gets(&from(service).icmp_error(IcmpError::PortUnreachable, &quoted)).mark(LOCAL | mark::FINAL);
+        // Whom it may reach is asked with its next packet,
+        lab.publish(2, CLOSED, Mode::Enforce);
+        lab.check([error.clone().settled(Reason::Related)]);
+        // but only while that address leads somewhere.
+        lab.tables.set_service(key(service, 80, proto::TCP), 1, &[]);
+        lab.publish(3, CLOSED, Mode::Enforce);
+        lab.check([error.settled(Reason::NoFlow)]);
     }
 }
 

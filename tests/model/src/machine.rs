@@ -462,15 +462,13 @@ impl Machine {
         if ip.fragment != Some(Fragment::Later)
             && let Transport::Udp { source, destination } = ip.transport
         {
-            let translation = match direction {
-                Direction::Egress => world.translation(passage.endpoint.segment, passage.remote, want(ip)),
-                Direction::Ingress => None,
-            };
-            // Neither to a node's tunnel nor from one, so that nothing to it can ever be an answer.
+            // Neither to a node's tunnel nor from one, so that nothing to it can ever be an answer: whoever sent it, an answer
+            // goes to this address and port, and a node that knows of no conversation translates it as it would a call.
             let port = if direction == Direction::Egress { destination } else { source };
-            if world.tunnel_ports.contains(&port) && peer.node.is_some()
-                || translation.is_some_and(|to| world.tunnels(&to))
-            {
+            let segment = passage.endpoint.segment;
+            let at_node = world.peer(segment, passage.remote, false).node.is_some();
+            let translation = world.translation(segment, passage.remote, Want::Port(Protocol::Udp, port));
+            if world.tunnel_ports.contains(&port) && at_node || translation.is_some_and(|to| world.tunnels(&to)) {
                 let effect = if ip.fragment.is_none() { Effect::Forget(key(passage, ip)) } else { Effect::Nothing };
                 return Opinion { effect, ..Opinion::drop(reason::TUNNEL) };
             }
@@ -561,7 +559,8 @@ impl Machine {
         let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
             return false;
         };
-        // What called a service passed: its next packet is judged.
+        // Whom a call may reach is asked with its next packet, not with errors about it: they carry nothing but what
+        // their receiver has sent, and only as long as the node still translates the address.
         let segment = passage.endpoint.segment;
         flow.initiator == Direction::Egress && self.world.translation(segment, remote, flow.want).is_some()
             || self.ask(reading, &quoted, flow).decision.allow
