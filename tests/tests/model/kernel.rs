@@ -63,7 +63,7 @@ impl Kernel {
             rule_counters: 4096,
             counters: 4096,
             services: 128,
-            backends: 64,
+            backends: 256,
             flows: 1024,
             ..Sizes::default()
         };

@@ -90,8 +90,10 @@ fn clock() -> SystemTime {
 type Key = (EndpointId, &'static str, &'static str);
 /// What was counted by each rule.
 type Counted = BTreeMap<Key, BTreeMap<String, Sum>>;
-/// What should have been.
+/// What should have been. Of a verdict that may have one of several reasons each key holds it.
 type Expected = BTreeMap<Key, Vec<Verdict>>;
+/// How many verdicts that were, by endpoint and direction; those beside them apart.
+type Totals = BTreeMap<(EndpointId, &'static str, bool), u64>;
 
 #[derive(Debug, Default)]
 struct Sum {
@@ -104,6 +106,7 @@ struct Sum {
 struct Run {
     log: Vec<String>,
     expected: Expected,
+    totals: Totals,
 }
 
 impl<P: Programs> Walls<P> {
@@ -290,8 +293,8 @@ impl<P: Programs> Walls<P> {
         let mut counted = self.counted();
         // What a counter counted is left out where it never did.
         counted.values_mut().for_each(|rules| rules.retain(|_, sum| sum.packets > 0));
-        compare(&counted, &run.expected).map_err(|error| format!("{}\n{error}", run.log.join("\n")))?;
-        Ok(run.expected.values().map(Vec::len).sum())
+        compare(&counted, &run.expected, &run.totals).map_err(|error| format!("{}\n{error}", run.log.join("\n")))?;
+        Ok(usize::try_from(run.totals.values().sum::<u64>()).expect("not that many"))
     }
 
     fn event(&mut self, machine: &mut Machine, event: &Event, run: &mut Run) -> Result<(), String> {
@@ -401,18 +404,22 @@ impl Run {
             Body::Ip(ip) => ip.fragment.is_none() && !matches!(ip.transport, Transport::Error { .. }),
             _ => false,
         };
-        if let Some(would) =
-            verdict.would.clone().filter(|_| listed && !verdict.provisional && verdict.reason != reason::OBSERVED)
-        {
+        let later = verdict.provisional && verdict.allow;
+        if let Some(would) = verdict.would.clone().filter(|_| listed && !later && verdict.reason != reason::OBSERVED) {
             let label_of_it = if would.allow { "would_allow" } else { "would_deny" };
-            let beside = Verdict { rules: BTreeSet::new(), allow: false, begins: false, ..verdict.clone() };
+            let beside =
+                Verdict { rules: BTreeSet::new(), or: BTreeSet::new(), allow: false, begins: false, ..verdict.clone() };
             self.expected.entry((id.clone(), label, label_of_it)).or_default().push(beside);
+            *self.totals.entry((id.clone(), label, true)).or_default() += 1;
         }
         // Judged again after translation, and counted there.
-        if verdict.provisional && verdict.allow && verdict.reason != reason::REPLY {
+        if later && verdict.reason != reason::REPLY {
             return;
         }
-        self.expected.entry((id.clone(), label, verdict.reason)).or_default().push(verdict);
+        *self.totals.entry((id.clone(), label, false)).or_default() += 1;
+        for reason in verdict.or.iter().copied().chain([verdict.reason]) {
+            self.expected.entry((id.clone(), label, reason)).or_default().push(verdict.clone());
+        }
     }
 }
 
@@ -438,18 +445,29 @@ fn greetings(world: &World, id: &EndpointId) -> Vec<Event> {
     sent.into_iter().map(send).chain([Event::Deliver(id.clone(), got, Origin::Node)]).collect()
 }
 
-/// Whether the counters say what the model says: exactly by endpoint, direction and reason; by rule as far as the model says
-/// which of several rules it was.
-fn compare(counted: &Counted, expected: &Expected) -> Result<(), String> {
+/// Whether the counters say what the model says: exactly by endpoint and direction; by reason and rule as far as the model
+/// says which of several it was.
+fn compare(counted: &Counted, expected: &Expected, totals: &Totals) -> Result<(), String> {
+    let would = |reason: &str| reason.starts_with("would");
+    for (key, total) in totals {
+        let ours = counted.iter().filter(|((id, label, reason), _)| *key == (id.clone(), *label, would(reason)));
+        let sum: u64 = ours.flat_map(|(_, rules)| rules.values()).map(|sum| sum.packets).sum();
+        if sum != *total {
+            return Err(format!("{key:?}: {sum} packets are counted, {total} were judged"));
+        }
+    }
     for (key, wanted) in expected {
         let nothing = BTreeMap::new();
         let rules = counted.get(key).unwrap_or(&nothing);
         let fail = |why| Err(format!("{key:?}: {why}\n  model: {wanted:?}\n  counted: {rules:?}"));
-        if rules.values().map(|sum| sum.packets).sum::<u64>() != wanted.len() as u64 {
+        let sure = || wanted.iter().filter(|verdict| verdict.or.is_empty());
+        let packets = sure().count() as u64..=wanted.len() as u64;
+        if !packets.contains(&rules.values().map(|sum| sum.packets).sum::<u64>()) {
             return fail("not as many packets");
         }
-        let begun = wanted.iter().filter(|verdict| verdict.begins).count() as u64;
-        if wanted[0].allow && !key.2.starts_with("would") && rules.values().map(|sum| sum.flows).sum::<u64>() != begun {
+        let begun = |verdict: &&Verdict| verdict.begins;
+        let flows = sure().filter(begun).count() as u64..=wanted.iter().filter(begun).count() as u64;
+        if wanted[0].allow && !would(key.2) && !flows.contains(&rules.values().map(|sum| sum.flows).sum::<u64>()) {
             return fail("not as many flows");
         }
         // Each packet is counted by one of the rules that may have decided it.
@@ -461,7 +479,7 @@ fn compare(counted: &Counted, expected: &Expected) -> Result<(), String> {
             }
         }
         for some in named.iter().filter(|rules| !rules.is_empty()) {
-            let must = named.iter().filter(|rules| !rules.is_empty() && rules.is_subset(some)).count();
+            let must = sure().filter(|sure| !sure.rules.is_empty() && sure.rules.is_subset(some)).count();
             if some.iter().filter_map(|rule| rules.get(rule)).map(|sum| sum.packets).sum::<u64>() < must as u64 {
                 return fail("fewer packets of some rules than they must have decided");
             }
