@@ -143,6 +143,8 @@ pub struct Machine {
     /// Until then the whole node observes: nanoseconds of Unix time.
     bypass: u64,
     modes: BTreeMap<EndpointId, Mode>,
+    /// See [`Machine::set_seen`].
+    seen: bool,
     flows: BTreeMap<EndpointId, BTreeMap<Key, Flow>>,
 }
 
@@ -214,7 +216,7 @@ impl Verdict {
     }
 
     fn decided(call: Call) -> Self {
-        let Call { decision, others, provisional } = call;
+        let Call { decision, others, provisional, .. } = call;
         let label = |why: Why| match (decision.allow, why) {
             (true, Why::NotIsolated) => reason::NOT_ISOLATED,
             (true, _) => reason::RULE,
@@ -231,7 +233,15 @@ impl Machine {
     /// Every endpoint enforces, nothing is remembered.
     #[must_use]
     pub fn new(world: impl Into<Arc<World>>) -> Self {
-        Self { world: world.into(), now: 0, observe: false, bypass: 0, modes: BTreeMap::new(), flows: BTreeMap::new() }
+        Self {
+            world: world.into(),
+            now: 0,
+            observe: false,
+            bypass: 0,
+            modes: BTreeMap::new(),
+            seen: false,
+            flows: BTreeMap::new(),
+        }
     }
 
     /// The world in force.
@@ -269,6 +279,12 @@ impl Machine {
     /// Until when the whole node observes: nanoseconds of Unix time.
     pub const fn set_bypass(&mut self, until: u64) {
         self.bypass = until;
+    }
+
+    /// Whether the packet that is judged next was seen to pass. The model follows that in one case, which no policy decides: a
+    /// refused call that may yet be one to the caller itself. Once the backend is chosen it is judged whatever was seen.
+    pub const fn set_seen(&mut self, passed: bool) {
+        self.seen = passed;
     }
 
     /// The clock, and whether the node observes, of another machine.
@@ -320,6 +336,7 @@ impl Machine {
     /// If it is not IP, or there is no such endpoint on this node.
     pub fn leave(&mut self, caller: &EndpointId, packet: &Packet) -> Verdict {
         let Body::Ip(ip) = &packet.body else { panic!("no service without IP") };
+        self.seen = false;
         let opinions = Reading::both(self.now).map(|reading| {
             let (workload, endpoint) = self.world.endpoint(caller).expect("a local endpoint");
             self.pass(reading, caller, &Passage::out(workload, endpoint, ip), ip, true)
@@ -435,7 +452,12 @@ impl Machine {
         if flow.initiator == Direction::Egress
             && let Some(translation) = self.world.translation(endpoint.segment, remote, flow.want)
         {
-            return self.world.call(reading, workload, endpoint.segment, &translation);
+            let call = self.world.call(reading, workload, endpoint.segment, &translation);
+            if !(call.twin && self.seen) {
+                return call;
+            }
+            let decision = Decision { allow: true, why: Why::Rule, rules: BTreeSet::new() };
+            return Call { decision, others: BTreeSet::new(), ..call };
         }
         let peer = other_end(&self.world, endpoint.segment, remote, &flow.sender);
         self.world.decide(reading, workload, flow.initiator, &peer, flow.want).into()
@@ -500,13 +522,19 @@ impl Machine {
             let other_sender = !against && direction == Direction::Ingress && flow.sender != passage.sender && at_node;
             !(other_sender || against && begins_always(ip))
         });
-        if let Some(flow) = flow {
+        if let Some(mut flow) = flow {
+            // Who begins tells with each packet who it is; whom an answer is for is who was heard last.
+            let mut heard = Effect::Nothing;
+            if flow.initiator == direction && direction == Direction::Ingress && flow.sender != passage.sender {
+                flow.sender = passage.sender.clone();
+                heard = Effect::Remember(key.clone(), flow.clone());
+            }
             if itself(&flow.sender) {
-                return Opinion::pass(reason::ITSELF);
+                return Opinion { effect: heard, ..Opinion::pass(reason::ITSELF) };
             }
             let asked = self.ask(reading, passage, &flow);
             return if flow.initiator == direction {
-                let effect = if asked.decision.allow { Effect::Nothing } else { Effect::Forget(key) };
+                let effect = if asked.decision.allow { heard } else { Effect::Forget(key) };
                 Opinion { effect, ..Verdict::decided(asked).into() }
             } else if asked.decision.allow {
                 let Call { decision, provisional, .. } = asked;

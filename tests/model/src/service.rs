@@ -25,11 +25,14 @@ pub(crate) struct Call {
     pub(crate) others: BTreeSet<Why>,
     /// A later wall of this node has the last word.
     pub(crate) provisional: bool,
+    /// Refused; but a backend on this node is to the caller's policy what the caller itself is. Who reaches itself passes, and
+    /// a wall that knows others by what policies say of them may take the one for the other until the backend is chosen.
+    pub(crate) twin: bool,
 }
 
 impl From<Decision> for Call {
     fn from(decision: Decision) -> Self {
-        Self { decision, others: BTreeSet::new(), provisional: false }
+        Self { decision, others: BTreeSet::new(), provisional: false, twin: false }
     }
 }
 
@@ -96,6 +99,19 @@ impl World {
         };
         let (inside, outside): (Vec<_>, Vec<_>) = translation.backends.iter().map(ask).partition(|(later, _)| *later);
         let provisional = !inside.is_empty();
+        let twin = translation.here && outside.is_empty() && {
+            let read = |address: IpAddr, want| {
+                let peer = self.peer(segment, address, false);
+                [Direction::Egress, Direction::Ingress].map(|way| self.read(reading, subject, way, &peer, want))
+            };
+            let own: Vec<_> =
+                subject.endpoints.iter().filter(|e| e.segment == segment).flat_map(|e| &e.addresses).collect();
+            translation.backends.iter().any(|(address, want)| {
+                let own = own.iter().find(|own| own.is_ipv4() == address.is_ipv4());
+                self.local_owner(segment, *address).is_some()
+                    && own.is_some_and(|own| read(**own, *want) == read(*address, *want))
+            })
+        };
         let (asked, allow) = if outside.is_empty() {
             let some = inside.iter().any(|(_, decision)| decision.allow);
             (inside, some)
@@ -116,6 +132,6 @@ impl World {
         if !named {
             decision.rules.clear();
         }
-        Call { decision, others, provisional }
+        Call { twin: twin && !decision.allow, decision, others, provisional }
     }
 }

@@ -350,13 +350,19 @@ impl<P: Programs> Walls<P> {
         if !self.programs.can_run(packet) {
             return Ok(None);
         }
-        let (direction, label, verdict) = match origin {
-            None => (Direction::Egress, "egress", machine.send(id, packet)),
-            Some(origin) => (Direction::Ingress, "ingress", machine.deliver(id, packet, origin)),
-        };
+        let direction = if origin.is_none() { Direction::Egress } else { Direction::Ingress };
         let mark = if origin == Some(&Origin::Overlay) { mark::VERIFIED } else { mark };
         let frame = Frame { bytes: frames::frame(packet), mark, transit: origin != Some(&Origin::Node) };
         let passed = self.programs.run(direction, self.slots[id], &frame)?;
+        // What passes because the endpoint only observes is no call to be judged again.
+        machine.set_seen(match direction {
+            Direction::Egress => passed.pass && passed.mark & mark::FINAL == 0,
+            Direction::Ingress => passed.pass && passed.reason.is_none_or(|reason| reason != Reason::Observed),
+        });
+        let (label, verdict) = match origin {
+            None => ("egress", machine.send(id, packet)),
+            Some(origin) => ("ingress", machine.deliver(id, packet, origin)),
+        };
         run.log.push(format!("from {origin:?}"));
         let provisional = verdict.provisional && verdict.allow && verdict.reason != reason::REPLY;
         run.compare(id, label, packet, verdict, &passed)?;
