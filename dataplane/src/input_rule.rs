@@ -5,17 +5,12 @@
 //! sockets). No other table is read or written. Everything goes through the `nft` program: scripts are written in its
 //! language and listings read as JSON.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Write as _,
-    io::{self, Write as _},
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
 use bulkhead_ebpf::mark::Layout;
 use serde_json::{Value, json};
 
-use crate::node::NodeError;
+use crate::{command, node::NodeError};
 
 /// Name of the table, family `inet`.
 pub const TABLE: &str = "bulkhead";
@@ -26,8 +21,6 @@ const COUNTER: &str = "unverified";
 pub(crate) const COMMENT: &str = "made by Bulkhead: VXLAN packets that no guarded link verified";
 /// Before the `filter` chains of firewalls, after conntrack, NAT and whatever sets marks.
 const PRIORITY: i32 = -10;
-/// Also where PATH leaves them out, as that of many services does.
-const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
 
 /// Makes the rule stand, for exactly these UDP ports, with the bit where the layout has it. Does nothing when it does; repairs what differs in one
 /// transaction, during which the rule is never gone. The counter goes on.
@@ -217,21 +210,12 @@ pub(crate) fn objects(args: &[&str]) -> Result<Vec<Value>, NodeError> {
 
 /// Runs nft, which starts in the network namespace of this thread, and returns its output.
 fn nft(args: &[&str], input: &str) -> Result<Vec<u8>, NodeError> {
-    run(&PROGRAMS, args, input)
+    run("nft", args, input)
 }
 
-fn run(programs: &[&str], args: &[&str], input: &str) -> Result<Vec<u8>, NodeError> {
+fn run(program: &str, args: &[&str], input: &str) -> Result<Vec<u8>, NodeError> {
     let doing = || format!("run `nft {}`", args.join(" "));
-    let spawn = |program: &&str| {
-        let pipes = Command::new(program)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        Some(pipes).filter(|child| !matches!(child, Err(missing) if missing.kind() == io::ErrorKind::NotFound))
-    };
-    let child = programs.iter().find_map(spawn).ok_or_else(|| {
+    let (_, child) = command::start(&[program], args).ok_or_else(|| {
         error(&doing(), "the program is not installed; install the package `nftables` (apt-get install nftables, dnf install nftables)")
     })?;
     let mut child = child.map_err(|failed| error(&doing(), &failed.to_string()))?;
@@ -263,8 +247,7 @@ mod tests {
 
     #[test]
     fn missing_nft_is_told_with_its_remedy() {
-        let refused =
-            run(&["bulkhead-no-such-nft", "/nonexistent/nft"], &["list", "tables"], "").unwrap_err().to_string();
+        let refused = run("bulkhead-no-such-nft", &["list", "tables"], "").unwrap_err().to_string();
         assert!(refused.contains("run `nft list tables`: "), "{refused}");
         assert!(refused.contains("apt-get install nftables"), "{refused}");
     }

@@ -6,6 +6,7 @@ pub mod attach;
 pub mod baseline;
 mod bytes;
 pub mod clock;
+mod command;
 pub mod desired;
 mod filters;
 mod grace;

@@ -7,9 +7,11 @@
 mod agent;
 mod lab;
 mod proxy;
+mod visit;
 
 pub use self::{
     agent::{Agent, bulkhead, http_get},
     lab::{Lab, Role},
     proxy::Service,
+    visit::visit,
 };

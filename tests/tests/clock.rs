@@ -6,10 +6,9 @@
 use std::{
     collections::BTreeSet,
     io, thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
-use bulkhead_controller::show;
 use bulkhead_dataplane::{
     kernel::KernelStore,
     load::Maps,
@@ -18,7 +17,7 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::abi::{EndpointWord, VIEW_CHAIN};
 use bulkhead_fixtures::skip;
-use bulkhead_tests::{Agent, Lab};
+use bulkhead_tests::{Agent, Lab, visit};
 use bulkhead_topology::{
     Topology,
     traffic::{Outcome, TcpEcho, UdpEcho},
@@ -95,21 +94,7 @@ services:
 
     /// `guest` may call `cart` for a while, and `web` may not.
     fn guard(&mut self, allow: SystemTime, deny: SystemTime) {
-        let written = [allow, deny].map(|end| {
-            let end = end.duration_since(UNIX_EPOCH).unwrap();
-            show::time(end.as_nanos().try_into().unwrap())
-        });
-        let guard = format!(
-            "apiVersion: bulkhead/v1
-kind: Guard
-name: visit
-priority: 10
-rules:
-  - allow: {{ from: shop/guest, ports: [8080], expires: {} }}
-  - deny: {{ from: shop/web, ports: [5300/udp], expires: {} }}
-",
-            written[0], written[1]
-        );
+        let guard = visit(allow, deny);
         let lab = &self.lab;
         self.agent.apply(|| lab.policy("guard.yaml", &guard)).unwrap();
     }

@@ -2,18 +2,15 @@
 //!
 //! What other eBPF programs, tc filters and sockets (`SO_MARK`) do with it is not to be seen here.
 
-use std::{fs, io, process::Command};
+use std::{fs, io};
 
 use bulkhead_ebpf::abi::mark;
 
 use super::{iptables, nft, suggest};
 use crate::{
-    input_rule, network,
+    command, input_rule, network,
     node::{MarkConflicts, MarkUser},
 };
-
-/// Where programs are that PATH leaves out, as that of many services does.
-const DIRECTORIES: [&str; 3] = ["", "/usr/sbin/", "/sbin/"];
 
 /// Rules of others that use bits of this mask, and how to get out of their way with so many slots.
 #[must_use]
@@ -64,11 +61,12 @@ fn users() -> (Vec<MarkUser>, Vec<String>) {
                 Err(why) => unread.push(why),
             }
         }
-        if has_legacy_tables(prefix) {
-            match save(&[&format!("{prefix}tables-legacy-save"), &format!("{prefix}tables-save")]) {
-                Ok((program, text)) => users.extend(iptables::read(&program, &text).users),
-                Err(why) => unread.push(why),
+        let legacy = [&*format!("{prefix}tables-legacy-save"), &format!("{prefix}tables-save")];
+        match has_legacy_tables(prefix).and_then(|some| some.then(|| save(&legacy)).transpose()) {
+            Ok(saved) => {
+                users.extend(saved.into_iter().flat_map(|(program, text)| iptables::read(&program, &text).users));
             }
+            Err(why) => unread.push(why),
         }
     }
     users.extend(shown.into_iter().map(|(_, user)| user));
@@ -81,27 +79,25 @@ fn users() -> (Vec<MarkUser>, Vec<String>) {
     (users, unread)
 }
 
-/// Whether there are tables that nftables knows nothing of.
-fn has_legacy_tables(prefix: &str) -> bool {
-    fs::read_to_string(format!("/proc/thread-self/net/{prefix}_tables_names"))
-        .is_ok_and(|names| !names.trim().is_empty())
+/// Whether there are tables that nftables knows nothing of. Without the module there is no list of them.
+fn has_legacy_tables(prefix: &str) -> Result<bool, String> {
+    let list = format!("/proc/thread-self/net/{prefix}_tables_names");
+    match fs::read_to_string(&list) {
+        Ok(names) => Ok(!names.trim().is_empty()),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("read {list}: {error}")),
+    }
 }
 
 /// Runs the first of these programs that there is; its name and what it wrote.
 fn save(programs: &[&str]) -> Result<(String, String), String> {
-    for program in programs {
-        for directory in DIRECTORIES {
-            match Command::new(format!("{directory}{program}")).output() {
-                Ok(output) if output.status.success() => {
-                    return Ok(((*program).to_owned(), String::from_utf8_lossy(&output.stdout).into_owned()));
-                }
-                Ok(output) => {
-                    return Err(format!("run `{program}`: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
-                }
-                Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(format!("run `{program}`: {error}")),
-            }
+    if let Some((program, child)) = command::start(programs, &[]) {
+        let failed = |error: io::Error| format!("run `{program}`: {error}");
+        let output = child.map_err(failed)?.wait_with_output().map_err(failed)?;
+        if output.status.success() {
+            return Ok((program.to_owned(), String::from_utf8_lossy(&output.stdout).into_owned()));
         }
+        return Err(format!("run `{program}`: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
     }
     Err(format!(
         "there are rules of iptables that only `{}` shows, and it is not installed; install the package `iptables`",

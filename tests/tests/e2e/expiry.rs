@@ -2,12 +2,11 @@
 
 use std::{
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
-use bulkhead_controller::show;
 use bulkhead_fixtures::skip;
-use bulkhead_tests::Agent;
+use bulkhead_tests::{Agent, visit};
 
 use crate::{
     established::{alive, cut},
@@ -32,17 +31,7 @@ fn what_expires_ends_though_the_agents_are_dead() {
     // A machine that is too busy to look before the time is over gets more of it.
     for seconds in [5, 20, 60] {
         let end = SystemTime::now() + Duration::from_secs(seconds);
-        let written = show::time(end.duration_since(UNIX_EPOCH).unwrap().as_nanos().try_into().unwrap());
-        let guard = format!(
-            "apiVersion: bulkhead/v1
-kind: Guard
-name: visit
-priority: 10
-rules:
-  - allow: {{ from: shop/guest, ports: [8080], expires: {written} }}
-  - deny: {{ from: shop/web, ports: [5300/udp], expires: {written} }}
-"
-        );
+        let guard = visit(end, end);
         let [first, second] = &mut agents[..] else { unreachable!("two nodes") };
         first.apply(|| second.apply(|| lab.policy("guard.yaml", &guard))).unwrap();
         let connect = || {
