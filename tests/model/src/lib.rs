@@ -21,7 +21,7 @@ pub mod service;
 pub mod world;
 pub mod yaml;
 
-pub use machine::{Machine, Mode, Origin, Verdict, Would, reason};
+pub use machine::{Machine, Mode, Origin, Seen, Verdict, Would, reason};
 pub use packet::Packet;
 pub use policy::{Decision, Judgement};
 pub use prefix::Prefix;

@@ -97,6 +97,18 @@ pub enum Origin {
     Local(EndpointId),
 }
 
+/// What was seen to become of a packet, as far as the model follows it: see [`Machine::set_seen`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Seen {
+    /// It was dropped, or passed because the endpoint only observes.
+    #[default]
+    Refused,
+    /// It passed because it was allowed.
+    Allowed,
+    /// It passed, for one reason or the other.
+    Passed,
+}
+
 /// What identifies a flow at an endpoint, whichever side sends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
@@ -143,8 +155,7 @@ pub struct Machine {
     /// Until then the whole node observes: nanoseconds of Unix time.
     bypass: u64,
     modes: BTreeMap<EndpointId, Mode>,
-    /// See [`Machine::set_seen`].
-    seen: bool,
+    seen: Seen,
     flows: BTreeMap<EndpointId, BTreeMap<Key, Flow>>,
 }
 
@@ -239,7 +250,7 @@ impl Machine {
             observe: false,
             bypass: 0,
             modes: BTreeMap::new(),
-            seen: false,
+            seen: Seen::Refused,
             flows: BTreeMap::new(),
         }
     }
@@ -281,10 +292,10 @@ impl Machine {
         self.bypass = until;
     }
 
-    /// Whether the packet that is judged next was seen to pass. The model follows that in one case, which no policy decides: a
+    /// What was seen to become of the packet that is judged next. The model follows that in one case, which no policy decides: a
     /// refused call that may yet be one to the caller itself. Once the backend is chosen it is judged whatever was seen.
-    pub const fn set_seen(&mut self, passed: bool) {
-        self.seen = passed;
+    pub const fn set_seen(&mut self, seen: Seen) {
+        self.seen = seen;
     }
 
     /// The clock, and whether the node observes, of another machine.
@@ -326,8 +337,19 @@ impl Machine {
     /// # Panics
     /// If there is no such endpoint on this node.
     pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
-        let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
-        self.settle(id, opinions)
+        let seen = self.seen;
+        let mut verdict = |seen| {
+            self.seen = seen;
+            let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
+            self.settle(id, opinions)
+        };
+        let allowed = verdict(seen);
+        // An answer changes nothing of what is remembered, so that the second verdict finds what the first one found.
+        if seen == Seen::Passed && allowed.reason == reason::REPLY {
+            let refused = verdict(Seen::Refused).reason;
+            return Verdict { or: [refused].into_iter().filter(|or| *or == reason::OBSERVED).collect(), ..allowed };
+        }
+        allowed
     }
 
     /// What was sent to a service's address, now that a backend is chosen, before it goes on to that: as if it had been sent like this.
@@ -336,7 +358,7 @@ impl Machine {
     /// If it is not IP, or there is no such endpoint on this node.
     pub fn leave(&mut self, caller: &EndpointId, packet: &Packet) -> Verdict {
         let Body::Ip(ip) = &packet.body else { panic!("no service without IP") };
-        self.seen = false;
+        self.seen = Seen::Refused;
         let opinions = Reading::both(self.now).map(|reading| {
             let (workload, endpoint) = self.world.endpoint(caller).expect("a local endpoint");
             self.pass(reading, caller, &Passage::out(workload, endpoint, ip), ip, true)
@@ -453,7 +475,7 @@ impl Machine {
             && let Some(translation) = self.world.translation(endpoint.segment, remote, flow.want)
         {
             let call = self.world.call(reading, workload, endpoint.segment, &translation);
-            if !(call.twin && self.seen) {
+            if !call.twin || self.seen == Seen::Refused {
                 return call;
             }
             let decision = Decision { allow: true, why: Why::Rule, rules: BTreeSet::new() };

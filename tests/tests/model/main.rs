@@ -36,11 +36,6 @@ const SEED: u64 = 10_509_956_797_270_165_902;
 /// What the scenarios have beside allow-lists.
 const FEATURES: Features = Features { guards: true, audit: true, expiry: true, modes: true, services: true };
 
-/// Those of the kernel have no calls to services: what an endpoint that observes gets in answer to a call which may be one to itself is counted
-/// for one of two reasons, and only the library tells which. The programs' verdicts on such calls are held against the library's by the tests of
-/// killed publishers.
-const KERNEL: Features = Features { services: false, ..FEATURES };
-
 /// Runs scenarios, which together have at least so many verdicts; ten times as many of both in the long variant.
 fn scenarios<P: Programs>(features: Features, cases: u32, promised: usize, raise: impl Fn() -> Walls<P>) {
     let long = skip::long();
@@ -113,5 +108,5 @@ fn verdicts_of_the_kernel() {
         let (store, kernel) = Kernel::load().expect("programs load");
         Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
     };
-    scenarios(KERNEL, 250, 100_000, raise);
+    scenarios(FEATURES, 250, 100_000, raise);
 }
