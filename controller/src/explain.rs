@@ -11,9 +11,9 @@ use bulkhead_ebpf::abi::{Action, Class, Direction};
 use crate::{
     compile::NODE_REACHES,
     diagnostic::Place,
-    guard,
+    guard::{self, Tier},
     intent::Entity,
-    model::{METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
+    model::{Isolation, METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
     workloads::{FrontendPort, WorkloadName},
 };
@@ -55,10 +55,8 @@ pub enum Verdict<'a> {
     Allowed(&'a Rule),
     /// No rule allows it.
     Refused {
-        /// The service that isolates the workload.
-        service: &'a ServiceName,
-        /// Where it is listed.
-        place: &'a Place,
+        /// The first that isolates the workload.
+        by: Isolation<'a>,
         /// What it lets through in this direction.
         lets: Vec<&'a Rule>,
     },
@@ -78,7 +76,7 @@ impl Verdict<'_> {
             Self::Open | Self::OwnNode => None,
             Self::Guarded(rule) | Self::Denied(rule) => Some((&rule.name, &rule.place)),
             Self::Allowed(rule) => Some((&rule.name, &rule.place)),
-            Self::Refused { place, .. } => Some(("", place)),
+            Self::Refused { by, .. } => Some(("", by.place())),
         }
     }
 }
@@ -242,7 +240,10 @@ fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
     }
     let Party::Address(address) = party else { return false };
     match peer {
-        Peer::Service(_) | Peer::Backends(_) => false,
+        Peer::Service(_) | Peer::Backends(_) | Peer::Workloads { .. } => false,
+        Peer::Nodes(labels) => {
+            model.nodes.values().any(|node| node.addresses.contains(&address) && labels.matches(&node.labels))
+        }
         Peer::Namespaces { other, .. } => *other,
         Peer::Any => true,
         Peer::Cidrs(cidrs) => holds(cidrs, address),
@@ -270,21 +271,29 @@ fn wall<'a>(model: &'a Model, question: &Question<'a>, asked: Asked, passed: &mu
         return Verdict::Open;
     };
     let node = subject.node.as_str();
-    for guard in model.guards.iter().filter(|guard| guard.subjects.hold(model, name, subject)) {
-        let fits = |rule: &&guard::Rule| {
-            (audit || !rule.audit)
-                && rule.ports.iter().any(|ports| covers(model, ports, question))
-                && guard.peer(rule, model, &name.namespace).is_some_and(|whom| matches(model, &whom, peer, node))
-        };
-        match guard.rules(direction, now).find(fits) {
-            Some(rule) if rule.action == Action::Pass => passed.push(rule),
-            Some(rule) if rule.action == Action::Allow => return Verdict::Guarded(rule),
-            Some(rule) => return Verdict::Denied(rule),
-            None => {}
+    let mut guards = |tier| {
+        let concerning =
+            model.guards.iter().filter(|guard| guard.tier == tier && guard.subjects.hold(model, name, subject));
+        for guard in concerning {
+            let fits = |rule: &&guard::Rule| {
+                (audit || !rule.audit)
+                    && rule.ports.iter().any(|ports| covers(model, ports, question))
+                    && guard.peer(rule, model, &name.namespace).is_some_and(|whom| matches(model, &whom, peer, node))
+            };
+            match guard.rules(direction, now).find(fits) {
+                Some(rule) if rule.action == Action::Pass => passed.push(rule),
+                Some(rule) if rule.action == Action::Allow => return Some(Verdict::Guarded(rule)),
+                Some(rule) => return Some(Verdict::Denied(rule)),
+                None => {}
+            }
         }
+        None
+    };
+    if let Some(verdict) = guards(Tier::Admin) {
+        return verdict;
     }
-    let Some((service, listed)) = model.isolating(subject, audit) else {
-        return Verdict::Open;
+    let Some(by) = model.isolating(subject, direction, audit) else {
+        return guards(Tier::Baseline).unwrap_or(Verdict::Open);
     };
     let lets: Vec<&Rule> = model.rules_of(subject, direction).filter(|rule| audit || !rule.audit).collect();
     let allows = |rule: &&&Rule| covers(model, &rule.ports, question) && matches(model, &rule.peer, peer, node);
@@ -297,7 +306,7 @@ fn wall<'a>(model: &'a Model, question: &Question<'a>, asked: Asked, passed: &mu
     {
         return Verdict::OwnNode;
     }
-    Verdict::Refused { service, place: &listed.place, lets }
+    Verdict::Refused { by, lets }
 }
 
 /// Whether ports of a rule hold what is asked, on the side that listens.
@@ -309,9 +318,9 @@ fn covers(model: &Model, ports: &Ports, question: &Question<'_>) -> bool {
 
 fn stretches(model: &Model, ports: &Ports, to: Party<'_>) -> Vec<Stretch> {
     match ports {
-        Ports::Named(name) => {
-            let listening = workload(model, to).and_then(|(_, workload)| workload.ports.get(name));
-            listening.map(|&(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
+        Ports::Named { name, transport } => {
+            let listening = workload(model, to).and_then(|(_, workload)| workload.listens(name, *transport));
+            listening.map(|(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
         }
         ports => ports.stretches(),
     }
@@ -322,8 +331,13 @@ fn nearest<'a>(model: &'a Model, question: &Question<'_>) -> Option<Near<'a>> {
     let node_of = |party| workload(model, party).map_or("", |(_, workload)| workload.node.as_str());
     let mut best: Option<Near<'a>> = None;
     for rule in model.rules.iter().filter(|rule| !rule.audit) {
-        let Wall::Service(owner) = &rule.wall else { continue };
-        let of_wall = |party| workload(model, party).is_some_and(|(_, workload)| workload.services.contains(owner));
+        let of_wall = |party| {
+            workload(model, party).is_some_and(|(_, workload)| match &rule.wall {
+                Wall::Service(owner) => workload.services.contains(owner),
+                Wall::Policy(policy) => workload.policies.contains(policy),
+                Wall::Resolvers | Wall::Backends(_) => false,
+            })
+        };
         let (caller, callee) = match rule.direction {
             Direction::Egress => {
                 (of_wall(question.from), matches(model, &rule.peer, question.to, node_of(question.from)))
@@ -366,7 +380,7 @@ fn short(peer: &Peer, home: &str, model: &Model) -> String {
         Peer::Service(name) | Peer::Backends(name) => local(name),
         Peer::Entity(entity) => entity.to_string(),
         // Only Guards have these.
-        Peer::Namespaces { .. } | Peer::Any => peer.to_string(),
+        Peer::Namespaces { .. } | Peer::Any | Peer::Workloads { .. } | Peer::Nodes(_) => peer.to_string(),
         Peer::Cidrs(cidrs) => model
             .externals
             .iter()
@@ -440,9 +454,9 @@ impl<'a> Explanation<'a> {
             Direction::Ingress => (&self.names[1], "accepts"),
         };
         match verdict {
-            Verdict::Refused { service, place, lets } => {
-                let targets: Vec<_> = lets.iter().map(|rule| target(rule, &service.namespace, model)).collect();
-                Some(format!("{name} is isolated ({}) and {verb} {}", place.origin(), some(targets)))
+            Verdict::Refused { by, lets } => {
+                let targets: Vec<_> = lets.iter().map(|rule| target(rule, by.namespace(), model)).collect();
+                Some(format!("{name} is isolated ({}) and {verb} {}", by.place().origin(), some(targets)))
             }
             Verdict::Denied(rule) => Some(format!("denied by {} ({})", rule.name, rule.place.origin())),
             _ => None,
@@ -474,7 +488,7 @@ impl<'a> Explanation<'a> {
             (None, None) => {}
         }
         if let Some(Near { rule, differs }) = &self.nearest
-            && let Wall::Service(owner) = &rule.wall
+            && let Wall::Service(owner) | Wall::Policy(owner) = &rule.wall
         {
             let home = owner.namespace.as_str();
             let ports = rule.ports.to_string();

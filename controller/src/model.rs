@@ -14,9 +14,11 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     guard::{self, Guard},
     intent::{Cidrs, Entity, Intent, Line, PeerName},
+    labels::Selector,
+    network_policy::NetworkPolicy,
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{self, Endpoint, Frontend, FrontendPort, Node, Target, WorkloadName, Workloads},
+    workloads::{self, Endpoint, Frontend, FrontendPort, Node, Owner, Target, WorkloadName, Workloads},
 };
 
 /// Everything that policy speaks of, and what it says.
@@ -38,10 +40,15 @@ pub struct Model {
     pub resolvers: BTreeSet<IpAddr>,
     /// Label that names the service of a workload that no listed service selects.
     pub service_label: String,
-    /// Guards in the order in which they are judged, before all rules.
+    /// Guards in the order in which they are judged, first those before all rules.
     pub guards: Vec<Guard>,
-    /// Rules of Intents in the order in which they are written. Names are unique for each wall and direction.
+    /// Kubernetes policies.
+    pub network_policies: BTreeMap<PolicyName, NetworkPolicy>,
+    /// Rules of Intents and Kubernetes policies in the order in which they are written. One line that opens a wall to several peers or ports is
+    /// several rules of one name.
     pub rules: Vec<Rule>,
+    /// Indexes of the rules that open a wall.
+    by_wall: BTreeMap<Wall, Vec<usize>>,
     /// What somebody should look at although the input is used.
     pub warnings: Diagnostics,
 }
@@ -61,8 +68,58 @@ impl fmt::Display for ServiceName {
     }
 }
 
+/// Namespace and name of a `NetworkPolicy`.
+pub type PolicyName = ServiceName;
+
+/// Who isolates a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation<'a> {
+    /// A listed service.
+    Service(&'a ServiceName, &'a Service),
+    /// A `NetworkPolicy`.
+    Policy(&'a NetworkPolicy),
+}
+
+impl<'a> Isolation<'a> {
+    /// It only reports.
+    #[must_use]
+    pub const fn audit(self) -> bool {
+        match self {
+            Self::Service(_, service) => service.audit,
+            Self::Policy(_) => false,
+        }
+    }
+
+    /// Where it is written.
+    #[must_use]
+    pub const fn place(self) -> &'a Place {
+        match self {
+            Self::Service(_, service) => &service.place,
+            Self::Policy(policy) => &policy.place,
+        }
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(self) -> &'a str {
+        match self {
+            Self::Service(name, _) => &name.namespace,
+            Self::Policy(policy) => &policy.name.namespace,
+        }
+    }
+}
+
+impl fmt::Display for Isolation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name, _) => name.fmt(f),
+            Self::Policy(policy) => write!(f, "networkpolicy {}", policy.name),
+        }
+    }
+}
+
 /// A listed service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Where it is listed.
     pub place: Place,
@@ -87,8 +144,14 @@ pub struct Workload {
     pub ports: BTreeMap<String, (Transport, u16)>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// See [`workloads::Workload::host`].
+    pub host: bool,
+    /// Who made it and others like it.
+    pub owner: Option<Owner>,
     /// Listed services that select it.
     pub services: BTreeSet<ServiceName>,
+    /// Kubernetes policies that select it.
+    pub policies: BTreeSet<PolicyName>,
     /// Service addresses that lead to it.
     pub frontends: BTreeSet<ServiceName>,
     /// Service for metrics: the first listed one, else what the service label says, else empty.
@@ -98,9 +161,16 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// All of its addresses.
+    /// Where it listens by the name of a port, if it does so with this protocol.
+    #[must_use]
+    pub fn listens(&self, port: &str, transport: Option<Transport>) -> Option<(Transport, u16)> {
+        self.ports.get(port).copied().filter(|(own, _)| transport.is_none_or(|transport| transport == *own))
+    }
+
+    /// All of its addresses that are known.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
+        let known = self.endpoints.iter().filter(|endpoint| !endpoint.placeholder);
+        known.flat_map(|endpoint| endpoint.addresses.iter().copied())
     }
 }
 
@@ -132,6 +202,8 @@ pub enum Wall {
     Resolvers,
     /// That of each workload to which a service address leads, if it has one.
     Backends(ServiceName),
+    /// That of the workloads that a `NetworkPolicy` selects.
+    Policy(PolicyName),
 }
 
 /// The other side of a rule.
@@ -156,6 +228,45 @@ pub enum Peer {
     Any,
     /// The workloads to which a service address leads.
     Backends(ServiceName),
+    /// Workloads by labels.
+    Workloads {
+        /// Their namespaces.
+        namespaces: Scope,
+        /// Their own labels.
+        labels: Selector,
+    },
+    /// Nodes by labels.
+    Nodes(Selector),
+}
+
+/// Namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// This one.
+    Named(String),
+    /// Those that have labels.
+    Labelled(Selector),
+}
+
+impl Scope {
+    /// Whether a namespace is one of them.
+    #[must_use]
+    pub fn holds(&self, model: &Model, namespace: &str) -> bool {
+        match self {
+            Self::Named(name) => name == namespace,
+            Self::Labelled(selector) => selector.matches(model.namespace(namespace)),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => f.write_str(name),
+            Self::Labelled(selector) if selector.is_everybody() => f.write_str("*"),
+            Self::Labelled(selector) => write!(f, "[{selector}]"),
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -168,6 +279,9 @@ impl fmt::Display for Peer {
             Self::Namespaces { label, value, other: true } => write!(f, "other than namespaces {label}={value}"),
             Self::Any => f.write_str("any"),
             Self::Backends(frontend) => write!(f, "backends {frontend}"),
+            Self::Workloads { namespaces, labels } if labels.is_everybody() => write!(f, "workloads {namespaces}/*"),
+            Self::Workloads { namespaces, labels } => write!(f, "workloads {namespaces}/[{labels}]"),
+            Self::Nodes(labels) => write!(f, "nodes [{labels}]"),
         }
     }
 }
@@ -183,13 +297,18 @@ impl Model {
             .iter()
             .filter_map(|policy| match policy {
                 Policy::Intent(intent) => Some(intent),
-                Policy::Guard(_) => None,
+                Policy::Guard(_) | Policy::Network(_) => None,
             })
             .collect();
         let guards = policies.iter().filter_map(|policy| match policy {
             Policy::Guard(guard) => Some(guard),
-            Policy::Intent(_) => None,
+            Policy::Intent(_) | Policy::Network(_) => None,
         });
+        let network = policies.iter().filter_map(|policy| match policy {
+            Policy::Network(policy) => Some(policy),
+            Policy::Intent(_) | Policy::Guard(_) => None,
+        });
+        let network = network_policies(network, &mut found);
         let services = services(&intents, &workloads.service_label, &mut found);
         let externals = externals(&intents, &services, &mut found);
         let mut leading: BTreeMap<&WorkloadName, BTreeSet<ServiceName>> = BTreeMap::new();
@@ -204,7 +323,8 @@ impl Model {
                 .iter()
                 .map(|(name, workload)| {
                     let frontends = leading.remove(name).unwrap_or_default();
-                    (name.clone(), select(name, workload, &services, &workloads.service_label, frontends))
+                    let selected = select(name, workload, &services, &network, &workloads.service_label, frontends);
+                    (name.clone(), selected)
                 })
                 .collect(),
             services,
@@ -213,11 +333,17 @@ impl Model {
             resolvers: workloads.resolvers.clone(),
             service_label: workloads.service_label.clone(),
             guards: Vec::new(),
+            network_policies: network,
             rules: Vec::new(),
+            by_wall: BTreeMap::new(),
             warnings: Diagnostics::default(),
         };
         for intent in intents {
             Builder { model: &mut model, found: &mut found, intent }.intent();
+        }
+        model.open_network_policies();
+        for (index, rule) in model.rules.iter().enumerate() {
+            model.by_wall.entry(rule.wall.clone()).or_default().push(index);
         }
         guard::resolve(&mut model, guards, &mut found);
         model.warn_of_empty_services();
@@ -243,6 +369,7 @@ impl Model {
     #[must_use]
     pub fn matches(&self, peer: &Peer, name: &WorkloadName, workload: &Workload) -> bool {
         match peer {
+            _ if workload.host => false,
             Peer::Service(service) => self.is_member(service, name, workload),
             Peer::Backends(frontend) => workload.frontends.contains(frontend),
             Peer::Entity(entity) => *entity == Entity::Cluster,
@@ -251,6 +378,11 @@ impl Model {
                 (self.namespace(&name.namespace).get(label) == Some(value)) != *other
             }
             Peer::Any => true,
+            Peer::Workloads { namespaces, labels } => {
+                namespaces.holds(self, &name.namespace) && labels.matches(&workload.labels)
+            }
+            // A workload in a node's own network has no address of its own.
+            Peer::Nodes(_) => false,
         }
     }
 
@@ -261,11 +393,21 @@ impl Model {
         self.namespaces.get(name).unwrap_or(NONE)
     }
 
-    /// The first listed service that isolates a workload, or with `audit` the first that would.
+    /// All that isolates a workload in a direction, or would if it were enforced: first what does.
     #[must_use]
-    pub fn isolating(&self, workload: &Workload, audit: bool) -> Option<(&ServiceName, &Service)> {
-        let listed = || workload.services.iter().filter_map(|name| self.services.get_key_value(name));
-        listed().find(|(_, service)| !service.audit).or_else(|| listed().next().filter(|_| audit))
+    pub fn isolations(&self, workload: &Workload, direction: Direction) -> Vec<Isolation<'_>> {
+        let services = workload.services.iter().filter_map(|name| self.services.get_key_value(name));
+        let policies = workload.policies.iter().filter_map(|name| self.network_policies.get(name));
+        let mut isolations: Vec<_> = services.map(|(name, service)| Isolation::Service(name, service)).collect();
+        isolations.extend(policies.filter(|policy| policy.isolates(direction)).map(Isolation::Policy));
+        isolations.sort_by_key(|isolation| isolation.audit());
+        isolations
+    }
+
+    /// The first that isolates a workload in a direction, or with `audit` the first that would.
+    #[must_use]
+    pub fn isolating(&self, workload: &Workload, direction: Direction, audit: bool) -> Option<Isolation<'_>> {
+        self.isolations(workload, direction).into_iter().next().filter(|isolation| audit || !isolation.audit())
     }
 
     /// What to say of a service that nobody is.
@@ -293,14 +435,31 @@ impl Model {
     /// Rules that open a wall of a workload, in order.
     pub fn rules_of<'a>(&'a self, workload: &'a Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
         let resolver = workload.addresses().any(|address| self.resolvers.contains(&address));
-        self.rules.iter().filter(move |rule| {
-            rule.direction == direction
-                && match &rule.wall {
-                    Wall::Service(service) => workload.services.contains(service),
-                    Wall::Resolvers => resolver,
-                    Wall::Backends(frontend) => workload.frontends.contains(frontend),
+        let services = workload.services.iter().cloned().map(Wall::Service);
+        let frontends = workload.frontends.iter().cloned().map(Wall::Backends);
+        let policies = workload.policies.iter().cloned().map(Wall::Policy);
+        let walls = services.chain(resolver.then_some(Wall::Resolvers)).chain(frontends).chain(policies);
+        let opening: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
+        opening.into_iter().map(|index| &self.rules[index]).filter(move |rule| rule.direction == direction)
+    }
+
+    /// Rules of Kubernetes policies, one for each peer and port.
+    fn open_network_policies(&mut self) {
+        for policy in self.network_policies.values() {
+            for rule in policy.rules.iter().filter(|rule| policy.isolates(rule.direction)) {
+                for peer in &rule.peers {
+                    self.rules.extend(rule.ports.iter().map(|ports| Rule {
+                        name: rule.name.clone(),
+                        place: rule.place.clone(),
+                        wall: Wall::Policy(policy.name.clone()),
+                        direction: rule.direction,
+                        peer: peer.clone(),
+                        ports: ports.clone(),
+                        audit: false,
+                    }));
                 }
-        })
+            }
+        }
     }
 
     fn warn_of_empty_services(&mut self) {
@@ -406,18 +565,47 @@ fn externals(
     externals
 }
 
+fn network_policies<'a>(
+    policies: impl Iterator<Item = &'a NetworkPolicy>,
+    found: &mut Diagnostics,
+) -> BTreeMap<PolicyName, NetworkPolicy> {
+    let mut by_name: BTreeMap<PolicyName, NetworkPolicy> = BTreeMap::new();
+    for policy in policies {
+        if let Some(first) = by_name.get(&policy.name) {
+            let message = format!("NetworkPolicy `{}` is written twice", policy.name);
+            let error = Diagnostic::error(&policy.place, message).note(&first.place, "first here");
+            found.push(error.help("give it another name, or remove one of the two"));
+        }
+        by_name.insert(policy.name.clone(), policy.clone());
+    }
+    by_name
+}
+
+/// What a map that is ordered by namespace has of one.
+fn of_namespace<'a, T>(
+    by_name: &'a BTreeMap<ServiceName, T>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a ServiceName, &'a T)> {
+    let first = ServiceName { namespace: namespace.to_owned(), name: String::new() };
+    by_name.range(first..).take_while(move |(name, _)| name.namespace == namespace)
+}
+
 fn select(
     name: &WorkloadName,
     workload: &workloads::Workload,
     services: &BTreeMap<ServiceName, Service>,
+    policies: &BTreeMap<PolicyName, NetworkPolicy>,
     label: &str,
     frontends: BTreeSet<ServiceName>,
 ) -> Workload {
-    let selects = |(service, of): &(&ServiceName, &Service)| {
-        service.namespace == name.namespace
-            && of.select.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+    let selects = |(_, of): &(&ServiceName, &Service)| {
+        !workload.host && of.select.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
     };
-    let services: BTreeSet<ServiceName> = services.iter().filter(selects).map(|(service, _)| service.clone()).collect();
+    let here = of_namespace(services, &name.namespace).filter(selects);
+    let services: BTreeSet<ServiceName> = here.map(|(service, _)| service.clone()).collect();
+    let here = of_namespace(policies, &name.namespace)
+        .filter(|(_, policy)| !workload.host && policy.pods.matches(&workload.labels));
+    let policies = here.map(|(policy, _)| policy.clone()).collect();
     let service = services
         .first()
         .map(|service| service.name.clone())
@@ -429,7 +617,10 @@ fn select(
         mode: workload.mode,
         ports: workload.ports.clone(),
         endpoints: workload.endpoints.clone(),
+        host: workload.host,
+        owner: workload.owner.clone(),
         services,
+        policies,
         frontends,
         service,
         place: workload.place.clone(),
@@ -479,7 +670,7 @@ impl Builder<'_> {
             ports: line.ports.clone(),
             audit: self.intent.audit,
         };
-        if let Ports::Named(port) = &line.ports {
+        if let Ports::Named { name: port, .. } = &line.ports {
             let listener = if direction == Direction::Ingress { &Peer::Service(service.clone()) } else { &peer };
             if !self.named_port(line, port, listener) {
                 return;
@@ -587,7 +778,7 @@ impl Builder<'_> {
             for (name, workloads, outside, FrontendPort { transport, target, .. }) in &answering {
                 let ports = match target {
                     Target::Number(number) => Ports::one(*transport, *number),
-                    Target::Named(name) => Ports::Named(name.clone()),
+                    Target::Named(name) => Ports::named(name),
                 };
                 let rule = |from: &str, wall, direction, peer| Rule {
                     name: format!("{}: {} asks dns {ports} {from} {name}", self.intent.namespace, service.name),

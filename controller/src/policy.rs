@@ -10,6 +10,7 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source},
     guard::{self, Guard},
     intent::{self, Cidrs, Entity, External, ExternalFields, Intent, ServiceFields, contains, valid_name},
+    network_policy::NetworkPolicy,
     yaml::{self, Checked, Entries, Kind, at},
 };
 
@@ -20,6 +21,8 @@ pub enum Policy {
     Intent(Intent),
     /// What owners of the platform write.
     Guard(Guard),
+    /// What Kubernetes calls a policy.
+    Network(NetworkPolicy),
 }
 
 impl Policy {

@@ -75,7 +75,12 @@ pub enum Ports {
     /// An IP protocol by number, with all of its ports or types.
     Protocol(u8),
     /// A port that the workload which listens on it names.
-    Named(String),
+    Named {
+        /// Its name.
+        name: String,
+        /// Its protocol, where not every one will do.
+        transport: Option<Transport>,
+    },
 }
 
 /// A stretch `first..=last` of the axis of a class.
@@ -105,6 +110,12 @@ impl Ports {
     #[must_use]
     pub const fn one(transport: Transport, port: u16) -> Self {
         Self::Range { transport, first: port, last: port }
+    }
+
+    /// A port by its name, whatever its protocol.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self::Named { name: name.to_owned(), transport: None }
     }
 
     /// Parses `443`, `53/udp`, `8000-8099`, `echo/icmp`, `proto/89`, `any` or a port's name.
@@ -171,7 +182,7 @@ impl Ports {
             let help = "write a port, `53/udp`, `8000-8099`, `echo/icmp`, `proto/89`, a port's name (small letters, digits, `-`), or `any`";
             return Err((format!("`{what}` is not a port"), help.to_owned()));
         }
-        Ok(Self::Named(what.to_owned()))
+        Ok(Self::named(what))
     }
 
     /// What it stands for. Empty for a named port, which only a workload can resolve.
@@ -188,7 +199,7 @@ impl Ports {
                 Class::Other => Stretch { class: Class::Other, first: number.into(), last: number.into() },
                 class => Stretch::whole(class),
             }],
-            Self::Named(_) => Vec::new(),
+            Self::Named { .. } => Vec::new(),
         }
     }
 }
@@ -201,7 +212,8 @@ impl fmt::Display for Ports {
             Self::Range { transport, first, last } => write!(f, "{first}-{last}/{transport}"),
             Self::Echo => f.write_str("echo/icmp"),
             Self::Protocol(number) => write!(f, "proto/{number}"),
-            Self::Named(name) => f.write_str(name),
+            Self::Named { name, transport: None } => f.write_str(name),
+            Self::Named { name, transport: Some(transport) } => write!(f, "{name}/{transport}"),
         }
     }
 }

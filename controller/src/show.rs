@@ -23,7 +23,7 @@ use crate::{
     explain::{Party, Question, explain},
     intent,
     metrics::protocol,
-    model::{Model, ServiceName},
+    model::{Isolation, Model, ServiceName},
     peers::{Peers, UNKNOWN},
     policy::{self, Policy},
     ports::{class_of, point},
@@ -76,7 +76,9 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                 workload: name.name.clone(),
                 service: workload.service.clone(),
                 node: workload.node.clone(),
-                isolated: model.isolating(workload, false).is_some(),
+                isolated: [Direction::Ingress, Direction::Egress]
+                    .into_iter()
+                    .any(|direction| model.isolating(workload, direction, false).is_some()),
                 mode: mode_name(workload.mode),
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
@@ -233,9 +235,11 @@ fn origins(model: &Model) -> BTreeMap<String, String> {
         model.rules.iter().map(|rule| (rule.name.clone(), rule.place.origin())).collect();
     let guards = model.guards.iter().flat_map(|guard| &guard.rules);
     origins.extend(guards.map(|rule| (rule.name.clone(), rule.place.origin())));
-    for (name, service) in &model.services {
-        for direction in [Direction::Ingress, Direction::Egress] {
-            origins.insert(isolated(name, direction), service.place.origin());
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let services = model.services.iter().map(|(name, service)| Isolation::Service(name, service));
+        let policies = model.network_policies.values().filter(|policy| policy.isolates(direction));
+        for isolation in services.chain(policies.map(Isolation::Policy)) {
+            origins.insert(isolated(isolation, direction), isolation.place().origin());
         }
     }
     for rule in [NOT_ISOLATED, NODE_REACHES] {

@@ -119,6 +119,19 @@ pub struct Workload {
     pub ports: BTreeMap<String, (Transport, u16)>,
     /// Endpoints. May be empty: then whoever makes the links tells them.
     pub endpoints: Vec<Endpoint>,
+    /// It lives in its node's own network: it has no address of its own, and no policy is about it.
+    pub host: bool,
+    /// Who made it and others like it.
+    pub owner: Option<Owner>,
+}
+
+/// What makes workloads of one kind: a Deployment, a StatefulSet, and so on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// Its kind.
+    pub kind: String,
+    /// Its name, in the namespace of its workloads.
+    pub name: String,
 }
 
 /// An endpoint.
@@ -130,6 +143,8 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Host-side link.
     pub link: String,
+    /// The addresses are made up, since nobody knows them yet: no prefix holds them.
+    pub placeholder: bool,
 }
 
 #[derive(Deserialize)]
@@ -401,6 +416,8 @@ impl Reader<'_> {
             mode: fields.mode.as_ref().map_or(Mode::Enforce, |mode| self.mode(mode)),
             ports,
             endpoints,
+            host: false,
+            owner: None,
         };
         (name, workload)
     }
@@ -487,6 +504,6 @@ impl Reader<'_> {
             .note(&first, "first here");
             self.found.push(error.help("an endpoint has a link of its own"));
         }
-        Endpoint { segment, addresses, link: fields.link.value.clone() }
+        Endpoint { segment, addresses, link: fields.link.value.clone(), placeholder: false }
     }
 }

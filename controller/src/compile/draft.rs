@@ -8,9 +8,10 @@ use bulkhead_ebpf::{
     reason::Reason,
 };
 
-use super::{NODE_REACHES, NOT_ISOLATED, TIER, isolated};
+use super::{NODE_REACHES, NOT_ISOLATED, OPEN, TIER, isolated};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
+    guard::Tier,
     intent::Entity,
     model::{Model, Peer, Workload},
     ports::{Ports, Stretch, Transport},
@@ -83,8 +84,19 @@ pub(super) struct Subject<'a> {
 impl Subject<'_> {
     pub(super) fn draft(self, direction: Direction, found: &mut Diagnostics) -> Draft {
         let mut draft = Draft { direction, steps: Vec::new(), isolated: false };
-        self.guards(&mut draft, found);
-        self.intents(&mut draft);
+        self.guards(Tier::Admin, &mut draft, found);
+        if self.isolation(&mut draft) {
+            return draft;
+        }
+        self.guards(Tier::Baseline, &mut draft, found);
+        let open = desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() };
+        draft.push(Step {
+            tier: OPEN,
+            action: Action::Allow,
+            audit: false,
+            reason: Reason::NotIsolated,
+            lines: everyone(&open),
+        });
         draft
     }
 
@@ -95,24 +107,28 @@ impl Subject<'_> {
     }
 
     /// Each Guard has a tier of its own, so that a `pass` leaves it and what is behind it is asked.
-    fn guards(self, draft: &mut Draft, found: &mut Diagnostics) {
+    fn guards(self, of: Tier, draft: &mut Draft, found: &mut Diagnostics) {
         let concerning = self.model.guards.iter().filter(|guard| {
-            guard.subjects.hold(self.model, self.name, self.workload)
+            guard.tier == of
+                && guard.subjects.hold(self.model, self.name, self.workload)
                 && guard.rules(draft.direction, self.now).next().is_some()
         });
         let concerning: Vec<_> = concerning.collect();
-        if concerning.len() > TIER.into() {
+        let (first, room) = match of {
+            Tier::Admin => (0, TIER),
+            Tier::Baseline => (TIER + 1, OPEN - TIER - 1),
+        };
+        if let Some(surplus) = concerning.get(usize::from(room)) {
             let message = format!(
-                "{} Guards concern workload `{}` at {}, {TIER} fit",
+                "{} Guards of one tier concern workload `{}` at {}, {room} fit",
                 concerning.len(),
                 self.name,
                 direction_label(draft.direction)
             );
-            let error = Diagnostic::error(&concerning[usize::from(TIER)].place, message);
-            found.push(error.help("put rules of several Guards into one"));
+            found.push(Diagnostic::error(&surplus.place, message).help("put rules of several of them into one"));
             return;
         }
-        for (tier, guard) in (0..).zip(concerning) {
+        for (tier, guard) in (first..).zip(concerning) {
             for rule in guard.rules(draft.direction, self.now) {
                 let Some(peer) = guard.peer(rule, self.model, &self.name.namespace) else { continue };
                 let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
@@ -126,33 +142,30 @@ impl Subject<'_> {
         }
     }
 
-    fn intents(self, draft: &mut Draft) {
+    /// What Intents and Kubernetes policies say together. Whether nothing behind it can be reached.
+    fn isolation(self, draft: &mut Draft) -> bool {
         let Self { model, workload, .. } = self;
         let direction = draft.direction;
         let step = |action, audit, reason, lines| Step { tier: TIER, action, audit, reason, lines };
-        if let Some((first, service)) = model.isolating(workload, true) {
-            // Where nothing is enforced all is reported only.
-            for audit in [false, true] {
-                let mut lines: Vec<Line> = Vec::new();
-                for rule in model.rules_of(workload, direction).filter(|rule| (rule.audit || service.audit) == audit) {
-                    let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
-                    lines.extend(self.lines(direction, &rule.peer, &rule.ports, &named));
-                }
-                if direction == Direction::Ingress && service.audit == audit {
-                    let rule = desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() };
-                    lines.extend(self.lines(direction, &Peer::Entity(Entity::Node), &Ports::Any, &rule));
-                }
-                draft.push(step(Action::Allow, audit, Reason::Rule, lines));
+        let Some(first) = model.isolating(workload, direction, true) else { return false };
+        // Where nothing is enforced all is reported only.
+        let only_audit = first.audit();
+        for audit in [false, true] {
+            let mut lines: Vec<Line> = Vec::new();
+            for rule in model.rules_of(workload, direction).filter(|rule| (rule.audit || only_audit) == audit) {
+                let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
+                lines.extend(self.lines(direction, &rule.peer, &rule.ports, &named));
             }
-            let rest = desired::Rule { name: isolated(first, direction), origin: service.place.origin() };
-            draft.push(step(Action::Deny, service.audit, Reason::Isolated, everyone(&rest)));
-            draft.isolated |= !service.audit;
-            if !service.audit {
-                return;
+            if direction == Direction::Ingress && only_audit == audit {
+                let rule = desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() };
+                lines.extend(self.lines(direction, &Peer::Entity(Entity::Node), &Ports::Any, &rule));
             }
+            draft.push(step(Action::Allow, audit, Reason::Rule, lines));
         }
-        let open = desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() };
-        draft.push(step(Action::Allow, false, Reason::NotIsolated, everyone(&open)));
+        let rest = desired::Rule { name: isolated(first, direction), origin: first.place().origin() };
+        draft.push(step(Action::Deny, only_audit, Reason::Isolated, everyone(&rest)));
+        draft.isolated |= !only_audit;
+        !only_audit
     }
 
     /// What a rule is for the workload: its ports are those of the side that listens.
@@ -164,15 +177,15 @@ impl Subject<'_> {
             Line { stretch, selector, rule: rule.clone() }
         };
         match (ports, direction) {
-            (Ports::Named(name), Direction::Ingress) => {
-                let own = workload.ports.get(name);
-                own.map(|&(transport, number)| line(one(transport, number), None)).into_iter().collect()
+            (Ports::Named { name, transport }, Direction::Ingress) => {
+                let own = workload.listens(name, *transport);
+                own.map(|(transport, number)| line(one(transport, number), None)).into_iter().collect()
             }
-            (Ports::Named(name), Direction::Egress) => {
+            (Ports::Named { name, transport }, Direction::Egress) => {
                 let listeners =
                     model.workloads.iter().filter(|(member, workload)| model.matches(peer, member, workload));
                 let listening: BTreeSet<_> =
-                    listeners.filter_map(|(_, workload)| workload.ports.get(name)).copied().collect();
+                    listeners.filter_map(|(_, workload)| workload.listens(name, *transport)).collect();
                 let port = |(transport, number)| {
                     line(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }))
                 };

@@ -16,12 +16,14 @@ use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, POR
 use self::draft::{Draft, Selector, Step, Subject};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, suggest},
-    model::{Model, ServiceName},
+    model::{Isolation, Model},
     ports::Stretch,
 };
 
-/// Tier of Intents. Before it each Guard that concerns a policy set has one; behind it there is room for a baseline.
-pub const TIER: u8 = 250;
+/// Tier of Intents and Kubernetes policies. Before and behind it each Guard that concerns a policy set has one.
+pub const TIER: u8 = 200;
+/// Tier of what nobody isolates.
+const OPEN: u8 = u8::MAX;
 /// Rule of what no policy isolates.
 pub const NOT_ISOLATED: &str = "not isolated";
 /// Rule by which a node reaches the workloads that run on it.
@@ -135,8 +137,8 @@ fn phases(subject: Subject<'_>, found: &mut Diagnostics) -> Vec<Phase> {
 
 /// Name of the rule that denies what no other allows.
 #[must_use]
-pub fn isolated(service: &ServiceName, direction: Direction) -> String {
-    format!("{service} isolated {}", direction_label(direction))
+pub fn isolated(isolation: Isolation<'_>, direction: Direction) -> String {
+    format!("{isolation} isolated {}", direction_label(direction))
 }
 
 /// Selectors and rules of a node in the order of their ids.
@@ -225,9 +227,9 @@ fn id(found: Result<usize, usize>) -> u32 {
 /// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
 fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
     let Subject { model, name, workload, .. } = subject;
-    let isolating = model.isolating(workload, true);
-    let place = isolating.map_or(&workload.place, |(_, service)| &service.place);
-    let name = isolating.map_or_else(|| format!("workload `{name}`"), |(name, _)| format!("`{name}`"));
+    let isolating = model.isolating(workload, set.direction, true);
+    let place = isolating.map_or(&workload.place, Isolation::place);
+    let name = isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`"));
     let direction = direction_label(set.direction);
     let most =
         |intervals: &[Interval]| intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default();

@@ -11,10 +11,11 @@ use bulkhead_dataplane::{
 };
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use super::draft::Selector;
+use super::draft;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     intent::{Entity, contains},
+    labels::Selector,
     model::{METADATA, Model, Peer, holds, local_prefixes},
     workloads::{Node, VXLAN_PORT},
 };
@@ -23,7 +24,7 @@ use crate::{
 pub(super) struct Network<'a> {
     model: &'a Model,
     node: &'a str,
-    selectors: &'a [Selector],
+    selectors: &'a [draft::Selector],
     /// Addresses of nodes, and whether the node is this one.
     nodes: BTreeMap<IpAddr, bool>,
     /// Segments in which somebody on this node can meet an address. 0 is always there: plain traffic of the underlay is looked up in it.
@@ -35,7 +36,12 @@ pub(super) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    pub(super) fn new(model: &'a Model, node: &'a str, discovered: &Discovered, selectors: &'a [Selector]) -> Self {
+    pub(super) fn new(
+        model: &'a Model,
+        node: &'a str,
+        discovered: &Discovered,
+        selectors: &'a [draft::Selector],
+    ) -> Self {
         let mut nodes = BTreeMap::new();
         for peer in discovered.overlays.iter().flat_map(|overlay| &overlay.peers) {
             nodes.insert(peer.0, false);
@@ -75,8 +81,13 @@ impl<'a> Network<'a> {
         Self { model, node, selectors, nodes, segments, overlays, encapsulated }
     }
 
-    fn matching(&self, mut matches: impl FnMut(&Selector) -> bool) -> BTreeSet<SelectorId> {
+    fn matching(&self, mut matches: impl FnMut(&draft::Selector) -> bool) -> BTreeSet<SelectorId> {
         (0..).map(SelectorId).zip(self.selectors).filter(|(_, selector)| matches(selector)).map(|(id, _)| id).collect()
+    }
+
+    /// Whether it is the address of a node with these labels.
+    fn is_labelled(&self, address: IpAddr, labels: &Selector) -> bool {
+        self.model.nodes.values().any(|node| node.addresses.contains(&address) && labels.matches(&node.labels))
     }
 
     /// Segments in which somebody on this node can meet an address.
@@ -106,7 +117,9 @@ impl<'a> Network<'a> {
                         found.push(error.help("a workload in a node's own network has no endpoint: leave it out"));
                     }
                     let mut selectors = members.clone();
-                    selectors.extend(self.matching(|selector| selector.holds(address)));
+                    if !endpoint.placeholder {
+                        selectors.extend(self.matching(|selector| selector.holds(address)));
+                    }
                     let endpoint_name =
                         || EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
                     let known = Address {
@@ -129,6 +142,7 @@ impl<'a> Network<'a> {
                     Peer::Entity(Entity::Node) => own,
                     Peer::Entity(Entity::Nodes) => true,
                     Peer::Namespaces { other, .. } => other,
+                    Peer::Nodes(ref labels) => self.is_labelled(address, labels),
                     _ => selector.holds(address),
                 });
                 let known = Address {
@@ -173,7 +187,11 @@ impl<'a> Network<'a> {
                     Peer::Entity(Entity::World) => world,
                     Peer::Entity(Entity::Nodes) => masqueraded,
                     Peer::Entity(Entity::Metadata) => METADATA.iter().any(|&address| IpNetwork::from(address) == net),
-                    Peer::Entity(Entity::Node | Entity::Cluster) | Peer::Service(_) | Peer::Backends(_) => false,
+                    Peer::Nodes(labels) => masqueraded && self.is_labelled(net.ip(), labels),
+                    Peer::Entity(Entity::Node | Entity::Cluster)
+                    | Peer::Service(_)
+                    | Peer::Backends(_)
+                    | Peer::Workloads { .. } => false,
                     // What nobody is known to have is other.
                     Peer::Namespaces { other, .. } => *other,
                     Peer::Any => true,
@@ -192,7 +210,7 @@ impl<'a> Network<'a> {
     }
 }
 
-impl Selector {
+impl draft::Selector {
     /// Whether it names a workload, whatever the address.
     fn has_member(
         &self,

@@ -3,12 +3,11 @@
 mod read;
 mod resolve;
 
-use std::collections::BTreeMap;
-
 use bulkhead_ebpf::abi::{Action, Direction};
 
 use crate::{
     diagnostic::Place,
+    labels::Selector,
     model::{self, ServiceName},
     ports::Ports,
 };
@@ -17,8 +16,14 @@ pub(crate) use read::{Fields, RuleFields, SubjectFields};
 pub(crate) use resolve::resolve;
 
 /// One document. Its first rule that matches decides; when none does, what comes after it is asked.
+///
+/// Kubernetes' `AdminNetworkPolicy`, `BaselineAdminNetworkPolicy` and `ClusterNetworkPolicy` are the same by another name.
 #[derive(Clone, Debug)]
 pub struct Guard {
+    /// Its kind, as texts name it.
+    pub kind: Kind,
+    /// Before or behind Intents and `NetworkPolicy`.
+    pub tier: Tier,
     /// Name.
     pub name: String,
     /// Where its name stands.
@@ -35,26 +40,52 @@ pub struct Guard {
     pub rules: Vec<Rule>,
 }
 
+/// A kind of document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Our own.
+    Guard,
+    /// `policy.networking.k8s.io/v1alpha1`.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha1`.
+    BaselineAdminNetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2`.
+    ClusterNetworkPolicy,
+}
+
+impl Kind {
+    /// As documents say it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Guard => "Guard",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        }
+    }
+}
+
+/// When a Guard is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Before Intents and `NetworkPolicy`.
+    Admin,
+    /// Behind them: for what nobody isolates.
+    Baseline,
+}
+
 /// Whom a Guard concerns: every workload that fulfils all conditions. Without a condition every workload.
 #[derive(Clone, Debug, Default)]
 pub struct Subjects {
     /// Where they stand; `None` when they are left out.
     pub place: Option<Place>,
     /// Labels of the workload's namespace.
-    pub namespaces: BTreeMap<String, Value>,
+    pub namespaces: Selector,
     /// Services, of one of which it is a member; empty for no condition.
     pub services: Vec<(ServiceName, Place)>,
     /// Labels of the workload.
-    pub workloads: BTreeMap<String, Value>,
-}
-
-/// Value that a label shall have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// Whatever it is.
-    Any,
-    /// This one.
-    Is(String),
+    pub workloads: Selector,
 }
 
 /// A rule for one peer.

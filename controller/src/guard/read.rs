@@ -9,10 +9,11 @@ use bulkhead_ebpf::abi::{Action, Direction};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{Guard, Rule, Subjects, Value, Whom};
+use super::{Guard, Kind, Rule, Subjects, Tier, Whom};
 use crate::{
     diagnostic::{Diagnostic, Place, suggest},
     intent::{Cidrs, Entity, ExternalFields, valid_name},
+    labels::{Requirement, Selector},
     model::{Peer, ServiceName},
     policy::Reader,
     ports::Ports,
@@ -99,6 +100,8 @@ impl Reader<'_> {
             self.rule(&around, written, &mut rules);
         }
         Guard {
+            kind: Kind::Guard,
+            tier: Tier::Admin,
             name,
             place: self.at(&fields.name),
             priority,
@@ -117,7 +120,7 @@ impl Reader<'_> {
             self.error(written, "`for` is empty", help);
         }
         let mut labels = |written: Option<&Spanned<BTreeMap<String, String>>>, field| {
-            let Some(written) = written else { return BTreeMap::new() };
+            let Some(written) = written else { return Selector::everybody() };
             if written.value.is_empty() {
                 self.error(
                     written,
@@ -125,8 +128,11 @@ impl Reader<'_> {
                     format!("write `{field}: {{ label: value }}`, or `label: any`; or leave it out"),
                 );
             }
-            let value = |text: &String| if text == "any" { Value::Any } else { Value::Is(text.clone()) };
-            written.value.iter().map(|(label, text)| (label.clone(), value(text))).collect()
+            let requirement = |(label, text): (&String, &String)| match text.as_str() {
+                "any" => Requirement::Exists(label.clone()),
+                value => Requirement::is(label, value),
+            };
+            written.value.iter().map(requirement).collect()
         };
         let namespaces = labels(namespaces.as_ref(), "namespaces");
         let workloads = labels(workloads.as_ref(), "workloads");

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::abi::{Action, Direction};
 
-use super::{Guard, Rule, Subjects, Value, Whom};
+use super::{Guard, Kind, Rule, Subjects, Tier, Whom};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     intent::Entity,
+    labels::Requirement,
     model::{Model, Peer, ServiceName, Workload},
     ports::Ports,
     workloads::WorkloadName,
@@ -17,14 +18,8 @@ impl Subjects {
     /// Whether a workload fulfils all conditions.
     #[must_use]
     pub fn hold(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
-        let fulfils = |labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, Value>| {
-            wanted.iter().all(|(label, value)| match (labels.get(label), value) {
-                (found, Value::Any) => found.is_some(),
-                (found, Value::Is(value)) => found == Some(value),
-            })
-        };
-        fulfils(model.namespace(&name.namespace), &self.namespaces)
-            && fulfils(&workload.labels, &self.workloads)
+        self.namespaces.matches(model.namespace(&name.namespace))
+            && self.workloads.matches(&workload.labels)
             && (self.services.is_empty()
                 || self.services.iter().any(|(service, _)| model.is_member(service, name, workload)))
     }
@@ -56,15 +51,21 @@ impl Guard {
 
 /// Puts Guards into the model in the order in which they are judged.
 pub(crate) fn resolve<'a>(model: &mut Model, guards: impl Iterator<Item = &'a Guard>, found: &mut Diagnostics) {
-    let mut by_priority: BTreeMap<u32, Guard> = BTreeMap::new();
-    let mut names: BTreeMap<&str, &Place> = BTreeMap::new();
+    let mut by_priority: BTreeMap<(Tier, u32), Guard> = BTreeMap::new();
+    let mut names: BTreeMap<(Kind, &str), &Place> = BTreeMap::new();
     for guard in guards {
-        if let Some(first) = names.insert(&guard.name, &guard.place) {
-            let error = Diagnostic::error(&guard.place, format!("Guard `{}` is written twice", guard.name));
+        let kind = guard.kind.name();
+        if let Some(first) = names.insert((guard.kind, &guard.name), &guard.place) {
+            let error = Diagnostic::error(&guard.place, format!("{kind} `{}` is written twice", guard.name));
             found.push(error.note(first, "first here").help("give it another name"));
         }
-        if let Some(first) = by_priority.insert(guard.priority, guard.clone()) {
-            let message = format!("Guards `{}` and `{}` have priority {}", first.name, guard.name, guard.priority);
+        if let Some(first) = by_priority.insert((guard.tier, guard.priority), guard.clone()) {
+            let message = if first.kind == guard.kind {
+                format!("{kind}s `{}` and `{}` have priority {}", first.name, guard.name, guard.priority)
+            } else {
+                let (name, first, other) = (&first.name, first.kind.name(), &guard.name);
+                format!("{first} `{name}` and {kind} `{other}` have priority {}", guard.priority)
+            };
             let error = Diagnostic::error(&guard.priority_place, message);
             found
                 .push(error.note(&first.priority_place, "first here").help("say which is judged first: the lower one"));
@@ -101,12 +102,17 @@ impl Check<'_> {
                 self.service(service, &rule.place, "the rule matches nobody");
             }
             for ports in &rule.ports {
-                if let Ports::Named(port) = ports {
-                    self.named_port(rule, port);
+                // What Kubernetes names may come to be.
+                if let Ports::Named { name, .. } = ports
+                    && self.guard.kind == Kind::Guard
+                {
+                    self.named_port(rule, name);
                 }
             }
         }
-        self.health_checks(before);
+        if self.guard.kind == Kind::Guard {
+            self.health_checks(before);
+        }
     }
 
     fn subjects(&mut self) {
@@ -117,8 +123,15 @@ impl Check<'_> {
         let concerns =
             |(name, workload): (&WorkloadName, &Workload)| self.guard.subjects.hold(self.model, name, workload);
         let Some(place) = place.as_ref().filter(|_| !self.model.workloads.iter().any(concerns)) else { return };
-        let unknown = namespaces.keys().find(|label| !self.labels().contains(&label.as_str()));
-        let warning = Diagnostic::warning(place, format!("Guard `{}` concerns no workload", self.guard.name));
+        let mut wanted = namespaces
+            .requirements()
+            .filter(|requirement| !matches!(requirement, Requirement::NotIn(..) | Requirement::Missing(_)))
+            .map(Requirement::label);
+        let unknown = wanted.find(|label| !self.labels().contains(label));
+        let warning = Diagnostic::warning(
+            place,
+            format!("{} `{}` concerns no workload", self.guard.kind.name(), self.guard.name),
+        );
         self.warnings.push(match unknown {
             Some(label) => {
                 let near = suggest(label, self.labels());

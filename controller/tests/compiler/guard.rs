@@ -361,7 +361,7 @@ fn more_guards_than_tiers_are_refused() {
     let refused = desired(&guards, WORKLOADS, "n1").unwrap_err().to_string();
     assert_eq!(
         refused,
-        "policy.yaml:1754:7: 251 Guards concern workload `shop/web` at egress, 250 fit\n  help: put rules of several Guards into one"
+        "policy.yaml:1404:7: 251 Guards of one tier concern workload `shop/web` at egress, 200 fit\n  help: put rules of several of them into one"
     );
     let long = |count| -> String {
         (0..count).map(|i| guard(&format!("g{i}"), i, "rules: [{ deny: { to: metadata } }]\n")).collect()
@@ -521,7 +521,7 @@ fn told(verdict: &Verdict<'_>) -> (Action, Reason, String) {
         Verdict::Guarded(rule) => allowed(&guard(&rule.name)),
         Verdict::Denied(rule) => denied(&guard(&rule.name)),
         Verdict::Allowed(_) => allowed("intent"),
-        Verdict::Refused { service, .. } => by(Action::Deny, Reason::Isolated, &service.to_string()),
+        Verdict::Refused { by: isolation, .. } => by(Action::Deny, Reason::Isolated, &isolation.to_string()),
     }
 }
 
