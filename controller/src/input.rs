@@ -107,7 +107,8 @@ fn policies(directory: &Path) -> Result<BTreeMap<String, Result<String, Diagnost
     Ok(texts)
 }
 
-fn read(path: &Path) -> Result<String, Diagnostic> {
+/// The text of a file of bounded size.
+pub(crate) fn read(path: &Path) -> Result<String, Diagnostic> {
     let refuse = |error| cannot_read(path, &error);
     let len = fs::metadata(path).map_err(refuse)?.len();
     if len > MAX_BYTES {

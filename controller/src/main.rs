@@ -1,5 +1,7 @@
 //! The command line: the agent, and what it shows.
 
+mod ask;
+
 use std::{
     collections::BTreeMap,
     io::{IsTerminal as _, Write as _},
@@ -61,6 +63,12 @@ enum Command {
         #[command(flatten)]
         reader: ReaderArgs,
     },
+    /// Show who may call whom according to files, needing no agent.
+    Simulate(ask::SimulateArgs),
+    /// Show which connections a change of files adds and removes, needing no agent.
+    Diff(ask::DiffArgs),
+    /// Show what a workload reaches once it is taken over, hop by hop, needing no agent.
+    BlastRadius(ask::BlastArgs),
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
@@ -158,11 +166,31 @@ fn main() -> ExitCode {
         Command::Status(args) => status(&args),
         Command::Get { what, reader } => get(what, &reader),
         Command::Observe { follow, reader } => observe(follow, &reader),
+        Command::Simulate(args) => return answer(ask::simulate(&args)),
+        Command::Diff(args) => return answer(ask::diff(&args)),
+        Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Detach { pins } => detach(&pins).into_diagnostic(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => fail(&report),
+    }
+}
+
+/// Prints an answer; what is wrong with the files that were asked about is drawn.
+fn answer(answer: Result<ask::Answer, Diagnostics>) -> ExitCode {
+    match answer {
+        Ok(ask::Answer { text, notes, good }) => {
+            for note in notes.0 {
+                eprintln!("{:?}", Report::new(Drawn::from(note)));
+            }
+            match out(&text) {
+                Ok(()) if good => ExitCode::SUCCESS,
+                Ok(()) => ExitCode::FAILURE,
+                Err(report) => fail(&report),
+            }
+        }
+        Err(found) => draw(found),
     }
 }
 

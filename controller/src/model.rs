@@ -432,6 +432,21 @@ impl Model {
         self.frontends.iter().find(|(_, frontend)| frontend.addresses.contains(&address)).map(|(name, _)| name)
     }
 
+    /// Every prefix that a policy mentions.
+    pub fn cidrs(&self) -> impl Iterator<Item = &IpNetwork> {
+        let guards = self.guards.iter().flat_map(|guard| &guard.rules);
+        let peers = guards.filter_map(|rule| match &rule.peer {
+            guard::Whom::Is(peer) => Some(peer),
+            guard::Whom::Same | guard::Whom::Other => None,
+        });
+        let peers = peers.chain(self.rules.iter().map(|rule| &rule.peer));
+        let prefixes = peers.filter_map(|peer| match peer {
+            Peer::Cidrs(cidrs) => Some(cidrs.cidrs.iter().chain(&cidrs.except)),
+            _ => None,
+        });
+        prefixes.flatten()
+    }
+
     /// Rules that open a wall of a workload, in order.
     pub fn rules_of<'a>(&'a self, workload: &'a Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
         let resolver = workload.addresses().any(|address| self.resolvers.contains(&address));

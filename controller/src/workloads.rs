@@ -47,7 +47,7 @@ pub const fn mode_name(mode: Mode) -> &'static str {
 }
 
 /// What the file says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Workloads {
     /// Label that names a workload's service.
     pub service_label: String,

@@ -22,7 +22,7 @@ use crate::{
     family::prefix_key,
     packet::{Fault, Frame, Parsed},
     reason::{REASONS, Reason},
-    tables::{FlowRef, Size, Tables},
+    tables::{FlowRef, Lists, Size, Tables},
     verdict::{self, Meta, Next, Outcome},
 };
 
@@ -435,6 +435,20 @@ fn add(counters: &RefCell<BTreeMap<u32, Counter>>, index: u32, size: Size, flows
     counter.flows += flows;
 }
 
+impl Lists for HostTables {
+    fn ports(&self, index: u32) -> Option<&PortTable> {
+        self.ports.get(&index)
+    }
+
+    fn list(&self, index: u32) -> Option<&List> {
+        self.lists.get(&index)
+    }
+
+    fn row_word(&self, index: u32) -> u64 {
+        self.rows.get(&index).copied().unwrap_or(0)
+    }
+}
+
 impl Tables for HostTables {
     fn now(&self) -> u64 {
         self.now
@@ -454,18 +468,6 @@ impl Tables for HostTables {
 
     fn view(&self, index: u32) -> Option<&View> {
         self.views.get(&index)
-    }
-
-    fn ports(&self, index: u32) -> Option<&PortTable> {
-        self.ports.get(&index)
-    }
-
-    fn list(&self, index: u32) -> Option<&List> {
-        self.lists.get(&index)
-    }
-
-    fn row_word(&self, index: u32) -> u64 {
-        self.rows.get(&index).copied().unwrap_or(0)
     }
 
     fn rule_counter(&self, index: u32) -> u32 {

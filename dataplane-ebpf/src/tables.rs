@@ -25,8 +25,18 @@ impl Size {
     pub const NONE: Self = Self { packets: 0, bytes: 0 };
 }
 
+/// Policy sets and rows: all that [`verdict::walk`] reads. `None` is an index beyond the table.
+pub trait Lists {
+    /// A port table.
+    fn ports(&self, index: u32) -> Option<&PortTable>;
+    /// A block of a list.
+    fn list(&self, index: u32) -> Option<&List>;
+    /// A word of a row, 0 beyond the table.
+    fn row_word(&self, index: u32) -> u64;
+}
+
 /// Read access to what user space publishes, and what the programs write. `None` is an index beyond the table or a key that is not there.
-pub trait Tables {
+pub trait Tables: Lists {
     /// Now, in jiffies.
     fn now(&self) -> u64;
     /// A word of the node, see [`crate::abi::node`]; 0 beyond the table.
@@ -37,12 +47,6 @@ pub trait Tables {
     fn info(&self, slot: u32) -> Option<&EndpointInfo>;
     /// A view.
     fn view(&self, index: u32) -> Option<&View>;
-    /// A port table.
-    fn ports(&self, index: u32) -> Option<&PortTable>;
-    /// A block of a list.
-    fn list(&self, index: u32) -> Option<&List>;
-    /// A word of a row, 0 beyond the table.
-    fn row_word(&self, index: u32) -> u64;
     /// Index in `COUNTERS`, 0 beyond the table.
     fn rule_counter(&self, index: u32) -> u32;
     /// [`crate::abi::AddressWord`] of a known address.

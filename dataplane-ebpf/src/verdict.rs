@@ -18,7 +18,7 @@ use crate::{
         protocol, quoted, same_mac,
     },
     reason::Reason,
-    tables::{FlowRef, Size, Tables},
+    tables::{FlowRef, Lists, Size, Tables},
 };
 
 /// What the kernel knows of a packet beside its bytes.
@@ -500,7 +500,7 @@ pub fn choose<T: Tables>(tables: &T, among: Among) -> Choice {
 
 /// The deciding entry for a value of a class and a peer's row. With `would` audited entries count as if they were enforced.
 #[inline(always)]
-pub fn walk<T: Tables>(tables: &T, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision {
+pub fn walk<T: Lists>(tables: &T, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision {
     let Some(table) = tables.ports(set.wrapping_mul(Class::COUNT).wrapping_add(class as u32)) else {
         return Decision::ISOLATED;
     };

@@ -177,6 +177,39 @@ pub(crate) fn documents_of<'de, T: Deserialize<'de>>(
     })
 }
 
+/// Whose documents a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Our policies.
+    Policies,
+    /// Our workloads file.
+    Workloads,
+    /// Kubernetes objects.
+    Manifests,
+}
+
+/// Whose documents a file holds, by its first one.
+pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
+    let documents = tree::documents(source)?;
+    let mut headers = documents.iter().filter_map(|document| match &document.value {
+        tree::Value::Mapping(entries) => Some(entries),
+        _ => None,
+    });
+    let Some(header) = headers.next() else {
+        return Err(Diagnostic::error(&Place::start(source), "the file has no document").help("remove it"));
+    };
+    let text = |field: &str| match header.iter().find(|(key, _)| key.value == field).map(|(_, item)| &item.value) {
+        Some(tree::Value::Text(text)) => text.as_str(),
+        _ => "",
+    };
+    let ours = text(API_VERSION_FIELD).split('/').next() == API_VERSION.split('/').next();
+    Ok(match (ours, text("kind")) {
+        (true, "Workloads") => Family::Workloads,
+        (true, _) => Family::Policies,
+        (false, _) => Family::Manifests,
+    })
+}
+
 /// Reads all documents of a text as they are, whatever they are.
 pub(crate) fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<Vec<T>, Error> {
     // The defaults bound depth, nodes, aliases and size, and refuse a key that is written twice.

@@ -26,6 +26,10 @@ impl Bits {
     pub(crate) const NONE: Self = Self([0; WORDS]);
     pub(crate) const ALL: Self = Self([u64::MAX; WORDS]);
 
+    pub(crate) fn word(&self, word: u32) -> u64 {
+        self.0[word as usize]
+    }
+
     pub(crate) fn set(&mut self, bit: u16) {
         self.0[usize::from(bit) / 64] |= 1 << (bit % 64);
     }

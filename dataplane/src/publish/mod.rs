@@ -12,6 +12,7 @@
 
 mod check;
 mod ids;
+mod judge;
 mod lower;
 mod places;
 mod recover;
@@ -33,7 +34,10 @@ use bulkhead_ebpf::{
     reason::REASONS,
 };
 
-pub use self::lower::display;
+pub use self::{
+    judge::{Answer, Judge, Row},
+    lower::display,
+};
 use self::{
     lower::{Target, lower},
     places::put,

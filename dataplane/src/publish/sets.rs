@@ -24,6 +24,7 @@ impl SetId {
 pub(crate) type Numbers = Vec<Option<(u64, Reason)>>;
 
 /// A set that has its place in the tables.
+#[derive(Debug)]
 pub(crate) struct LoweredSet {
     pub(crate) id: u32,
     pub(crate) numbers: Numbers,

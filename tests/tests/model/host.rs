@@ -21,7 +21,7 @@ use bulkhead_ebpf::{
         VtepKey,
     },
     host::{enters, truncated},
-    tables::{FlowRef, Size, Tables},
+    tables::{FlowRef, Lists, Size, Tables},
     verdict::{self, Meta},
 };
 use bulkhead_model::{Packet, generate::TUNNEL_PORT};
@@ -166,6 +166,20 @@ fn insert<K: Eq + Hash + Copy>(flows: &Flows<K>, slot: u32, key: &K, flow: &Flow
     flows.borrow_mut().entry((slot, *key)).or_insert_with(|| Box::new(UnsafeCell::new(*flow)));
 }
 
+impl Lists for Host {
+    fn ports(&self, index: u32) -> Option<&PortTable> {
+        self.ports.get(&index)
+    }
+
+    fn list(&self, index: u32) -> Option<&List> {
+        self.lists.get(&index)
+    }
+
+    fn row_word(&self, index: u32) -> u64 {
+        self.rows.get(&index).copied().unwrap_or(0)
+    }
+}
+
 impl Tables for Host {
     fn now(&self) -> u64 {
         self.store.clock().expect("memory").0
@@ -185,18 +199,6 @@ impl Tables for Host {
 
     fn view(&self, index: u32) -> Option<&View> {
         self.views.get(&index)
-    }
-
-    fn ports(&self, index: u32) -> Option<&PortTable> {
-        self.ports.get(&index)
-    }
-
-    fn list(&self, index: u32) -> Option<&List> {
-        self.lists.get(&index)
-    }
-
-    fn row_word(&self, index: u32) -> u64 {
-        self.rows.get(&index).copied().unwrap_or(0)
     }
 
     fn rule_counter(&self, index: u32) -> u32 {

@@ -16,7 +16,7 @@ use bulkhead_ebpf::{
         ServiceKey, View, VtepKey, node,
     },
     family::{V4, V6},
-    tables::{FlowRef, Size, Tables},
+    tables::{FlowRef, Lists, Size, Tables},
     verdict::{self, Among, Case, Choice, Decision, Next, Outcome},
 };
 
@@ -105,6 +105,24 @@ fn flow(found: Option<*mut Flow>) -> Option<FlowRef> {
     NonNull::new(found?).map(|flow| unsafe { FlowRef::new(flow) })
 }
 
+impl Lists for Maps {
+    #[inline(always)]
+    fn ports(&self, index: u32) -> Option<&PortTable> {
+        PORTS.get(index)
+    }
+
+    #[inline(always)]
+    fn list(&self, index: u32) -> Option<&List> {
+        LISTS.get(index)
+    }
+
+    #[inline(always)]
+    fn row_word(&self, index: u32) -> u64 {
+        // SAFETY: an aligned word in an array.
+        ROWS.get_ptr(index).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+}
+
 impl Tables for Maps {
     #[inline(always)]
     fn now(&self) -> u64 {
@@ -132,22 +150,6 @@ impl Tables for Maps {
     #[inline(always)]
     fn view(&self, index: u32) -> Option<&View> {
         VIEWS.get(index)
-    }
-
-    #[inline(always)]
-    fn ports(&self, index: u32) -> Option<&PortTable> {
-        PORTS.get(index)
-    }
-
-    #[inline(always)]
-    fn list(&self, index: u32) -> Option<&List> {
-        LISTS.get(index)
-    }
-
-    #[inline(always)]
-    fn row_word(&self, index: u32) -> u64 {
-        // SAFETY: an aligned word in an array.
-        ROWS.get_ptr(index).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     #[inline(always)]
