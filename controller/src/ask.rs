@@ -1,9 +1,10 @@
 //! Verbs that answer from files alone.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{net::IpAddr, path::PathBuf, time::SystemTime};
 
 use bulkhead_controller::{
     diagnostic::{Diagnostic, Diagnostics},
+    explain::{self, Party, Question, parse_point},
     offline::{self, Loaded},
     simulate::{Simulation, blast, diff, text},
     workloads::WorkloadName,
@@ -32,6 +33,31 @@ pub(crate) struct SimulateArgs {
     /// As of which time, such as 2027-01-31T12:00:00Z; rules that have ended by then say nothing. Now unless said.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     at: Option<SystemTime>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  bulkhead explain --from shop/web-1 --to shop/db-1 --port 5432/tcp policy-examples/shop.yaml policy-examples/shop-workloads.yaml"
+)]
+pub(crate) struct ExplainArgs {
+    /// Who calls: a workload `namespace/name`, or an address.
+    #[arg(long, value_name = "WHO")]
+    from: String,
+    /// Who is called: a workload `namespace/name`, or an address, also of a service.
+    #[arg(long, value_name = "WHO")]
+    to: String,
+    /// About what: `5432/tcp`, `53/udp`, `echo/icmp`, `proto/89`; tcp unless said.
+    #[arg(long, value_name = "PORT")]
+    port: String,
+    /// Files and directories, as for `simulate`.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// As of which time; now unless said.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    at: Option<SystemTime>,
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -109,6 +135,52 @@ pub(crate) fn simulate(args: &SimulateArgs) -> Result<Answer, Diagnostics> {
     Ok(Answer { text, notes, good: true })
 }
 
+/// Somebody as a person names them.
+enum Who {
+    Workload(WorkloadName),
+    Address(IpAddr),
+}
+
+impl Who {
+    fn parse(simulation: &Simulation<'_>, text: &str) -> Result<Self, Diagnostic> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let name = text
+            .split_once('/')
+            .map(|(namespace, name)| WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() });
+        let found = name.and_then(|name| simulation.member(&name).cloned());
+        found.map(Self::Workload).ok_or_else(|| no_workload(simulation, text))
+    }
+
+    const fn party(&self) -> Party<'_> {
+        match self {
+            Self::Workload(name) => Party::Workload(name),
+            Self::Address(address) => Party::Address(*address),
+        }
+    }
+}
+
+fn no_workload(simulation: &Simulation<'_>, text: &str) -> Diagnostic {
+    Diagnostic::nowhere(format!("there is no workload `{text}`")).help(simulation.suggest(text))
+}
+
+pub(crate) fn explain(args: &ExplainArgs) -> Result<Answer, Diagnostics> {
+    let Some((class, value)) = parse_point(&args.port) else {
+        let error = Diagnostic::nowhere(format!("`{}` is not one port", args.port));
+        return Err(error.help("write `5432/tcp`, `53/udp`, `echo/icmp` or `proto/89`").into());
+    };
+    let Loaded { model, notes } = offline::load(&args.paths)?;
+    let now = args.at.map_or_else(now, nanoseconds);
+    let simulation = Simulation::new(&model, now)?;
+    let (from, to) = (Who::parse(&simulation, &args.from)?, Who::parse(&simulation, &args.to)?);
+    let question = Question { from: from.party(), to: to.party(), class, value };
+    let explanation = explain::explain(&model, question, now);
+    let good = explanation.allowed();
+    let text = if args.json { pretty(&explanation.json(&model)) } else { explanation.report(&model) };
+    Ok(Answer { text, notes, good })
+}
+
 pub(crate) fn diff(args: &DiffArgs) -> Result<Answer, Diagnostics> {
     let load = |path: &PathBuf| {
         let paths: Vec<_> = [path].into_iter().chain(&args.with).cloned().collect();
@@ -131,8 +203,7 @@ pub(crate) fn blast_radius(args: &BlastArgs) -> Result<Answer, Diagnostics> {
         .map(|(namespace, name)| WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() });
     let from = name.as_ref().and_then(|name| simulation.find(name));
     let Some(from) = from else {
-        let error = Diagnostic::nowhere(format!("there is no workload `{}`", args.workload));
-        return Err(error.help(simulation.suggest(&args.workload)).into());
+        return Err(no_workload(&simulation, &args.workload).into());
     };
     let steps = blast::radius(&simulation, from, args.hops);
     let text = if args.json { pretty(&blast::json(&steps)) } else { blast::table(from, &steps) };

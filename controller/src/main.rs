@@ -65,6 +65,8 @@ enum Command {
     },
     /// Show who may call whom according to files, needing no agent.
     Simulate(ask::SimulateArgs),
+    /// Tell whether a connection is allowed, by which lines, and what is missing, needing no agent.
+    Explain(ask::ExplainArgs),
     /// Show which connections a change of files adds and removes, needing no agent.
     Diff(ask::DiffArgs),
     /// Show what a workload reaches once it is taken over, hop by hop, needing no agent.
@@ -167,6 +169,7 @@ fn main() -> ExitCode {
         Command::Get { what, reader } => get(what, &reader),
         Command::Observe { follow, reader } => observe(follow, &reader),
         Command::Simulate(args) => return answer(ask::simulate(&args)),
+        Command::Explain(args) => return answer(ask::explain(&args)),
         Command::Diff(args) => return answer(ask::diff(&args)),
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Detach { pins } => detach(&pins).into_diagnostic(),

@@ -432,6 +432,17 @@ impl Model {
         self.frontends.iter().find(|(_, frontend)| frontend.addresses.contains(&address)).map(|(name, _)| name)
     }
 
+    /// Whether these are the resolvers' addresses.
+    pub(crate) fn is_resolvers(&self, cidrs: &Cidrs) -> bool {
+        hosts(&self.resolvers) == Peer::Cidrs(cidrs.clone()) || !self.resolvers.is_empty() && self.answers(cidrs)
+    }
+
+    /// Whether these are outside addresses that answer for a resolver.
+    fn answers(&self, cidrs: &Cidrs) -> bool {
+        let resolving = self.frontends.values().filter(|frontend| !frontend.addresses.is_disjoint(&self.resolvers));
+        resolving.into_iter().any(|frontend| hosts(&frontend.outside) == Peer::Cidrs(cidrs.clone()))
+    }
+
     /// Every prefix that a policy mentions.
     pub fn cidrs(&self) -> impl Iterator<Item = &IpNetwork> {
         let guards = self.guards.iter().flat_map(|guard| &guard.rules);

@@ -157,6 +157,18 @@ impl<'a> Simulation<'a> {
         member().or_else(called).map(|(group, _)| Party::Group(group))
     }
 
+    /// The workload of this name, or the first member of the group that is called so.
+    #[must_use]
+    pub fn member(&self, name: &WorkloadName) -> Option<&'a WorkloadName> {
+        if let Some((own, _)) = self.model.workloads.get_key_value(name) {
+            return Some(own);
+        }
+        match self.find(name)? {
+            Party::Group(group) => self.groups.get(group)?.first().copied(),
+            Party::Outside(_) => None,
+        }
+    }
+
     /// What to say of a name that nobody has.
     #[must_use]
     pub fn suggest(&self, name: &str) -> String {

@@ -1,5 +1,8 @@
 //! Why something is allowed or blocked, in the words and lines of those who wrote the policy.
 
+pub mod near;
+mod report;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -385,7 +388,9 @@ fn short(peer: &Peer, home: &str, model: &Model) -> String {
             .externals
             .iter()
             .find(|(name, known)| name.namespace == home && *known == cidrs)
-            .map_or_else(|| "dns".to_owned(), |(name, _)| local(name)),
+            .map(|(name, _)| local(name))
+            .or_else(|| model.is_resolvers(cidrs).then(|| "dns".to_owned()))
+            .unwrap_or_else(|| cidrs.to_string()),
     }
 }
 

@@ -1,0 +1,148 @@
+//! An explanation at length: each wall with what decides it, and what is missing.
+
+use std::fmt::Write as _;
+
+use bulkhead_ebpf::abi::Direction;
+use serde_json::{Value, json};
+
+use super::{Explanation, Party, Verdict, near::near, some, target, workload};
+use crate::{
+    compile::NODE_REACHES,
+    model::{Model, ServiceName},
+    ports::point,
+};
+
+/// Rules that are shown when something is blocked.
+const NEAR: usize = 5;
+
+impl<'a> Explanation<'a> {
+    /// The answer in several lines. The model is the one that was asked.
+    #[must_use]
+    pub fn report(&self, model: &'a Model) -> String {
+        let question = self.question;
+        let verdict = if self.allowed() { "ALLOWED" } else { "BLOCKED" };
+        let asked = point(question.class, question.value);
+        let mut text = format!("{verdict}  {} -> {}  {asked}\n\n", question.from, question.to);
+        for (side, direction, own, verdict) in [
+            ("egress ", Direction::Egress, question.from, &self.egress),
+            ("ingress", Direction::Ingress, question.to, &self.ingress),
+        ] {
+            line(&mut text, &format!("{side} of {own}: {}", wall(verdict, own, model)));
+            if let Verdict::Refused { by, lets } = verdict {
+                let isolating = match workload(model, own) {
+                    Some((_, workload)) => model.isolations(workload, direction),
+                    None => vec![*by],
+                };
+                for isolation in isolating.iter().filter(|isolation| !isolation.audit()) {
+                    line(&mut text, &format!("    isolated by {isolation} ({})", isolation.place().origin()));
+                }
+                let targets: Vec<_> = lets.iter().map(|rule| target(rule, by.namespace(), model)).collect();
+                let verb = if direction == Direction::Egress { "it may call" } else { "it accepts" };
+                line(&mut text, &format!("    {verb} {}", some(targets)));
+            }
+        }
+        for rule in &self.passed {
+            line(&mut text, &format!("passed on by {} ({})", rule.name, rule.place.origin()));
+        }
+        if let Some(why) = self.would_block(model) {
+            line(&mut text, &format!("audit: would be blocked {why}"));
+        } else if !self.allowed() && self.would_be_allowed() {
+            line(&mut text, "audit: would be allowed if what is audited were enforced");
+        }
+        if let Some(half) = self.half(model) {
+            line(&mut text, &half);
+        }
+        self.near(&mut text, model);
+        text
+    }
+
+    /// The answer for programs.
+    #[must_use]
+    pub fn json(&self, model: &'a Model) -> Value {
+        let side = |verdict: &Verdict<'_>, own| {
+            let decider = verdict.decider();
+            json!({
+                "allow": verdict.allows(),
+                "because": wall(verdict, own, model),
+                "rule": decider.map(|(name, _)| name).filter(|name| !name.is_empty()),
+                "place": decider.map(|(_, place)| place.origin()),
+            })
+        };
+        let near: Vec<_> = near(model, &self.question, NEAR)
+            .into_iter()
+            .map(|lack| json!({ "rule": lack.rule.name, "place": lack.rule.place.origin(), "lacks": lack.lacks }))
+            .collect();
+        json!({
+            "from": self.question.from.to_string(),
+            "to": self.question.to.to_string(),
+            "port": point(self.question.class, self.question.value),
+            "allow": self.allowed(),
+            "would_allow": self.would_be_allowed(),
+            "egress": side(&self.egress, self.question.from),
+            "ingress": side(&self.ingress, self.question.to),
+            "passed_on_by": self.passed.iter().map(|rule| &rule.name).collect::<Vec<_>>(),
+            "nearest": if self.allowed() { Vec::new() } else { near },
+        })
+    }
+
+    /// The other half of a call of which one side has opened its wall.
+    fn half(&self, model: &Model) -> Option<String> {
+        let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
+        let opened = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Allowed(_));
+        let service = |party| -> Option<ServiceName> {
+            let (name, workload) = workload(model, party)?;
+            let own = workload.services.first().cloned();
+            Some(own.unwrap_or(ServiceName { namespace: name.namespace.clone(), name: name.name.clone() }))
+        };
+        let (from, to) = (service(self.question.from)?, service(self.question.to)?);
+        let ports = point(self.question.class, self.question.value);
+        let ports = ports.strip_suffix("/tcp").unwrap_or(&ports);
+        let (place, missing) = match (&self.egress, &self.ingress) {
+            (egress, ingress) if opened(egress) && refused(ingress) => {
+                (egress.decider()?.1, format!("{to} does not accept it: it wants `accepts: [{from}:{ports}]`"))
+            }
+            (egress, ingress) if refused(egress) && opened(ingress) => {
+                (ingress.decider()?.1, format!("{from} may not call it: it wants `calls: [{to}:{ports}]`"))
+            }
+            _ => return None,
+        };
+        let across =
+            if from.namespace == to.namespace { "" } else { " (across namespaces each side opens its own wall)" };
+        Some(format!("half of the call is there ({}), but {missing}{across}", place.origin()))
+    }
+
+    fn near(&self, text: &mut String, model: &'a Model) {
+        let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
+        if !refused(&self.egress) && !refused(&self.ingress) {
+            return;
+        }
+        let near = near(model, &self.question, NEAR);
+        if near.is_empty() {
+            line(text, "no rule lacks only one thing");
+            return;
+        }
+        line(text, "nearest rules, and what each lacks:");
+        for lack in near {
+            line(text, &format!("    {}  {}", lack.rule.place.origin(), lack.rule.name));
+            line(text, &format!("        {}", lack.lacks));
+        }
+    }
+}
+
+/// What one wall says.
+fn wall(verdict: &Verdict<'_>, own: Party<'_>, model: &Model) -> String {
+    match verdict {
+        Verdict::Open if workload(model, own).is_none() => "no wall, it is no workload".to_owned(),
+        Verdict::Open => "allowed, nothing isolates it".to_owned(),
+        Verdict::OwnNode => format!("allowed, a {NODE_REACHES}"),
+        Verdict::Guarded(rule) => format!("allowed by {} ({})", rule.name, rule.place.origin()),
+        Verdict::Allowed(rule) => format!("allowed by {} ({})", rule.name, rule.place.origin()),
+        Verdict::Denied(rule) => format!("denied by {} ({})", rule.name, rule.place.origin()),
+        Verdict::Refused { .. } => "denied, no rule allows it".to_owned(),
+    }
+}
+
+fn line(text: &mut String, line: &str) {
+    // Writing into a String cannot fail.
+    let _ = writeln!(text, "{line}");
+}
