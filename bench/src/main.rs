@@ -1,6 +1,7 @@
 //! Benchmarks of Bulkhead. Each measures against a baseline in the same run; `bench/README.md` says how to read what comes out.
 
 mod datapath;
+mod policy;
 
 use std::process::ExitCode;
 
@@ -18,11 +19,14 @@ struct Arguments {
 enum Suite {
     /// Time per packet of the eBPF programs, by BPF_PROG_TEST_RUN. Needs root.
     Datapath(datapath::Options),
+    /// Time and memory of the policy compiler by the size of the cluster.
+    Policy(policy::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().suite {
         Suite::Datapath(options) => datapath::run(&options),
+        Suite::Policy(options) => policy::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
