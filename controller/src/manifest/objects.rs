@@ -1,1 +1,303 @@
 //! Objects that are no policies: namespaces, pods and what makes them, services, nodes.
+
+mod join;
+mod owners;
+mod pods;
+mod services;
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use self::{
+    pods::{Controller, Pod},
+    services::{Service, Slice},
+};
+use crate::{
+    diagnostic::{Diagnostics, Place},
+    labels::Labels,
+    ports::Transport,
+    workloads::Owner,
+    yaml::tree::{Fields, Node},
+};
+
+/// Namespace of an object that says none.
+const DEFAULT_NAMESPACE: &str = "default";
+/// Label of every namespace: its name.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// A kind of object that is read.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// Its name.
+    name: &'static str,
+    /// The API group in which it is, whatever the version.
+    group: &'static str,
+    /// What to write when it stands elsewhere.
+    api_version: &'static str,
+    what: What,
+}
+
+/// How a kind is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Namespace,
+    Node,
+    Pod,
+    /// What makes pods from a template.
+    Controller,
+    Service,
+    EndpointSlice,
+    Endpoints,
+}
+
+/// Kinds in the order in which the first of two workloads of one name keeps it.
+const KINDS: [Kind; 13] = [
+    kind("Namespace", "", "v1", What::Namespace),
+    kind("Node", "", "v1", What::Node),
+    kind("Pod", "", "v1", What::Pod),
+    kind("Deployment", "apps", "apps/v1", What::Controller),
+    kind("StatefulSet", "apps", "apps/v1", What::Controller),
+    kind("DaemonSet", "apps", "apps/v1", What::Controller),
+    kind("ReplicaSet", "apps", "apps/v1", What::Controller),
+    kind("ReplicationController", "", "v1", What::Controller),
+    kind("Job", "batch", "batch/v1", What::Controller),
+    kind("CronJob", "batch", "batch/v1", What::Controller),
+    kind("Service", "", "v1", What::Service),
+    kind("EndpointSlice", "discovery.k8s.io", "discovery.k8s.io/v1", What::EndpointSlice),
+    kind("Endpoints", "", "v1", What::Endpoints),
+];
+
+const fn kind(name: &'static str, group: &'static str, api_version: &'static str, what: What) -> Kind {
+    Kind { name, group, api_version, what }
+}
+
+/// What is known of a kind.
+pub(super) enum Known {
+    /// It is read.
+    Kind(&'static Kind),
+    /// Kubernetes has it in another API version.
+    Elsewhere(&'static str),
+    /// Nothing.
+    Not,
+}
+
+/// Looks a kind up. Others may use the same name in a group of theirs.
+pub(super) fn known(api_version: &str, name: &str) -> Known {
+    let group = super::group(api_version);
+    let Some(kind) = KINDS.iter().find(|kind| kind.name == name) else { return Known::Not };
+    match group {
+        _ if kind.group == group => Known::Kind(kind),
+        // Where workloads were before `apps`.
+        "extensions" if kind.group == "apps" => Known::Kind(kind),
+        _ if !group.contains('.') || group.ends_with(".k8s.io") => Known::Elsewhere(kind.api_version),
+        _ => Known::Not,
+    }
+}
+
+/// Objects of files.
+#[derive(Debug, Default)]
+pub(super) struct Objects(Vec<Object>);
+
+impl Objects {
+    /// Adds an object of a known kind. Returns what it is where nothing comes of it.
+    pub(super) fn read(
+        &mut self,
+        kind: &Kind,
+        object: &mut Fields<'_>,
+        found: &mut Diagnostics,
+    ) -> Option<&'static str> {
+        match read(kind, object, found)? {
+            Object::Unused(what) => Some(what),
+            object => {
+                self.0.push(object);
+                None
+            }
+        }
+    }
+
+    /// Adds those of another file.
+    pub(super) fn append(&mut self, other: &mut Self) {
+        self.0.append(&mut other.0);
+    }
+}
+
+/// An object as far as it is read.
+#[derive(Debug)]
+enum Object {
+    Namespace(Metadata),
+    Node(Metadata, BTreeSet<IpAddr>),
+    Pod(Pod),
+    Controller(Controller),
+    Service(Service),
+    Slice(Metadata, Slice),
+    /// What it is, and that nothing comes of it.
+    Unused(&'static str),
+}
+
+impl Object {
+    const fn metadata(&self) -> Option<&Metadata> {
+        match self {
+            Self::Namespace(metadata) | Self::Node(metadata, _) | Self::Slice(metadata, _) => Some(metadata),
+            Self::Pod(pod) => Some(&pod.metadata),
+            Self::Controller(controller) => Some(&controller.metadata),
+            Self::Service(service) => Some(&service.metadata),
+            Self::Unused(_) => None,
+        }
+    }
+}
+
+/// What names an object.
+#[derive(Debug)]
+struct Metadata {
+    kind: &'static str,
+    /// Where its name stands.
+    place: Place,
+    /// Empty for what is in no namespace.
+    namespace: String,
+    name: String,
+    labels: Labels,
+    owner: Option<Owner>,
+}
+
+impl Metadata {
+    /// Its name as it is said to people.
+    fn full_name(&self) -> String {
+        match self.namespace.as_str() {
+            "" => self.name.clone(),
+            namespace => format!("{namespace}/{}", self.name),
+        }
+    }
+}
+
+fn read(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Object> {
+    // Everything wrong is told, also of an object whose name is.
+    let metadata = metadata(kind, object, found);
+    match kind.what {
+        What::Namespace => metadata.map(Object::Namespace),
+        What::Node => {
+            let addresses = node_addresses(object, found);
+            Some(Object::Node(metadata?, addresses))
+        }
+        What::Pod => pods::pod(metadata, object, found).map(Object::Pod),
+        What::Controller => pods::controller(kind.name, metadata, object, found).map(Object::Controller),
+        What::Service => services::service(metadata, object, found),
+        What::EndpointSlice => services::slice(metadata, object, found),
+        What::Endpoints => services::endpoints(metadata, object, found),
+    }
+}
+
+fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Metadata> {
+    let mut fields = object.required("metadata", found)?.fields(found)?;
+    let written = fields.required("name", found);
+    let name = written.and_then(|name| valid(name, 253, "an object", found));
+    let namespace = fields.get("namespace");
+    let namespace = match kind.what {
+        What::Namespace | What::Node => Some(""),
+        _ => namespace.map_or(Some(DEFAULT_NAMESPACE), |name| valid(name, 63, "a namespace", found)),
+    };
+    let labels = fields.get("labels").map(|labels| labels.texts(found)).unwrap_or_default();
+    let owner = owner(&mut fields, found);
+    Some(Metadata {
+        kind: kind.name,
+        place: written?.place(),
+        namespace: namespace?.to_owned(),
+        name: name?.to_owned(),
+        labels,
+        owner,
+    })
+}
+
+/// A name that Kubernetes allows. Names become parts of rules and metrics, where what they are made of matters.
+fn valid<'a>(written: Node<'a>, most: usize, of: &str, found: &mut Diagnostics) -> Option<&'a str> {
+    let name = written.text(found)?;
+    let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let valid = (1..=most).contains(&name.len())
+        && name.chars().all(|c| ends(c) || matches!(c, '-' | '.'))
+        && name.starts_with(ends)
+        && name.ends_with(ends);
+    if !valid {
+        let help = format!("1 to {most} small letters, digits, `-` or `.`, a letter or digit at both ends");
+        found.push(written.error(format!("`{name}` cannot be the name of {of}"), help));
+    }
+    valid.then_some(name)
+}
+
+/// Who made an object: the one of its owners that is its controller.
+///
+/// A reference without a kind counts as that of a pod: there is nothing else that it could say.
+fn owner(metadata: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Owner> {
+    let mut owner = None;
+    for reference in list(metadata, "ownerReferences", found) {
+        let Some(mut fields) = reference.fields(found) else { continue };
+        if fields.get("controller").and_then(|controller| controller.bool(found)) != Some(true) {
+            continue;
+        }
+        let kind = fields.get("kind").map_or(Some("Pod"), |kind| kind.text(found));
+        let name = fields.required("name", found).and_then(|name| name.text(found));
+        if let (Some(kind), Some(name)) = (kind, name) {
+            owner = owner.or(Some(Owner { kind: kind.to_owned(), name: name.to_owned() }));
+        }
+    }
+    // A node owns the pods that its own files describe, and they have nothing else in common.
+    owner.filter(|owner| owner.kind != "Node")
+}
+
+fn node_addresses(object: &mut Fields<'_>, found: &mut Diagnostics) -> BTreeSet<IpAddr> {
+    let Some(mut status) = section(object, "status", found) else { return BTreeSet::new() };
+    let mut addresses = BTreeSet::new();
+    for item in list(&mut status, "addresses", found) {
+        let Some(mut fields) = item.fields(found) else { continue };
+        let kind = fields.get("type").and_then(|kind| kind.text(found));
+        // Others are names.
+        if matches!(kind, Some("InternalIP" | "ExternalIP")) {
+            addresses.extend(fields.get("address").and_then(|written| address(written, found)));
+        }
+    }
+    addresses
+}
+
+/// A mapping that may be left out.
+fn section<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnostics) -> Option<Fields<'a>> {
+    fields.get(name)?.fields(found)
+}
+
+/// A list that may be left out.
+fn list<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnostics) -> Vec<Node<'a>> {
+    fields.get(name).map(|list| list.list(found)).unwrap_or_default()
+}
+
+/// An address; none where it is empty, as a status has it before the address is known.
+fn address(written: Node<'_>, found: &mut Diagnostics) -> Option<IpAddr> {
+    let text = written.text(found).filter(|text| !text.is_empty())?;
+    let usable = |address: &IpAddr| !address.is_unspecified() && !address.is_multicast() && !address.is_loopback();
+    let address = text.parse::<IpAddr>().ok().filter(usable);
+    if address.is_none() {
+        let message = format!("`{text}` is not an address that a node, pod or service can have");
+        found.push(written.error(message, "write `10.244.1.5` or `2001:db8::5`"));
+    }
+    address
+}
+
+/// Number of a port.
+fn port_number(written: Node<'_>, found: &mut Diagnostics) -> Option<u16> {
+    let number = written.integer(found)?;
+    let port = u16::try_from(number).ok().filter(|&port| port > 0);
+    if port.is_none() {
+        found.push(written.error(format!("`{number}` is not a port"), "ports are 1 to 65535"));
+    }
+    port
+}
+
+/// Protocol of a port, TCP where none is said; none where it is wrong.
+fn transport(fields: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Transport> {
+    let Some(written) = fields.get("protocol") else { return Some(Transport::Tcp) };
+    match written.text(found)? {
+        "TCP" => Some(Transport::Tcp),
+        "UDP" => Some(Transport::Udp),
+        "SCTP" => Some(Transport::Sctp),
+        other => {
+            let message = format!("`{other}` is not a protocol with ports");
+            found.push(written.error(message, "write `TCP`, `UDP` or `SCTP`"));
+            None
+        }
+    }
+}

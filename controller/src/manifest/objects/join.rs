@@ -1,0 +1,605 @@
+//! From objects to workloads, nodes, namespaces and service addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use bulkhead_ebpf::abi::Mode;
+
+use super::{
+    KINDS, Metadata, NAMESPACE_NAME, Object, Objects,
+    owners::{Owners, owner},
+    pods::{Pod, Template},
+    services::{Service, ServicePort, Slice},
+};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place},
+    labels::Labels,
+    model::ServiceName,
+    ports::Transport,
+    workloads::{
+        Endpoint, Frontend, FrontendPort, Node, Owner, SERVICE_LABEL, Target, Workload, WorkloadName, Workloads,
+    },
+};
+
+/// Node of workloads that are on none yet.
+const UNSCHEDULED: &str = "(unscheduled)";
+/// The better one of the labels that name a service.
+const APP_NAME: &str = "app.kubernetes.io/name";
+/// Namespace of the cluster's own DNS, and its name there: that of its service or the value of its label.
+const SYSTEM_NAMESPACE: &str = "kube-system";
+const DNS: &str = "kube-dns";
+const DNS_LABEL: &str = "k8s-app";
+/// First of the addresses that are made up. Nobody has them: 240.0.0.0/4 is reserved, and routers discard 0100::/64.
+const MADE_UP: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(240, 0, 0, 1), Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1));
+
+impl Objects {
+    /// Puts all objects together. `namespaces` are those that policies mention.
+    pub(in super::super) fn workloads<'a>(
+        &'a self,
+        namespaces: impl Iterator<Item = &'a str>,
+    ) -> Result<Workloads, Diagnostics> {
+        let mut found = Diagnostics::default();
+        let objects = without_twins(&self.0, &mut found);
+        let mut join = Join {
+            owners: Owners::new(&objects),
+            objects,
+            found,
+            nodes: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        };
+        join.nodes();
+        join.pods();
+        join.controllers();
+        let namespaces = join.namespaces(namespaces);
+        let (frontends, resolvers) = join.services();
+        join.make_up_addresses(&frontends);
+        let Join { found, nodes, workloads, .. } = join;
+        let service_label = service_label(&workloads);
+        found.or(Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends })
+    }
+}
+
+/// Objects while they are put together.
+struct Join<'a> {
+    objects: Vec<&'a Object>,
+    owners: Owners<'a>,
+    found: Diagnostics,
+    nodes: BTreeMap<String, Node>,
+    workloads: BTreeMap<WorkloadName, Workload>,
+    /// Pods that are alive, by the names of their workloads.
+    pods: BTreeMap<WorkloadName, &'a Pod>,
+    /// Who has an address.
+    addresses: BTreeMap<IpAddr, (WorkloadName, Place)>,
+}
+
+impl<'a> Join<'a> {
+    fn nodes(&mut self) {
+        for object in &self.objects {
+            let Object::Node(metadata, addresses) = object else { continue };
+            let node = Node {
+                place: metadata.place.clone(),
+                labels: metadata.labels.clone(),
+                addresses: addresses.clone(),
+                segments: Vec::new(),
+            };
+            self.nodes.insert(metadata.name.clone(), node);
+        }
+    }
+
+    /// The node of a workload, which may be known from it alone.
+    fn node(&mut self, metadata: &Metadata, template: &Template) -> &mut Node {
+        let (name, place) = match &template.node {
+            Some((name, place)) => (name.as_str(), place),
+            None => (UNSCHEDULED, &metadata.place),
+        };
+        let node =
+            || Node { place: place.clone(), labels: Labels::new(), addresses: BTreeSet::new(), segments: Vec::new() };
+        self.nodes.entry(name.to_owned()).or_insert_with(node)
+    }
+
+    /// Pods that are alive, each a workload.
+    fn pods(&mut self) {
+        for pod in pods(&self.objects).into_iter().filter(|pod| !pod.finished) {
+            let node = self.node(&pod.metadata, &pod.template);
+            if pod.template.node.is_some() {
+                node.addresses.extend(&pod.node_addresses);
+            }
+            let owner = self.owners.of(&pod.metadata, &pod.template.labels);
+            let name = self.add(&pod.metadata, &pod.template, owner);
+            if !pod.template.host {
+                self.own(&name, pod);
+            }
+            self.pods.insert(name, pod);
+        }
+    }
+
+    /// Gives a pod its addresses.
+    fn own(&mut self, name: &WorkloadName, pod: &Pod) {
+        if pod.addresses.is_empty() {
+            return;
+        }
+        for (&address, place) in &pod.addresses {
+            if let Some((owner, first)) = self.addresses.get(&address) {
+                let message = format!("{address} of pod `{name}` belongs to pod `{owner}` already");
+                let error = Diagnostic::error(place, message).note(first, "given here");
+                self.found.push(error.help("an address has one owner: leave out the pod that is gone"));
+            } else {
+                self.addresses.insert(address, (name.clone(), place.clone()));
+            }
+        }
+        let addresses = pod.addresses.keys().copied().collect();
+        if let Some(workload) = self.workloads.get_mut(name) {
+            workload.endpoints.push(Endpoint { segment: 0, addresses, link: String::new(), placeholder: false });
+        }
+    }
+
+    /// Controllers of whose pods none is known, each a workload that stands for all of them.
+    fn controllers(&mut self) {
+        let mut alone = self.owners.alone(&pods(&self.objects));
+        alone.sort_by_key(|controller| KINDS.iter().position(|kind| kind.name == controller.metadata.kind));
+        for controller in alone {
+            self.node(&controller.metadata, &controller.template);
+            let above = self.owners.of(&controller.metadata, &controller.template.labels);
+            let owner = above.unwrap_or_else(|| owner(&controller.metadata));
+            self.add(&controller.metadata, &controller.template, Some(owner));
+        }
+    }
+
+    fn add(&mut self, metadata: &Metadata, template: &Template, owner: Option<Owner>) -> WorkloadName {
+        let name = self.free_name(metadata);
+        let workload = Workload {
+            place: metadata.place.clone(),
+            labels: template.labels.clone(),
+            node: template.node.as_ref().map_or(UNSCHEDULED, |(name, _)| name).to_owned(),
+            mode: Mode::Enforce,
+            ports: template.ports.clone(),
+            endpoints: Vec::new(),
+            host: template.host,
+            owner,
+        };
+        self.workloads.insert(name.clone(), workload);
+        name
+    }
+
+    /// The object's own name, or with its kind where another has that already: `web.statefulset`.
+    fn free_name(&self, metadata: &Metadata) -> WorkloadName {
+        let named = |name: String| WorkloadName { namespace: metadata.namespace.clone(), name };
+        let mut name = named(metadata.name.clone());
+        while self.workloads.contains_key(&name) {
+            name = named(format!("{}.{}", name.name, metadata.kind.to_ascii_lowercase()));
+        }
+        name
+    }
+
+    /// Labels of all namespaces that are defined or mentioned.
+    fn namespaces(&self, mentioned: impl Iterator<Item = &'a str>) -> BTreeMap<String, Labels> {
+        let mut namespaces: BTreeMap<String, Labels> = BTreeMap::new();
+        let objects =
+            self.objects.iter().filter_map(|object| object.metadata()).map(|metadata| metadata.namespace.as_str());
+        let mentioned = objects.chain(mentioned).filter(|name| !name.is_empty());
+        namespaces.extend(mentioned.map(|name| (name.to_owned(), Labels::new())));
+        for object in &self.objects {
+            if let Object::Namespace(metadata) = object {
+                namespaces.insert(metadata.name.clone(), metadata.labels.clone());
+            }
+        }
+        for (name, labels) in &mut namespaces {
+            labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+        }
+        namespaces
+    }
+
+    /// Service addresses, and which of them are those of resolvers.
+    fn services(&mut self) -> (BTreeMap<ServiceName, Frontend>, BTreeSet<IpAddr>) {
+        let (mut frontends, mut resolvers) = (BTreeMap::new(), BTreeSet::new());
+        let slices = self.slices();
+        let nodes: BTreeSet<IpAddr> = self.nodes.values().flat_map(|node| &node.addresses).copied().collect();
+        let mut taken = Taken::default();
+        for object in &self.objects {
+            let Object::Service(service) = object else { continue };
+            let Metadata { namespace, name, .. } = &service.metadata;
+            let name = ServiceName { namespace: namespace.clone(), name: name.clone() };
+            let slices = slices.get(&name).filter(|_| service.selector.is_empty());
+            let mut frontend = self.frontend(service, slices.map_or(&[], Vec::as_slice));
+            // A load balancer made of nodes has their addresses: who calls one calls the node, where a pod forwards it.
+            frontend.addresses.retain(|address| !nodes.contains(address));
+            taken.refuse_shared(service, &frontend, &mut self.found);
+            if is_resolver(&service.metadata) {
+                resolvers.extend(&service.cluster);
+            }
+            frontends.insert(name, frontend);
+        }
+        (frontends, resolvers)
+    }
+
+    /// Slices by their services.
+    fn slices(&self) -> BTreeMap<ServiceName, Vec<&'a Slice>> {
+        let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for object in &self.objects {
+            if let Object::Slice(metadata, slice) = object {
+                let name = ServiceName { namespace: metadata.namespace.clone(), name: slice.service.clone() };
+                slices.entry(name).or_default().push(slice);
+            }
+        }
+        slices
+    }
+
+    /// What a service is; `slices` are those of one without a selector.
+    fn frontend(&self, service: &Service, slices: &[&Slice]) -> Frontend {
+        let mut frontend = Frontend {
+            place: service.metadata.place.clone(),
+            addresses: service.cluster.union(&service.external).copied().collect(),
+            ports: service.ports.iter().map(|port| target(port, slices)).collect(),
+            workloads: BTreeSet::new(),
+            outside: BTreeSet::new(),
+        };
+        if service.selector.is_empty() {
+            self.answer_by_slices(slices, &service.metadata.namespace, &mut frontend);
+        } else {
+            self.answer_by_labels(service, &mut frontend);
+        }
+        frontend
+    }
+
+    fn answer_by_slices(&self, slices: &[&Slice], namespace: &str, frontend: &mut Frontend) {
+        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
+            let pod = endpoint.pod.as_ref().and_then(|pod| {
+                let name = WorkloadName { namespace: namespace.to_owned(), name: pod.clone() };
+                self.pods.contains_key(&name).then_some(name)
+            });
+            if let Some(name) = pod.filter(|name| !self.pods[name].template.host) {
+                frontend.workloads.insert(name);
+                continue;
+            }
+            for address in &endpoint.addresses {
+                match self.addresses.get(address) {
+                    Some((name, _)) => _ = frontend.workloads.insert(name.clone()),
+                    None => _ = frontend.outside.insert(*address),
+                }
+            }
+        }
+    }
+
+    /// Those in the service's namespace that have its labels. One in its node's own network answers there, and is no workload with an address.
+    fn answer_by_labels(&self, service: &Service, frontend: &mut Frontend) {
+        let first = WorkloadName { namespace: service.metadata.namespace.clone(), name: String::new() };
+        let inside = self.workloads.range(first..).take_while(|(name, _)| name.namespace == service.metadata.namespace);
+        for (name, workload) in inside {
+            if !service.selector.iter().all(|(label, value)| workload.labels.get(label) == Some(value)) {
+                continue;
+            }
+            if !workload.host {
+                frontend.workloads.insert(name.clone());
+            } else if let Some(pod) = self.pods.get(name) {
+                frontend.outside.extend(pod.addresses.keys());
+            }
+        }
+    }
+
+    /// Gives each workload that has no address one of each family.
+    fn make_up_addresses(&mut self, frontends: &BTreeMap<ServiceName, Frontend>) {
+        let mut taken: BTreeSet<IpAddr> = self.addresses.keys().copied().collect();
+        taken.extend(self.nodes.values().flat_map(|node| &node.addresses));
+        taken.extend(frontends.values().flat_map(|frontend| frontend.addresses.iter().chain(&frontend.outside)));
+        let free = |address: &IpAddr| !taken.contains(address);
+        let mut v4 = (MADE_UP.0.to_bits()..u32::MAX).map(|bits| IpAddr::V4(bits.into())).filter(free);
+        let first = MADE_UP.1.to_bits();
+        let mut v6 = (first..first | u128::from(u64::MAX)).map(|bits| IpAddr::V6(bits.into())).filter(free);
+        for workload in self.workloads.values_mut().filter(|of| !of.host && of.endpoints.is_empty()) {
+            let addresses = v4.next().into_iter().chain(v6.next()).collect();
+            workload.endpoints.push(Endpoint { segment: 0, addresses, link: String::new(), placeholder: true });
+        }
+    }
+}
+
+/// Addresses and ports that lead to a service.
+#[derive(Default)]
+struct Taken {
+    ports: BTreeMap<(IpAddr, Transport, u16), (String, Place)>,
+    node_ports: BTreeMap<(Transport, u16), (String, Place)>,
+}
+
+impl Taken {
+    /// A port leads to one service: else nobody knows who answers.
+    fn refuse_shared(&mut self, service: &Service, frontend: &Frontend, found: &mut Diagnostics) {
+        let name = service.metadata.full_name();
+        for ServicePort { place, port, .. } in &service.ports {
+            let FrontendPort { transport, port: number, node_port, .. } = port;
+            let mine = || (name.clone(), place.clone());
+            for &address in &frontend.addresses {
+                if let Some(first) = self.ports.insert((address, *transport, *number), mine()) {
+                    found.push(shared(&format!("port {number}/{transport} of {address}"), place, &name, &first));
+                }
+            }
+            if let Some(node_port) = node_port
+                && let Some(first) = self.node_ports.insert((*transport, *node_port), mine())
+            {
+                found.push(shared(&format!("nodePort {node_port}/{transport}"), place, &name, &first));
+            }
+        }
+    }
+}
+
+fn shared(what: &str, place: &Place, name: &str, (owner, first): &(String, Place)) -> Diagnostic {
+    let message = format!("{what} leads to service `{name}` and to `{owner}`");
+    Diagnostic::error(place, message).note(first, "first here").help("a port belongs to one service, once")
+}
+
+/// An object has its kind and name alone: of those that have the same only the first is used, and the others are wrong.
+fn without_twins<'a>(objects: &'a [Object], found: &mut Diagnostics) -> Vec<&'a Object> {
+    let mut first: BTreeMap<(&str, &str, &str), &Place> = BTreeMap::new();
+    let mut alone = Vec::new();
+    for object in objects {
+        let Some(metadata) = object.metadata() else { continue };
+        match first.entry((metadata.kind, &metadata.namespace, &metadata.name)) {
+            Entry::Vacant(entry) => {
+                entry.insert(&metadata.place);
+                alone.push(object);
+            }
+            Entry::Occupied(entry) => {
+                let message = format!("{} `{}` is defined twice", metadata.kind, metadata.full_name());
+                let error = Diagnostic::error(&metadata.place, message).note(entry.get(), "first here");
+                found.push(error.help("keep one of the two"));
+            }
+        }
+    }
+    alone
+}
+
+fn pods<'a>(objects: &[&'a Object]) -> Vec<&'a Pod> {
+    let pods = objects.iter().filter_map(|object| match object {
+        Object::Pod(pod) => Some(pod),
+        _ => None,
+    });
+    pods.collect()
+}
+
+/// A port of a service. Where slices say who answers, they also say on which port, and not the service.
+fn target(port: &ServicePort, slices: &[&Slice]) -> FrontendPort {
+    let mut ports = slices.iter().flat_map(|slice| &slice.ports);
+    let found = ports.find(|(name, transport, _)| *name == port.name && *transport == port.port.transport);
+    let target = found.map_or_else(|| port.port.target.clone(), |(_, _, number)| Target::Number(*number));
+    FrontendPort { target, ..port.port.clone() }
+}
+
+fn is_resolver(service: &Metadata) -> bool {
+    let labelled = service.labels.get(DNS_LABEL).is_some_and(|value| value == DNS);
+    service.namespace == SYSTEM_NAMESPACE && (service.name == DNS || labelled)
+}
+
+/// The label that names services. There is one for all workloads, so the better known one gives way only to one that whoever has it has as well:
+/// else a workload would lose the name that it has by `app`.
+fn service_label(workloads: &BTreeMap<WorkloadName, Workload>) -> String {
+    let has = |workload: &Workload, label: &str| workload.labels.contains_key(label);
+    let any = workloads.values().any(|workload| has(workload, APP_NAME));
+    let all = workloads.values().all(|workload| has(workload, APP_NAME) || !has(workload, SERVICE_LABEL));
+    if any && all { APP_NAME } else { SERVICE_LABEL }.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::manifests;
+
+    fn workloads(text: &str) -> Workloads {
+        manifests(text).workloads().unwrap_or_else(|found| panic!("{found}"))
+    }
+
+    fn named<'a>(workloads: &'a Workloads, name: &str) -> &'a Workload {
+        let (namespace, name) = name.split_once('/').unwrap();
+        &workloads.workloads[&WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() }]
+    }
+
+    fn frontend<'a>(workloads: &'a Workloads, name: &str) -> &'a Frontend {
+        let (namespace, name) = name.split_once('/').unwrap();
+        &workloads.frontends[&ServiceName { namespace: namespace.to_owned(), name: name.to_owned() }]
+    }
+
+    fn addresses(of: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
+        of.into_iter().map(|address| address.to_string()).collect()
+    }
+
+    #[test]
+    fn a_pod_is_what_it_and_its_status_say() {
+        let found = workloads(
+            "apiVersion: v1\nkind: Pod\nmetadata: { name: web-1, namespace: shop, labels: { app: web } }\nspec:\n  nodeName: n1\n  \
+             containers:\n  - ports: [{ name: http, containerPort: 8080 }, { containerPort: 9 }]\n  \
+             - ports: [{ name: dns, containerPort: 53, protocol: UDP }, { name: http, containerPort: 81 }]\n  \
+             initContainers:\n  - { restartPolicy: Always, ports: [{ name: mesh, containerPort: 15001 }] }\n  \
+             - ports: [{ name: once, containerPort: 1 }]\n\
+             status: { phase: Running, hostIP: 192.0.2.1, podIP: 10.244.1.5, podIPs: [{ ip: 10.244.1.5 }, { ip: \"2001:db8::5\" }] }\n",
+        );
+        let web = named(&found, "shop/web-1");
+        assert_eq!((web.node.as_str(), web.labels["app"].as_str(), web.host), ("n1", "web", false));
+        assert_eq!(web.place.to_string(), "m.yaml:3:19");
+        let ports: Vec<_> =
+            web.ports.iter().map(|(name, (transport, port))| format!("{name} {port}/{transport}")).collect();
+        assert_eq!(ports, ["dns 53/udp", "http 8080/tcp", "mesh 15001/tcp"]);
+        let [endpoint] = &web.endpoints[..] else { panic!("{:?}", web.endpoints) };
+        assert_eq!(addresses(&endpoint.addresses), ["10.244.1.5", "2001:db8::5"]);
+        assert_eq!((endpoint.segment, endpoint.link.as_str(), endpoint.placeholder), (0, "", false));
+        assert_eq!(addresses(&found.nodes["n1"].addresses), ["192.0.2.1"]);
+        assert!(!found.nodes.contains_key(UNSCHEDULED));
+    }
+
+    #[test]
+    fn pods_that_have_ended_are_left_out_and_their_addresses_free() {
+        let pod = |name: &str, phase: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name} }}\nspec: {{}}\nstatus: {{ phase: {phase}, podIP: 10.244.1.5 }}\n---\n"
+            )
+        };
+        let found = workloads(&[pod("a", "Succeeded"), pod("b", "Failed"), pod("c", "Running")].concat());
+        assert_eq!(addresses(found.workloads.keys()), ["default/c"]);
+    }
+
+    #[test]
+    fn made_up_addresses_are_nobodys() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: { name: real }\nspec: {}\nstatus: { podIP: 240.0.0.2 }\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: { name: host }\nspec: { hostNetwork: true }\n---\n\
+             apiVersion: apps/v1\nkind: DaemonSet\nmetadata: { name: b, labels: { app: not-this } }\n\
+             spec: { template: { metadata: { labels: { app: b } }, spec: {} } }\n---\n\
+             apiVersion: v1\nkind: ReplicationController\nmetadata: { name: a }\nspec: { template: { spec: {} } }\n";
+        let found = workloads(text);
+        let of = |name: &str| {
+            let endpoints = &named(&found, name).endpoints;
+            endpoints.iter().flat_map(|endpoint| addresses(&endpoint.addresses)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("default/a"), ["240.0.0.1", "100::1"]);
+        assert_eq!(of("default/b"), ["240.0.0.3", "100::2"]);
+        assert!(named(&found, "default/a").endpoints[0].placeholder);
+        assert_eq!(named(&found, "default/b").labels["app"], "b");
+        assert!(named(&found, "default/host").host && of("default/host").is_empty());
+        let unscheduled = &found.nodes[UNSCHEDULED];
+        assert!(unscheduled.addresses.is_empty() && unscheduled.labels.is_empty() && unscheduled.segments.is_empty());
+    }
+
+    #[test]
+    fn workloads_of_one_name_are_told_apart() {
+        let made = |kind: &str| {
+            format!(
+                "apiVersion: apps/v1\nkind: {kind}\nmetadata: {{ name: web }}\nspec: {{ template: {{ spec: {{}} }} }}\n---\n"
+            )
+        };
+        let found = workloads(&[made("StatefulSet"), made("DaemonSet"), made("Deployment")].concat());
+        assert_eq!(
+            addresses(found.workloads.keys()),
+            ["default/web", "default/web.daemonset", "default/web.statefulset"]
+        );
+        assert_eq!(named(&found, "default/web").owner.as_ref().unwrap().kind, "Deployment");
+    }
+
+    #[test]
+    fn namespaces_are_those_that_are_defined_or_mentioned() {
+        let found = workloads(
+            "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop, labels: { tenant: red } }\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: { name: a }\nspec: {}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: { name: a, namespace: ops }\nspec: {}\n",
+        );
+        let labels = |name: &str| {
+            found.namespaces[name].iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>()
+        };
+        assert_eq!(addresses(found.namespaces.keys()), ["default", "ops", "shop"]);
+        assert_eq!(labels("shop"), ["kubernetes.io/metadata.name=shop", "tenant=red"]);
+        assert_eq!(labels("ops"), ["kubernetes.io/metadata.name=ops"]);
+    }
+
+    #[test]
+    fn a_node_has_its_labels_and_addresses_and_no_prefixes() {
+        let found = workloads(
+            "apiVersion: v1\nkind: Node\nmetadata: { name: n1, labels: { zone: a } }\nspec: { podCIDR: 10.244.1.0/24 }\n\
+             status: { addresses: [{ type: InternalIP, address: 192.0.2.1 }, { type: ExternalIP, address: 203.0.113.1 }, { type: Hostname, address: n1 }] }\n",
+        );
+        let node = &found.nodes["n1"];
+        assert_eq!(addresses(&node.addresses), ["192.0.2.1", "203.0.113.1"]);
+        assert_eq!((node.labels["zone"].as_str(), node.segments.len()), ("a", 0));
+    }
+
+    /// Two pods with addresses, one of them in its node's network, and a deployment.
+    const BACKENDS: &str = "apiVersion: v1\nkind: Pod\nmetadata: { name: a, namespace: shop, labels: { app: web } }\nspec: {}\n\
+         status: { podIP: 10.244.1.5 }\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: { name: b, namespace: shop, labels: { app: web } }\nspec: { hostNetwork: true, nodeName: n1 }\n\
+         status: { podIP: 192.0.2.1, hostIP: 192.0.2.1 }\n---\n\
+         apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: c, namespace: shop }\n\
+         spec: { template: { metadata: { labels: { app: web, v: \"2\" } }, spec: {} } }\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: { name: d, labels: { app: web } }\nspec: {}\n---\n";
+
+    #[test]
+    fn a_service_leads_to_those_that_its_selector_matches() {
+        let found = workloads(&format!(
+            "{BACKENDS}apiVersion: v1\nkind: Service\nmetadata: {{ name: web, namespace: shop }}\nspec:\n  \
+             selector: {{ app: web }}\n  clusterIP: 10.96.0.5\n  clusterIPs: [10.96.0.5, \"2001:db8::60\"]\n  externalIPs: [198.51.100.7, 192.0.2.1]\n  \
+             ports: [{{ port: 80, targetPort: http, nodePort: 30080 }}, {{ port: 53, protocol: UDP }}, {{ port: 443, targetPort: 8443, nodePort: 0 }}]\n\
+             status: {{ loadBalancer: {{ ingress: [{{ ip: 198.51.100.8 }}, {{ hostname: lb.example.com }}, {{ ip: 198.51.100.9, ipMode: Proxy }}] }} }}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{ name: headless, namespace: shop }}\n\
+             spec: {{ selector: {{ v: \"2\" }}, clusterIP: None, clusterIPs: [None], ports: [{{ port: 80 }}] }}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{ name: outside, namespace: shop }}\n\
+             spec: {{ type: ExternalName, externalName: example.com }}\n"
+        ));
+        let web = frontend(&found, "shop/web");
+        assert_eq!(
+            addresses(&web.addresses),
+            ["10.96.0.5", "198.51.100.7", "198.51.100.8", "2001:db8::60"],
+            "a node's own address is not a service's"
+        );
+        assert_eq!(addresses(&web.workloads), ["shop/a", "shop/c"]);
+        assert_eq!(addresses(&web.outside), ["192.0.2.1"], "what is in its node's network answers there");
+        let ports: Vec<_> =
+            web.ports.iter().map(|port| (port.transport, port.port, port.target.clone(), port.node_port)).collect();
+        assert_eq!(
+            ports,
+            [
+                (Transport::Tcp, 80, Target::Named("http".into()), Some(30080)),
+                (Transport::Udp, 53, Target::Number(53), None),
+                (Transport::Tcp, 443, Target::Number(8443), None),
+            ]
+        );
+        let headless = frontend(&found, "shop/headless");
+        assert!(headless.addresses.is_empty());
+        assert_eq!(addresses(&headless.workloads), ["shop/c"]);
+        assert_eq!(found.frontends.len(), 2);
+    }
+
+    #[test]
+    fn slices_say_who_answers_where_no_selector_does() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: { name: db, namespace: shop }\n\
+             spec: { clusterIP: 10.96.0.6, ports: [{ name: sql, port: 5432 }] }\n---\n";
+        let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: { name: db-x, namespace: shop, labels: { kubernetes.io/service-name: db } }\n\
+             endpoints:\n- { addresses: [10.244.1.5] }\n- { addresses: [203.0.113.5] }\n- { addresses: [192.0.2.1], targetRef: { kind: Pod, name: b } }\n\
+             ports: [{ name: sql, port: 6432, protocol: TCP }]\n";
+        let old = "apiVersion: v1\nkind: Endpoints\nmetadata: { name: db, namespace: shop }\nsubsets:\n\
+             - addresses: [{ ip: 10.244.1.5 }, { ip: 192.0.2.1 }]\n  notReadyAddresses: [{ ip: 203.0.113.5 }]\n  ports: [{ name: sql, port: 6432 }]\n";
+        for answering in [slice, old] {
+            let found = workloads(&format!("{BACKENDS}{service}{answering}"));
+            let db = frontend(&found, "shop/db");
+            assert_eq!(addresses(&db.workloads), ["shop/a"]);
+            assert_eq!(addresses(&db.outside), ["192.0.2.1", "203.0.113.5"]);
+            assert_eq!(db.ports[0].target, Target::Number(6432), "the slice says where they listen");
+        }
+        let found = workloads(&format!("{BACKENDS}{service}"));
+        assert_eq!(frontend(&found, "shop/db").ports[0].target, Target::Number(5432));
+    }
+
+    #[test]
+    fn the_clusters_dns_is_the_resolver() {
+        let service = |name: &str, namespace: &str, label: &str, address: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace}, labels: {{ k8s-app: {label} }} }}\n\
+                 spec: {{ clusterIP: {address}, ports: [{{ port: 53, protocol: UDP }}] }}\n---\n"
+            )
+        };
+        let found = workloads(&format!(
+            "{}{}{}",
+            service("kube-dns", "kube-system", "x", "10.96.0.10"),
+            service("coredns", "kube-system", "kube-dns", "10.96.0.11"),
+            service("kube-dns", "shop", "kube-dns", "10.96.0.12"),
+        ));
+        assert_eq!(addresses(&found.resolvers), ["10.96.0.10", "10.96.0.11"]);
+    }
+
+    #[test]
+    fn the_label_that_names_services_leaves_nobody_without_a_name() {
+        let label = |labels: &[&str]| {
+            let pods = labels.iter().enumerate().map(|(i, labels)| {
+                format!(
+                    "apiVersion: v1\nkind: Pod\nmetadata: {{ name: p{i}, labels: {{ {labels} }} }}\nspec: {{}}\n---\n"
+                )
+            });
+            workloads(&pods.collect::<String>()).service_label
+        };
+        assert_eq!(label(&[]), "app");
+        assert_eq!(label(&["x: z"]), "app");
+        assert_eq!(label(&["app: a"]), "app");
+        assert_eq!(label(&["app.kubernetes.io/name: a", "x: z"]), "app.kubernetes.io/name");
+        assert_eq!(
+            label(&["app.kubernetes.io/name: a, app: a", "app.kubernetes.io/name: b"]),
+            "app.kubernetes.io/name"
+        );
+        assert_eq!(label(&["app.kubernetes.io/name: a", "app: b"]), "app");
+    }
+}

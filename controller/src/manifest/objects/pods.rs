@@ -1,0 +1,143 @@
+//! Pods, and what makes them from a template.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{Metadata, address, list, port_number, section, transport};
+use crate::{
+    diagnostic::{Diagnostics, Place},
+    labels::Labels,
+    ports::Transport,
+    yaml::tree::{Fields, Node},
+};
+
+/// What a pod and a template of pods have in common.
+#[derive(Debug)]
+pub(super) struct Template {
+    pub(super) labels: Labels,
+    /// Node that it says to run on, and where.
+    pub(super) node: Option<(String, Place)>,
+    /// It lives in its node's own network.
+    pub(super) host: bool,
+    /// Named ports.
+    pub(super) ports: BTreeMap<String, (Transport, u16)>,
+}
+
+/// A pod.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) metadata: Metadata,
+    pub(super) template: Template,
+    /// Its addresses, and where they stand.
+    pub(super) addresses: BTreeMap<IpAddr, Place>,
+    /// Addresses of its node.
+    pub(super) node_addresses: Vec<IpAddr>,
+    /// It runs no more, and its addresses may be those of another.
+    pub(super) finished: bool,
+}
+
+/// What makes pods from a template.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub(super) metadata: Metadata,
+    pub(super) template: Template,
+    /// It makes no pods any more: a job that is done, or what its own maker keeps to be able to go back to it.
+    pub(super) retired: bool,
+}
+
+pub(super) fn pod(metadata: Option<Metadata>, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Pod> {
+    let labels = metadata.as_ref().map(|metadata| metadata.labels.clone()).unwrap_or_default();
+    let template = object.required("spec", found)?.fields(found).map(|mut spec| template(labels, &mut spec, found));
+    let (mut addresses, mut node_addresses, mut finished) = (BTreeMap::new(), Vec::new(), false);
+    if let Some(mut status) = section(object, "status", found) {
+        let own = status_addresses(&mut status, "podIP", "podIPs", found);
+        addresses.extend(own.into_iter().rev().map(|(address, written)| (address, written.place())));
+        let nodes = status_addresses(&mut status, "hostIP", "hostIPs", found);
+        node_addresses.extend(nodes.into_iter().map(|(address, _)| address));
+        let phase = status.get("phase").and_then(|phase| phase.text(found));
+        finished = matches!(phase, Some("Succeeded" | "Failed"));
+    }
+    Some(Pod { metadata: metadata?, template: template?, addresses, node_addresses, finished })
+}
+
+pub(super) fn controller(
+    kind: &str,
+    metadata: Option<Metadata>,
+    object: &mut Fields<'_>,
+    found: &mut Diagnostics,
+) -> Option<Controller> {
+    let mut spec = object.required("spec", found)?.fields(found)?;
+    // A controller with replicas is kept without any when its maker has gone on to another.
+    let none = spec.get("replicas").and_then(|replicas| replicas.integer(found)) == Some(0);
+    let owned = metadata.as_ref().is_some_and(|metadata| metadata.owner.is_some());
+    let retired = none && owned || kind == "Job" && job_is_done(object, found);
+    if kind == "CronJob" {
+        let mut job = spec.required("jobTemplate", found)?.fields(found)?;
+        spec = job.required("spec", found)?.fields(found)?;
+    }
+    let mut made = spec.required("template", found)?.fields(found)?;
+    let mut labels = Labels::new();
+    if let Some(mut metadata) = section(&mut made, "metadata", found) {
+        labels.extend(metadata.get("labels").map(|labels| labels.texts(found)).unwrap_or_default());
+    }
+    let template = template(labels, &mut made.required("spec", found)?.fields(found)?, found);
+    Some(Controller { metadata: metadata?, template, retired })
+}
+
+fn job_is_done(object: &mut Fields<'_>, found: &mut Diagnostics) -> bool {
+    let Some(mut status) = section(object, "status", found) else { return false };
+    list(&mut status, "conditions", found).into_iter().any(|condition| {
+        let Some(mut fields) = condition.fields(found) else { return false };
+        let mut text = |name| fields.get(name).and_then(|text| text.text(found));
+        matches!((text("type"), text("status")), (Some("Complete" | "Failed"), Some("True")))
+    })
+}
+
+/// Addresses of which the first stands alone as well.
+fn status_addresses<'a>(
+    status: &mut Fields<'a>,
+    one: &'static str,
+    many: &'static str,
+    found: &mut Diagnostics,
+) -> Vec<(IpAddr, Node<'a>)> {
+    let mut written: Vec<_> = status.get(one).into_iter().collect();
+    for item in list(status, many, found) {
+        written.extend(item.fields(found).and_then(|mut fields| fields.get("ip")));
+    }
+    written.into_iter().filter_map(|written| Some((address(written, found)?, written))).collect()
+}
+
+fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> Template {
+    let node = spec.get("nodeName").and_then(|node| Some((node.text(found)?.to_owned(), node.place())));
+    let host = spec.get("hostNetwork").and_then(|host| host.bool(found)) == Some(true);
+    let mut ports = BTreeMap::new();
+    for container in list(spec, "containers", found) {
+        if let Some(mut fields) = container.fields(found) {
+            container_ports(&mut fields, &mut ports, found);
+        }
+    }
+    for container in list(spec, "initContainers", found) {
+        let Some(mut fields) = container.fields(found) else { continue };
+        // One that is always restarted goes on beside the others.
+        if fields.get("restartPolicy").and_then(|policy| policy.text(found)) == Some("Always") {
+            container_ports(&mut fields, &mut ports, found);
+        }
+    }
+    Template { labels, node: node.filter(|(name, _)| !name.is_empty()), host, ports }
+}
+
+/// Named ports of a container. Where several containers have one of the same name, Kubernetes takes the first, and so do we.
+fn container_ports(
+    container: &mut Fields<'_>,
+    ports: &mut BTreeMap<String, (Transport, u16)>,
+    found: &mut Diagnostics,
+) {
+    for item in list(container, "ports", found) {
+        let Some(mut fields) = item.fields(found) else { continue };
+        let Some(name) = fields.get("name").and_then(|name| name.text(found)) else { continue };
+        // Without a number it is a name for nothing.
+        let number = fields.get("containerPort").and_then(|port| port_number(port, found));
+        if let (Some(number), Some(transport)) = (number, transport(&mut fields, found)) {
+            ports.entry(name.to_owned()).or_insert((transport, number));
+        }
+    }
+}
