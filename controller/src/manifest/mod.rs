@@ -6,6 +6,10 @@
 mod admin;
 mod network_policy;
 mod objects;
+mod ports;
+mod prefixes;
+mod read;
+mod selectors;
 
 use std::{collections::BTreeMap, sync::Arc};
 
