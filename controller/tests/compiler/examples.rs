@@ -1,21 +1,162 @@
 //! Every policy to copy compiles for every node, and says what its comments say.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use crate::support::{EXAMPLES, NOW, example_model, render};
+use crate::support::{EXAMPLES, NOW, example, example_model, render};
 use bulkhead_controller::{
     compile::compile,
     explain::{Party, Question, explain, parse_point},
     model::Model,
+    offline,
+    simulate::{Simulation, text},
     workloads::WorkloadName,
 };
 use bulkhead_dataplane::node::Discovered;
 
+/// Guards isolate nobody: what they do is seen beside an Intent.
+const BESIDE: [(&str, &str); 5] = [
+    ("guard.yaml", "database.yaml"),
+    ("break-glass.yaml", "database.yaml"),
+    ("metadata-kubelet.yaml", "tenants.yaml"),
+    ("tenant-guard.yaml", "tenants.yaml"),
+    ("virtual-patch.yaml", "database.yaml"),
+];
+
+/// As of when the expected tables hold, in nanoseconds of Unix time, and as the command line takes it.
+const AT: (u64, &str) = (1_796_083_200_000_000_000, "2026-12-01T00:00:00Z");
+
+fn directory(below: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policy-examples").join(below)
+}
+
+/// Names of the files with an extension, without it.
+fn names(below: &str, extension: &str) -> BTreeSet<String> {
+    let files = fs::read_dir(directory(below)).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    files.filter_map(|name| Some(name.strip_suffix(extension)?.to_owned())).collect()
+}
+
+fn examples() -> BTreeSet<String> {
+    EXAMPLES.iter().map(|(policy, _)| stem(policy).to_owned()).collect()
+}
+
+fn stem(policy: &str) -> &str {
+    policy.strip_suffix(".yaml").unwrap()
+}
+
+/// The files with which an example is tried.
+fn tried(policy: &'static str, workloads: &'static str) -> Vec<&'static str> {
+    let beside = BESIDE.iter().find(|(name, _)| *name == policy).map(|(_, beside)| *beside);
+    [policy].into_iter().chain(beside).chain([workloads]).collect()
+}
+
+/// What `bulkhead simulate` prints.
+fn table(files: &[&str], at: u64) -> String {
+    let paths: Vec<PathBuf> = files.iter().map(|name| directory(name)).collect();
+    let loaded = offline::load(&paths).unwrap_or_else(|found| panic!("{files:?}: {found}"));
+    assert_eq!(loaded.notes.to_string(), "", "{files:?}");
+    let simulation = Simulation::new(&loaded.model, at).unwrap_or_else(|found| panic!("{files:?}: {found}"));
+    text::table(&simulation, &simulation.connections())
+}
+
+#[test]
+fn every_example_lets_through_what_is_expected() {
+    let renew = std::env::var_os("BULKHEAD_RENEW").is_some();
+    let mut changed = Vec::new();
+    for (policy, workloads) in EXAMPLES {
+        let files = tried(policy, workloads);
+        let (found, path) = (table(&files, AT.0), directory("expected").join(format!("{}.txt", stem(policy))));
+        if renew {
+            fs::write(&path, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        if found != expected {
+            let command = format!("bulkhead simulate --at {} {}", AT.1, files.join(" "));
+            changed.push(format!("$ {command}\n{found}\nexpected/{}.txt:\n{expected}", stem(policy)));
+        }
+    }
+    assert!(
+        changed.is_empty(),
+        "{}\nIf the new tables are right, renew the files:\n  \
+         BULKHEAD_RENEW=1 cargo test -p bulkhead-controller --test compiler examples",
+        changed.join("\n")
+    );
+    assert_eq!(names("expected", ".txt"), examples());
+}
+
+#[test]
+fn what_ends_is_gone_afterwards() {
+    let hours = |hours: u64| AT.0 + hours * 3_600_000_000_000;
+    let opened = |hour| {
+        let text = table(&tried("break-glass.yaml", "examples-workloads.yaml"), hours(hour));
+        text.lines().any(|line| line.starts_with("203.0.113.7") && line.contains("warehouse/db-1"))
+    };
+    assert!(opened(3));
+    assert!(!opened(4));
+    let patched = |hour| table(&tried("virtual-patch.yaml", "examples-workloads.yaml"), hours(hour)).contains("8010-");
+    assert!(patched(0));
+    assert!(!patched(24 * 62));
+    assert_eq!(
+        table(&tried("virtual-patch.yaml", "examples-workloads.yaml"), hours(24 * 62)),
+        table(&tried("database.yaml", "examples-workloads.yaml"), hours(24 * 62))
+    );
+}
+
+#[test]
+fn nobody_reaches_the_machine() {
+    let model = example_model("metadata-kubelet.yaml", "examples-workloads.yaml");
+    for (to, point, verdict) in [
+        ("169.254.169.254", "80", "BLOCKED"),
+        ("192.0.2.1", "10250", "BLOCKED"),
+        ("192.0.2.1", "10255", "BLOCKED"),
+        ("192.0.2.1", "443", "ALLOWED"),
+        ("203.0.113.9", "10250", "ALLOWED"),
+    ] {
+        let answer = ask(&model, "warehouse/api-1", to, point);
+        assert!(answer.starts_with(verdict), "{answer}");
+    }
+}
+
+#[test]
+fn health_checks_pass_in_quarantine_and_nothing_else() {
+    let model = example_model("quarantine.yaml", "examples-workloads.yaml");
+    for (from, to, verdict) in [
+        ("192.0.2.1", "reports/generator-1", "ALLOWED"),
+        ("warehouse/api-1", "reports/generator-1", "BLOCKED"),
+        ("203.0.113.9", "reports/generator-1", "BLOCKED"),
+        ("reports/generator-1", "172.20.0.53", "BLOCKED"),
+        ("reports/generator-1", "192.0.2.1", "BLOCKED"),
+        ("warehouse/api-1", "warehouse/db-1", "ALLOWED"),
+    ] {
+        let answer = ask(&model, from, to, "443");
+        assert!(answer.starts_with(verdict), "{answer}");
+    }
+}
+
+/// Its comment says what it is for, and README.md lists it with all that belongs to it.
+#[test]
+fn every_example_is_described() {
+    let readme = example("README.md");
+    let kubernetes = names("kubernetes", ".yaml");
+    for (policy, workloads) in EXAMPLES {
+        let comment = example(policy).lines().take_while(|line| line.starts_with("# ")).count();
+        assert!((3..=6).contains(&comment), "{policy} begins with {comment} lines of comment, not 3 to 6");
+        let start = format!("| [{policy}]({policy}) |");
+        let line = readme.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("{policy}"));
+        let beside = tried(policy, workloads).into_iter().skip(1).map(|name| format!("[{name}]({name})"));
+        let expected = [format!("(expected/{}.txt)", stem(policy))];
+        let form = format!("(kubernetes/{policy})");
+        let form = kubernetes.contains(stem(policy)).then_some(form);
+        for part in beside.chain(expected).chain(form) {
+            assert!(line.contains(&part), "{policy}: README.md does not say {part}");
+        }
+    }
+    let of_no_example: Vec<_> = kubernetes.difference(&examples()).cloned().collect();
+    assert_eq!(of_no_example, ["examples-manifests", "shop-manifests"]);
+}
+
 #[test]
 fn every_example_is_listed_and_compiles_for_every_node() {
-    let directory = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policy-examples");
-    let files = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let files: BTreeSet<String> = files.filter(|name| name.ends_with(".yaml")).collect();
+    let files: BTreeSet<String> = names("", ".yaml").into_iter().map(|name| name + ".yaml").collect();
     let listed: BTreeSet<String> =
         EXAMPLES.iter().flat_map(|(policy, workloads)| [(*policy).to_owned(), (*workloads).to_owned()]).collect();
     assert_eq!(files, listed);

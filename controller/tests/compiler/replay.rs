@@ -13,9 +13,10 @@ use crate::support::{EXAMPLES, example};
 fn corpus() {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let mut replayed = 0;
-    for directory in ["../policy-examples", "fuzz/regressions"] {
-        for entry in fs::read_dir(here.join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}")) {
-            check::check(&fs::read(entry.unwrap().path()).unwrap());
+    for directory in ["../policy-examples", "../policy-examples/kubernetes", "fuzz/regressions"] {
+        let entries = fs::read_dir(here.join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}"));
+        for path in entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+            check::check(&fs::read(path).unwrap());
             replayed += 1;
         }
     }

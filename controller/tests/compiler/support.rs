@@ -24,13 +24,20 @@ pub(crate) fn example(name: &str) -> String {
 }
 
 /// Names of the policies to copy, and the workloads file that each is written for.
-pub(crate) const EXAMPLES: [(&str, &str); 6] = [
+pub(crate) const EXAMPLES: [(&str, &str); 13] = [
     ("shop.yaml", "shop-workloads.yaml"),
-    ("ports.yaml", "examples-workloads.yaml"),
+    ("ports.yaml", "ports-workloads.yaml"),
     ("tenants.yaml", "examples-workloads.yaml"),
     ("quarantine.yaml", "examples-workloads.yaml"),
-    ("guard.yaml", "shop-workloads.yaml"),
+    ("guard.yaml", "examples-workloads.yaml"),
     ("audit.yaml", "examples-workloads.yaml"),
+    ("default-deny-dns.yaml", "examples-workloads.yaml"),
+    ("database.yaml", "examples-workloads.yaml"),
+    ("egress-external.yaml", "examples-workloads.yaml"),
+    ("break-glass.yaml", "examples-workloads.yaml"),
+    ("metadata-kubelet.yaml", "examples-workloads.yaml"),
+    ("tenant-guard.yaml", "examples-workloads.yaml"),
+    ("virtual-patch.yaml", "examples-workloads.yaml"),
 ];
 
 /// A model from texts.
