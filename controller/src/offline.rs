@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    diagnostic::{Diagnostic, Diagnostics, Source, source},
+    diagnostic::{Diagnostic, Diagnostics, Place, Source, source},
     input::read,
     manifest::Manifests,
     model::Model,
@@ -77,6 +77,10 @@ impl Parts {
             Family::Policies => self.policies.extend(policy::parse(source)?),
             Family::Workloads => self.workloads.push(workloads::parse(source)?),
             Family::Manifests => self.manifests.read(source)?,
+            Family::Data => {
+                let note = Diagnostic::warning(&Place::start(source), "the file holds no document, and is not used");
+                self.manifests.notes.push(note.help("documents begin with `apiVersion` and `kind`"));
+            }
         }
         Ok(())
     }

@@ -121,7 +121,7 @@ pub struct Workload {
     pub endpoints: Vec<Endpoint>,
     /// It lives in its node's own network: it has no address of its own, and no policy is about it.
     pub host: bool,
-    /// Who made it and others like it.
+    /// Who made it and others like it; a lone pod is its own. `None` where nobody says of what kind it is.
     pub owner: Option<Owner>,
 }
 

@@ -91,7 +91,7 @@ pub struct Interval {
 /// One line of a list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
-    /// Ascending along the list; `Action::Pass` goes to the next tier.
+    /// Ascending along the list, but for `Action::Pass`, which goes on behind its tier: one that leaves several has the last of them.
     pub tier: u8,
     /// What a match does.
     pub action: Action,

@@ -56,6 +56,7 @@ pub(super) struct Draft {
 /// What does the same in one tier: its order does not matter.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
+    /// Ascending, but for what passes on over several: it has the last one that it leaves.
     pub(super) tier: u8,
     pub(super) action: Action,
     pub(super) audit: bool,
@@ -135,6 +136,9 @@ impl Subject<'_> {
                 let lines =
                     rule.ports.iter().flat_map(|ports| self.lines(draft.direction, &peer, ports, &named)).collect();
                 let reason = if rule.action == Action::Deny { Reason::DeniedByRule } else { Reason::Rule };
+                // Whom Kubernetes passes on, nobody else of this tier is asked about.
+                let leaves = rule.action == Action::Pass && guard.passes_all();
+                let tier = if leaves { first + (room - 1) } else { tier };
                 draft.push(Step { tier, action: rule.action, audit: rule.audit, reason, lines });
             }
             draft.isolated |=

@@ -189,12 +189,13 @@ impl Names {
 
 /// Entries of an interval; keys are a step and its selector, if it has one. What nobody reaches is left out.
 fn entries(steps: &[Step], covering: &BTreeMap<(usize, Option<SelectorId>), RuleId>) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let mut left = None;
+    let mut entries: Vec<Entry> = Vec::new();
+    // Tiers below are left by everyone who is not decided yet.
+    let mut reached = 0;
     for (at, step) in
         steps.iter().enumerate().filter(|&(at, _)| covering.range((at, None)..(at + 1, None)).next().is_some())
     {
-        if left == Some(step.tier) {
+        if step.tier < reached {
             continue;
         }
         let Step { tier, action, audit, reason, .. } = *step;
@@ -207,12 +208,14 @@ fn entries(steps: &[Step], covering: &BTreeMap<(usize, Option<SelectorId>), Rule
         }
         if let Some(&rule) = covering.get(&(at, None)) {
             entries.push(Entry { tier, action, audit, reason, peers: Peers::Any(rule) });
-            let passed = entries.iter().any(|entry| (entry.tier, entry.action) == (tier, Action::Pass));
-            match audit {
-                true => {}
-                // Whoever a `pass` let out of the tier goes on behind it.
-                false if passed => left = Some(tier),
-                false => break,
+            if audit {
+                continue;
+            }
+            // Only those go on whom a `pass` let out of this tier, behind what it leaves.
+            let passes = entries.iter().filter(|entry| entry.action == Action::Pass && entry.tier >= tier);
+            match passes.map(|entry| entry.tier).min() {
+                Some(left) => reached = left + 1,
+                None => break,
             }
         }
     }

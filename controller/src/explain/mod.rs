@@ -284,7 +284,12 @@ fn wall<'a>(model: &'a Model, question: &Question<'a>, asked: Asked, passed: &mu
                     && guard.peer(rule, model, &name.namespace).is_some_and(|whom| matches(model, &whom, peer, node))
             };
             match guard.rules(direction, now).find(fits) {
-                Some(rule) if rule.action == Action::Pass => passed.push(rule),
+                Some(rule) if rule.action == Action::Pass => {
+                    passed.push(rule);
+                    if guard.passes_all() {
+                        return None;
+                    }
+                }
                 Some(rule) if rule.action == Action::Allow => return Some(Verdict::Guarded(rule)),
                 Some(rule) => return Some(Verdict::Denied(rule)),
                 None => {}

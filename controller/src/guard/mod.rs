@@ -64,6 +64,17 @@ impl Kind {
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
+
+    /// Several of them.
+    #[must_use]
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Guard => "Guards",
+            Self::AdminNetworkPolicy => "AdminNetworkPolicies",
+            Self::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicies",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicies",
+        }
+    }
 }
 
 /// When a Guard is judged.

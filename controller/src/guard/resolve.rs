@@ -43,6 +43,12 @@ impl Guard {
         }
     }
 
+    /// Whether its `pass` leaves all of its tier, as Kubernetes says, and not only this document.
+    #[must_use]
+    pub fn passes_all(&self) -> bool {
+        self.kind != Kind::Guard
+    }
+
     /// Its rules of a direction that hold at a time.
     pub fn rules(&self, direction: Direction, now: u64) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(move |rule| rule.direction == direction && rule.holds(now))
@@ -58,10 +64,15 @@ pub(crate) fn resolve<'a>(model: &mut Model, guards: impl Iterator<Item = &'a Gu
         if let Some(first) = names.insert((guard.kind, &guard.name), &guard.place) {
             let error = Diagnostic::error(&guard.place, format!("{kind} `{}` is written twice", guard.name));
             found.push(error.note(first, "first here").help("give it another name"));
-        }
-        if let Some(first) = by_priority.insert((guard.tier, guard.priority), guard.clone()) {
+        } else if let Some(first) = by_priority.insert((guard.tier, guard.priority), guard.clone()) {
             let message = if first.kind == guard.kind {
-                format!("{kind}s `{}` and `{}` have priority {}", first.name, guard.name, guard.priority)
+                format!(
+                    "{} `{}` and `{}` have priority {}",
+                    guard.kind.plural(),
+                    first.name,
+                    guard.name,
+                    guard.priority
+                )
             } else {
                 let (name, first, other) = (&first.name, first.kind.name(), &guard.name);
                 format!("{first} `{name}` and {kind} `{other}` have priority {}", guard.priority)

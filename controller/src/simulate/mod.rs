@@ -98,7 +98,7 @@ struct Node {
     open: RefCell<HashMap<(SetId, Row, bool), Rc<Vec<Open>>>>,
 }
 
-/// How a workload is named: after what made it, `shop/web[Deployment]`; a lone pod is `shop/web-1[Pod]`, what is no pod is `shop/web-1`.
+/// How a workload is named: after what made it, `shop/web[Deployment]`, a lone pod `shop/web-1[Pod]`; `shop/web-1` where nobody says what it is.
 #[must_use]
 pub fn display(name: &WorkloadName, workload: &Workload) -> String {
     match &workload.owner {
@@ -411,12 +411,11 @@ impl Ends<'_> {
 impl Node {
     fn new(desired: Desired) -> Result<Self, bulkhead_dataplane::node::NodeError> {
         let judge = Judge::new(&desired)?;
-        let mut nodes: BTreeSet<IpAddr> = BTreeSet::new();
-        nodes.extend(desired.addresses.iter().filter(|(_, known)| known.node).map(|((_, address), _)| *address));
+        let known: BTreeSet<IpAddr> = desired.addresses.keys().map(|(_, address)| *address).collect();
         let mut prefixes: BTreeMap<(Segment, bool), Vec<(IpNetwork, BTreeSet<SelectorId>)>> = BTreeMap::new();
         for (&(segment, net), prefix) in &desired.prefixes {
-            // A node's own address stands there for what is masqueraded with it: that is not outside.
-            if IpNetwork::from(net.ip()) == net && nodes.contains(&net.ip()) {
+            // Who has it is a party of its own; a node's stands there for what is masqueraded with it.
+            if IpNetwork::from(net.ip()) == net && known.contains(&net.ip()) {
                 continue;
             }
             prefixes.entry((segment, net.is_ipv6())).or_default().push((net, prefix.selectors.clone()));

@@ -186,6 +186,8 @@ pub(crate) enum Family {
     Workloads,
     /// Kubernetes objects.
     Manifests,
+    /// A list or a text: somebody's data, no document of anybody's.
+    Data,
 }
 
 /// Whose documents a file holds, by its first one.
@@ -195,9 +197,7 @@ pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
         tree::Value::Mapping(entries) => Some(entries),
         _ => None,
     });
-    let Some(header) = headers.next() else {
-        return Err(Diagnostic::error(&Place::start(source), "the file has no document").help("remove it"));
-    };
+    let Some(header) = headers.next() else { return Ok(Family::Data) };
     let text = |field: &str| match header.iter().find(|(key, _)| key.value == field).map(|(_, item)| &item.value) {
         Some(tree::Value::Text(text)) => text.as_str(),
         _ => "",

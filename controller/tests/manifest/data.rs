@@ -41,7 +41,7 @@ fn read(dir: &Path) -> Result<Manifests, Diagnostics> {
 fn names(workloads: &Workloads) -> BTreeSet<String> {
     let name = |(name, workload): (&WorkloadName, &Workload)| match &workload.owner {
         Some(owner) => format!("{}/{}[{}]", name.namespace, owner.name, owner.kind),
-        None => format!("{name}[Pod]"),
+        None => name.to_string(),
     };
     workloads.workloads.iter().map(name).collect()
 }

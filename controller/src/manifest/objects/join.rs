@@ -108,7 +108,8 @@ impl<'a> Join<'a> {
             if pod.template.node.is_some() {
                 node.addresses.extend(&pod.node_addresses);
             }
-            let owner = self.owners.of(&pod.metadata, &pod.template.labels);
+            let above = self.owners.of(&pod.metadata, &pod.template.labels);
+            let owner = above.unwrap_or_else(|| owner(&pod.metadata));
             let name = self.add(&pod.metadata, &pod.template, owner);
             if !pod.template.host {
                 self.own(&name, pod);
@@ -145,11 +146,11 @@ impl<'a> Join<'a> {
             self.node(&controller.metadata, &controller.template);
             let above = self.owners.of(&controller.metadata, &controller.template.labels);
             let owner = above.unwrap_or_else(|| owner(&controller.metadata));
-            self.add(&controller.metadata, &controller.template, Some(owner));
+            self.add(&controller.metadata, &controller.template, owner);
         }
     }
 
-    fn add(&mut self, metadata: &Metadata, template: &Template, owner: Option<Owner>) -> WorkloadName {
+    fn add(&mut self, metadata: &Metadata, template: &Template, owner: Owner) -> WorkloadName {
         let name = self.free_name(metadata);
         let workload = Workload {
             place: metadata.place.clone(),
@@ -159,7 +160,7 @@ impl<'a> Join<'a> {
             ports: template.ports.clone(),
             endpoints: Vec::new(),
             host: template.host,
-            owner,
+            owner: Some(owner),
         };
         self.workloads.insert(name.clone(), workload);
         name

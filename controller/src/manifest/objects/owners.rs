@@ -8,7 +8,7 @@
 //!   `web[Deployment]`. So it is where only the `Deployment` is at hand and both its name and the labels of its pods fit.
 //! - A reference without a kind is to a `Pod`.
 //! - A workload that stands for a controller's pods belongs to what made the controller, or else to the controller: `web[Deployment]`.
-//! - A pod without owner has none: `web[Pod]`.
+//! - A pod without one is its own: `web[Pod]`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,7 +87,7 @@ impl<'a> Owners<'a> {
     }
 }
 
-/// A controller as an owner.
+/// A controller, or a pod that nothing made, as an owner.
 pub(super) fn owner(metadata: &Metadata) -> Owner {
     Owner { kind: metadata.kind.to_owned(), name: metadata.name.clone() }
 }
