@@ -2,6 +2,7 @@
 
 mod cut;
 mod draft;
+mod members;
 mod network;
 mod services;
 

@@ -1,7 +1,7 @@
 //! Whose an address is: known ones, prefixes for the rest, and who may carry them through an overlay.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -11,13 +11,13 @@ use bulkhead_dataplane::{
 };
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use super::draft;
+use super::{draft, members::Members};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     intent::{Entity, contains},
     labels::Selector,
     model::{METADATA, Model, Peer, holds, local_prefixes},
-    workloads::{Node, VXLAN_PORT},
+    workloads::{Endpoint, Node, VXLAN_PORT},
 };
 
 /// What the model and the node's own network say, as far as addresses go.
@@ -30,9 +30,9 @@ pub(super) struct Network<'a> {
     /// Segments in which somebody on this node can meet an address. 0 is always there: plain traffic of the underlay is looked up in it.
     segments: BTreeSet<Segment>,
     /// Prefixes of each overlay.
-    overlays: BTreeMap<Segment, BTreeSet<IpNetwork>>,
+    overlays: BTreeMap<Segment, Prefixes>,
     /// Prefixes of each overlay that the kernel routes by way of a VXLAN device of this node.
-    encapsulated: BTreeMap<Segment, BTreeSet<IpNetwork>>,
+    encapsulated: BTreeMap<Segment, Prefixes>,
 }
 
 impl<'a> Network<'a> {
@@ -60,19 +60,20 @@ impl<'a> Network<'a> {
                 .map(|&address| (address, true)),
         );
 
-        let mut overlays: BTreeMap<Segment, BTreeSet<IpNetwork>> = BTreeMap::new();
-        let mut encapsulated: BTreeMap<Segment, BTreeSet<IpNetwork>> = BTreeMap::new();
+        let mut overlays: BTreeMap<Segment, Prefixes> = BTreeMap::new();
+        let mut encapsulated: BTreeMap<Segment, Prefixes> = BTreeMap::new();
         for segment in model.nodes.values().flat_map(|node| &node.segments) {
-            overlays.entry(segment.vni).or_default().extend(&segment.prefixes);
+            overlays.entry(segment.vni).or_default().extend(segment.prefixes.iter().copied());
         }
         for overlay in &discovered.overlays {
             for (_, prefixes) in &overlay.peers {
-                overlays.entry(overlay.vni).or_default().extend(prefixes);
-                encapsulated.entry(overlay.vni).or_default().extend(prefixes);
+                overlays.entry(overlay.vni).or_default().extend(prefixes.iter().copied());
+                encapsulated.entry(overlay.vni).or_default().extend(prefixes.iter().copied());
             }
         }
         for by_segment in [&mut overlays, &mut encapsulated] {
-            let all = by_segment.values().flatten().copied().collect();
+            let mut all = Prefixes::default();
+            by_segment.values().for_each(|prefixes| all.extend(prefixes.iter()));
             by_segment.insert(0, all);
         }
         let here = model.workloads.values().filter(|workload| workload.node == node);
@@ -105,8 +106,9 @@ impl<'a> Network<'a> {
     pub(super) fn addresses(&self) -> Result<BTreeMap<(Segment, IpAddr), Address>, Diagnostics> {
         let mut found = Diagnostics::default();
         let mut addresses = BTreeMap::new();
+        let members = Members::new(self.selectors);
         for (name, workload) in &self.model.workloads {
-            let members = self.matching(|selector| selector.has_member(self.model, name, workload));
+            let named = members.of(self.model, name, workload);
             for (index, endpoint) in (0..).zip(&workload.endpoints) {
                 for &address in &endpoint.addresses {
                     if self.nodes.contains_key(&address) {
@@ -116,9 +118,9 @@ impl<'a> Network<'a> {
                         );
                         found.push(error.help("a workload in a node's own network has no endpoint: leave it out"));
                     }
-                    let mut selectors = members.clone();
+                    let mut selectors = named.clone();
                     if !endpoint.placeholder {
-                        selectors.extend(self.matching(|selector| selector.holds(address)));
+                        selectors.extend(members.at(address));
                     }
                     let endpoint_name =
                         || EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
@@ -176,8 +178,8 @@ impl<'a> Network<'a> {
                 .map(|prefixes| prefixes.get(&segment))
                 .into_iter()
                 .flatten()
-                .flatten();
-            for &net in mentioned.iter().chain(of_segment) {
+                .flat_map(Prefixes::iter);
+            for net in mentioned.iter().copied().chain(of_segment) {
                 // Whole addresses of nodes stand for traffic that is masqueraded with them.
                 let masqueraded = IpNetwork::from(net.ip()) == net && self.nodes.contains_key(&net.ip());
                 let overlay = within(&self.overlays, segment, net);
@@ -212,7 +214,7 @@ impl<'a> Network<'a> {
 
 impl draft::Selector {
     /// Whether it names a workload, whatever the address.
-    fn has_member(
+    pub(super) fn has_member(
         &self,
         model: &Model,
         name: &crate::workloads::WorkloadName,
@@ -226,7 +228,7 @@ impl draft::Selector {
     }
 
     /// Whether it names an address, whoever has it.
-    fn holds(&self, address: IpAddr) -> bool {
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
         matches!(&self.peer, Peer::Cidrs(cidrs) if holds(cidrs, address))
     }
 }
@@ -266,20 +268,21 @@ fn overlay(model: &Model, node: &str, own: &Node, discovered: &Discovered, vni: 
             listed.entry(prefix).or_default().insert(name);
         }
     }
+    // Of each node those who may need a binding of their own.
+    let mut inhabitants: HashMap<&str, Vec<&Endpoint>> = HashMap::new();
+    for workload in model.workloads.values() {
+        let endpoints = workload.endpoints.iter().filter(|endpoint| endpoint.segment == vni);
+        inhabitants.entry(&workload.node).or_default().extend(endpoints);
+    }
     let mut peers: BTreeMap<IpAddr, BTreeSet<IpNetwork>> = BTreeMap::new();
     for (name, segment) in members().filter(|(name, _)| *name != node) {
         let bound = segment.prefixes.iter().copied().filter(|prefix| listed[prefix].len() == 1);
         peers.entry(segment.vtep).or_default().extend(bound);
         // What no prefix of its own node covers is bound by address.
-        let of_node: Vec<_> = members().filter(|(other, _)| *other == name).map(|(_, segment)| segment).collect();
-        for address in model
-            .workloads
-            .values()
-            .filter(|workload| workload.node == *name)
-            .flat_map(|workload| &workload.endpoints)
-            .filter(|endpoint| endpoint.segment == vni)
-            .flat_map(|endpoint| &endpoint.addresses)
-        {
+        let segments = model.nodes.get(name).map(|node| node.segments.iter());
+        let of_node: Vec<_> = segments.into_iter().flatten().filter(|segment| segment.vni == vni).collect();
+        let endpoints = inhabitants.get(name.as_str()).into_iter().flatten();
+        for address in endpoints.flat_map(|endpoint| &endpoint.addresses) {
             let covered = of_node
                 .iter()
                 .flat_map(|segment| &segment.prefixes)
@@ -307,8 +310,32 @@ fn overlay(model: &Model, node: &str, own: &Node, discovered: &Discovered, vni: 
     Overlay { vni, port: port.unwrap_or(VXLAN_PORT), own: ours.into_iter().collect(), peers }
 }
 
-fn within(prefixes: &BTreeMap<Segment, BTreeSet<IpNetwork>>, segment: Segment, net: IpNetwork) -> bool {
-    prefixes.get(&segment).is_some_and(|outers| outers.iter().any(|&outer| contains(outer, net)))
+fn within(prefixes: &BTreeMap<Segment, Prefixes>, segment: Segment, net: IpNetwork) -> bool {
+    prefixes.get(&segment).is_some_and(|outers| outers.cover(net))
+}
+
+/// Prefixes by their length: of few lengths there may be thousands.
+#[derive(Default)]
+struct Prefixes(BTreeMap<u8, HashSet<IpNetwork>>);
+
+impl Prefixes {
+    fn extend(&mut self, prefixes: impl IntoIterator<Item = IpNetwork>) {
+        for net in prefixes {
+            self.0.entry(net.prefix()).or_default().insert(net);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = IpNetwork> {
+        self.0.values().flatten().copied()
+    }
+
+    /// Whether one of them holds all of another prefix.
+    fn cover(&self, net: IpNetwork) -> bool {
+        self.0.range(..=net.prefix()).any(|(&length, prefixes)| {
+            let outer = IpNetwork::new(net.ip(), length).and_then(|net| IpNetwork::new(net.network(), length));
+            outer.is_ok_and(|outer| prefixes.contains(&outer))
+        })
+    }
 }
 
 /// The prefixes that hold every address.
