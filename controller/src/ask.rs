@@ -3,13 +3,18 @@
 use std::{net::IpAddr, path::PathBuf, time::SystemTime};
 
 use bulkhead_controller::{
-    diagnostic::{Diagnostic, Diagnostics},
+    diagnostic::{Diagnostic, Diagnostics, Drawn},
     explain::{self, Party, Question, parse_point},
+    lint::{self, Check},
     offline::{self, Loaded},
     simulate::{Simulation, blast, diff, text},
     workloads::WorkloadName,
 };
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use miette::Report;
 
 /// What a verb says.
 pub(crate) struct Answer {
@@ -94,6 +99,29 @@ pub(crate) struct BlastArgs {
     /// JSON instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The exit status is 1 when something is found.\n\nExample:\n  bulkhead lint policy-examples/shop.yaml policy-examples/shop-workloads.yaml"
+)]
+pub(crate) struct LintArgs {
+    /// Files and directories, as for `simulate`.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Do not report this; may be given several times.
+    #[arg(long, value_name = "CHECK", value_parser = check())]
+    allow: Vec<Check>,
+    /// As of which time, as for `simulate`.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    at: Option<SystemTime>,
+    /// JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+fn check() -> impl TypedValueParser<Value = Check> {
+    PossibleValuesParser::new(Check::ALL.map(Check::name)).try_map(|name| name.parse::<Check>())
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -208,4 +236,21 @@ pub(crate) fn blast_radius(args: &BlastArgs) -> Result<Answer, Diagnostics> {
     let steps = blast::radius(&simulation, from, args.hops);
     let text = if args.json { pretty(&blast::json(&steps)) } else { blast::table(from, &steps) };
     Ok(Answer { text, notes, good: true })
+}
+
+pub(crate) fn lint(args: &LintArgs) -> Result<Answer, Diagnostics> {
+    let Loaded { model, mut notes } = offline::load(&args.paths)?;
+    // What looks wrong with the model is among the findings.
+    notes.0.retain(|note| !model.warnings.0.contains(note));
+    let now = args.at.map_or_else(now, nanoseconds);
+    let simulation = Simulation::new(&model, now)?;
+    let mut findings = lint::lint(&model, &simulation, now);
+    findings.retain(|finding| !args.allow.contains(&finding.check));
+    let text = if args.json {
+        pretty(&lint::json(&findings))
+    } else {
+        let drawn = findings.iter().map(|finding| format!("{:?}\n", Report::new(Drawn::from(finding.named()))));
+        format!("{}{}\n", drawn.collect::<String>(), lint::summary(&findings))
+    };
+    Ok(Answer { text, notes, good: findings.is_empty() })
 }

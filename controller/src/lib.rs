@@ -17,6 +17,7 @@ pub mod guard;
 pub mod input;
 pub mod intent;
 pub mod labels;
+pub mod lint;
 pub mod manifest;
 pub mod metrics;
 pub mod model;

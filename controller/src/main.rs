@@ -71,6 +71,8 @@ enum Command {
     Diff(ask::DiffArgs),
     /// Show what a workload reaches once it is taken over, hop by hop, needing no agent.
     BlastRadius(ask::BlastArgs),
+    /// Report what somebody should look at in files: rules without effect, doors left open, connections half open. Needs no agent.
+    Lint(ask::LintArgs),
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
@@ -172,6 +174,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => return answer(ask::explain(&args)),
         Command::Diff(args) => return answer(ask::diff(&args)),
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
+        Command::Lint(args) => return answer(ask::lint(&args)),
         Command::Detach { pins } => detach(&pins).into_diagnostic(),
     };
     match result {

@@ -58,8 +58,8 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Diagnostics> {
     policies.extend(read);
     let built = workloads.filter(|_| found.0.is_empty()).map(|workloads| Model::build(&policies, &workloads));
     let model = built.and_then(|model| found.take(model));
-    let Some(mut model) = model else { return Err(found) };
-    notes.0.append(&mut model.warnings.0);
+    let Some(model) = model else { return Err(found) };
+    notes.0.extend_from_slice(&model.warnings.0);
     Ok(Loaded { model, notes })
 }
 
