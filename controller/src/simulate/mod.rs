@@ -176,6 +176,12 @@ impl<'a> Simulation<'a> {
         suggest(name, names.iter().map(String::as_str))
     }
 
+    /// Whether members of a group have addresses of a family.
+    #[must_use]
+    pub fn meets(&self, group: &str, v6: bool) -> bool {
+        self.ends(Party::Group(group)).iter().any(|end| end.is_v6().is_none_or(|family| family == v6))
+    }
+
     /// Ranges outside, as traffic of a direction sees them.
     #[must_use]
     pub fn outside(&self, direction: Direction) -> &[Range] {

@@ -69,7 +69,7 @@ fn lines(simulation: &Simulation<'_>, connections: &[Connection<'_>]) -> BTreeSe
         }
     }
     for ((direction, group, ports), ranges) in ranges {
-        for outside in names(simulation, direction, &ranges) {
+        for outside in names(simulation, direction, group, &ranges) {
             lines.insert(match direction {
                 Direction::Ingress => [outside, group.to_owned(), ports.clone()],
                 Direction::Egress => [group.to_owned(), outside, ports.clone()],
@@ -80,15 +80,16 @@ fn lines(simulation: &Simulation<'_>, connections: &[Connection<'_>]) -> BTreeSe
 }
 
 /// As few words as say which ranges: what has a name is called by it, where all of it is there.
-fn names(simulation: &Simulation<'_>, direction: Direction, ranges: &BTreeSet<Range>) -> BTreeSet<String> {
-    let all = simulation.outside(direction);
-    if all.iter().all(|range| ranges.contains(range)) {
+fn names(simulation: &Simulation<'_>, direction: Direction, group: &str, ranges: &BTreeSet<Range>) -> BTreeSet<String> {
+    let meets = |range: &&Range| simulation.meets(group, range.is_ipv6());
+    let all: Vec<&Range> = simulation.outside(direction).iter().filter(meets).collect();
+    if all.iter().all(|range| ranges.contains(*range)) {
         return BTreeSet::from(["(outside)".to_owned()]);
     }
     let named = |range: &Range| {
         let name = name(simulation, range);
         let whole = |wanted: &str| {
-            all.iter().filter(|other| name_is(simulation, other, wanted)).all(|other| ranges.contains(other))
+            all.iter().filter(|other| name_is(simulation, other, wanted)).all(|other| ranges.contains(*other))
         };
         if !name.is_empty() && whole(&name) { format!("({name})") } else { range.to_string() }
     };

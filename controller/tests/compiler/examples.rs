@@ -49,6 +49,16 @@ fn tried(policy: &'static str, workloads: &'static str) -> Vec<&'static str> {
     [policy].into_iter().chain(beside).chain([workloads]).collect()
 }
 
+/// The same for Kubernetes, where there is a form for it.
+fn kubernetes(policy: &str) -> Option<Vec<String>> {
+    let path = |name: &str| format!("kubernetes/{name}");
+    let beside = BESIDE.iter().find(|(name, _)| *name == policy).map(|(_, beside)| path(beside));
+    let workloads = if policy == "shop.yaml" { "shop-manifests.yaml" } else { "examples-manifests.yaml" };
+    directory(&path(policy))
+        .exists()
+        .then(|| [path(policy)].into_iter().chain(beside).chain([path(workloads)]).collect())
+}
+
 /// What `bulkhead simulate` prints.
 fn table(files: &[&str], at: u64) -> String {
     let paths: Vec<PathBuf> = files.iter().map(|name| directory(name)).collect();
@@ -62,16 +72,21 @@ fn table(files: &[&str], at: u64) -> String {
 fn every_example_lets_through_what_is_expected() {
     let renew = std::env::var_os("BULKHEAD_RENEW").is_some();
     let mut changed = Vec::new();
-    for (policy, workloads) in EXAMPLES {
-        let files = tried(policy, workloads);
-        let (found, path) = (table(&files, AT.0), directory("expected").join(format!("{}.txt", stem(policy))));
+    let own = EXAMPLES.into_iter().map(|(policy, workloads)| (stem(policy).to_owned(), tried(policy, workloads)));
+    let ours = own.map(|(name, files)| (name, files.into_iter().map(str::to_owned).collect::<Vec<_>>()));
+    let kubernetes = EXAMPLES
+        .into_iter()
+        .filter_map(|(policy, _)| Some((format!("kubernetes/{}", stem(policy)), kubernetes(policy)?)));
+    for (name, files) in ours.chain(kubernetes) {
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let (found, path) = (table(&files, AT.0), directory("expected").join(format!("{name}.txt")));
         if renew {
             fs::write(&path, &found).unwrap();
         }
         let expected = fs::read_to_string(&path).unwrap_or_default();
         if found != expected {
             let command = format!("bulkhead simulate --at {} {}", AT.1, files.join(" "));
-            changed.push(format!("$ {command}\n{found}\nexpected/{}.txt:\n{expected}", stem(policy)));
+            changed.push(format!("$ {command}\n{found}\nexpected/{}.txt:\n{expected}", name));
         }
     }
     assert!(
@@ -81,6 +96,28 @@ fn every_example_lets_through_what_is_expected() {
         changed.join("\n")
     );
     assert_eq!(names("expected", ".txt"), examples());
+}
+
+/// Lines between workloads, without the kinds that manifests know.
+fn between_workloads(table: &str) -> BTreeSet<String> {
+    let words = |line: &str| line.replace("[Pod]", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    let inside = |line: &&str| line.contains('/') && !line.contains('(') && !line.contains("::");
+    let workloads =
+        table.lines().filter(inside).filter(|line| line.split_whitespace().take(2).all(|name| name.contains('/')));
+    workloads.map(words).collect()
+}
+
+#[test]
+fn kubernetes_says_the_same_of_workloads() {
+    let mut compared = 0;
+    for (policy, workloads) in EXAMPLES {
+        let Some(files) = kubernetes(policy) else { continue };
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let (ours, theirs) = (table(&tried(policy, workloads), AT.0), table(&files, AT.0));
+        assert_eq!(between_workloads(&theirs), between_workloads(&ours), "{policy}");
+        compared += 1;
+    }
+    assert_eq!(compared, names("kubernetes", ".yaml").iter().filter(|name| !name.ends_with("-manifests")).count());
 }
 
 #[test]
