@@ -186,6 +186,8 @@ enum Effect {
     Forget(Key),
     /// It would have begun: remembered where it passes all the same.
     Refuse(Key, Flow),
+    /// It goes on from somebody else: remembered where it passes all the same, else forgotten.
+    Hear(Key, Flow),
 }
 
 impl<'a> Passage<'a> {
@@ -338,15 +340,15 @@ impl Machine {
     /// If there is no such endpoint on this node.
     pub fn deliver(&mut self, id: &EndpointId, packet: &Packet, origin: &Origin) -> Verdict {
         let seen = self.seen;
-        let mut verdict = |seen| {
-            self.seen = seen;
-            let opinions = Reading::both(self.now).map(|reading| self.delivered(reading, id, packet, origin));
-            self.settle(id, opinions)
+        let verdict = |machine: &mut Self, seen| {
+            machine.seen = seen;
+            let opinions = Reading::both(machine.now).map(|reading| machine.delivered(reading, id, packet, origin));
+            machine.settle(id, opinions)
         };
-        let allowed = verdict(seen);
-        // An answer changes nothing of what is remembered, so that the second verdict finds what the first one found.
-        if seen == Seen::Passed && allowed.reason == reason::REPLY {
-            let refused = verdict(Seen::Refused).reason;
+        let allowed = verdict(self, seen);
+        // Where nothing is dropped an answer changes nothing of what is remembered, so that the second verdict finds what the first one found.
+        if seen == Seen::Passed && allowed.reason == reason::REPLY && self.observes(id) {
+            let refused = verdict(self, Seen::Refused).reason;
             return Verdict { or: [refused].into_iter().filter(|or| *or == reason::OBSERVED).collect(), ..allowed };
         }
         allowed
@@ -385,7 +387,8 @@ impl Machine {
         match effect {
             Effect::Remember(key, flow) => _ = flows.insert(key, flow),
             Effect::Refuse(key, flow) if observed => _ = flows.insert(key, flow),
-            Effect::Forget(key) if !observed => _ = flows.remove(&key),
+            Effect::Hear(key, flow) if observed => _ = flows.insert(key, flow),
+            Effect::Forget(key) | Effect::Hear(key, _) if !observed => _ = flows.remove(&key),
             _ => {}
         }
         verdict
@@ -556,7 +559,11 @@ impl Machine {
             }
             let asked = self.ask(reading, passage, &flow);
             return if flow.initiator == direction {
-                let effect = if asked.decision.allow { heard } else { Effect::Forget(key) };
+                let effect = match heard {
+                    heard if asked.decision.allow => heard,
+                    Effect::Remember(key, flow) => Effect::Hear(key, flow),
+                    _ => Effect::Forget(key),
+                };
                 Opinion { effect, ..Verdict::decided(asked).into() }
             } else if asked.decision.allow {
                 let Call { decision, provisional, .. } = asked;

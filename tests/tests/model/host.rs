@@ -21,7 +21,7 @@ use bulkhead_ebpf::{
         VtepKey,
     },
     host::{enters, truncated},
-    tables::{FlowRef, Lists, Size, Tables},
+    tables::{self, FlowRef, Size, Tables},
     verdict::{self, Meta},
 };
 use bulkhead_model::{Packet, generate::TUNNEL_PORT};
@@ -166,7 +166,7 @@ fn insert<K: Eq + Hash + Copy>(flows: &Flows<K>, slot: u32, key: &K, flow: &Flow
     flows.borrow_mut().entry((slot, *key)).or_insert_with(|| Box::new(UnsafeCell::new(*flow)));
 }
 
-impl Lists for Host {
+impl tables::Lists for Host {
     fn ports(&self, index: u32) -> Option<&PortTable> {
         self.ports.get(&index)
     }
