@@ -3,11 +3,15 @@
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Diagnostics, source},
+    manifest::Manifests,
     model::Model,
     policy, workloads,
 };
-use bulkhead_dataplane::{desired::Peers, node::Discovered};
-use bulkhead_ebpf::abi::{PORT_INTERVALS, VIEW_CHAIN};
+use bulkhead_dataplane::{
+    desired::{Entry, Interval, Peers},
+    node::Discovered,
+};
+use bulkhead_ebpf::abi::{Action, PORT_INTERVALS, VIEW_CHAIN};
 
 const POLICY: &str = include_str!("../../policy-examples/shop.yaml");
 const WORKLOADS: &str = include_str!("../../policy-examples/shop-workloads.yaml");
@@ -17,6 +21,21 @@ pub(super) fn check(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     both(text, WORKLOADS);
     both(POLICY, text);
+    manifests(text);
+}
+
+/// Reads the text as Kubernetes manifests.
+fn manifests(text: &str) {
+    let lines = text.matches(['\n', '\r']).count() + 1;
+    let read = || -> Result<(), Diagnostics> {
+        let mut manifests = Manifests::default();
+        manifests.read(&source("manifests.yaml", text))?;
+        let workloads = manifests.workloads()?;
+        all_nodes(&Model::build(&manifests.policies, &workloads)?)
+    };
+    if let Err(found) = read() {
+        placed(&found, lines);
+    }
 }
 
 fn both(policy: &str, workloads: &str) {
@@ -24,20 +43,28 @@ fn both(policy: &str, workloads: &str) {
     let breaks = |text: &str| text.matches(['\n', '\r']).count();
     let lines = breaks(policy).max(breaks(workloads)) + 1;
     if let Err(found) = compiled(policy, workloads) {
-        assert!(!found.0.is_empty());
-        for diagnostic in &found.0 {
-            assert!(!diagnostic.message.is_empty());
-            let place = diagnostic.place.as_ref().expect("a file is to blame");
-            assert!((1..=lines).contains(&(place.line as usize)), "{diagnostic} of {lines} lines");
-        }
+        placed(&found, lines);
+    }
+}
+
+/// What is wrong stands somewhere.
+fn placed(found: &Diagnostics, lines: usize) {
+    assert!(!found.0.is_empty());
+    for diagnostic in &found.0 {
+        assert!(!diagnostic.message.is_empty());
+        let place = diagnostic.place.as_ref().expect("a file is to blame");
+        assert!((1..=lines).contains(&(place.line as usize)), "{diagnostic} of {lines} lines");
     }
 }
 
 fn compiled(policy: &str, workloads: &str) -> Result<(), Diagnostics> {
     let workloads = workloads::parse(&source("workloads.yaml", workloads))?;
-    let model = Model::build(&policy::parse(&source("policy.yaml", policy))?, &workloads)?;
+    all_nodes(&Model::build(&policy::parse(&source("policy.yaml", policy))?, &workloads)?)
+}
+
+fn all_nodes(model: &Model) -> Result<(), Diagnostics> {
     for node in model.nodes.keys() {
-        let desired = compile(&model, node, &Discovered::default(), 0)?;
+        let desired = compile(model, node, &Discovered::default(), 0)?;
         for interval in desired.sets.iter().flat_map(|set| &set.classes) {
             assert!((1..=PORT_INTERVALS).contains(&interval.len()));
             assert_eq!(interval[0].start, 0);
@@ -47,7 +74,11 @@ fn compiled(policy: &str, workloads: &str) -> Result<(), Diagnostics> {
                     .iter()
                     .all(|interval| matches!(interval.entries.last().map(|last| &last.peers), Some(Peers::Any(_))))
             );
-            assert!(interval.iter().all(|interval| interval.entries.is_sorted_by_key(|entry| entry.tier)));
+            // What passes on over several tiers has the last of them.
+            let judging = |entry: &&Entry| entry.action != Action::Pass;
+            let sorted =
+                |interval: &Interval| interval.entries.iter().filter(judging).is_sorted_by_key(|entry| entry.tier);
+            assert!(interval.iter().all(sorted));
         }
         for views in desired.endpoints.iter().map(|endpoint| &endpoint.views) {
             assert!((1..=VIEW_CHAIN as usize).contains(&views.len()));

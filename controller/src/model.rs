@@ -297,16 +297,16 @@ impl Model {
             .iter()
             .filter_map(|policy| match policy {
                 Policy::Intent(intent) => Some(intent),
-                Policy::Guard(_) | Policy::Network(_) => None,
+                _ => None,
             })
             .collect();
         let guards = policies.iter().filter_map(|policy| match policy {
             Policy::Guard(guard) => Some(guard),
-            Policy::Intent(_) | Policy::Network(_) => None,
+            _ => None,
         });
         let network = policies.iter().filter_map(|policy| match policy {
             Policy::Network(policy) => Some(policy),
-            Policy::Intent(_) | Policy::Guard(_) => None,
+            _ => None,
         });
         let network = network_policies(network, &mut found);
         let services = services(&intents, &workloads.service_label, &mut found);
@@ -338,6 +338,10 @@ impl Model {
             by_wall: BTreeMap::new(),
             warnings: Diagnostics::default(),
         };
+        model.warnings.0.extend(policies.iter().filter_map(|policy| match policy {
+            Policy::Noted(note) => Some(note.clone()),
+            _ => None,
+        }));
         for intent in intents {
             Builder { model: &mut model, found: &mut found, intent }.intent();
         }

@@ -10,8 +10,9 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source},
     guard::{self, Guard},
     intent::{self, Cidrs, Entity, External, ExternalFields, Intent, ServiceFields, contains, valid_name},
+    manifest::Manifests,
     network_policy::NetworkPolicy,
-    yaml::{self, Checked, Entries, Kind, at},
+    yaml::{self, Checked, Entries, Family, Kind, at},
 };
 
 /// A document.
@@ -23,6 +24,8 @@ pub enum Policy {
     Guard(Guard),
     /// What Kubernetes calls a policy.
     Network(NetworkPolicy),
+    /// What somebody should look at in a file whose policies are used.
+    Noted(Diagnostic),
 }
 
 impl Policy {
@@ -58,11 +61,16 @@ struct Document {
     rules: Option<Spanned<Vec<Spanned<guard::RuleFields>>>>,
 }
 
-/// Reads all documents of a file.
+/// Reads all documents of a file: ours, or those of Kubernetes, of which only policies say something here.
 ///
 /// # Errors
 /// Everything that is wrong with it; nothing of the file is used then.
 pub fn parse(source: &Arc<Source>) -> Result<Vec<Policy>, Diagnostics> {
+    if yaml::family(source).is_ok_and(|family| family == Family::Manifests) {
+        let mut manifests = Manifests::default();
+        manifests.read(source)?;
+        return Ok(manifests.only_policies());
+    }
     let documents = yaml::documents_of::<Document>(source, &[INTENT, GUARD], |kind| match kind {
         "Workloads" => {
             Some("the workloads file is given by `--workloads` and stands outside the directory of policies")

@@ -171,7 +171,7 @@ impl Version {
         });
         let intents = policies.into_iter().flatten().filter_map(|policy| match policy {
             Policy::Intent(intent) => Some(intent),
-            Policy::Guard(_) | Policy::Network(_) => None,
+            _ => None,
         });
         let names = intents.flat_map(|Intent { namespace, services, .. }| {
             services.iter().map(|service| ServiceName { namespace: namespace.clone(), name: service.name.clone() })

@@ -21,9 +21,12 @@ use crate::{
     compile::{NODE_REACHES, NOT_ISOLATED, isolated},
     diagnostic::{Diagnostics, source},
     explain::{Party, Question, explain},
-    intent,
+    guard::Guard,
+    intent::{self, Intent},
+    labels::Selector,
     metrics::protocol,
-    model::{Isolation, Model, ServiceName},
+    model::{Isolation, Model, ServiceName, Workload},
+    network_policy::NetworkPolicy,
     peers::{Peers, UNKNOWN},
     policy::{self, Policy},
     ports::{class_of, point},
@@ -121,21 +124,27 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
     )
 }
 
-/// One line of `bulkhead get policies`: a listed service.
+/// One line of `bulkhead get policies`: a listed service, or a document of another kind than Intent.
 #[derive(Debug, Serialize)]
 pub struct PolicyLine {
+    kind: &'static str,
     origin: String,
     /// `enforce` or `audit`.
     mode: &'static str,
+    /// Empty for what is about the whole cluster.
     namespace: String,
-    service: String,
-    selects: BTreeMap<String, String>,
+    name: String,
+    /// Whom it is about; empty for everybody.
+    selects: String,
+    /// How many these are.
     workloads: usize,
-    accepts: Vec<String>,
-    calls: Vec<String>,
+    /// What it says of traffic to them.
+    ingress: Vec<String>,
+    /// What it says of traffic from them.
+    egress: Vec<String>,
 }
 
-/// Listed services as they are written.
+/// Policies as they are written, a line for each listed service and for each document of another kind.
 ///
 /// # Errors
 /// The stored revision cannot be read by this version.
@@ -143,24 +152,78 @@ pub fn policies(revision: &Revision, model: &Model) -> Result<Vec<PolicyLine>, D
     let mut lines = Vec::new();
     for (file, text) in &revision.inputs.policies {
         for document in policy::parse(&source(file, text))? {
-            let Policy::Intent(intent) = document else { continue };
-            for service in &intent.services {
-                let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
-                let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
-                lines.push(PolicyLine {
-                    origin: service.place.origin(),
-                    mode: if intent.audit || service.audit { "audit" } else { "enforce" },
-                    workloads: model.workloads.values().filter(|workload| workload.services.contains(&name)).count(),
-                    selects: model.services.get(&name).map(|service| service.select.clone()).unwrap_or_default(),
-                    namespace: name.namespace,
-                    service: name.name,
-                    accepts: service.accepts.iter().map(text).collect(),
-                    calls: service.calls.iter().map(text).collect(),
-                });
+            match document {
+                Policy::Intent(intent) => {
+                    lines.extend(intent.services.iter().map(|service| of_service(model, &intent, service)));
+                }
+                Policy::Network(policy) => lines.push(of_network_policy(model, &policy)),
+                Policy::Guard(guard) => lines.push(of_guard(model, &guard)),
+                Policy::Noted(_) => {}
             }
         }
     }
     Ok(lines)
+}
+
+const fn mode(audit: bool) -> &'static str {
+    if audit { "audit" } else { "enforce" }
+}
+
+fn of_service(model: &Model, intent: &Intent, service: &intent::Service) -> PolicyLine {
+    let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
+    let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
+    let selected = model.services.get(&name).map(|service| Selector::equal(&service.select));
+    PolicyLine {
+        kind: "Intent",
+        origin: service.place.origin(),
+        mode: mode(intent.audit || service.audit),
+        workloads: model.workloads.values().filter(|workload| workload.services.contains(&name)).count(),
+        selects: selected.map(|selector| selector.to_string()).unwrap_or_default(),
+        namespace: name.namespace,
+        name: name.name,
+        ingress: service.accepts.iter().map(text).collect(),
+        egress: service.calls.iter().map(text).collect(),
+    }
+}
+
+fn of_network_policy(model: &Model, policy: &NetworkPolicy) -> PolicyLine {
+    let rules = |direction| -> Vec<String> {
+        let rules = policy.rules.iter().filter(|rule| policy.isolates(direction) && rule.direction == direction);
+        let pairs =
+            rules.flat_map(|rule| rule.peers.iter().flat_map(|peer| rule.ports.iter().map(move |on| (peer, on))));
+        pairs.map(|(peer, ports)| format!("{peer}:{ports}")).collect()
+    };
+    PolicyLine {
+        kind: "NetworkPolicy",
+        namespace: policy.name.namespace.clone(),
+        name: policy.name.name.clone(),
+        origin: policy.place.origin(),
+        mode: mode(false),
+        selects: policy.pods.to_string(),
+        workloads: model.workloads.values().filter(|workload| workload.policies.contains(&policy.name)).count(),
+        ingress: rules(Direction::Ingress),
+        egress: rules(Direction::Egress),
+    }
+}
+
+fn of_guard(model: &Model, guard: &Guard) -> PolicyLine {
+    let rules = |direction| -> Vec<String> {
+        let rules = guard.rules.iter().filter(|rule| rule.direction == direction);
+        // Behind the colon stands what the rule does to whom.
+        rules.map(|rule| rule.name.split_once(": ").map_or(rule.name.as_str(), |(_, text)| text).to_owned()).collect()
+    };
+    let concerns = |(name, workload): &(&WorkloadName, &Workload)| guard.subjects.hold(model, name, workload);
+    PolicyLine {
+        kind: guard.kind.name(),
+        namespace: String::new(),
+        name: guard.name.clone(),
+        origin: guard.place.origin(),
+        mode: mode(!guard.rules.is_empty() && guard.rules.iter().all(|rule| rule.audit)),
+        selects: guard.subjects.to_string(),
+        workloads: model.workloads.iter().filter(concerns).count(),
+        ingress: rules(Direction::Ingress),
+        egress: rules(Direction::Egress),
+    }
 }
 
 /// As a table.
@@ -169,20 +232,20 @@ pub fn policies_table(lines: &[PolicyLine]) -> String {
     let rows: Vec<_> = lines
         .iter()
         .map(|line| {
-            let selects: Vec<_> = line.selects.iter().map(|(key, value)| format!("{key}={value}")).collect();
             [
+                line.kind.to_owned(),
                 line.namespace.clone(),
-                line.service.clone(),
+                line.name.clone(),
                 line.origin.clone(),
                 line.mode.to_owned(),
-                selects.join(","),
+                line.selects.clone(),
                 line.workloads.to_string(),
-                line.accepts.join(" "),
-                line.calls.join(" "),
+                line.ingress.join(" "),
+                line.egress.join(" "),
             ]
         })
         .collect();
-    table(["NAMESPACE", "SERVICE", "ORIGIN", "MODE", "SELECTS", "WORKLOADS", "ACCEPTS", "CALLS"], &rows)
+    table(["KIND", "NAMESPACE", "NAME", "ORIGIN", "MODE", "SELECTS", "WORKLOADS", "INGRESS", "EGRESS"], &rows)
 }
 
 /// One line of `bulkhead get rules`.

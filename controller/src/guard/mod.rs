@@ -3,6 +3,8 @@
 mod read;
 mod resolve;
 
+use std::fmt;
+
 use bulkhead_ebpf::abi::{Action, Direction};
 
 use crate::{
@@ -97,6 +99,20 @@ pub struct Subjects {
     pub services: Vec<(ServiceName, Place)>,
     /// Labels of the workload.
     pub workloads: Selector,
+}
+
+impl fmt::Display for Subjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if !self.namespaces.is_everybody() {
+            words.push(format!("namespaces [{}]", self.namespaces));
+        }
+        if !self.workloads.is_everybody() {
+            words.push(format!("workloads [{}]", self.workloads));
+        }
+        words.extend(self.services.iter().map(|(service, _)| service.to_string()));
+        f.write_str(&words.join(" "))
+    }
 }
 
 /// A rule for one peer.

@@ -560,10 +560,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        diagnostic::source,
-        policy,
+        offline,
         simulate::{Connections, Party, display},
-        workloads,
     };
 
     const NOW: u64 = 1_767_225_600_000_000_000;
@@ -595,19 +593,24 @@ mod tests {
     #[test]
     fn walls_say_what_the_tables_say() {
         let directory = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../policy-examples");
-        let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
         let mut asked = 0;
         for (policy, with) in [
             ("shop.yaml", "shop-workloads.yaml"),
-            ("guard.yaml", "shop-workloads.yaml"),
-            ("ports.yaml", "examples-workloads.yaml"),
+            ("guard.yaml", "examples-workloads.yaml"),
+            ("ports.yaml", "ports-workloads.yaml"),
             ("tenants.yaml", "examples-workloads.yaml"),
             ("quarantine.yaml", "examples-workloads.yaml"),
             ("audit.yaml", "examples-workloads.yaml"),
+            ("kubernetes/shop.yaml", "kubernetes/shop-manifests.yaml"),
+            ("kubernetes/default-deny-dns.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/database.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/egress-external.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/tenants.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/tenant-guard.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/metadata-kubelet.yaml", "kubernetes/examples-manifests.yaml"),
+            ("kubernetes/quarantine.yaml", "kubernetes/examples-manifests.yaml"),
         ] {
-            let policies = policy::parse(&source(policy, read(policy))).unwrap();
-            let workloads = workloads::parse(&source(with, read(with))).unwrap();
-            let model = Model::build(&policies, &workloads).unwrap();
+            let model = offline::load(&[policy, with].map(|name| directory.join(name))).unwrap().model;
             let simulation = Simulation::new(&model, NOW).unwrap();
             let walls = Walls::new(&simulation, NOW);
             for from in &walls.kinds {

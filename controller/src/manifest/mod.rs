@@ -67,6 +67,17 @@ impl Manifests {
         Ok(())
     }
 
+    /// The policies and the notes, for those who have their workloads from elsewhere.
+    #[must_use]
+    pub fn only_policies(mut self) -> Vec<Policy> {
+        if let Some(place) = self.objects.first() {
+            let note = Diagnostic::warning(place, "this object is not used: only policies are read here");
+            self.notes.push(note.help("workloads come from the workloads file"));
+        }
+        self.policies.extend(self.notes.0.into_iter().map(Policy::Noted));
+        self.policies
+    }
+
     /// Workloads, nodes, namespaces and service addresses of all objects.
     ///
     /// # Errors
@@ -74,7 +85,7 @@ impl Manifests {
     pub fn workloads(&self) -> Result<Workloads, Diagnostics> {
         let namespaces = self.policies.iter().filter_map(|policy| match policy {
             Policy::Network(policy) => Some(policy.name.namespace.as_str()),
-            Policy::Guard(_) | Policy::Intent(_) => None,
+            _ => None,
         });
         self.objects.workloads(namespaces)
     }

@@ -114,6 +114,11 @@ impl Objects {
         }
     }
 
+    /// Where the first one stands.
+    pub(super) fn first(&self) -> Option<&Place> {
+        self.0.iter().find_map(|object| object.metadata().map(|metadata| &metadata.place))
+    }
+
     /// Adds those of another file.
     pub(super) fn append(&mut self, other: &mut Self) {
         self.0.append(&mut other.0);

@@ -61,7 +61,7 @@ impl Connections {
                     if u32::from(from) > next && from <= last {
                         rest.add(class, u16::try_from(next).unwrap_or(u16::MAX), from - 1);
                     }
-                    if to >= first {
+                    if to >= first && from <= last {
                         next = next.max(u32::from(to) + 1);
                     }
                 }

@@ -224,7 +224,7 @@ impl<'a> Simulation<'a> {
         let mut ports = Connections::default();
         if from != to {
             self.each(from, to, |egress, ingress| {
-                meet(egress, ingress, |class, first, last, _| ports.add(class, first, last))
+                meet(egress, ingress, |class, first, last, _| ports.add(class, first, last));
             });
         }
         ports
@@ -369,7 +369,7 @@ impl<'a> Simulation<'a> {
         let endpoints = self.model.workloads.values().flat_map(|workload| &workload.endpoints);
         let known = endpoints.filter(|endpoint| !endpoint.placeholder).flat_map(|endpoint| &endpoint.addresses);
         let nodes = self.model.nodes.values().flat_map(|node| &node.addresses);
-        known.chain(nodes).any(IpAddr::is_ipv6) || self.model.cidrs().any(|net| net.is_ipv6())
+        known.chain(nodes).any(IpAddr::is_ipv6) || self.model.cidrs().any(IpNetwork::is_ipv6)
     }
 }
 

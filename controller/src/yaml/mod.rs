@@ -202,7 +202,10 @@ pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
         Some(tree::Value::Text(text)) => text.as_str(),
         _ => "",
     };
-    let ours = text(API_VERSION_FIELD).split('/').next() == API_VERSION.split('/').next();
+    let group = text(API_VERSION_FIELD).split('/').next().unwrap_or_default();
+    // Kinds of ours are known as such without a version, so that it is that which is missing.
+    let named = group.is_empty() && ["Intent", "Guard", "Workloads"].contains(&text("kind"));
+    let ours = named || API_VERSION.split('/').next() == Some(group);
     Ok(match (ours, text("kind")) {
         (true, "Workloads") => Family::Workloads,
         (true, _) => Family::Policies,

@@ -86,7 +86,7 @@ fn every_example_lets_through_what_is_expected() {
         let expected = fs::read_to_string(&path).unwrap_or_default();
         if found != expected {
             let command = format!("bulkhead simulate --at {} {}", AT.1, files.join(" "));
-            changed.push(format!("$ {command}\n{found}\nexpected/{}.txt:\n{expected}", name));
+            changed.push(format!("$ {command}\n{found}\nexpected/{name}.txt:\n{expected}"));
         }
     }
     assert!(

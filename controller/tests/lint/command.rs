@@ -59,9 +59,9 @@ fn checks_have_names() {
 fn policies_to_copy() {
     let said: Vec<String> = [
         ("shop.yaml", "shop-workloads.yaml"),
-        ("guard.yaml", "shop-workloads.yaml"),
+        ("guard.yaml", "examples-workloads.yaml"),
         ("audit.yaml", "examples-workloads.yaml"),
-        ("ports.yaml", "examples-workloads.yaml"),
+        ("ports.yaml", "ports-workloads.yaml"),
         ("quarantine.yaml", "examples-workloads.yaml"),
         ("tenants.yaml", "examples-workloads.yaml"),
     ]

@@ -75,7 +75,7 @@ fn workloads_are_called_as_the_expected_connections_call_them() {
 #[test]
 fn manifests_of_tutorials_and_of_the_policy_api_are_read() {
     let Some(data) = skip::test_data() else { return };
-    let mut objects = 0;
+    let (mut objects, mut outdated) = (0, 0);
     for dir in ["recipes/yaml", "network-policy-api"] {
         let dir = data.join("policies").join(dir);
         // Each file alone: they are examples, and some say the same of one object.
@@ -87,11 +87,21 @@ fn manifests_of_tutorials_and_of_the_policy_api_are_read() {
                 text.replace(&format!("{{{{ index .HostNetworkPorts {i} }}}}"), &format!("3445{i}"))
             });
             let text = source(path.display().to_string(), text);
-            manifests.read(&text).unwrap_or_else(|found| panic!("{found}"));
-            assert!(manifests.notes.0.is_empty(), "{}", manifests.notes);
+            match manifests.read(&text) {
+                Ok(()) => {}
+                // Written for a version of the API that was never called one.
+                Err(found) if found.to_string().contains("v1alpha1 once had it") => {
+                    outdated += 1;
+                    continue;
+                }
+                Err(found) => panic!("{found}"),
+            }
+            let unused = manifests.notes.0.iter().find(|note| note.message.contains("not used"));
+            assert_eq!(unused, None);
             objects += manifests.workloads().unwrap_or_else(|found| panic!("{found}")).workloads.len();
         }
     }
+    assert_eq!(outdated, 9);
     assert!(objects >= 10, "{objects} workloads");
 }
 

@@ -142,13 +142,13 @@ mod tests {
 
     #[test]
     fn a_pod_belongs_to_whom_it_says() {
-        assert_eq!(owners(&pod("web-1", "", "")), ["web-1"]);
+        assert_eq!(owners(&pod("web-1", "", "")), ["web-1 of web-1[Pod]"]);
         assert_eq!(
             owners(&pod("web-1", "ReplicaSet/web-7d77fb55cc", "")),
             ["web-1 of web-7d77fb55cc[ReplicaSet]"],
             "nobody knows what is behind it"
         );
-        assert_eq!(owners(&pod("etcd-n1", "Node/n1", "")), ["etcd-n1"]);
+        assert_eq!(owners(&pod("etcd-n1", "Node/n1", "")), ["etcd-n1 of etcd-n1[Pod]"]);
         let references = "ownerReferences: [{ kind: Thing, name: x }, { name: web, controller: true }]";
         assert_eq!(
             owners(&format!("{POD}metadata: {{ name: web-1, {references} }}\n")),

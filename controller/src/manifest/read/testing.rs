@@ -134,6 +134,7 @@ fn policies_that_others_wrote_are_read() {
                     Policy::Guard(guard) => guard.kind.name(),
                     Policy::Network(_) => "NetworkPolicy",
                     Policy::Intent(_) => "Intent",
+                    Policy::Noted(_) => "note",
                 };
                 *kinds.entry(kind).or_default() += 1;
             }
