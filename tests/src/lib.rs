@@ -3,10 +3,13 @@
 //! A [`Lab`] keeps the directory of policies and the workloads file that a user would write, and guards its nodes in one of two ways:
 //! [`Lab::publish`] runs compiler and node half in this process, so that what was published holds when the call returns; an [`Agent`] is
 //! the real program in a process of its own, which a test may kill.
+//!
+//! [`test_run`] needs no network at all: it asks the loaded programs about single packets.
 
 mod agent;
 mod lab;
 mod proxy;
+pub mod test_run;
 mod visit;
 
 pub use self::{

@@ -10,7 +10,7 @@ use std::{
 use bulkhead_dataplane::{
     memory::MemoryStore,
     store::{
-        Addresses4, Addresses6, BackendTable, EndpointInfos, Endpoints, Lists, LpmKey, Node, Ports, Prefixes4,
+        self, Addresses4, Addresses6, BackendTable, EndpointInfos, Endpoints, LpmKey, Node, Ports, Prefixes4,
         Prefixes6, Rows, RuleCounters, Services, Store, Table, Views,
     },
 };
@@ -25,8 +25,9 @@ use bulkhead_ebpf::{
     verdict::{self, Meta},
 };
 use bulkhead_model::{Packet, generate::TUNNEL_PORT};
+use bulkhead_tests::test_run::{Frame, Passed};
 
-use crate::walls::{Frame, Passed, Programs};
+use crate::walls::Programs;
 
 /// A copy of the tables, taken after each publish, and flow tables of its own.
 pub(crate) struct Host {
@@ -101,7 +102,7 @@ impl Programs for Host {
         self.infos = self.array::<EndpointInfos>();
         self.views = self.array::<Views>();
         self.ports = self.array::<Ports>();
-        self.lists = self.array::<Lists>();
+        self.lists = self.array::<store::Lists>();
         self.rows = self.array::<Rows>();
         self.rule_counters = self.array::<RuleCounters>();
         let entries = |(key, value): (AddressKey4, u64)| {

@@ -25,7 +25,6 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 
 use crate::{
     host::Host,
-    kernel::Kernel,
     walls::{Programs, Walls},
 };
 
@@ -99,13 +98,11 @@ fn verdicts_of_the_library() {
 
 #[test]
 fn verdicts_of_the_kernel() {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let mounted = mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq(["/sys/fs/bpf", "bpf"]));
-    if !skip::root() || !skip::require("a BPF file system in /sys/fs/bpf (`mount -t bpf bpf /sys/fs/bpf`)", mounted) {
+    if !skip::programs() {
         return;
     }
     let raise = || {
-        let (store, kernel) = Kernel::load().expect("programs load");
+        let (store, kernel) = kernel::load().expect("programs load");
         Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
     };
     scenarios(FEATURES, 250, 100_000, raise);

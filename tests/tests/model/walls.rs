@@ -26,29 +26,10 @@ use bulkhead_model::{
     reason,
     world::EndpointId,
 };
-
+use bulkhead_tests::test_run::{Frame, Passed};
 use tempfile::TempDir;
 
 use crate::{compiled, frames};
-
-/// A frame with what the kernel knows of it.
-#[derive(Debug)]
-pub(crate) struct Frame {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) mark: u32,
-    /// It came in by an interface.
-    pub(crate) transit: bool,
-}
-
-/// What a program says.
-#[derive(Debug)]
-pub(crate) struct Passed {
-    pub(crate) pass: bool,
-    /// The mark that it leaves.
-    pub(crate) mark: u32,
-    /// The reason, where it can be seen.
-    pub(crate) reason: Option<Reason>,
-}
 
 /// Programs under test.
 pub(crate) trait Programs {
