@@ -42,7 +42,7 @@ pub(crate) struct SimulateArgs {
 
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  bulkhead explain --from shop/web-1 --to shop/db-1 --port 5432/tcp policy-examples/shop.yaml policy-examples/shop-workloads.yaml"
+    after_help = "The exit status is 1 when it is blocked.\n\nExamples:\n  bulkhead explain --from shop/web-1 --to shop/cart-1 --port 8080 policy-examples/shop.yaml policy-examples/shop-workloads.yaml\n  bulkhead explain --from shop/web-1 --to shop/db-1 --port 5432 policy-examples/shop.yaml policy-examples/shop-workloads.yaml || echo blocked"
 )]
 pub(crate) struct ExplainArgs {
     /// Who calls: a workload `namespace/name`, or an address.
@@ -66,7 +66,9 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  bulkhead diff old/ new/")]
+#[command(
+    after_help = "Example:\n  bulkhead diff --with policy-examples/examples-workloads.yaml policy-examples/tenants.yaml policy-examples/database.yaml"
+)]
 pub(crate) struct DiffArgs {
     /// File or directory as it was.
     #[arg(value_name = "OLD")]
