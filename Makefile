@@ -34,8 +34,9 @@ test: setup ## every test except long variants; tests on real links need root
 test-long: export BULKHEAD_LONG := 1
 test-long: test ## every test, in its long variant where it has one
 
-bench: setup ## time per packet of the eBPF programs (ARGS: see cargo run -p bulkhead-bench -- --help)
-	cargo run --release $(CARGO_FLAGS) --bin bulkhead-bench -- datapath $(ARGS)
+SUITE ?= datapath
+bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler; ARGS: see cargo run -p bulkhead-bench -- --help)
+	cargo run --release $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
 lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies
 	@tests/setup/setup.sh --lint

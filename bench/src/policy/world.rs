@@ -138,7 +138,7 @@ impl World {
             egress: false,
             rules: Vec::new(),
         };
-        let mut rule = |policy: &mut NetworkPolicy, direction, peers, ports| {
+        let rule = |policy: &mut NetworkPolicy, direction, peers, ports| {
             let name = format!("networkpolicy {name}: {direction:?}[{}]", policy.rules.len());
             policy.rules.push(Rule { name, place: self.place(), direction, peers, ports });
         };

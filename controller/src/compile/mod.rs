@@ -6,7 +6,10 @@ mod members;
 mod network;
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use bulkhead_dataplane::{
     desired::{self, Desired, EndpointName, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
@@ -138,8 +141,8 @@ fn phases(subject: Subject<'_>, found: &mut Diagnostics) -> Vec<Phase> {
 
 /// Name of the rule that denies what no other allows.
 #[must_use]
-pub fn isolated(isolation: Isolation<'_>, direction: Direction) -> String {
-    format!("{isolation} isolated {}", direction_label(direction))
+pub fn isolated(by: impl fmt::Display, direction: Direction) -> String {
+    format!("{by} isolated {}", direction_label(direction))
 }
 
 /// Selectors and rules of a node in the order of their ids.
