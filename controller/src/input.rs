@@ -107,16 +107,17 @@ fn policies(directory: &Path) -> Result<BTreeMap<String, Result<String, Diagnost
     Ok(texts)
 }
 
+fn read(path: &Path) -> Result<String, Diagnostic> {
+    read_at_most(path, MAX_BYTES)
+}
+
 /// The text of a file of bounded size.
-pub(crate) fn read(path: &Path) -> Result<String, Diagnostic> {
+pub(crate) fn read_at_most(path: &Path, most: u64) -> Result<String, Diagnostic> {
     let refuse = |error| cannot_read(path, &error);
     let len = fs::metadata(path).map_err(refuse)?.len();
-    if len > MAX_BYTES {
-        return Err(Diagnostic::nowhere(format!(
-            "{}: the file has {len} bytes, {MAX_BYTES} are allowed",
-            path.display()
-        ))
-        .help("split it"));
+    if len > most {
+        return Err(Diagnostic::nowhere(format!("{}: the file has {len} bytes, {most} are allowed", path.display()))
+            .help("split it"));
     }
     let bytes = fs::read(path).map_err(refuse)?;
     String::from_utf8(bytes).map_err(|error| {

@@ -8,13 +8,16 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source, source},
-    input::read,
+    input::read_at_most,
     manifest::Manifests,
     model::Model,
     policy::{self, Policy},
     workloads::{self, Workloads},
     yaml::{self, Family},
 };
+
+/// Longest file that is read: what a tool prints of a large cluster.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// A model, and what somebody should know of the files that it was made of.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Diagnostics> {
             }
             Ok(files) => {
                 for file in files {
-                    let text = read(&file).map_err(Diagnostics::from);
+                    let text = read_at_most(&file, MAX_BYTES).map_err(Diagnostics::from);
                     sources.extend(found.take(text).map(|text| source(file.display().to_string(), text)));
                 }
             }

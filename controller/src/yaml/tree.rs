@@ -102,10 +102,21 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
+/// Values of a file: as many as a text of its length can have without aliases, and room for some of these.
+const NODES_PER_BYTE: usize = 1;
+const NODES: usize = 250_000;
+
 /// All documents of a file.
 pub(crate) fn documents(source: &Arc<Source>) -> Result<Vec<Item>, Diagnostic> {
     let text = source.inner();
-    super::read(text).map_err(|error| super::refuse(source, text, &error, None))
+    let nodes = NODES + NODES_PER_BYTE * text.len();
+    // The defaults bound depth and aliases, and refuse a key that is written twice.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! { max_nodes: nodes, max_events: 4 * nodes },
+    };
+    let read = serde_saphyr::from_multiple_with_options(text, options);
+    read.map_err(|error| super::refuse(source, text, &error, None))
 }
 
 /// A value of a file.
@@ -280,6 +291,19 @@ mod tests {
         assert!(found.0.is_empty(), "{found}");
         assert!(list[2].integer(&mut found).is_none());
         assert_eq!(found.to_string(), "a.yaml:7:20: an integer is expected here, not text\n  help: write an integer");
+    }
+
+    #[test]
+    fn aliases_do_not_multiply_without_end() {
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..12 {
+            let below = format!("*a{}", level - 1);
+            bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
+        }
+        let refused = documents(&source("bomb.yaml", bomb)).unwrap_err();
+        assert!(refused.message.contains("budget"), "{refused}");
+        let many: String = (0..35_000).map(|i| format!("- {{ a{i}: 1, b: [2, 3] }}\n")).collect();
+        assert!(documents(&source("many.yaml", many)).is_ok());
     }
 
     #[test]
