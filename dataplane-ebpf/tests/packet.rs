@@ -451,6 +451,19 @@ fn quote_or_decapsulate(bytes: &[u8]) -> Parsed<()> {
 }
 
 #[test]
+fn a_later_fragment_has_no_ports_whatever_length_the_packet_claims() {
+    // IPv6 that claims no payload, and a fragment header at offset 8 that says TCP.
+    let mut frame = vec![2, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 44, 0];
+    frame.extend([0xfd; 32]);
+    frame.extend([6, 0, 0, 8, 0, 0, 0, 0]);
+    frame.extend([0; 12]);
+    frame.push(0x50);
+    frame.extend([0; 32]);
+    agree(&frame).unwrap();
+    assert_eq!(read(&frame).unwrap().unwrap().transport, fixtures::Transport::Opaque);
+}
+
+#[test]
 fn third_party_captures_are_read_as_etherparse_reads_them() {
     let Some(data) = skip::test_data() else {
         return;
