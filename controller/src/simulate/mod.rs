@@ -65,6 +65,14 @@ pub struct Passage {
     pub rules: [Option<String>; 2],
 }
 
+/// Somebody, as a row is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Met {
+    Known(IpAddr),
+    Outside(Range),
+    Nobody,
+}
+
 /// A stretch that one wall lets through.
 #[derive(Clone, Copy, Debug)]
 struct Open {
@@ -94,6 +102,8 @@ struct Node {
     endpoints: HashMap<EndpointName, usize>,
     /// Longest-prefix look-up of what is not known, by segment and family.
     outside: BTreeMap<(Segment, bool), ranges::Covers<SelectorId>>,
+    /// Rows of those who were met, by segment.
+    rows: RefCell<HashMap<(Segment, Met), Row>>,
     /// What sets let through, by row.
     open: RefCell<HashMap<(SetId, Row, bool), Rc<Vec<Open>>>>,
 }
@@ -304,9 +314,7 @@ impl<'a> Simulation<'a> {
         let node = self.nodes.get(workload.node.as_str())?;
         let view = node.view(name, index)?;
         let set = if direction == Direction::Ingress { view.ingress } else { view.egress };
-        let selectors = node.selectors(peer, segment);
-        let row = node.judge.borrow_mut().row(&selectors);
-        Some(node.open(set, row, false))
+        Some(node.open(set, node.row(peer, segment), false))
     }
 
     /// Addresses of a party.
@@ -429,7 +437,8 @@ impl Node {
         let endpoints =
             desired.endpoints.iter().enumerate().map(|(at, endpoint)| (endpoint.name.clone(), at)).collect();
         let outside = prefixes.into_iter().map(|(key, prefixes)| (key, ranges::Covers::new(prefixes))).collect();
-        Ok(Self { desired, judge: RefCell::new(judge), endpoints, outside, open: RefCell::default() })
+        let (judge, rows, open) = (RefCell::new(judge), RefCell::default(), RefCell::default());
+        Ok(Self { desired, judge, endpoints, outside, rows, open })
     }
 
     /// What holds of an endpoint now.
@@ -438,21 +447,25 @@ impl Node {
         self.desired.endpoints[*self.endpoints.get(&name)?].views.first().copied()
     }
 
-    /// Selectors that match a peer as an endpoint in a segment meets it.
-    fn selectors(&self, peer: &Ends<'_>, segment: Segment) -> BTreeSet<SelectorId> {
-        match peer {
-            Ends::Workload { address, .. } | Ends::Host { address: Some(address) } => self
-                .desired
-                .addresses
-                .get(&(segment, *address))
-                .map(|known| known.selectors.clone())
-                .unwrap_or_default(),
-            Ends::Host { address: None } => BTreeSet::new(),
-            Ends::Outside(range) => {
-                let covers = self.outside.get(&(segment, range.is_ipv6()));
-                covers.and_then(|covers| covers.at(range.first())).cloned().unwrap_or_default()
-            }
-        }
+    /// The row of a peer as an endpoint in a segment meets it.
+    fn row(&self, peer: &Ends<'_>, segment: Segment) -> Row {
+        let peer = match peer {
+            Ends::Workload { address, .. } | Ends::Host { address: Some(address) } => Met::Known(*address),
+            Ends::Host { address: None } => Met::Nobody,
+            Ends::Outside(range) => Met::Outside(*range),
+        };
+        let row = || {
+            let selectors = match peer {
+                Met::Known(address) => self.desired.addresses.get(&(segment, address)).map(|known| &known.selectors),
+                Met::Nobody => None,
+                Met::Outside(range) => {
+                    let covers = self.outside.get(&(segment, range.is_ipv6()));
+                    covers.and_then(|covers| covers.at(range.first()))
+                }
+            };
+            self.judge.borrow_mut().row(selectors.unwrap_or(&BTreeSet::new()))
+        };
+        *self.rows.borrow_mut().entry((segment, peer)).or_insert_with(row)
     }
 
     /// Selectors that sets of a direction use.

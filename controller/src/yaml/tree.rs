@@ -113,7 +113,7 @@ pub(crate) fn documents(source: &Arc<Source>) -> Result<Vec<Item>, Diagnostic> {
     // The defaults bound depth and aliases, and refuse a key that is written twice.
     let options = serde_saphyr::options! {
         with_snippet: false,
-        budget: serde_saphyr::budget! { max_nodes: nodes, max_events: 4 * nodes },
+        budget: serde_saphyr::budget! { max_nodes: nodes, max_events: 4 * nodes, max_documents: nodes },
     };
     let read = serde_saphyr::from_multiple_with_options(text, options);
     read.map_err(|error| super::refuse(source, text, &error, None))
