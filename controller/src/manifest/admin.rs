@@ -84,7 +84,7 @@ pub(super) fn read(api_version: &str, kind: &str, object: &mut Fields<'_>, found
     object.ignore(&["kind", "status"]);
     let named = read::named(object, found);
     let spec = object.required("spec", found);
-    object.refuse_rest(found);
+    object.note_rest(&["tier", "priority", "subject", "ingress", "egress"], found);
     let spec = spec?.fields(found)?;
     Reader { dialect, named: named?, found }.guard(spec)
 }

@@ -31,7 +31,7 @@ pub(super) fn read(api_version: &str, object: &mut Fields<'_>, found: &mut Diagn
     object.ignore(&["kind", "status"]);
     let named = read::named(object, found);
     let spec = object.get("spec");
-    object.refuse_rest(found);
+    object.note_rest(&["podSelector", "policyTypes", "ingress", "egress"], found);
     let Some(spec) = spec else {
         let help = "Kubernetes takes it for one that selects every pod and lets nothing in; if that is meant write `spec: { podSelector: {} }`";
         found.push(object.here().error("`spec` is missing", help));

@@ -11,7 +11,7 @@ use serde::{
 use serde_saphyr::Spanned;
 
 use super::at;
-use crate::diagnostic::{Diagnostic, Diagnostics, Place, Source, suggest};
+use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity, Source, suggest};
 
 /// A value with its place.
 pub(crate) type Item = Spanned<Value>;
@@ -254,6 +254,17 @@ impl<'a> Fields<'a> {
             let error = Diagnostic::error(&at(self.here.source, key), format!("unknown field `{}`", key.value));
             error.help(suggest(&key.value, self.known.iter().copied()))
         })
+    }
+
+    /// Notes what was not asked for, and refuses what stands beside `spec` and belongs into it.
+    pub(crate) fn note_rest(&self, of_spec: &[&str], found: &mut Diagnostics) {
+        let unknown = self.entries.iter().filter(|(key, _)| !self.known.contains(&key.value.as_str()));
+        for ((key, _), error) in unknown.zip(self.rest()) {
+            found.push(match of_spec.contains(&key.value.as_str()) {
+                true => error.help(format!("move `{}` into `spec`, to the right", key.value)),
+                false => Diagnostic { severity: Severity::Warning, ..error },
+            });
+        }
     }
 
     /// Refuses what was not asked for.
