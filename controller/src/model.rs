@@ -1,5 +1,7 @@
 //! What is meant, once names are resolved: one model whatever the source, in deterministic order.
 
+mod events;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -44,11 +46,13 @@ pub struct Model {
     pub guards: Vec<Guard>,
     /// Kubernetes policies.
     pub network_policies: BTreeMap<PolicyName, NetworkPolicy>,
-    /// Rules of Intents and Kubernetes policies in the order in which they are written. One line that opens a wall to several peers or ports is
-    /// several rules of one name.
+    /// Rules of Intents in the order in which they are written, and behind them those of Kubernetes policies: of each in order, the policies by
+    /// name until one changes. One line that opens a wall to several peers or ports is several rules of one name.
     pub rules: Vec<Rule>,
-    /// Indexes of the rules that open a wall.
+    /// Indexes of the rules that open a wall, in order.
     by_wall: BTreeMap<Wall, Vec<usize>>,
+    /// Service addresses that lead to a workload, whether it is there or not.
+    leading: BTreeMap<WorkloadName, BTreeSet<ServiceName>>,
     /// What somebody should look at although the input is used.
     pub warnings: Diagnostics,
 }
@@ -311,9 +315,9 @@ impl Model {
         let network = network_policies(network, &mut found);
         let services = services(&intents, &workloads.service_label, &mut found);
         let externals = externals(&intents, &services, &mut found);
-        let mut leading: BTreeMap<&WorkloadName, BTreeSet<ServiceName>> = BTreeMap::new();
+        let mut leading: BTreeMap<WorkloadName, BTreeSet<ServiceName>> = BTreeMap::new();
         for (name, frontend) in &workloads.frontends {
-            frontend.workloads.iter().for_each(|to| _ = leading.entry(to).or_default().insert(name.clone()));
+            frontend.workloads.iter().for_each(|to| _ = leading.entry(to.clone()).or_default().insert(name.clone()));
         }
         let mut model = Self {
             nodes: workloads.nodes.clone(),
@@ -322,7 +326,7 @@ impl Model {
                 .workloads
                 .iter()
                 .map(|(name, workload)| {
-                    let frontends = leading.remove(name).unwrap_or_default();
+                    let frontends = leading.get(name).cloned().unwrap_or_default();
                     let selected = select(name, workload, &services, &network, &workloads.service_label, frontends);
                     (name.clone(), selected)
                 })
@@ -336,6 +340,7 @@ impl Model {
             network_policies: network,
             rules: Vec::new(),
             by_wall: BTreeMap::new(),
+            leading,
             warnings: Diagnostics::default(),
         };
         model.warnings.0.extend(policies.iter().filter_map(|policy| match policy {
@@ -345,10 +350,11 @@ impl Model {
         for intent in intents {
             Builder { model: &mut model, found: &mut found, intent }.intent();
         }
-        model.open_network_policies();
         for (index, rule) in model.rules.iter().enumerate() {
             model.by_wall.entry(rule.wall.clone()).or_default().push(index);
         }
+        let opened: Vec<_> = model.network_policies.values().flat_map(opened).collect();
+        opened.into_iter().for_each(|rule| model.open(rule));
         guard::resolve(&mut model, guards, &mut found);
         model.warn_of_empty_services();
         found.or(model)
@@ -467,29 +473,17 @@ impl Model {
         let resolver = workload.addresses().any(|address| self.resolvers.contains(&address));
         let services = workload.services.iter().cloned().map(Wall::Service);
         let frontends = workload.frontends.iter().cloned().map(Wall::Backends);
+        let walls = services.chain(resolver.then_some(Wall::Resolvers)).chain(frontends);
+        let intents: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
         let policies = workload.policies.iter().cloned().map(Wall::Policy);
-        let walls = services.chain(resolver.then_some(Wall::Resolvers)).chain(frontends).chain(policies);
-        let opening: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
-        opening.into_iter().map(|index| &self.rules[index]).filter(move |rule| rule.direction == direction)
+        let policies = policies.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied();
+        let opening = intents.into_iter().chain(policies).map(|index| &self.rules[index]);
+        opening.filter(move |rule| rule.direction == direction)
     }
 
-    /// Rules of Kubernetes policies, one for each peer and port.
-    fn open_network_policies(&mut self) {
-        for policy in self.network_policies.values() {
-            for rule in policy.rules.iter().filter(|rule| policy.isolates(rule.direction)) {
-                for peer in &rule.peers {
-                    self.rules.extend(rule.ports.iter().map(|ports| Rule {
-                        name: rule.name.clone(),
-                        place: rule.place.clone(),
-                        wall: Wall::Policy(policy.name.clone()),
-                        direction: rule.direction,
-                        peer: peer.clone(),
-                        ports: ports.clone(),
-                        audit: false,
-                    }));
-                }
-            }
-        }
+    fn open(&mut self, rule: Rule) {
+        self.by_wall.entry(rule.wall.clone()).or_default().push(self.rules.len());
+        self.rules.push(rule);
     }
 
     fn warn_of_empty_services(&mut self) {
@@ -509,6 +503,23 @@ impl Model {
         }
         self.warnings.0.append(&mut warnings);
     }
+}
+
+/// Rules of a Kubernetes policy, one for each peer and port.
+fn opened(policy: &NetworkPolicy) -> impl Iterator<Item = Rule> {
+    let rules = policy.rules.iter().filter(|rule| policy.isolates(rule.direction));
+    let peers = rules.flat_map(|rule| rule.peers.iter().map(move |peer| (rule, peer)));
+    peers.flat_map(move |(rule, peer)| {
+        rule.ports.iter().map(move |ports| Rule {
+            name: rule.name.clone(),
+            place: rule.place.clone(),
+            wall: Wall::Policy(policy.name.clone()),
+            direction: rule.direction,
+            peer: peer.clone(),
+            ports: ports.clone(),
+            audit: false,
+        })
+    })
 }
 
 /// Whether an address belongs to prefixes with exceptions.

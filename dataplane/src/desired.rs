@@ -21,9 +21,10 @@ pub type Segment = u32;
 /// The whole of what a node shall enforce.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Distinct peer expressions that concern this node; [`SelectorId`] is an index. The text is the identity across publishes.
+    /// Distinct peer expressions that concern this node; [`SelectorId`] is an index. The text is the identity across publishes; where it is empty
+    /// there is none.
     pub selectors: Vec<String>,
-    /// Rules; [`RuleId`] is an index. The name is the identity across publishes.
+    /// Rules; [`RuleId`] is an index. The name is the identity across publishes; one that nothing refers to may lack it.
     pub rules: Vec<Rule>,
     /// Policy sets; [`SetId`] is an index. Equal ones may be shared.
     pub sets: Vec<PolicySet>,

@@ -73,6 +73,29 @@ pub(super) struct Line {
     pub(super) rule: desired::Rule,
 }
 
+/// Where those who match a peer listen by the name of a port.
+pub(super) trait Listening {
+    /// All such ports.
+    fn ports(&self, model: &Model, peer: &Peer, name: &str, transport: Option<Transport>)
+    -> BTreeSet<(Transport, u16)>;
+}
+
+/// Asks every workload.
+pub(super) struct Everybody;
+
+impl Listening for Everybody {
+    fn ports(
+        &self,
+        model: &Model,
+        peer: &Peer,
+        name: &str,
+        transport: Option<Transport>,
+    ) -> BTreeSet<(Transport, u16)> {
+        let listeners = model.workloads.iter().filter(|(member, workload)| model.matches(peer, member, workload));
+        listeners.filter_map(|(_, workload)| workload.listens(name, transport)).collect()
+    }
+}
+
 /// A workload at a time.
 #[derive(Clone, Copy)]
 pub(super) struct Subject<'a> {
@@ -80,6 +103,7 @@ pub(super) struct Subject<'a> {
     pub(super) name: &'a WorkloadName,
     pub(super) workload: &'a Workload,
     pub(super) now: u64,
+    pub(super) listening: &'a dyn Listening,
 }
 
 impl Subject<'_> {
@@ -186,10 +210,7 @@ impl Subject<'_> {
                 own.map(|(transport, number)| line(one(transport, number), None)).into_iter().collect()
             }
             (Ports::Named { name, transport }, Direction::Egress) => {
-                let listeners =
-                    model.workloads.iter().filter(|(member, workload)| model.matches(peer, member, workload));
-                let listening: BTreeSet<_> =
-                    listeners.filter_map(|(_, workload)| workload.listens(name, *transport)).collect();
+                let listening = self.listening.ports(model, peer, name, *transport);
                 let port = |(transport, number)| {
                     line(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }))
                 };

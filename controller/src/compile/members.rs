@@ -15,74 +15,125 @@ use crate::{
 };
 
 /// Selectors by what a workload must have for them to match.
-pub(super) struct Members<'a> {
-    selectors: &'a [Selector],
+#[derive(Debug, Default)]
+pub(super) struct Members {
     /// Of one namespace.
-    by_namespace: HashMap<&'a str, Vec<SelectorId>>,
-    /// Of namespaces with this value of a label, among other things.
-    by_label: HashMap<(&'a str, &'a str), Vec<SelectorId>>,
+    by_namespace: HashMap<String, BTreeSet<SelectorId>>,
+    /// Of namespaces with this label and value, among other things.
+    by_label: HashMap<String, HashMap<String, BTreeSet<SelectorId>>>,
     /// To be asked of everybody.
-    others: Vec<SelectorId>,
+    others: BTreeSet<SelectorId>,
     /// Those of prefixes that match from each address on, up to the next; by family.
     prefixes: [Vec<(u128, BTreeSet<SelectorId>)>; 2],
 }
 
-impl<'a> Members<'a> {
-    pub(super) fn new(selectors: &'a [Selector]) -> Self {
-        let mut members = Self {
-            selectors,
-            by_namespace: HashMap::new(),
-            by_label: HashMap::new(),
-            others: Vec::new(),
-            prefixes: [false, true].map(|v6| prefixes(selectors, v6)),
-        };
-        for (id, selector) in (0..).map(SelectorId).zip(selectors) {
+/// Where [`Members`] has a selector.
+enum Place<'a> {
+    Namespace(&'a str),
+    Label(&'a str, &'a BTreeSet<String>),
+    Everybody,
+    Prefixes,
+}
+
+impl Place<'_> {
+    fn of(selector: &Selector) -> Place<'_> {
+        match &selector.peer {
+            Peer::Cidrs(_) => Place::Prefixes,
+            Peer::Service(name) => Place::Namespace(&name.namespace),
+            Peer::Workloads { namespaces: Scope::Named(name), .. } => Place::Namespace(name),
+            Peer::Workloads { namespaces: Scope::Labelled(labels), .. } => {
+                let values = labels.requirements().find_map(|requirement| match requirement {
+                    Requirement::In(label, values) => Some(Place::Label(label, values)),
+                    _ => None,
+                });
+                values.unwrap_or(Place::Everybody)
+            }
+            _ => Place::Everybody,
+        }
+    }
+}
+
+impl Members {
+    pub(super) fn new<'a>(selectors: impl Iterator<Item = (SelectorId, &'a Selector)> + Clone) -> Self {
+        let mut members = Self::default();
+        for (id, selector) in selectors.clone() {
             members.add(id, selector);
         }
+        members.renew_prefixes(selectors);
         members
     }
 
-    fn add(&mut self, id: SelectorId, selector: &'a Selector) {
-        let namespace = match &selector.peer {
-            Peer::Cidrs(_) => return,
-            Peer::Service(name) => Some(name.namespace.as_str()),
-            Peer::Workloads { namespaces: Scope::Named(name), .. } => Some(name.as_str()),
-            Peer::Workloads { namespaces: Scope::Labelled(labels), .. } => {
-                let values = labels.requirements().find_map(|requirement| match requirement {
-                    Requirement::In(label, values) => Some((label.as_str(), values)),
-                    _ => None,
-                });
-                if let Some((label, values)) = values {
-                    for value in values {
-                        self.by_label.entry((label, value)).or_default().push(id);
-                    }
-                    return;
-                }
-                None
+    /// Adds a selector; one of prefixes is there when [`Members::renew_prefixes`] has been called.
+    pub(super) fn add(&mut self, id: SelectorId, selector: &Selector) {
+        match Place::of(selector) {
+            Place::Namespace(name) => _ = self.by_namespace.entry(name.to_owned()).or_default().insert(id),
+            Place::Label(label, values) => {
+                let by_value = self.by_label.entry(label.to_owned()).or_default();
+                values.iter().for_each(|value| _ = by_value.entry(value.clone()).or_default().insert(id));
             }
-            _ => None,
-        };
-        match namespace {
-            Some(namespace) => self.by_namespace.entry(namespace).or_default().push(id),
-            None => self.others.push(id),
+            Place::Everybody => _ = self.others.insert(id),
+            Place::Prefixes => {}
         }
     }
 
+    /// Takes a selector away; as [`Members::add`].
+    pub(super) fn remove(&mut self, id: SelectorId, selector: &Selector) {
+        match Place::of(selector) {
+            Place::Namespace(name) => remove(&mut self.by_namespace, name, id),
+            Place::Label(label, values) => {
+                let Some(by_value) = self.by_label.get_mut(label) else { return };
+                values.iter().for_each(|value| remove(by_value, value, id));
+                if by_value.is_empty() {
+                    self.by_label.remove(label);
+                }
+            }
+            Place::Everybody => _ = self.others.remove(&id),
+            Place::Prefixes => {}
+        }
+    }
+
+    /// Reads selectors of prefixes anew.
+    pub(super) fn renew_prefixes<'a>(&mut self, selectors: impl Iterator<Item = (SelectorId, &'a Selector)>) {
+        let some: Vec<_> = selectors.filter(|(_, selector)| matches!(selector.peer, Peer::Cidrs(_))).collect();
+        self.prefixes = [false, true].map(|v6| prefixes(&some, v6));
+    }
+
     /// Selectors that name a workload, whatever its address.
-    pub(super) fn of(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> BTreeSet<SelectorId> {
+    pub(super) fn of<'a>(
+        &self,
+        selector: impl Fn(SelectorId) -> Option<&'a Selector>,
+        model: &Model,
+        name: &WorkloadName,
+        workload: &Workload,
+    ) -> BTreeSet<SelectorId> {
         let labels = model.namespace(&name.namespace).iter();
-        let by_label = labels.filter_map(|(label, value)| self.by_label.get(&(label.as_str(), value.as_str())));
+        let by_label = labels.filter_map(|(label, value)| self.by_label.get(label)?.get(value));
         let by_namespace = self.by_namespace.get(name.namespace.as_str());
         let asked = by_label.chain(by_namespace).chain([&self.others]).flatten();
-        let names = |id: &&SelectorId| self.selectors[id.0 as usize].has_member(model, name, workload);
+        let names = |id: &&SelectorId| selector(**id).is_some_and(|some| some.has_member(model, name, workload));
         asked.filter(names).copied().collect()
     }
 
-    /// Selectors that name an address, whoever has it.
-    pub(super) fn at(&self, address: IpAddr) -> impl Iterator<Item = SelectorId> {
+    /// Selectors that name an address of a workload for the address's sake.
+    pub(super) fn at<'a>(
+        &self,
+        selector: impl Fn(SelectorId) -> Option<&'a Selector>,
+        address: IpAddr,
+        workload: &Workload,
+    ) -> impl Iterator<Item = SelectorId> {
         let prefixes = &self.prefixes[usize::from(address.is_ipv6())];
         let after = prefixes.partition_point(|(first, _)| *first <= bits(address));
-        prefixes[..after].last().into_iter().flat_map(|(_, selectors)| selectors.iter().copied())
+        let all = prefixes[..after].last().into_iter().flat_map(|(_, selectors)| selectors.iter().copied());
+        all.filter(move |id| selector(*id).is_some_and(|some| some.has_port(workload)))
+    }
+}
+
+fn remove(from: &mut HashMap<String, BTreeSet<SelectorId>>, key: &str, id: SelectorId) {
+    if let Some(some) = from.get_mut(key) {
+        some.remove(&id);
+        if some.is_empty() {
+            from.remove(key);
+        }
     }
 }
 
@@ -94,13 +145,9 @@ fn bits(address: IpAddr) -> u128 {
 }
 
 /// Stretches of a family in which the same selectors of prefixes match.
-fn prefixes(selectors: &[Selector], v6: bool) -> Vec<(u128, BTreeSet<SelectorId>)> {
+fn prefixes(selectors: &[(SelectorId, &Selector)], v6: bool) -> Vec<(u128, BTreeSet<SelectorId>)> {
     let mut edges: Vec<(u128, IpAddr)> = Vec::new();
-    let of_cidrs = |selector: &Selector| match &selector.peer {
-        Peer::Cidrs(cidrs) => cidrs.cidrs.iter().chain(&cidrs.except).copied().collect(),
-        _ => Vec::new(),
-    };
-    for net in selectors.iter().flat_map(of_cidrs).filter(|net| net.is_ipv6() == v6) {
+    for net in selectors.iter().flat_map(|(_, selector)| selector.nets()).filter(|net| net.is_ipv6() == v6) {
         edges.push((bits(net.network()), net.network()));
         let after = match net.broadcast() {
             IpAddr::V4(last) => last.to_bits().checked_add(1).map(|next| IpAddr::V4(next.into())),
@@ -110,9 +157,7 @@ fn prefixes(selectors: &[Selector], v6: bool) -> Vec<(u128, BTreeSet<SelectorId>
     }
     edges.sort_unstable();
     edges.dedup();
-    let matching = |address| {
-        let all = (0..).map(SelectorId).zip(selectors);
-        all.filter(|(_, selector)| selector.holds(address)).map(|(id, _)| id).collect()
-    };
+    let matching =
+        |address| selectors.iter().filter(|(_, selector)| selector.holds(address)).map(|(id, _)| *id).collect();
     edges.into_iter().map(|(first, address)| (first, matching(address))).collect()
 }

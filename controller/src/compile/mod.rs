@@ -2,6 +2,7 @@
 
 mod cut;
 mod draft;
+mod incremental;
 mod members;
 mod network;
 mod services;
@@ -11,17 +12,20 @@ use std::{
     fmt,
 };
 
+pub use self::incremental::{Change, Compiler, Moved};
+
 use bulkhead_dataplane::{
-    desired::{self, Desired, EndpointName, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
+    desired::{self, Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
     node::{Discovered, direction_label},
 };
 use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, PORT_INTERVALS, VIEW_CHAIN};
 
-use self::draft::{Draft, Selector, Step, Subject};
+use self::draft::{Draft, Everybody, Selector, Step, Subject};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, suggest},
-    model::{Isolation, Model},
+    model::{Isolation, Model, Workload},
     ports::Stretch,
+    workloads::WorkloadName,
 };
 
 /// Tier of Intents and Kubernetes policies. Before and behind it each Guard that concerns a policy set has one.
@@ -47,7 +51,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
     let local = model.workloads.iter().filter(|(_, workload)| workload.node == node && !workload.endpoints.is_empty());
     let local: Vec<_> = local
         .map(|(name, workload)| {
-            let subject = Subject { model, name, workload, now };
+            let subject = Subject { model, name, workload, now, listening: &Everybody };
             (subject, phases(subject, &mut found))
         })
         .collect();
@@ -59,17 +63,14 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         let mut views: Vec<View> = Vec::new();
         for phase in phases {
             let [ingress, egress] = phase.drafts.each_ref().map(|draft| {
-                let set = names.set(draft);
+                let set = policy_set(draft, &names);
                 found.0.extend(too_long(*subject, &set, draft));
                 let next = sets.len();
                 *sets.entry(set).or_insert(next)
             });
             // Not an id yet; ids follow the content, not the order of workloads.
             let [ingress, egress] = [ingress, egress].map(|index| SetId(u32::try_from(index).unwrap_or(u32::MAX)));
-            match views.last_mut() {
-                Some(last) if (last.ingress, last.egress) == (ingress, egress) => last.until = phase.until,
-                _ => views.push(View { ingress, egress, until: phase.until }),
-            }
+            follow(&mut views, View { ingress, egress, until: phase.until });
         }
         if views.len() > VIEW_CHAIN as usize {
             let error = too_many_ends(*subject, views.len());
@@ -94,17 +95,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         for set in views.iter_mut().flat_map(|view| [&mut view.ingress, &mut view.egress]) {
             *set = ids[set.0 as usize];
         }
-        for (index, endpoint) in (0..).zip(&workload.endpoints) {
-            endpoints.push(desired::Endpoint {
-                name: EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index },
-                service: workload.service.clone(),
-                link: endpoint.link.clone(),
-                segment: endpoint.segment,
-                addresses: endpoint.addresses.clone(),
-                mode: workload.mode,
-                views: views.clone(),
-            });
-        }
+        endpoints.extend(endpoints_of(name, workload, &views));
     }
     let prefixes = network.prefixes();
     Ok(Desired {
@@ -115,9 +106,30 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         addresses: addresses.unwrap_or_default(),
         prefixes,
         overlays: network::overlays(model, node, own, discovered),
-        services: services::services(model, node, &network),
+        services: services::services(model, node, &network.underlay, &network.segments),
         observe: false,
     })
+}
+
+/// Endpoints of a workload, each with the same views.
+fn endpoints_of(name: &WorkloadName, workload: &Workload, views: &[View]) -> impl Iterator<Item = desired::Endpoint> {
+    (0..).zip(&workload.endpoints).map(move |(index, endpoint)| desired::Endpoint {
+        name: network::endpoint_name(name, index),
+        service: workload.service.clone(),
+        link: endpoint.link.clone(),
+        segment: endpoint.segment,
+        addresses: endpoint.addresses.clone(),
+        mode: workload.mode,
+        views: views.to_vec(),
+    })
+}
+
+/// Adds a view, or prolongs the one before if it is the same.
+fn follow(views: &mut Vec<View>, view: View) {
+    match views.last_mut() {
+        Some(last) if (last.ingress, last.egress) == (view.ingress, view.egress) => last.until = view.until,
+        _ => views.push(view),
+    }
 }
 
 /// What a workload is judged by until a deadline.
@@ -164,7 +176,15 @@ impl Names {
         selectors.sort();
         Self { selectors, rules: rules.into_iter().collect() }
     }
+}
 
+/// Ids of selectors and rules.
+trait Ids {
+    fn selector(&self, selector: &Selector) -> SelectorId;
+    fn rule(&self, rule: &desired::Rule) -> RuleId;
+}
+
+impl Ids for Names {
     fn selector(&self, selector: &Selector) -> SelectorId {
         SelectorId(id(self.selectors.binary_search(selector)))
     }
@@ -172,22 +192,22 @@ impl Names {
     fn rule(&self, rule: &desired::Rule) -> RuleId {
         RuleId(id(self.rules.binary_search(rule)))
     }
+}
 
-    fn set(&self, draft: &Draft) -> PolicySet {
-        let stretches: Vec<_> = (0..)
-            .zip(&draft.steps)
-            .flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)))
-            .map(|(at, line)| {
-                let selector = line.selector.as_ref().map(|selector| self.selector(selector));
-                (line.stretch, (at, selector), self.rule(&line.rule))
-            })
-            .collect();
-        let interval = |(start, covering)| Interval { start, entries: entries(&draft.steps, &covering) };
-        PolicySet {
-            direction: draft.direction,
-            isolated: draft.isolated,
-            classes: cut::cut(&stretches).map(|axis| axis.into_iter().map(interval).collect()),
-        }
+fn policy_set(draft: &Draft, ids: &dyn Ids) -> PolicySet {
+    let stretches: Vec<_> = (0..)
+        .zip(&draft.steps)
+        .flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)))
+        .map(|(at, line)| {
+            let selector = line.selector.as_ref().map(|selector| ids.selector(selector));
+            (line.stretch, (at, selector), ids.rule(&line.rule))
+        })
+        .collect();
+    let interval = |(start, covering)| Interval { start, entries: entries(&draft.steps, &covering) };
+    PolicySet {
+        direction: draft.direction,
+        isolated: draft.isolated,
+        classes: cut::cut(&stretches).map(|axis| axis.into_iter().map(interval).collect()),
     }
 }
 
@@ -276,7 +296,7 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
 
 /// What is wrong when rules end at more times than a chain of views has.
 fn too_many_ends(subject: Subject<'_>, views: usize) -> Diagnostic {
-    let Subject { model, name, workload, now } = subject;
+    let Subject { model, name, workload, now, .. } = subject;
     let rules: Vec<_> = model
         .guards
         .iter()

@@ -16,39 +16,36 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     intent::{Entity, contains},
     labels::Selector,
-    model::{METADATA, Model, Peer, holds, local_prefixes},
-    workloads::{Endpoint, Node, VXLAN_PORT},
+    model::{METADATA, Model, Peer, Workload, holds, local_prefixes},
+    workloads::{Node, NodeSegment, VXLAN_PORT, WorkloadName},
 };
 
-/// What the model and the node's own network say, as far as addresses go.
-pub(super) struct Network<'a> {
-    model: &'a Model,
-    node: &'a str,
-    selectors: &'a [draft::Selector],
+/// What the model's nodes and the node's own network say, as far as addresses go.
+#[derive(Debug)]
+pub(super) struct Underlay {
     /// Addresses of nodes, and whether the node is this one.
-    nodes: BTreeMap<IpAddr, bool>,
-    /// Segments in which somebody on this node can meet an address. 0 is always there: plain traffic of the underlay is looked up in it.
-    segments: BTreeSet<Segment>,
+    pub(super) nodes: BTreeMap<IpAddr, bool>,
     /// Prefixes of each overlay.
     overlays: BTreeMap<Segment, Prefixes>,
     /// Prefixes of each overlay that the kernel routes by way of a VXLAN device of this node.
     encapsulated: BTreeMap<Segment, Prefixes>,
+    /// What is no part of the world.
+    local: Vec<IpNetwork>,
+    /// Nodes that the file says have an address.
+    named: HashMap<IpAddr, Vec<String>>,
 }
 
-impl<'a> Network<'a> {
-    pub(super) fn new(
-        model: &'a Model,
-        node: &'a str,
-        discovered: &Discovered,
-        selectors: &'a [draft::Selector],
-    ) -> Self {
+impl Underlay {
+    pub(super) fn new(model: &Model, node: &str, discovered: &Discovered) -> Self {
         let mut nodes = BTreeMap::new();
+        let mut named: HashMap<IpAddr, Vec<String>> = HashMap::new();
         for peer in discovered.overlays.iter().flat_map(|overlay| &overlay.peers) {
             nodes.insert(peer.0, false);
         }
         for (name, described) in &model.nodes {
             for &address in &described.addresses {
                 *nodes.entry(address).or_default() |= name == node;
+                named.entry(address).or_default().push(name.clone());
             }
         }
         // What the kernel says of this node beats what the file says of others.
@@ -76,24 +73,8 @@ impl<'a> Network<'a> {
             by_segment.values().for_each(|prefixes| all.extend(prefixes.iter()));
             by_segment.insert(0, all);
         }
-        let here = model.workloads.values().filter(|workload| workload.node == node);
-        let segments =
-            here.flat_map(|workload| &workload.endpoints).map(|endpoint| endpoint.segment).chain([0]).collect();
-        Self { model, node, selectors, nodes, segments, overlays, encapsulated }
-    }
-
-    fn matching(&self, mut matches: impl FnMut(&draft::Selector) -> bool) -> BTreeSet<SelectorId> {
-        (0..).map(SelectorId).zip(self.selectors).filter(|(_, selector)| matches(selector)).map(|(id, _)| id).collect()
-    }
-
-    /// Whether it is the address of a node with these labels.
-    fn is_labelled(&self, address: IpAddr, labels: &Selector) -> bool {
-        self.model.nodes.values().any(|node| node.addresses.contains(&address) && labels.matches(&node.labels))
-    }
-
-    /// Segments in which somebody on this node can meet an address.
-    pub(super) const fn segments(&self) -> &BTreeSet<Segment> {
-        &self.segments
+        let local = local_prefixes().into_iter().chain(METADATA.map(IpNetwork::from)).collect();
+        Self { nodes, overlays, encapsulated, local, named }
     }
 
     /// Whether packets to or from it travel encapsulated.
@@ -102,16 +83,113 @@ impl<'a> Network<'a> {
         !own && within(&self.encapsulated, segment, net)
     }
 
+    /// Row of a workload's address.
+    pub(super) fn known(
+        &self,
+        segment: Segment,
+        address: IpAddr,
+        selectors: BTreeSet<SelectorId>,
+        here: Option<EndpointName>,
+    ) -> Address {
+        let encapsulated = here.is_none() && self.is_encapsulated(segment, address.into());
+        Address { selectors, endpoint: here, node: false, own: false, encapsulated }
+    }
+
+    /// Row of a node's address.
+    pub(super) fn of_node(&self, segment: Segment, address: IpAddr, selectors: BTreeSet<SelectorId>) -> Address {
+        let own = self.nodes.get(&address).copied().unwrap_or_default();
+        let encapsulated = self.is_encapsulated(segment, address.into());
+        Address { selectors, endpoint: None, node: true, own, encapsulated }
+    }
+
+    /// Row of a prefix.
+    pub(super) fn prefix(&self, segment: Segment, net: IpNetwork, selectors: BTreeSet<SelectorId>) -> Prefix {
+        let overlay = within(&self.overlays, segment, net);
+        Prefix { selectors, overlay, encapsulated: self.is_encapsulated(segment, net) }
+    }
+
+    /// Prefixes that a distinction of ours mentions in a segment, whatever selectors there are.
+    pub(super) fn mentioned(&self, segment: Segment) -> BTreeSet<IpNetwork> {
+        let mut mentioned = BTreeSet::from(whole());
+        mentioned.extend(&self.local);
+        mentioned.extend(self.nodes.keys().map(|&address| IpNetwork::from(address)));
+        let of_segment = [&self.overlays, &self.encapsulated].map(|prefixes| prefixes.get(&segment));
+        mentioned.extend(of_segment.into_iter().flatten().flat_map(Prefixes::iter));
+        mentioned
+    }
+
+    /// Whether [`Underlay::mentioned`] has it.
+    pub(super) fn mentions(&self, segment: Segment, net: IpNetwork) -> bool {
+        let of_segment = [&self.overlays, &self.encapsulated].map(|prefixes| prefixes.get(&segment));
+        whole().contains(&net)
+            || self.local.contains(&net)
+            || self.is_masqueraded(net)
+            || of_segment.into_iter().flatten().any(|prefixes| prefixes.has(net))
+    }
+
+    /// Whole addresses of nodes stand for traffic that is masqueraded with them.
+    fn is_masqueraded(&self, net: IpNetwork) -> bool {
+        IpNetwork::from(net.ip()) == net && self.nodes.contains_key(&net.ip())
+    }
+
+    fn is_world(&self, segment: Segment, net: IpNetwork) -> bool {
+        let local = || self.local.iter().any(|&outer| contains(outer, net));
+        self.is_masqueraded(net) || !within(&self.overlays, segment, net) && !local()
+    }
+
+    /// Whether it is the address of a node with these labels.
+    fn is_labelled(&self, model: &Model, address: IpAddr, labels: &Selector) -> bool {
+        let names = self.named.get(&address).into_iter().flatten();
+        names.filter_map(|name| model.nodes.get(name)).any(|node| labels.matches(&node.labels))
+    }
+
+    /// Those of some selectors that match all of a prefix.
+    pub(super) fn covering<'a>(
+        &self,
+        model: &Model,
+        segment: Segment,
+        net: IpNetwork,
+        selectors: impl Iterator<Item = (SelectorId, &'a draft::Selector)>,
+    ) -> BTreeSet<SelectorId> {
+        selectors.filter(|(_, selector)| selector.covers(model, self, segment, net)).map(|(id, _)| id).collect()
+    }
+}
+
+/// What the model and the node's own network say to the selectors of a node.
+pub(super) struct Network<'a> {
+    model: &'a Model,
+    node: &'a str,
+    selectors: &'a [draft::Selector],
+    pub(super) underlay: Underlay,
+    /// Segments in which somebody on this node can meet an address. 0 is always there: plain traffic of the underlay is looked up in it.
+    pub(super) segments: BTreeSet<Segment>,
+}
+
+impl<'a> Network<'a> {
+    pub(super) fn new(
+        model: &'a Model,
+        node: &'a str,
+        discovered: &Discovered,
+        selectors: &'a [draft::Selector],
+    ) -> Self {
+        let here = model.workloads.values().filter(|workload| workload.node == node);
+        let segments =
+            here.flat_map(|workload| &workload.endpoints).map(|endpoint| endpoint.segment).chain([0]).collect();
+        Self { model, node, selectors, underlay: Underlay::new(model, node, discovered), segments }
+    }
+
     /// Known addresses: those of all workloads in their segments, and those of nodes in every segment in use.
     pub(super) fn addresses(&self) -> Result<BTreeMap<(Segment, IpAddr), Address>, Diagnostics> {
+        let Self { model, node, underlay, .. } = self;
         let mut found = Diagnostics::default();
         let mut addresses = BTreeMap::new();
-        let members = Members::new(self.selectors);
-        for (name, workload) in &self.model.workloads {
-            let named = members.of(self.model, name, workload);
+        let members = Members::new(ids(self.selectors));
+        let selector = |id: SelectorId| self.selectors.get(id.0 as usize);
+        for (name, workload) in &model.workloads {
+            let named = members.of(selector, model, name, workload);
             for (index, endpoint) in (0..).zip(&workload.endpoints) {
                 for &address in &endpoint.addresses {
-                    if self.nodes.contains_key(&address) {
+                    if underlay.nodes.contains_key(&address) {
                         let error = Diagnostic::error(
                             &workload.place,
                             format!("{address} of workload `{name}` is an address of a node"),
@@ -120,41 +198,20 @@ impl<'a> Network<'a> {
                     }
                     let mut selectors = named.clone();
                     if !endpoint.placeholder {
-                        selectors.extend(members.at(address));
+                        selectors.extend(members.at(selector, address, workload));
                     }
-                    let endpoint_name =
-                        || EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
-                    let known = Address {
-                        selectors,
-                        endpoint: (workload.node == self.node).then(endpoint_name),
-                        node: false,
-                        own: false,
-                        encapsulated: workload.node != self.node
-                            && self.is_encapsulated(endpoint.segment, address.into()),
-                    };
+                    let here = || endpoint_name(name, index);
+                    let here = (workload.node == *node).then(here);
+                    let known = underlay.known(endpoint.segment, address, selectors, here);
                     addresses.insert((endpoint.segment, address), known);
                 }
             }
         }
         for &segment in &self.segments {
-            for (&address, &own) in &self.nodes {
-                let selectors = self.matching(|selector| match selector.peer {
-                    // Only workloads name their ports.
-                    _ if selector.port.is_some() => false,
-                    Peer::Entity(Entity::Node) => own,
-                    Peer::Entity(Entity::Nodes) => true,
-                    Peer::Namespaces { other, .. } => other,
-                    Peer::Nodes(ref labels) => self.is_labelled(address, labels),
-                    _ => selector.holds(address),
-                });
-                let known = Address {
-                    selectors,
-                    endpoint: None,
-                    node: true,
-                    own,
-                    encapsulated: self.is_encapsulated(segment, address.into()),
-                };
-                addresses.insert((segment, address), known);
+            for &address in underlay.nodes.keys() {
+                let some = ids(self.selectors).filter(|(_, selector)| selector.has_node(model, underlay, address));
+                let selectors = some.map(|(id, _)| id).collect();
+                addresses.insert((segment, address), underlay.of_node(segment, address, selectors));
             }
         }
         found.or(addresses)
@@ -163,151 +220,207 @@ impl<'a> Network<'a> {
     /// Prefixes for what is not known. A look-up finds the longest one only, hence each has all that matches it; every prefix that a selector or
     /// a distinction of ours mentions is there, so that what matches the longest one matches all of the addresses that find it.
     pub(super) fn prefixes(&self) -> BTreeMap<(Segment, IpNetwork), Prefix> {
-        let mut mentioned = BTreeSet::from(whole());
-        let local: Vec<IpNetwork> = local_prefixes().into_iter().chain(METADATA.map(IpNetwork::from)).collect();
-        mentioned.extend(&local);
-        mentioned.extend(self.nodes.keys().map(|&address| IpNetwork::from(address)));
-        for selector in self.selectors {
-            if let Peer::Cidrs(cidrs) = &selector.peer {
-                mentioned.extend(cidrs.cidrs.iter().chain(&cidrs.except));
-            }
-        }
+        let of_selectors: BTreeSet<IpNetwork> =
+            self.selectors.iter().flat_map(draft::Selector::nets).copied().collect();
         let mut prefixes = BTreeMap::new();
         for &segment in &self.segments {
-            let of_segment = [&self.overlays, &self.encapsulated]
-                .map(|prefixes| prefixes.get(&segment))
-                .into_iter()
-                .flatten()
-                .flat_map(Prefixes::iter);
-            for net in mentioned.iter().copied().chain(of_segment) {
-                // Whole addresses of nodes stand for traffic that is masqueraded with them.
-                let masqueraded = IpNetwork::from(net.ip()) == net && self.nodes.contains_key(&net.ip());
-                let overlay = within(&self.overlays, segment, net);
-                let world = masqueraded || !overlay && !local.iter().any(|&outer| contains(outer, net));
-                let selectors = self.matching(|selector| match &selector.peer {
-                    _ if selector.port.is_some() => false,
-                    Peer::Entity(Entity::World) => world,
-                    Peer::Entity(Entity::Nodes) => masqueraded,
-                    Peer::Entity(Entity::Metadata) => METADATA.iter().any(|&address| IpNetwork::from(address) == net),
-                    Peer::Nodes(labels) => masqueraded && self.is_labelled(net.ip(), labels),
-                    Peer::Entity(Entity::Node | Entity::Cluster)
-                    | Peer::Service(_)
-                    | Peer::Backends(_)
-                    | Peer::Workloads { .. } => false,
-                    // What nobody is known to have is other.
-                    Peer::Namespaces { other, .. } => *other,
-                    Peer::Any => true,
-                    Peer::Cidrs(cidrs) => {
-                        let any = |outers: &[IpNetwork]| outers.iter().any(|&outer| contains(outer, net));
-                        any(&cidrs.cidrs) && !any(&cidrs.except)
-                    }
-                });
-                prefixes.insert(
-                    (segment, net),
-                    Prefix { selectors, overlay, encapsulated: self.is_encapsulated(segment, net) },
-                );
+            for net in self.underlay.mentioned(segment).into_iter().chain(of_selectors.iter().copied()) {
+                let selectors = self.underlay.covering(self.model, segment, net, ids(self.selectors));
+                prefixes.insert((segment, net), self.underlay.prefix(segment, net, selectors));
             }
         }
         prefixes
     }
 }
 
+/// Selectors with their ids.
+fn ids(selectors: &[draft::Selector]) -> impl Iterator<Item = (SelectorId, &draft::Selector)> + Clone {
+    (0..).map(SelectorId).zip(selectors)
+}
+
+/// Name of one of a workload's endpoints.
+pub(super) fn endpoint_name(name: &WorkloadName, index: u32) -> EndpointName {
+    EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index }
+}
+
 impl draft::Selector {
     /// Whether it names a workload, whatever the address.
-    pub(super) fn has_member(
-        &self,
-        model: &Model,
-        name: &crate::workloads::WorkloadName,
-        workload: &crate::model::Workload,
-    ) -> bool {
-        let named = self
-            .port
-            .as_ref()
-            .is_none_or(|port| workload.ports.get(&port.name) == Some(&(port.transport, port.number)));
-        named && !matches!(self.peer, Peer::Cidrs(_)) && model.matches(&self.peer, name, workload)
+    pub(super) fn has_member(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
+        self.has_port(workload) && !matches!(self.peer, Peer::Cidrs(_)) && model.matches(&self.peer, name, workload)
+    }
+
+    /// Whether a workload has the port, where one is named.
+    pub(super) fn has_port(&self, workload: &Workload) -> bool {
+        let of = |port: &draft::NamedPort| workload.ports.get(&port.name) == Some(&(port.transport, port.number));
+        self.port.as_ref().is_none_or(of)
     }
 
     /// Whether it names an address, whoever has it.
     pub(super) fn holds(&self, address: IpAddr) -> bool {
         matches!(&self.peer, Peer::Cidrs(cidrs) if holds(cidrs, address))
     }
+
+    /// Prefixes that it mentions.
+    pub(super) fn nets(&self) -> impl Iterator<Item = &IpNetwork> {
+        let cidrs = match &self.peer {
+            Peer::Cidrs(cidrs) => Some(cidrs.cidrs.iter().chain(&cidrs.except)),
+            _ => None,
+        };
+        cidrs.into_iter().flatten()
+    }
+
+    /// Whether it may name a node or a prefix.
+    pub(super) const fn is_beyond(&self) -> bool {
+        match &self.peer {
+            Peer::Cidrs(_) | Peer::Any | Peer::Nodes(_) => true,
+            Peer::Entity(entity) => !matches!(entity, Entity::Cluster),
+            Peer::Namespaces { other, .. } => *other,
+            Peer::Service(_) | Peer::Backends(_) | Peer::Workloads { .. } => false,
+        }
+    }
+
+    /// Whether it names the address of a node, this one or another.
+    pub(super) fn has_node(&self, model: &Model, underlay: &Underlay, address: IpAddr) -> bool {
+        match &self.peer {
+            // Only workloads name their ports.
+            _ if self.port.is_some() => false,
+            Peer::Entity(Entity::Node) => underlay.nodes.get(&address).copied().unwrap_or_default(),
+            Peer::Entity(Entity::Nodes) => true,
+            Peer::Namespaces { other, .. } => *other,
+            Peer::Nodes(labels) => underlay.is_labelled(model, address, labels),
+            _ => self.holds(address),
+        }
+    }
+
+    /// Whether it matches all of a prefix.
+    pub(super) fn covers(&self, model: &Model, underlay: &Underlay, segment: Segment, net: IpNetwork) -> bool {
+        match &self.peer {
+            _ if self.port.is_some() => false,
+            Peer::Entity(Entity::World) => underlay.is_world(segment, net),
+            Peer::Entity(Entity::Nodes) => underlay.is_masqueraded(net),
+            Peer::Entity(Entity::Metadata) => METADATA.iter().any(|&address| IpNetwork::from(address) == net),
+            Peer::Nodes(labels) => underlay.is_masqueraded(net) && underlay.is_labelled(model, net.ip(), labels),
+            Peer::Entity(Entity::Node | Entity::Cluster)
+            | Peer::Service(_)
+            | Peer::Backends(_)
+            | Peer::Workloads { .. } => false,
+            // What nobody is known to have is other.
+            Peer::Namespaces { other, .. } => *other,
+            Peer::Any => true,
+            Peer::Cidrs(cidrs) => {
+                let any = |outers: &[IpNetwork]| outers.iter().any(|&outer| contains(outer, net));
+                any(&cidrs.cidrs) && !any(&cidrs.except)
+            }
+        }
+    }
 }
 
 /// Overlays of which a node is a member. The file says who owns which inner prefix; what the kernel binds for good is added where the file says
 /// nothing else.
 pub(super) fn overlays(model: &Model, node: &str, own: &Node, discovered: &Discovered) -> Vec<Overlay> {
-    let vnis: BTreeSet<Segment> = own
-        .segments
-        .iter()
-        .map(|segment| segment.vni)
-        .chain(discovered.overlays.iter().map(|overlay| overlay.vni))
-        .collect();
-    vnis.into_iter().map(|vni| overlay(model, node, own, discovered, vni)).collect()
+    let of = |vni| {
+        let listed = Listed::new(model, vni);
+        let others = model.workloads.values().filter(|workload| workload.node != node);
+        let bound = others.flat_map(|workload| listed.bindings(model, workload)).collect();
+        listed.overlay(model, node, own, discovered, &bound)
+    };
+    vnis(own, discovered).into_iter().map(of).collect()
 }
 
-fn overlay(model: &Model, node: &str, own: &Node, discovered: &Discovered, vni: Segment) -> Overlay {
-    let members = || {
-        model
-            .nodes
-            .iter()
-            .flat_map(|(name, node)| node.segments.iter().map(move |segment| (name, segment)))
-            .filter(|(_, segment)| segment.vni == vni)
-    };
-    let devices = || discovered.overlays.iter().filter(|overlay| overlay.vni == vni);
-    let ours: BTreeSet<IpAddr> = own
-        .segments
-        .iter()
-        .filter(|segment| segment.vni == vni)
-        .map(|segment| segment.vtep)
-        .chain(devices().filter_map(|device| device.own))
-        .collect();
+/// Overlays of which a node is a member.
+pub(super) fn vnis(own: &Node, discovered: &Discovered) -> BTreeSet<Segment> {
+    let written = own.segments.iter().map(|segment| segment.vni);
+    written.chain(discovered.overlays.iter().map(|overlay| overlay.vni)).collect()
+}
 
-    let mut listed: BTreeMap<IpNetwork, BTreeSet<&str>> = BTreeMap::new();
-    for (name, segment) in members() {
-        for &prefix in &segment.prefixes {
-            listed.entry(prefix).or_default().insert(name);
-        }
-    }
-    // Of each node those who may need a binding of their own.
-    let mut inhabitants: HashMap<&str, Vec<&Endpoint>> = HashMap::new();
-    for workload in model.workloads.values() {
-        let endpoints = workload.endpoints.iter().filter(|endpoint| endpoint.segment == vni);
-        inhabitants.entry(&workload.node).or_default().extend(endpoints);
-    }
-    let mut peers: BTreeMap<IpAddr, BTreeSet<IpNetwork>> = BTreeMap::new();
-    for (name, segment) in members().filter(|(name, _)| *name != node) {
-        let bound = segment.prefixes.iter().copied().filter(|prefix| listed[prefix].len() == 1);
-        peers.entry(segment.vtep).or_default().extend(bound);
-        // What no prefix of its own node covers is bound by address.
-        let segments = model.nodes.get(name).map(|node| node.segments.iter());
-        let of_node: Vec<_> = segments.into_iter().flatten().filter(|segment| segment.vni == vni).collect();
-        let endpoints = inhabitants.get(name.as_str()).into_iter().flatten();
-        for address in endpoints.flat_map(|endpoint| &endpoint.addresses) {
-            let covered = of_node
-                .iter()
-                .flat_map(|segment| &segment.prefixes)
-                .any(|prefix| listed[prefix].len() == 1 && prefix.contains(*address));
-            let carrier =
-                of_node.iter().find(|segment| segment.vtep.is_ipv4() == address.is_ipv4()).or(of_node.first());
-            if !covered && carrier.is_some_and(|carrier| carrier.vtep == segment.vtep) {
-                peers.entry(segment.vtep).or_default().insert((*address).into());
+/// Inner prefixes of an overlay that exactly one node lists: they bind to it.
+#[derive(Debug)]
+pub(super) struct Listed {
+    vni: Segment,
+    lone: HashSet<IpNetwork>,
+}
+
+impl Listed {
+    pub(super) fn new(model: &Model, vni: Segment) -> Self {
+        let mut by_prefix: HashMap<IpNetwork, BTreeSet<&str>> = HashMap::new();
+        for (name, segment) in members(model, vni) {
+            for &prefix in &segment.prefixes {
+                by_prefix.entry(prefix).or_default().insert(name);
             }
         }
+        let lone = by_prefix.into_iter().filter(|(_, nodes)| nodes.len() == 1).map(|(prefix, _)| prefix).collect();
+        Self { vni, lone }
     }
-    let written: Vec<(IpAddr, IpNetwork)> =
-        peers.iter().flat_map(|(&vtep, prefixes)| prefixes.iter().map(move |&prefix| (vtep, prefix))).collect();
-    for (vtep, prefixes) in devices().flat_map(|device| &device.peers).filter(|(vtep, _)| !ours.contains(vtep)) {
-        let known = peers.entry(*vtep).or_default();
-        let contradicted = |&&net: &&IpNetwork| {
-            written.iter().any(|&(other, prefix)| other != *vtep && (contains(prefix, net) || contains(net, prefix)))
-        };
-        known.extend(prefixes.iter().filter(|net| !contradicted(net)));
+
+    /// Whether it binds to a node already.
+    pub(super) fn binds(&self, net: &IpNetwork) -> bool {
+        self.lone.contains(net)
     }
-    let port = devices()
-        .map(|device| device.port)
-        .next()
-        .or_else(|| own.segments.iter().filter(|segment| segment.vni == vni).find_map(|segment| segment.port));
-    Overlay { vni, port: port.unwrap_or(VXLAN_PORT), own: ours.into_iter().collect(), peers }
+
+    /// What of a workload is bound by address, since no prefix of its own node covers it: VTEP and address.
+    pub(super) fn bindings(&self, model: &Model, workload: &Workload) -> impl Iterator<Item = (IpAddr, IpNetwork)> {
+        let segments = model.nodes.get(&workload.node).map(|node| node.segments.iter());
+        let of_node: Vec<_> = segments.into_iter().flatten().filter(|segment| segment.vni == self.vni).collect();
+        let here = workload.endpoints.iter().filter(|endpoint| endpoint.segment == self.vni);
+        here.flat_map(|endpoint| &endpoint.addresses).filter_map(move |address| {
+            let prefixes = of_node.iter().flat_map(|segment| &segment.prefixes);
+            let covered = prefixes.into_iter().any(|prefix| self.binds(prefix) && prefix.contains(*address));
+            let of_family = of_node.iter().find(|segment| segment.vtep.is_ipv4() == address.is_ipv4());
+            let carrier = of_family.or(of_node.first())?;
+            (!covered).then_some((carrier.vtep, (*address).into()))
+        })
+    }
+
+    /// The overlay, with what is bound by address.
+    pub(super) fn overlay(
+        &self,
+        model: &Model,
+        node: &str,
+        own: &Node,
+        discovered: &Discovered,
+        bound: &BTreeSet<(IpAddr, IpNetwork)>,
+    ) -> Overlay {
+        let vni = self.vni;
+        let devices = || discovered.overlays.iter().filter(|overlay| overlay.vni == vni);
+        let ours: BTreeSet<IpAddr> = own
+            .segments
+            .iter()
+            .filter(|segment| segment.vni == vni)
+            .map(|segment| segment.vtep)
+            .chain(devices().filter_map(|device| device.own))
+            .collect();
+
+        let mut peers: BTreeMap<IpAddr, BTreeSet<IpNetwork>> = BTreeMap::new();
+        for (_, segment) in members(model, vni).filter(|(name, _)| *name != node) {
+            let lone = segment.prefixes.iter().copied().filter(|prefix| self.binds(prefix));
+            peers.entry(segment.vtep).or_default().extend(lone);
+        }
+        for &(vtep, net) in bound {
+            peers.entry(vtep).or_default().insert(net);
+        }
+        let written: Vec<(IpAddr, IpNetwork)> =
+            peers.iter().flat_map(|(&vtep, prefixes)| prefixes.iter().map(move |&prefix| (vtep, prefix))).collect();
+        for (vtep, prefixes) in devices().flat_map(|device| &device.peers).filter(|(vtep, _)| !ours.contains(vtep)) {
+            let known = peers.entry(*vtep).or_default();
+            let contradicted = |&&net: &&IpNetwork| {
+                written
+                    .iter()
+                    .any(|&(other, prefix)| other != *vtep && (contains(prefix, net) || contains(net, prefix)))
+            };
+            known.extend(prefixes.iter().filter(|net| !contradicted(net)));
+        }
+        let port = devices()
+            .map(|device| device.port)
+            .next()
+            .or_else(|| own.segments.iter().filter(|segment| segment.vni == vni).find_map(|segment| segment.port));
+        Overlay { vni, port: port.unwrap_or(VXLAN_PORT), own: ours.into_iter().collect(), peers }
+    }
+}
+
+/// Memberships in an overlay.
+fn members(model: &Model, vni: Segment) -> impl Iterator<Item = (&str, &NodeSegment)> {
+    let all = model.nodes.iter().flat_map(|(name, node)| node.segments.iter().map(move |at| (name.as_str(), at)));
+    all.filter(move |(_, segment)| segment.vni == vni)
 }
 
 fn within(prefixes: &BTreeMap<Segment, Prefixes>, segment: Segment, net: IpNetwork) -> bool {
@@ -315,7 +428,7 @@ fn within(prefixes: &BTreeMap<Segment, Prefixes>, segment: Segment, net: IpNetwo
 }
 
 /// Prefixes by their length: of few lengths there may be thousands.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Prefixes(BTreeMap<u8, HashSet<IpNetwork>>);
 
 impl Prefixes {
@@ -327,6 +440,10 @@ impl Prefixes {
 
     fn iter(&self) -> impl Iterator<Item = IpNetwork> {
         self.0.values().flatten().copied()
+    }
+
+    fn has(&self, net: IpNetwork) -> bool {
+        self.0.get(&net.prefix()).is_some_and(|prefixes| prefixes.contains(&net))
     }
 
     /// Whether one of them holds all of another prefix.

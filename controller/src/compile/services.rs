@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_dataplane::desired::{Backend, Segment, ServiceAddress};
 
-use super::network::Network;
+use super::network::Underlay;
 use crate::{
     model::Model,
     workloads::{Frontend, FrontendPort, Target},
@@ -14,28 +14,40 @@ use crate::{
 pub(super) fn services(
     model: &Model,
     node: &str,
-    network: &Network<'_>,
+    underlay: &Underlay,
+    segments: &BTreeSet<Segment>,
 ) -> BTreeMap<ServiceAddress, BTreeSet<Backend>> {
     let mut services: BTreeMap<ServiceAddress, BTreeSet<Backend>> = BTreeMap::new();
-    for &segment in network.segments() {
-        for frontend in model.frontends.values() {
-            for port in &frontend.ports {
-                let backends = backends(model, node, network, segment, frontend, port);
-                let key = |address, number| ServiceAddress {
-                    segment,
-                    address,
-                    protocol: port.transport.protocol(),
-                    port: number,
-                };
-                for &address in &frontend.addresses {
-                    let of_family = backends.iter().filter(|backend| backend.address.is_ipv4() == address.is_ipv4());
-                    // Without any it is there all the same: nobody may be allowed to an address because nobody answers.
-                    services.entry(key(Some(address), port.port)).or_default().extend(of_family);
-                }
-                if let Some(number) = port.node_port {
-                    services.entry(key(None, number)).or_default().extend(&backends);
-                }
-            }
+    for &segment in segments {
+        for (address, backends) in
+            model.frontends.values().flat_map(|frontend| of_frontend(model, node, underlay, segment, frontend))
+        {
+            services.entry(address).or_default().extend(backends);
+        }
+    }
+    services
+}
+
+/// Ports of one service's addresses in a segment. Without any backend they are there all the same: nobody may be allowed to an address because
+/// nobody answers.
+pub(super) fn of_frontend(
+    model: &Model,
+    node: &str,
+    underlay: &Underlay,
+    segment: Segment,
+    frontend: &Frontend,
+) -> Vec<(ServiceAddress, BTreeSet<Backend>)> {
+    let mut services = Vec::new();
+    for port in &frontend.ports {
+        let backends = backends(model, node, underlay, segment, frontend, port);
+        let key =
+            |address, number| ServiceAddress { segment, address, protocol: port.transport.protocol(), port: number };
+        for &address in &frontend.addresses {
+            let of_family = backends.iter().filter(|backend| backend.address.is_ipv4() == address.is_ipv4());
+            services.push((key(Some(address), port.port), of_family.copied().collect()));
+        }
+        if let Some(number) = port.node_port {
+            services.push((key(None, number), backends));
         }
     }
     services
@@ -44,7 +56,7 @@ pub(super) fn services(
 fn backends(
     model: &Model,
     node: &str,
-    network: &Network<'_>,
+    underlay: &Underlay,
     segment: Segment,
     frontend: &Frontend,
     port: &FrontendPort,
@@ -54,7 +66,7 @@ fn backends(
         let Some(number) = port.target_of(&workload.ports) else { continue };
         for endpoint in workload.endpoints.iter().filter(|endpoint| [endpoint.segment, 0].contains(&segment)) {
             for &address in &endpoint.addresses {
-                let judged_later = workload.node == node || network.is_encapsulated(endpoint.segment, address.into());
+                let judged_later = workload.node == node || underlay.is_encapsulated(endpoint.segment, address.into());
                 backends.insert(Backend { address, port: number, judged_later });
             }
         }
@@ -63,7 +75,7 @@ fn backends(
         backends.extend(frontend.outside.iter().map(|&address| Backend {
             address,
             port: number,
-            judged_later: network.is_encapsulated(segment, address.into()),
+            judged_later: underlay.is_encapsulated(segment, address.into()),
         }));
     }
     backends

@@ -26,6 +26,7 @@ pub(crate) fn capacity(
 
 /// What a compiler may not hand over. Lookups after this need not ask again.
 pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
+    let is_there = |selector: &SelectorId| !desired.selectors.get(selector.0 as usize).is_none_or(String::is_empty);
     let (mut names, mut links) = (HashSet::new(), HashSet::new());
     for endpoint in &desired.endpoints {
         let who = display(&endpoint.name);
@@ -55,7 +56,7 @@ pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
                     Peers::Any(rule) => (rule.0 as usize) < desired.rules.len(),
                     Peers::Selectors(some) => {
                         let within = |(selector, rule): &(SelectorId, RuleId)| {
-                            (selector.0 as usize) < desired.selectors.len() && (rule.0 as usize) < desired.rules.len()
+                            is_there(selector) && (rule.0 as usize) < desired.rules.len()
                         };
                         !some.is_empty() && some.iter().all(within)
                     }
@@ -78,7 +79,7 @@ pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
         .values()
         .map(|address| &address.selectors)
         .chain(desired.prefixes.values().map(|prefix| &prefix.selectors));
-    if selectors.flatten().any(|selector| selector.0 as usize >= desired.selectors.len()) {
+    if !selectors.flatten().all(is_there) {
         return invalid("an address or prefix has a selector that is not there");
     }
     Ok(())

@@ -320,10 +320,11 @@ impl Selectors {
         self.bits.keys().filter(|hash| !keep.contains(*hash)).copied().collect()
     }
 
-    /// Gives bits to what has none: first to the groups, each into one word where there is room (an entry of a list reads one word), then to the rest.
+    /// Gives bits to what has a text and no bit: first to the groups, each into one word where there is room (an entry of a list reads one word), then to the rest.
     pub(crate) fn place(&mut self, all: &[(&str, [u64; 2])], groups: &BTreeSet<Vec<u32>>) -> Result<(), NodeError> {
+        let texts = all.iter().filter(|(text, _)| !text.is_empty());
         let missing: BTreeSet<[u64; 2]> =
-            all.iter().map(|(_, hash)| *hash).filter(|hash| !self.bits.contains_key(hash)).collect();
+            texts.map(|(_, hash)| *hash).filter(|hash| !self.bits.contains_key(hash)).collect();
         if self.taken.count() + missing.len() > SELECTORS {
             let first = all.iter().find(|(_, hash)| missing.contains(hash)).map_or("", |(text, _)| text);
             return over(format!("selector {first}"), "selectors", self.taken.count() + missing.len(), SELECTORS);

@@ -105,7 +105,7 @@ pub(crate) fn lower<S: Store>(
         places,
         vteps,
         owners,
-        selectors: selectors.into_iter().map(|(_, hash)| hash).collect(),
+        selectors: selectors.into_iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| hash).collect(),
         rules: rules.filter(|(hash, _)| named.contains(hash)).collect(),
         steps,
     })

@@ -1,0 +1,494 @@
+//! Keeps what a node shall enforce up to date, event by event: costs what an event moves, not what is there.
+//!
+//! [`compile`] says the same of the same model, but for ids. Here they stay with what they name, and that of what is gone is given again: until then
+//! its place is empty.
+
+mod bindings;
+mod change;
+mod edit;
+mod frontends;
+mod kinds;
+mod registry;
+mod rows;
+mod watches;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use bulkhead_dataplane::{
+    desired::{self, Desired, EndpointName, PolicySet, Segment, View},
+    node::Discovered,
+};
+use bulkhead_ebpf::abi::Direction;
+
+pub use self::change::{Change, Moved};
+use self::{
+    bindings::Bindings,
+    change::{Touch, Touched},
+    edit::Edit,
+    frontends::Frontends,
+    kinds::{Key, Kind, Refused, Symbols, Turnover},
+    rows::{Pen, Rows, keys},
+};
+use super::{compile, draft::Selector, endpoints_of, network::Underlay};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics},
+    labels::Labels,
+    model::{Model, PolicyName, ServiceName, Workload},
+    network_policy::NetworkPolicy,
+    workloads::{self, Frontend, WorkloadName},
+};
+
+/// What all of it is compiled from.
+#[derive(Debug)]
+struct Cluster {
+    model: Model,
+    node: String,
+    discovered: Discovered,
+    now: u64,
+    underlay: Underlay,
+}
+
+/// Compiles for one node, and then what changes.
+#[derive(Debug)]
+pub struct Compiler {
+    cluster: Cluster,
+    symbols: Symbols,
+    kinds: BTreeMap<Key, Kind>,
+    /// Workloads of this node.
+    locals: BTreeMap<WorkloadName, Key>,
+    /// How many endpoints of this node are in a segment.
+    segments: BTreeMap<Segment, usize>,
+    rows: Rows,
+    frontends: Frontends,
+    bindings: Bindings,
+    desired: Desired,
+}
+
+/// Kinds that are compiled but not in force.
+#[derive(Debug, Default)]
+struct Staged {
+    kinds: BTreeMap<Key, Kind>,
+    /// Workloads whose kind may be another one; `None` for those that are gone.
+    keys: Vec<(WorkloadName, Option<Key>)>,
+    turnover: Turnover,
+}
+
+impl Compiler {
+    /// Compiles all of a model.
+    ///
+    /// # Errors
+    /// See [`compile`].
+    pub fn new(model: Model, node: &str, discovered: Discovered, now: u64) -> Result<Self, Diagnostics> {
+        let underlay = Underlay::new(&model, node, &discovered);
+        let mut compiler = Self {
+            cluster: Cluster { model, node: node.to_owned(), discovered, now, underlay },
+            symbols: Symbols::default(),
+            kinds: BTreeMap::new(),
+            locals: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            rows: Rows::default(),
+            frontends: Frontends::default(),
+            bindings: Bindings::default(),
+            desired: Desired::default(),
+        };
+        compiler.renew(&mut Touch::default()).map_err(|Refused| compiler.refusal())?;
+        Ok(compiler)
+    }
+
+    /// What the node shall enforce.
+    #[must_use]
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// What it is compiled from. Warnings are those of when the model was built.
+    #[must_use]
+    pub const fn model(&self) -> &Model {
+        &self.cluster.model
+    }
+
+    /// A workload is new, or is another now.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn upsert_workload(
+        &mut self,
+        name: &WorkloadName,
+        workload: &workloads::Workload,
+    ) -> Result<Change, Diagnostics> {
+        let selected = self.cluster.model.selected(name, workload);
+        self.event(Edit::Workload(name.clone(), Some(Box::new(selected))))
+    }
+
+    /// A workload is gone.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn remove_workload(&mut self, name: &WorkloadName) -> Result<Change, Diagnostics> {
+        self.event(Edit::Workload(name.clone(), None))
+    }
+
+    /// A Kubernetes policy is new, or says something else now.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn upsert_network_policy(&mut self, policy: NetworkPolicy) -> Result<Change, Diagnostics> {
+        self.event(Edit::Policy(policy.name.clone(), Some(policy)))
+    }
+
+    /// A Kubernetes policy is gone.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn remove_network_policy(&mut self, name: &PolicyName) -> Result<Change, Diagnostics> {
+        self.event(Edit::Policy(name.clone(), None))
+    }
+
+    /// A namespace has these labels now, and no others; `None` for one that is gone.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn label_namespace(&mut self, name: &str, labels: Option<Labels>) -> Result<Change, Diagnostics> {
+        self.event(Edit::Namespace(name.to_owned(), labels))
+    }
+
+    /// A service has other addresses, ports or backends. Rules that `dns: cluster` made of a resolver's stay: for those see [`Compiler::replace`].
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn upsert_service(&mut self, name: &ServiceName, frontend: Frontend) -> Result<Change, Diagnostics> {
+        self.event(Edit::Frontend(name.clone(), Some(frontend)))
+    }
+
+    /// A service is gone. See [`Compiler::upsert_service`].
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn remove_service(&mut self, name: &ServiceName) -> Result<Change, Diagnostics> {
+        self.event(Edit::Frontend(name.clone(), None))
+    }
+
+    /// For whatever else: another model, another network, a later time. Compiles all of it; ids stay.
+    ///
+    /// # Errors
+    /// See [`compile`]; then nothing changed.
+    pub fn replace(&mut self, model: Model, discovered: Discovered, now: u64) -> Result<Change, Diagnostics> {
+        let underlay = Underlay::new(&model, &self.cluster.node, &discovered);
+        let cluster = Cluster { model, node: self.cluster.node.clone(), discovered, now, underlay };
+        let before = mem::replace(&mut self.cluster, cluster);
+        let mut touch = Touch::default();
+        if self.renew(&mut touch).is_err() {
+            let refusal = self.refusal();
+            self.cluster = before;
+            return Err(refusal);
+        }
+        Ok(self.change(touch))
+    }
+
+    /// Carries one event out, or leaves all as it is.
+    fn event(&mut self, edit: Edit) -> Result<Change, Diagnostics> {
+        let Self { cluster, symbols, .. } = self;
+        let affected = edit.affected(&cluster.model);
+        let mut stale = self.locals.keys().filter(|name| affected.contains(name)).cloned().collect::<BTreeSet<_>>();
+        let mut redrawn = BTreeSet::new();
+        for (name, key) in &self.locals {
+            if let Some(workload) = cluster.model.workloads.get(name)
+                && edit.concerns(&cluster.model, name, workload)
+            {
+                stale.insert(name.clone());
+                redrawn.insert(key.clone());
+            }
+        }
+        let counted = |symbols: &Symbols, model: &Model| {
+            let some = affected.iter().filter_map(|name| model.workloads.get_key_value(name));
+            some.flat_map(|(name, workload)| symbols.watches.of(model, name, workload)).collect::<Vec<_>>()
+        };
+        let listened = counted(symbols, &cluster.model);
+        let back = edit.apply(&mut cluster.model);
+        let listening = counted(symbols, &cluster.model);
+        let touched = symbols.watches.recount(&listened, &listening);
+        for (key, kind) in self.kinds.iter().filter(|(_, kind)| !kind.watches.is_disjoint(&touched)) {
+            stale.extend(kind.users.iter().cloned());
+            redrawn.insert(key.clone());
+        }
+        stale.extend(affected.iter().filter(|name| cluster.is_local(name)).cloned());
+
+        let staged = match cluster.has_place_for(affected.iter()) {
+            true => self.stage(&stale, &redrawn),
+            false => Err(Refused),
+        };
+        match staged {
+            Ok(staged) => {
+                let mut touch = Touch::default();
+                self.commit(staged, &back, &affected, &mut touch);
+                Ok(self.change(touch))
+            }
+            Err(Refused) => {
+                let refusal = self.refusal();
+                self.symbols.watches.recount(&listening, &listened);
+                back.apply(&mut self.cluster.model);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// What [`compile`] says of a model that does not fit.
+    fn refusal(&self) -> Diagnostics {
+        let Cluster { model, node, discovered, now, .. } = &self.cluster;
+        let refused = || Diagnostic::nowhere("the policies do not fit the tables").into();
+        compile(model, node, discovered, *now).err().unwrap_or_else(refused)
+    }
+
+    /// Compiles the kinds of workloads that are not known, or have to be drawn anew.
+    fn stage(&mut self, stale: &BTreeSet<WorkloadName>, redrawn: &BTreeSet<Key>) -> Result<Staged, Refused> {
+        let Self { cluster, symbols, kinds, .. } = self;
+        let mut staged = Staged::default();
+        let mut fits = true;
+        for name in stale {
+            let there = cluster.model.workloads.get(name).filter(|_| cluster.is_local(name));
+            let Some(workload) = there else {
+                staged.keys.push((name.clone(), None));
+                continue;
+            };
+            let key = Key::of(cluster, name, workload);
+            if !staged.kinds.contains_key(&key) && (redrawn.contains(&key) || !kinds.contains_key(&key)) {
+                match symbols.kind(cluster, (name, workload), &mut staged.turnover) {
+                    Ok(kind) => _ = staged.kinds.insert(key.clone(), kind),
+                    Err(Refused) => fits = false,
+                }
+            }
+            staged.keys.push((name.clone(), Some(key)));
+        }
+        if fits {
+            return Ok(staged);
+        }
+        for kind in staged.kinds.values() {
+            symbols.release(kind, &mut staged.turnover);
+        }
+        Err(Refused)
+    }
+
+    /// Puts kinds into force. Names of workloads whose views may be others.
+    fn settle(&mut self, staged: Staged, turnover: &mut Turnover) -> BTreeSet<WorkloadName> {
+        let Self { kinds, locals, symbols, .. } = self;
+        let mut gone = Vec::new();
+        let mut moved = BTreeSet::new();
+        for (key, mut kind) in staged.kinds {
+            if let Some(mut before) = kinds.remove(&key) {
+                kind.users = mem::take(&mut before.users);
+                moved.extend(kind.users.iter().cloned());
+                gone.push(before);
+            }
+            kinds.insert(key, kind);
+        }
+        for (name, key) in staged.keys {
+            let before = match &key {
+                Some(key) => locals.insert(name.clone(), key.clone()),
+                None => locals.remove(&name),
+            };
+            if let Some(kind) = before.and_then(|before| kinds.get_mut(&before)) {
+                kind.users.remove(&name);
+            }
+            if let Some(kind) = key.and_then(|key| kinds.get_mut(&key)) {
+                kind.users.insert(name.clone());
+            }
+            moved.insert(name);
+        }
+        gone.extend(kinds.extract_if(.., |_, kind| kind.users.is_empty()).map(|(_, kind)| kind));
+        gone.iter().for_each(|kind| symbols.release(kind, turnover));
+        moved
+    }
+
+    /// Carries out what is known to fit. `back` has what was there before.
+    fn commit(&mut self, mut staged: Staged, back: &Edit, affected: &BTreeSet<WorkloadName>, touch: &mut Touch) {
+        let mut turnover = mem::take(&mut staged.turnover);
+        let moved = self.settle(staged, &mut turnover);
+        self.write_symbols(&turnover, touch);
+        moved.iter().for_each(|name| self.write_endpoints(name, touch));
+
+        let Self { cluster, symbols, segments, rows, frontends, bindings, desired, .. } = self;
+        let used: BTreeSet<Segment> = segments.keys().copied().chain([0]).collect();
+        let mut pen = Pen { cluster, selectors: &symbols.selectors, desired, touch, due: BTreeSet::new() };
+        if let Edit::Workload(name, Some(before)) = back {
+            rows.disown(name, before);
+            pen.due.extend(keys(before));
+        }
+        for (name, workload) in affected.iter().filter_map(|name| cluster.model.workloads.get_key_value(name)) {
+            rows.own(name, workload);
+            pen.due.extend(keys(workload));
+        }
+        rows.leave_segments(&used, &mut pen);
+        rows.change_selectors(&turnover.new_selectors, &turnover.gone_selectors, &mut pen);
+        rows.enter_segments(&used, &mut pen);
+        frontends.use_segments(&used, &mut pen);
+        mem::take(&mut pen.due).into_iter().for_each(|key| rows.write(key, &mut pen));
+        match back {
+            Edit::Workload(name, before) => {
+                frontends.renew(cluster.model.leading(name).iter(), &mut pen);
+                bindings.change(before.as_deref(), cluster.model.workloads.get(name), &mut pen);
+            }
+            Edit::Frontend(name, before) => frontends.change(name, before.as_ref(), &mut pen),
+            Edit::Policy(..) | Edit::Namespace(..) => {}
+        }
+    }
+
+    /// Compiles all of it, and puts it in the place of what was there.
+    fn renew(&mut self, touch: &mut Touch) -> Result<(), Refused> {
+        let Cluster { model, node, .. } = &self.cluster;
+        if !model.nodes.contains_key(node) || !self.cluster.has_place_for(model.workloads.keys()) {
+            return Err(Refused);
+        }
+        let here = model.workloads.keys().filter(|name| self.cluster.is_local(name)).cloned().collect();
+        let kinds = mem::take(&mut self.kinds);
+        let watches = mem::take(&mut self.symbols.watches);
+        let mut staged = match self.stage(&here, &BTreeSet::new()) {
+            Ok(staged) => staged,
+            Err(Refused) => {
+                self.kinds = kinds;
+                self.symbols.watches = watches;
+                return Err(Refused);
+            }
+        };
+        let mut turnover = mem::take(&mut staged.turnover);
+        self.locals.clear();
+        self.settle(staged, &mut turnover);
+        for mut kind in kinds.into_values() {
+            kind.watches.clear();
+            self.symbols.release(&kind, &mut turnover);
+        }
+        let fresh = Desired { selectors: self.desired.selectors.clone(), ..Desired::default() };
+        let fresh = Desired { rules: self.desired.rules.clone(), sets: self.desired.sets.clone(), ..fresh };
+        let before = mem::replace(&mut self.desired, fresh);
+        self.segments.clear();
+        self.write_symbols(&turnover, touch);
+        here.iter().for_each(|name| self.write_endpoints(name, &mut Touch::default()));
+
+        let Self { cluster, symbols, segments, desired, .. } = self;
+        let used: BTreeSet<Segment> = segments.keys().copied().chain([0]).collect();
+        let mut unseen = Touch::default();
+        let mut pen = Pen { cluster, selectors: &symbols.selectors, desired, touch: &mut unseen, due: BTreeSet::new() };
+        self.rows = Rows::new(&used, &mut pen);
+        self.frontends = Frontends::new(&used, &mut pen);
+        self.bindings = Bindings::new(&mut pen);
+        compare(&before, &self.desired, touch);
+        Ok(())
+    }
+
+    /// Writes selectors, rules and sets that are new, and empty places for those that are gone.
+    fn write_symbols(&mut self, turnover: &Turnover, touch: &mut Touch) {
+        let Self { symbols: Symbols { selectors, rules, sets, .. }, desired, .. } = self;
+        let gone = turnover.gone_selectors.iter().map(|(id, _)| id);
+        let changed: Vec<_> = turnover.new_selectors.iter().chain(gone).copied().collect();
+        write(&mut desired.selectors, changed.iter().map(|id| id.0), selectors.len(), |id| {
+            selectors.get(id).map(Selector::to_string).unwrap_or_default()
+        });
+        let none = || desired::Rule { name: String::new(), origin: String::new() };
+        write(&mut desired.rules, turnover.rules.iter().map(|id| id.0), rules.len(), |id| {
+            rules.get(id).cloned().unwrap_or_else(none)
+        });
+        let none = || PolicySet { direction: Direction::Ingress, isolated: false, classes: Default::default() };
+        write(&mut desired.sets, turnover.sets.iter().map(|id| id.0), sets.len(), |id| {
+            sets.get(id).cloned().unwrap_or_else(none)
+        });
+        changed.into_iter().for_each(|id| touch.selectors.add(id));
+        turnover.rules.iter().for_each(|id| touch.rules.add(*id));
+        turnover.sets.iter().for_each(|id| touch.sets.add(*id));
+    }
+
+    /// Writes the endpoints of a workload of this node, or of one that no longer is.
+    fn write_endpoints(&mut self, name: &WorkloadName, touch: &mut Touch) {
+        let Self { cluster, kinds, locals, segments, desired, .. } = self;
+        let views: Option<&[View]> = locals.get(name).and_then(|key| kinds.get(key)).map(|kind| kind.views.as_slice());
+        let workload = cluster.model.workloads.get(name).zip(views);
+        let after: Vec<_> = workload.into_iter().flat_map(|(of, views)| endpoints_of(name, of, views)).collect();
+        let is_before =
+            |endpoint: &EndpointName| (&endpoint.namespace, &endpoint.workload) < (&name.namespace, &name.name);
+        let is_own =
+            |endpoint: &EndpointName| (&endpoint.namespace, &endpoint.workload) == (&name.namespace, &name.name);
+        let first = desired.endpoints.partition_point(|endpoint| is_before(&endpoint.name));
+        let own = desired.endpoints[first..].iter().take_while(|endpoint| is_own(&endpoint.name)).count();
+        for endpoint in &after {
+            *segments.entry(endpoint.segment).or_default() += 1;
+        }
+        let before: Vec<_> = desired.endpoints.splice(first..first + own, after.iter().cloned()).collect();
+        for endpoint in &before {
+            let count = segments.entry(endpoint.segment).or_default();
+            *count -= 1;
+            if *count == 0 {
+                segments.remove(&endpoint.segment);
+            }
+        }
+        let all = before.iter().filter(|endpoint| !after.contains(endpoint));
+        let all = all.chain(after.iter().filter(|endpoint| !before.contains(endpoint)));
+        all.for_each(|endpoint| touch.endpoints.add(endpoint.name.clone()));
+    }
+
+    /// What was touched, as it is now.
+    fn change(&self, touch: Touch) -> Change {
+        let Self { symbols, desired, .. } = self;
+        let endpoints: BTreeSet<_> = match touch.endpoints.is_empty() {
+            true => BTreeSet::new(),
+            false => desired.endpoints.iter().map(|endpoint| &endpoint.name).collect(),
+        };
+        Change {
+            selectors: touch.selectors.moved(|id| symbols.selectors.get(id.0).is_some()),
+            rules: touch.rules.moved(|id| symbols.rules.get(id.0).is_some()),
+            sets: touch.sets.moved(|id| symbols.sets.get(id.0).is_some()),
+            endpoints: touch.endpoints.moved(|name| endpoints.contains(name)),
+            addresses: touch.addresses.moved(|key| desired.addresses.contains_key(key)),
+            prefixes: touch.prefixes.moved(|key| desired.prefixes.contains_key(key)),
+            overlays: touch.overlays.moved(|vni| desired.overlays.iter().any(|overlay| overlay.vni == *vni)),
+            services: touch.services.moved(|at| desired.services.contains_key(at)),
+        }
+    }
+}
+
+impl Cluster {
+    /// Whether it is a workload of this node that has a place where rules hold.
+    fn is_local(&self, name: &WorkloadName) -> bool {
+        let workload = self.model.workloads.get(name);
+        workload.is_some_and(|workload| workload.node == self.node && !workload.endpoints.is_empty())
+    }
+
+    /// Whether no address of these workloads is a node's.
+    fn has_place_for<'a>(&self, mut names: impl Iterator<Item = &'a WorkloadName>) -> bool {
+        let free = |workload: &Workload| keys(workload).all(|(_, address)| !self.underlay.nodes.contains_key(&address));
+        names.all(|name| self.model.workloads.get(name).is_none_or(free))
+    }
+}
+
+/// Writes places of a list, which is so long afterwards.
+fn write<T: Clone>(list: &mut Vec<T>, places: impl Iterator<Item = u32>, len: usize, value: impl Fn(u32) -> T) {
+    let more = u32::try_from(list.len()).unwrap_or(u32::MAX)..u32::try_from(len).unwrap_or(u32::MAX);
+    list.extend(more.map(&value));
+    list.truncate(len);
+    for place in places {
+        if let Some(at) = list.get_mut(place as usize) {
+            *at = value(place);
+        }
+    }
+}
+
+/// Touches what differs, but for symbols.
+fn compare(before: &Desired, after: &Desired, touch: &mut Touch) {
+    let endpoints = |desired: &Desired| -> BTreeMap<EndpointName, desired::Endpoint> {
+        desired.endpoints.iter().map(|endpoint| (endpoint.name.clone(), endpoint.clone())).collect()
+    };
+    differing(&endpoints(before), &endpoints(after), &mut touch.endpoints);
+    differing(&before.addresses, &after.addresses, &mut touch.addresses);
+    differing(&before.prefixes, &after.prefixes, &mut touch.prefixes);
+    let overlays = |desired: &Desired| -> BTreeMap<Segment, desired::Overlay> {
+        desired.overlays.iter().map(|overlay| (overlay.vni, overlay.clone())).collect()
+    };
+    differing(&overlays(before), &overlays(after), &mut touch.overlays);
+    differing(&before.services, &after.services, &mut touch.services);
+}
+
+fn differing<K: Clone + Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>, touched: &mut Touched<K>) {
+    let gone = before.keys().filter(|key| !after.contains_key(key));
+    let other = after.iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(key, _)| key);
+    gone.chain(other).for_each(|key| touched.add(key.clone()));
+}

@@ -1,0 +1,149 @@
+//! How a model changes: one workload, one policy, the labels of one namespace. Costs what changes, not what is there.
+//!
+//! Warnings stay those of [`Model::build`], and what it refuses of Intents and Guards for want of workloads is not asked again.
+
+use std::{collections::BTreeSet, iter, ops::Bound};
+
+use super::{Model, Peer, PolicyName, Scope, ServiceName, Wall, Workload, opened, select};
+use crate::{
+    intent::Entity,
+    labels::Labels,
+    network_policy::NetworkPolicy,
+    workloads::{self, Frontend, WorkloadName},
+};
+
+/// Whoever some peer may match, by name.
+type Candidates<'a> = Box<dyn Iterator<Item = (&'a WorkloadName, &'a Workload)> + 'a>;
+
+impl Model {
+    /// What the model would say of a workload.
+    pub(crate) fn selected(&self, name: &WorkloadName, workload: &workloads::Workload) -> Workload {
+        let frontends = self.leading(name).clone();
+        select(name, workload, &self.services, &self.network_policies, &self.service_label, frontends)
+    }
+
+    /// Puts a workload in the place of what was there, or takes it away. What was there.
+    pub(crate) fn put_workload(&mut self, name: &WorkloadName, workload: Option<Workload>) -> Option<Workload> {
+        match workload {
+            Some(workload) => self.workloads.insert(name.clone(), workload),
+            None => self.workloads.remove(name),
+        }
+    }
+
+    /// Puts a policy in the place of what was there, or takes it away. What was there.
+    pub(crate) fn put_network_policy(
+        &mut self,
+        name: &PolicyName,
+        policy: Option<NetworkPolicy>,
+    ) -> Option<NetworkPolicy> {
+        self.close(&Wall::Policy(name.clone()));
+        policy.iter().flat_map(opened).for_each(|rule| self.open(rule));
+        let members = self.workloads.range_mut(first_of(&name.namespace)..);
+        for (_, workload) in members.take_while(|(member, _)| member.namespace == name.namespace) {
+            match &policy {
+                Some(policy) if !workload.host && policy.pods.matches(&workload.labels) => {
+                    workload.policies.insert(name.clone());
+                }
+                _ => _ = workload.policies.remove(name),
+            }
+        }
+        match policy {
+            Some(policy) => self.network_policies.insert(name.clone(), policy),
+            None => self.network_policies.remove(name),
+        }
+    }
+
+    /// Puts labels of a namespace in the place of those that it had, or takes them away. Those that it had.
+    pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<Labels>) -> Option<Labels> {
+        match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        }
+    }
+
+    /// Puts a service's addresses in the place of what was there, or takes them away. What was there.
+    pub(crate) fn put_frontend(&mut self, name: &ServiceName, frontend: Option<Frontend>) -> Option<Frontend> {
+        let listed = |frontend: Option<&Frontend>| frontend.map(|some| some.workloads.clone()).unwrap_or_default();
+        let (before, after) = (listed(self.frontends.get(name)), listed(frontend.as_ref()));
+        for gone in before.difference(&after) {
+            let rest = self.leading.get_mut(gone).map(|all| {
+                all.remove(name);
+                all.is_empty()
+            });
+            if rest == Some(true) {
+                self.leading.remove(gone);
+            }
+            self.workloads.get_mut(gone).iter_mut().for_each(|workload| _ = workload.frontends.remove(name));
+        }
+        for new in after.difference(&before) {
+            self.leading.entry(new.clone()).or_default().insert(name.clone());
+            self.workloads.get_mut(new).iter_mut().for_each(|workload| _ = workload.frontends.insert(name.clone()));
+        }
+        match frontend {
+            Some(frontend) => self.frontends.insert(name.clone(), frontend),
+            None => self.frontends.remove(name),
+        }
+    }
+
+    /// Service addresses that lead to a workload, whether it is there or not.
+    pub(crate) fn leading(&self, name: &WorkloadName) -> &BTreeSet<ServiceName> {
+        const NONE: &BTreeSet<ServiceName> = &BTreeSet::new();
+        self.leading.get(name).unwrap_or(NONE)
+    }
+
+    /// Workloads of a namespace.
+    pub(crate) fn of_namespace(&self, name: &str) -> impl Iterator<Item = (&WorkloadName, &Workload)> {
+        self.workloads.range(first_of(name)..).take_while(move |(member, _)| member.namespace == name)
+    }
+
+    /// At least everyone whom [`Model::matches`] finds.
+    pub(crate) fn candidates<'a>(&'a self, peer: &'a Peer) -> Candidates<'a> {
+        match peer {
+            Peer::Any | Peer::Entity(Entity::Cluster) | Peer::Cidrs(_) => Box::new(self.workloads.iter()),
+            Peer::Entity(_) | Peer::Nodes(_) => Box::new(iter::empty()),
+            Peer::Service(name) => Box::new(self.of_namespace(&name.namespace)),
+            Peer::Backends(name) => {
+                let listed = self.frontends.get(name).into_iter().flat_map(|frontend| &frontend.workloads);
+                Box::new(listed.filter_map(|name| self.workloads.get_key_value(name)))
+            }
+            Peer::Namespaces { label, value, other } => {
+                let some = self.inhabited();
+                let some = some.filter(move |name| (self.namespace(name).get(label) == Some(value)) != *other);
+                Box::new(some.flat_map(|name| self.of_namespace(name)))
+            }
+            Peer::Workloads { namespaces: Scope::Named(name), .. } => Box::new(self.of_namespace(name)),
+            Peer::Workloads { namespaces, .. } => {
+                let some = self.inhabited().filter(move |name| namespaces.holds(self, name));
+                Box::new(some.flat_map(|name| self.of_namespace(name)))
+            }
+        }
+    }
+
+    /// Namespaces that have workloads.
+    fn inhabited(&self) -> impl Iterator<Item = &str> {
+        let behind = |name: &&str| {
+            let last = first_of(&format!("{name}\0"));
+            let next = self.workloads.range((Bound::Included(last), Bound::Unbounded)).next();
+            next.map(|(member, _)| member.namespace.as_str())
+        };
+        iter::successors(self.workloads.keys().next().map(|member| member.namespace.as_str()), behind)
+    }
+
+    /// Takes the rules of a wall of Kubernetes policies away. The last one, another policy's, moves to where one was.
+    fn close(&mut self, wall: &Wall) {
+        let mut indexes = self.by_wall.remove(wall).unwrap_or_default();
+        indexes.sort_unstable();
+        for index in indexes.into_iter().rev() {
+            self.rules.swap_remove(index);
+            let last = self.rules.len();
+            let Some(moved) = self.rules.get(index) else { continue };
+            let indexes = self.by_wall.get_mut(&moved.wall).into_iter().flatten();
+            indexes.filter(|at| **at == last).for_each(|at| *at = index);
+        }
+    }
+}
+
+/// The least name that a workload of a namespace may have.
+fn first_of(namespace: &str) -> WorkloadName {
+    WorkloadName { namespace: namespace.to_owned(), name: String::new() }
+}

@@ -1,0 +1,8 @@
+//! What is kept up to date event by event is what a full compile says.
+
+mod canonical;
+mod cluster;
+mod named;
+mod oracle;
+mod refusals;
+mod writes;
