@@ -107,20 +107,33 @@ impl Places {
         self.map.get(key).copied().unwrap_or_else(|| self.covering(key))
     }
 
-    pub(crate) fn change_to(&self, to: &Self) -> Change {
+    /// With `ports` those of nodes lead elsewhere meanwhile: see [`Change`].
+    pub(crate) fn change_to(&self, to: &Self, ports: bool) -> Change {
         let mut change = Change {
             delete: self.map.keys().filter(|key| !to.map.contains_key(key)).copied().collect(),
             ..Change::default()
         };
+        let nodes = |key: &&Key| ports && key.len == KNOWN && self.effective(key).is_node();
+        change.leave.extend(change.delete.iter().filter(nodes).map(|key| (*key, to.covering(key))));
         for (key, place) in to.map.iter().filter(|(key, place)| self.map.get(key) != Some(place)) {
             let before = self.map.get(key).filter(|_| key.len == KNOWN);
             match (before.map(|before| before.is_node()), place.is_node()) {
                 (Some(false), true) => {
-                    change.last.push((*key, *place));
+                    change.enter.push((*key, *place));
                     continue;
                 }
-                (Some(true), false) | (None, _) if key.len == KNOWN => {
+                (Some(true), false) => {
                     change.wait |= self.covering(key) != to.covering(key);
+                    change.leave.push((*key, *place));
+                    continue;
+                }
+                (None, node) if key.len == KNOWN => {
+                    change.wait |= self.covering(key) != to.covering(key);
+                    if node && ports {
+                        change.put.push((*key, self.covering(key)));
+                        change.enter.push((*key, *place));
+                        continue;
+                    }
                 }
                 _ => {}
             }
@@ -162,18 +175,24 @@ impl Places {
     }
 }
 
-/// Writes that lead from one state to another.
+/// Writes that lead from one state to another, in three parts.
 ///
 /// A program looks an address up before it looks for a prefix, and prefixes decide where the address is not known, or is a node's. So where both
 /// change, it must not meet the old address and the new prefix.
+///
+/// The ports of all nodes are the same entries of `SERVICES`, which no single write changes together with an address. So what is no node's address
+/// any more is none before they change, and what becomes one is none until they have changed. An address that is known only as a node's has what
+/// covers it for its own meanwhile.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Change {
+    /// What was a node's.
+    leave: Vec<(Key, Place)>,
     put: Vec<(Key, Place)>,
     /// Prefixes change for programs that did not find what is put: these have to end first.
     wait: bool,
-    /// What was known and becomes a node's: prefixes decide from then on.
-    last: Vec<(Key, Place)>,
     delete: Vec<Key>,
+    /// What becomes a node's: prefixes decide from then on.
+    enter: Vec<(Key, Place)>,
 }
 
 /// Entries of the four tables.
@@ -221,14 +240,25 @@ impl Change {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.put.len() + self.last.len() + self.delete.len()
+        self.keys().count()
     }
 
+    /// Some more than once.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.put.iter().chain(&self.last).map(|(key, _)| key).chain(&self.delete)
+        self.leave.iter().chain(&self.put).chain(&self.enter).map(|(key, _)| key).chain(&self.delete)
     }
 
-    /// Writes it, in the one order that shows no address a row that is neither the old nor the new one.
+    /// Whether something was a node's.
+    pub(crate) fn leaves(&self) -> bool {
+        !self.leave.is_empty()
+    }
+
+    /// The first part.
+    pub(crate) fn leave<S: Store>(&self, store: &mut S) -> Result<(), NodeError> {
+        known(store, &self.leave)
+    }
+
+    /// The second part, in the one order that shows no address a row that is neither the old nor the new one.
     pub(crate) fn write<S: Store>(&self, store: &mut S, grace_period: impl FnOnce(&mut S)) -> Result<(), NodeError> {
         let entries = Entries::new(self.put.iter().copied());
         put::<S, Addresses4>(store, &entries.known4)?;
@@ -243,12 +273,19 @@ impl Change {
         delete::<S, Prefixes4>(store, &keys(entries.prefixes4.iter().rev()))?;
         delete::<S, Prefixes6>(store, &keys(entries.prefixes6.iter().rev()))?;
         delete::<S, Addresses4>(store, &keys(entries.known4.iter()))?;
-        delete::<S, Addresses6>(store, &keys(entries.known6.iter()))?;
-
-        let entries = Entries::new(self.last.iter().copied());
-        put::<S, Addresses4>(store, &entries.known4)?;
-        put::<S, Addresses6>(store, &entries.known6)
+        delete::<S, Addresses6>(store, &keys(entries.known6.iter()))
     }
+
+    /// The third part.
+    pub(crate) fn enter<S: Store>(&self, store: &mut S) -> Result<(), NodeError> {
+        known(store, &self.enter)
+    }
+}
+
+fn known<S: Store>(store: &mut S, addresses: &[(Key, Place)]) -> Result<(), NodeError> {
+    let entries = Entries::new(addresses.iter().copied());
+    put::<S, Addresses4>(store, &entries.known4)?;
+    put::<S, Addresses6>(store, &entries.known6)
 }
 
 fn keys<'a, K: Copy + 'a>(entries: impl Iterator<Item = &'a (K, u64)>) -> Vec<K> {

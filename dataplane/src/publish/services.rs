@@ -63,6 +63,11 @@ impl<'a> Services<'a> {
     }
 }
 
+/// Whether it is a port of every node.
+pub(crate) fn of_nodes(key: &ServiceKey) -> bool {
+    [to_packet(Ipv4Addr::UNSPECIFIED.into()), to_packet(Ipv6Addr::UNSPECIFIED.into())].contains(&key.address)
+}
+
 fn seen(segment: Segment, backend: &Backend, places: &Places) -> abi::Backend {
     let place = places.effective(&Key::known(segment, backend.address));
     let flag = |set, flag| if set { flag } else { 0 };

@@ -23,7 +23,7 @@ use crate::{
         lower::Target,
         places::{Change, Place, Places, delete, put},
         recover::SELECTOR,
-        services::Services,
+        services::{Services, of_nodes},
         state::{Reachable, State, Walker},
     },
     store::{self, Store, Table},
@@ -34,7 +34,8 @@ use crate::{
 pub(crate) struct Steps {
     /// Step 1.
     first: Change,
-    first_services: ServiceChange,
+    /// Of addresses, and of ports of nodes.
+    first_services: [ServiceChange; 2],
     /// Endpoints whose lists read what step 1 changes: their flows are judged again.
     first_epochs: Vec<u32>,
     /// The new views may read what step 1 changed.
@@ -43,7 +44,7 @@ pub(crate) struct Steps {
     flips: Vec<(u32, EndpointWord)>,
     /// Step 3.
     last: Change,
-    last_services: ServiceChange,
+    last_services: [ServiceChange; 2],
     last_epochs: Vec<u32>,
     /// With step 2, where it changes: the node only observes.
     observe: Option<bool>,
@@ -51,7 +52,9 @@ pub(crate) struct Steps {
     services: BTreeMap<ServiceKey, u32>,
 }
 
-/// How service addresses change in a step. What comes is there before its address says that it is a service's, what goes is there as long.
+/// How service addresses change in a step. A program looks for backends when it knows whether the address has some, and asks what the address itself
+/// is allowed where there are none. So what comes is there before the address says so or becomes another, what goes is there as long as anyone may
+/// have met the old one. Of all nodes the ports are the same: see [`Change`].
 ///
 /// A caller that may be a backend itself is known by its row, which no single write changes together with the backends' rows. So while addresses
 /// change it finds both rows among them. Who finds somebody else's old or new row there passes provisionally, and is judged after translation.
@@ -61,32 +64,44 @@ struct ServiceChange {
     both: Vec<(ServiceKey, u64)>,
     /// What is put at once.
     put: Vec<(ServiceKey, u64)>,
-    /// What is put in place of `both`, when addresses have changed.
+    /// What is put when addresses have changed: in place of `both`, or without backends.
     afterwards: Vec<(ServiceKey, u64)>,
     delete: Vec<ServiceKey>,
+    /// Programs that met the old addresses need what goes: these have to end first.
+    wait: bool,
 }
 
 impl ServiceChange {
+    /// Of ports of nodes, or of the others.
     fn new(
         backends: &mut Pool<Backends>,
         from: &BTreeMap<ServiceKey, u32>,
         to: &BTreeMap<ServiceKey, u32>,
         addresses: &Change,
+        nodes: bool,
     ) -> Self {
         let word = |key: &ServiceKey, id: u32| (*key, ServiceWord::new(key.tag(), id).0);
-        let mut change =
-            Self { delete: from.keys().filter(|key| !to.contains_key(key)).copied().collect(), ..Self::default() };
-        for (key, id) in to.iter().filter(|(key, id)| from.get(key) != Some(id)) {
+        let leads = |backends: &Pool<Backends>, id: u32| backends.get(id).is_some_and(|some| some.len != 0);
+        let mut change = Self::default();
+        for (key, old) in from.iter().filter(|(key, _)| of_nodes(key) == nodes && !to.contains_key(key)) {
+            change.delete.push(*key);
+            change.wait |= !addresses.is_empty() && leads(backends, *old);
+        }
+        for (key, id) in to.iter().filter(|(key, id)| of_nodes(key) == nodes && from.get(key) != Some(id)) {
             let old = from.get(key).filter(|_| !addresses.is_empty());
-            if let Some(both) = old.and_then(|old| both(backends, *old, *id)).and_then(|both| backends.try_intern(both))
-            {
-                change.both.push(word(key, both));
-                change.afterwards.push(word(key, *id));
-            } else {
-                change.put.push(word(key, *id));
-            }
+            let both = old.and_then(|old| both(backends, *old, *id)).and_then(|both| backends.try_intern(both));
+            let ends = old.is_some_and(|old| leads(backends, *old)) && !leads(backends, *id);
+            change.both.extend(both.map(|both| word(key, both)));
+            change.wait |= ends;
+            let when = if both.is_some() || ends { &mut change.afterwards } else { &mut change.put };
+            when.push(word(key, *id));
         }
         change
+    }
+
+    /// Whether something is put before addresses change.
+    fn comes(&self) -> bool {
+        !self.put.is_empty() || !self.both.is_empty()
     }
 
     fn is_empty(&self) -> bool {
@@ -191,12 +206,12 @@ impl Steps {
         if state.places.map == places.map && state.services == wanted {
             return Ok(Self {
                 first: Change::default(),
-                first_services: ServiceChange::default(),
+                first_services: Default::default(),
                 first_epochs: Vec::new(),
                 wait: false,
                 flips,
                 last: Change::default(),
-                last_services: ServiceChange::default(),
+                last_services: Default::default(),
                 last_epochs: Vec::new(),
                 observe,
                 services: wanted,
@@ -205,14 +220,16 @@ impl Steps {
 
         // Where no view is left that reads anything, all of it is step 1.
         let middle = (!readers.old.is_empty()).then(|| middle(state, places, &readers));
-        let first = state.places.change_to(middle.as_ref().unwrap_or(places));
-        let last = middle.as_ref().map(|middle| middle.change_to(places)).unwrap_or_default();
         let between = match &middle {
             Some(middle) => services.lower(state, middle)?,
             None => wanted.clone(),
         };
-        let first_services = ServiceChange::new(&mut state.backends, &state.services, &between, &first);
-        let last_services = ServiceChange::new(&mut state.backends, &between, &wanted, &last);
+        let (first, first_services) =
+            change(&mut state.backends, &state.places, &state.services, middle.as_ref().unwrap_or(places), &between);
+        let (last, last_services) = match &middle {
+            Some(middle) => change(&mut state.backends, middle, &between, places, &wanted),
+            None => Default::default(),
+        };
         let changed = [
             (&first, &state.places, middle.as_ref().unwrap_or(places)),
             (&last, middle.as_ref().unwrap_or(places), places),
@@ -224,14 +241,14 @@ impl Steps {
         });
         let mut walker = Walker::new(state);
         // A call to a service address is judged by what its backends listen on as well, which no bit tells.
-        let mut affected = |words: &BTreeMap<u32, EndpointWord>, changed: &Bits, services: &ServiceChange| {
+        let mut affected = |words: &BTreeMap<u32, EndpointWord>, changed: &Bits, services: &[ServiceChange; 2]| {
             let reads = |word: &EndpointWord, walker: &mut Walker<'_, State>| walker.reads(*word).meets(changed);
-            let affected = words.iter().filter(|(_, word)| !services.is_empty() || reads(word, &mut walker));
+            let affected = words.iter().filter(|(_, word)| !unchanged(services) || reads(word, &mut walker));
             affected.map(|(slot, _)| *slot).collect::<Vec<u32>>()
         };
         Ok(Self {
             first_epochs: affected(&state.words, &changed[0], &first_services),
-            wait: changed[0].meets(&readers.new) || !first_services.is_empty(),
+            wait: changed[0].meets(&readers.new) || !unchanged(&first_services),
             last_epochs: affected(words, &changed[1], &last_services),
             first,
             first_services,
@@ -247,6 +264,24 @@ impl Steps {
     pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.services.keys()
     }
+}
+
+/// How addresses and services change in a step.
+fn change(
+    backends: &mut Pool<Backends>,
+    old: &Places,
+    from: &BTreeMap<ServiceKey, u32>,
+    new: &Places,
+    to: &BTreeMap<ServiceKey, u32>,
+) -> (Change, [ServiceChange; 2]) {
+    let ports = from.keys().chain(to.keys()).any(|key| of_nodes(key) && from.get(key) != to.get(key));
+    let change = old.change_to(new, ports);
+    let services = [false, true].map(|nodes| ServiceChange::new(backends, from, to, &change, nodes));
+    (change, services)
+}
+
+fn unchanged(services: &[ServiceChange; 2]) -> bool {
+    services.iter().all(ServiceChange::is_empty)
 }
 
 /// What is known of addresses between step 1 and step 3.
@@ -303,18 +338,36 @@ impl<S: Store> Writer<'_, S> {
         delete::<S, T>(self.store, keys)
     }
 
-    fn change(&mut self, change: &Change, services: &ServiceChange) -> Result<(), NodeError> {
-        self.put::<store::Services>(&services.put)?;
-        self.put::<store::Services>(&services.both)?;
-        if !services.both.is_empty() {
+    fn change(&mut self, change: &Change, [services, ports]: &[ServiceChange; 2]) -> Result<(), NodeError> {
+        self.published.writes += change.len();
+        self.come(services)?;
+        change.leave(self.store)?;
+        if change.leaves() && ports.comes() {
             self.grace_period();
         }
-        self.published.writes += change.len();
+        self.come(ports)?;
+        if !services.both.is_empty() || !ports.both.is_empty() {
+            self.grace_period();
+        }
         let waits = &mut self.published.grace_periods;
         change.write(self.store, |store| {
             *waits += 1;
             store.grace_period();
         })?;
+        self.go(ports)?;
+        change.enter(self.store)?;
+        self.go(services)
+    }
+
+    fn come(&mut self, services: &ServiceChange) -> Result<(), NodeError> {
+        self.put::<store::Services>(&services.put)?;
+        self.put::<store::Services>(&services.both)
+    }
+
+    fn go(&mut self, services: &ServiceChange) -> Result<(), NodeError> {
+        if services.wait {
+            self.grace_period();
+        }
         self.put::<store::Services>(&services.afterwards)?;
         self.delete::<store::Services>(&services.delete)
     }
@@ -391,7 +444,7 @@ pub(crate) fn run<S: Store>(
     }
     reached(CrashPoint::Flips)?;
     // S5: programs that read an old word see old rows to their end.
-    let more = !steps.last.is_empty() || !steps.last_services.is_empty();
+    let more = !steps.last.is_empty() || !unchanged(&steps.last_services);
     if more && !steps.flips.is_empty() {
         writer.grace_period();
     }
