@@ -1,10 +1,13 @@
 //! The intent half of Bulkhead: reads what people write, turns it into what a node shall enforce, and shows what came of it.
 //!
 //! ```text
-//! policy::parse ─┐
-//!                ├─> model::Model::build ─> compile::compile ─> bulkhead_dataplane::desired::Desired
-//! workloads::parse ┘            └────────> explain::explain
+//! policy::parse ──────┐
+//! workloads::parse ───┼─> model::Model::build ─> compile::compile ─> bulkhead_dataplane::desired::Desired
+//! manifest::Manifests ┘            │    └──────> compile::Compiler, event by event
+//!                                  └─> explain::explain, simulate::Simulation, lint::lint
 //! ```
+//!
+//! [`offline`] makes a model of files for questions that need no agent.
 //!
 //! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
 //! files some of which are bad. [`agent`] carries it to a node and keeps it there, [`metrics`] and [`show`] tell what the node counted.
