@@ -1,6 +1,6 @@
 //! What somebody should look at: input that is used, and says something else than it seems to.
 //!
-//! Who may call whom is asked of a [`Simulation`]; which line decides, and which never does, of the walls that [`walls`] describes.
+//! Who may call whom is asked of a [`Simulation`]; which line decides, and which never does, of the walls that `walls` describes.
 
 mod backends;
 mod cidrs;

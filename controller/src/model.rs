@@ -131,7 +131,7 @@ pub struct Service {
     pub select: BTreeMap<String, String>,
     /// It isolates nobody: what it would block is reported.
     pub audit: bool,
-    /// See [`intent::Service::walls_only`].
+    /// See [`crate::intent::Service::walls_only`].
     pub walls_only: bool,
 }
 
