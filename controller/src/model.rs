@@ -53,6 +53,8 @@ pub struct Model {
     by_wall: BTreeMap<Wall, Vec<usize>>,
     /// Service addresses that lead to a workload, whether it is there or not.
     leading: BTreeMap<WorkloadName, BTreeSet<ServiceName>>,
+    /// Namespaces by a label and its value.
+    labelled: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
     /// What somebody should look at although the input is used.
     pub warnings: Diagnostics,
 }
@@ -341,6 +343,7 @@ impl Model {
             rules: Vec::new(),
             by_wall: BTreeMap::new(),
             leading,
+            labelled: events::labelled(&workloads.namespaces),
             warnings: Diagnostics::default(),
         };
         model.warnings.0.extend(policies.iter().filter_map(|policy| match policy {

@@ -10,11 +10,11 @@ use bulkhead_controller::{
     diagnostic::{Place, Source, source},
     intent::Cidrs,
     labels::{Labels, Requirement, Selector},
-    model::{Peer, PolicyName, Scope},
+    model::{Peer, PolicyName, Scope, ServiceName},
     network_policy::{NetworkPolicy, Rule},
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{Endpoint, Node, NodeSegment, Workload, WorkloadName, Workloads},
+    workloads::{Endpoint, Frontend, FrontendPort, Node, NodeSegment, Target, Workload, WorkloadName, Workloads},
 };
 use bulkhead_ebpf::abi::{Direction, Mode};
 
@@ -35,6 +35,8 @@ pub(crate) const HERE: &str = "n0";
 const APPS: u32 = 5;
 /// Teams, each with some namespaces.
 const TEAMS: u32 = 50;
+/// Pods that may come, of each kind.
+pub(crate) const EXTRAS: u32 = 100;
 
 /// Policies and workloads, and the text that all of it pretends to stand in.
 pub(crate) struct World {
@@ -64,6 +66,10 @@ impl World {
         for index in 0..size.workloads {
             let (name, workload) = world.workload(index);
             world.workloads.workloads.insert(name, workload);
+        }
+        for namespace in 0..size.namespaces {
+            let (name, service) = world.service(namespace);
+            world.workloads.frontends.insert(name, service);
         }
         for index in 0..size.policies {
             let policy = world.policy(index);
@@ -95,11 +101,28 @@ impl World {
             None => (0, index),
             Some(rest) => (1 + rest % (nodes - 1), rest / (nodes - 1)),
         };
-        let namespace = index % namespaces;
         let app = (index / namespaces) % APPS;
-        let address = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + (node << 8) + 2 + host));
-        let name = WorkloadName { namespace: format!("ns{namespace}"), name: format!("a{app}-{index}") };
-        let workload = Workload {
+        let name = WorkloadName { namespace: format!("ns{}", index % namespaces), name: format!("a{app}-{index}") };
+        (name, self.pod(index, app, node, 2 + host))
+    }
+
+    /// A pod that may come, here or on another node, of this application: its namespace has all of them, and one workload here.
+    pub(crate) fn extra(&self, index: u32, here: bool, app: u32) -> (WorkloadName, Workload) {
+        let others = self.size.nodes - 1;
+        let (node, host) = if here { (0, 130 + index) } else { (1 + index % others, 130 + index / others) };
+        (self.extra_name(index, here), self.pod(self.size.workloads + index, app, node, host))
+    }
+
+    fn extra_name(&self, index: u32, here: bool) -> WorkloadName {
+        let kind = if here { "here" } else { "there" };
+        // In every fifth one the workload here lets in its neighbours by their application.
+        let namespace = APPS * (1 + index % (self.size.local / APPS - 1)) - 1;
+        WorkloadName { namespace: format!("ns{namespace}"), name: format!("{kind}-{index}") }
+    }
+
+    fn pod(&self, index: u32, app: u32, node: u32, host: u32) -> Workload {
+        let address = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + (node << 8) + host));
+        Workload {
             place: self.place(),
             labels: labels([
                 ("app", format!("a{app}")),
@@ -117,8 +140,25 @@ impl World {
             }],
             host: false,
             owner: None,
+        }
+    }
+
+    /// Each namespace has one, of its first application.
+    fn service(&self, namespace: u32) -> (ServiceName, Frontend) {
+        let Size { workloads, namespaces, .. } = self.size;
+        let first = (namespace..workloads).step_by(namespaces as usize * APPS as usize);
+        let extras = (0..EXTRAS).flat_map(|index| [true, false].map(|here| self.extra_name(index, here)));
+        let own = format!("ns{namespace}");
+        let backends = first.map(|index| self.workload(index).0).chain(extras).filter(|name| name.namespace == own);
+        let port = FrontendPort { transport: Transport::Tcp, port: 80, target: Target::Number(8080), node_port: None };
+        let frontend = Frontend {
+            place: self.place(),
+            addresses: BTreeSet::from([IpAddr::from(Ipv4Addr::from_bits(0x0a60_0001 + 0x0080_0000 + namespace))]),
+            ports: vec![port],
+            workloads: backends.collect(),
+            outside: BTreeSet::new(),
         };
-        (name, workload)
+        (ServiceName { namespace: own.clone(), name: "first".to_owned() }, frontend)
     }
 
     /// Five to a namespace: default deny, one application to another, a whole team, a prefix outside, resolvers.
@@ -170,5 +210,26 @@ impl World {
             }
         }
         policy
+    }
+
+    /// A policy that may come, for what runs here of a namespace: it lets these in.
+    pub(crate) fn extra_policy(&self, index: u32, peer: Peer) -> NetworkPolicy {
+        let name =
+            PolicyName { namespace: format!("ns{}", 1 + index % (self.size.local - 1)), name: "extra".to_owned() };
+        let rule = Rule {
+            name: format!("networkpolicy {name}: ingress[0]"),
+            place: self.place(),
+            direction: Direction::Ingress,
+            peers: vec![peer],
+            ports: vec![Ports::one(Transport::Tcp, 8443)],
+        };
+        NetworkPolicy {
+            name,
+            place: self.place(),
+            pods: Selector::everybody(),
+            ingress: true,
+            egress: false,
+            rules: vec![rule],
+        }
     }
 }

@@ -249,6 +249,17 @@ impl draft::Selector {
         self.has_port(workload) && !matches!(self.peer, Peer::Cidrs(_)) && model.matches(&self.peer, name, workload)
     }
 
+    /// As [`Self::has_member`], of one of [`Model::candidates`]: its namespace has been looked at.
+    pub(super) fn has_candidate(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
+        match &self.peer {
+            Peer::Workloads { labels, .. } => {
+                !workload.host && self.has_port(workload) && labels.matches(&workload.labels)
+            }
+            Peer::Namespaces { .. } => !workload.host && self.has_port(workload),
+            _ => self.has_member(model, name, workload),
+        }
+    }
+
     /// Whether a workload has the port, where one is named.
     pub(super) fn has_port(&self, workload: &Workload) -> bool {
         let of = |port: &draft::NamedPort| workload.ports.get(&port.name) == Some(&(port.transport, port.number));

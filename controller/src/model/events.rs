@@ -2,12 +2,16 @@
 //!
 //! Warnings stay those of [`Model::build`], and what it refuses of Intents and Guards for want of workloads is not asked again.
 
-use std::{collections::BTreeSet, iter, ops::Bound};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+    ops::Bound,
+};
 
 use super::{Model, Peer, PolicyName, Scope, ServiceName, Wall, Workload, opened, select};
 use crate::{
     intent::Entity,
-    labels::Labels,
+    labels::{Labels, Requirement, Selector},
     network_policy::NetworkPolicy,
     workloads::{self, Frontend, WorkloadName},
 };
@@ -54,11 +58,28 @@ impl Model {
     }
 
     /// Puts labels of a namespace in the place of those that it had, or takes them away. Those that it had.
-    pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<Labels>) -> Option<Labels> {
-        match labels {
-            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
-            None => self.namespaces.remove(name),
+    pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<&Labels>) -> Option<Labels> {
+        for (label, value) in labels.into_iter().flatten() {
+            let by_value = self.labelled.entry(label.clone()).or_default();
+            by_value.entry(value.clone()).or_default().insert(name.to_owned());
         }
+        let before = match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels.clone()),
+            None => self.namespaces.remove(name),
+        };
+        let kept =
+            |label: &str, value: &str| labels.and_then(|labels| labels.get(label)).is_some_and(|kept| kept == value);
+        for (label, value) in before.iter().flatten().filter(|(label, value)| !kept(label, value)) {
+            let Some(by_value) = self.labelled.get_mut(label) else { continue };
+            let rest = by_value.get_mut(value).map(|names| {
+                names.remove(name);
+                names.is_empty()
+            });
+            if rest == Some(true) {
+                by_value.remove(value);
+            }
+        }
+        before
     }
 
     /// Puts a service's addresses in the place of what was there, or takes them away. What was there.
@@ -96,7 +117,7 @@ impl Model {
         self.workloads.range(first_of(name)..).take_while(move |(member, _)| member.namespace == name)
     }
 
-    /// At least everyone whom [`Model::matches`] finds.
+    /// At least everyone whom [`Model::matches`] finds; nobody of a namespace that the peer leaves out.
     pub(crate) fn candidates<'a>(&'a self, peer: &'a Peer) -> Candidates<'a> {
         match peer {
             Peer::Any | Peer::Entity(Entity::Cluster) | Peer::Cidrs(_) => Box::new(self.workloads.iter()),
@@ -106,17 +127,31 @@ impl Model {
                 let listed = self.frontends.get(name).into_iter().flat_map(|frontend| &frontend.workloads);
                 Box::new(listed.filter_map(|name| self.workloads.get_key_value(name)))
             }
-            Peer::Namespaces { label, value, other } => {
-                let some = self.inhabited();
-                let some = some.filter(move |name| (self.namespace(name).get(label) == Some(value)) != *other);
+            Peer::Namespaces { label, value, other: false } => {
+                let some = self.labelled.get(label).and_then(|by_value| by_value.get(value));
+                Box::new(some.into_iter().flatten().flat_map(|name| self.of_namespace(name)))
+            }
+            Peer::Namespaces { label, value, other: true } => {
+                let some = self.inhabited().filter(move |name| self.namespace(name).get(label) != Some(value));
                 Box::new(some.flat_map(|name| self.of_namespace(name)))
             }
             Peer::Workloads { namespaces: Scope::Named(name), .. } => Box::new(self.of_namespace(name)),
-            Peer::Workloads { namespaces, .. } => {
-                let some = self.inhabited().filter(move |name| namespaces.holds(self, name));
+            Peer::Workloads { namespaces: Scope::Labelled(selector), .. } => {
+                let some = self.matching(selector).filter(move |name| selector.matches(self.namespace(name)));
                 Box::new(some.flat_map(|name| self.of_namespace(name)))
             }
         }
+    }
+
+    /// At least all namespaces with workloads that have labels, each once.
+    fn matching<'a>(&'a self, selector: &'a Selector) -> Box<dyn Iterator<Item = &'a str> + 'a> {
+        let values = selector.requirements().find_map(|requirement| match requirement {
+            Requirement::In(label, values) => Some((self.labelled.get(label), values)),
+            _ => None,
+        });
+        let Some((by_value, values)) = values else { return Box::new(self.inhabited()) };
+        let names = by_value.into_iter().flat_map(|by_value| values.iter().filter_map(|value| by_value.get(value)));
+        Box::new(names.flatten().map(String::as_str))
     }
 
     /// Namespaces that have workloads.
@@ -141,6 +176,17 @@ impl Model {
             indexes.filter(|at| **at == last).for_each(|at| *at = index);
         }
     }
+}
+
+/// Namespaces by a label and its value.
+pub(super) fn labelled(namespaces: &BTreeMap<String, Labels>) -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
+    let mut labelled: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
+    for (name, labels) in namespaces {
+        for (label, value) in labels {
+            labelled.entry(label.clone()).or_default().entry(value.clone()).or_default().insert(name.clone());
+        }
+    }
+    labelled
 }
 
 /// The least name that a workload of a namespace may have.

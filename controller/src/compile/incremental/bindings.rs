@@ -90,13 +90,13 @@ impl Bindings {
                 let renewed = listed.overlay(model, node, own, discovered, &bound);
                 if *overlay != renewed {
                     *overlay = renewed;
-                    pen.touch.overlays.add(vni);
+                    pen.touch.overlays.set(vni);
                 }
                 continue;
             }
             let nets = overlay.peers.entry(vtep).or_default();
             if if there { nets.insert(net) } else { nets.remove(&net) } {
-                pen.touch.overlays.add(vni);
+                pen.touch.overlays.set(vni);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What an event moved.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use bulkhead_dataplane::desired::{EndpointName, RuleId, Segment, SelectorId, ServiceAddress, SetId};
 use ipnetwork::IpNetwork;
@@ -70,9 +70,9 @@ impl Change {
     }
 }
 
-/// Keys that an event touched.
+/// Keys that an event touched, and whether they are there since.
 #[derive(Debug)]
-pub(super) struct Touched<K>(Vec<K>);
+pub(super) struct Touched<K>(Vec<(K, bool)>);
 
 impl<K> Default for Touched<K> {
     fn default() -> Self {
@@ -81,19 +81,24 @@ impl<K> Default for Touched<K> {
 }
 
 impl<K: Ord> Touched<K> {
-    pub(super) fn add(&mut self, key: K) {
-        self.0.push(key);
+    pub(super) fn set(&mut self, key: K) {
+        self.0.push((key, true));
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn removed(&mut self, key: K) {
+        self.0.push((key, false));
     }
 
-    /// Told apart by whether they are there.
-    pub(super) fn moved(self, is_there: impl Fn(&K) -> bool) -> Moved<K> {
-        let keys: BTreeSet<K> = self.0.into_iter().collect();
-        let (set, removed) = keys.into_iter().partition(is_there);
-        Moved { set, removed }
+    /// What was touched last holds.
+    fn moved(mut self) -> Moved<K> {
+        self.0.reverse();
+        self.0.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.0.dedup_by(|(later, _), (first, _)| later == first);
+        let mut moved = Moved::default();
+        for (key, there) in self.0 {
+            if there { &mut moved.set } else { &mut moved.removed }.push(key);
+        }
+        moved
     }
 }
 
@@ -108,4 +113,19 @@ pub(super) struct Touch {
     pub(super) prefixes: Touched<(Segment, IpNetwork)>,
     pub(super) overlays: Touched<Segment>,
     pub(super) services: Touched<ServiceAddress>,
+}
+
+impl From<Touch> for Change {
+    fn from(touch: Touch) -> Self {
+        Self {
+            selectors: touch.selectors.moved(),
+            rules: touch.rules.moved(),
+            sets: touch.sets.moved(),
+            endpoints: touch.endpoints.moved(),
+            addresses: touch.addresses.moved(),
+            prefixes: touch.prefixes.moved(),
+            overlays: touch.overlays.moved(),
+            services: touch.services.moved(),
+        }
+    }
 }

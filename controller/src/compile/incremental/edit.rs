@@ -31,7 +31,7 @@ impl Edit {
                 Self::Policy(name, before)
             }
             Self::Namespace(name, labels) => {
-                let before = model.put_namespace(&name, labels);
+                let before = model.put_namespace(&name, labels.as_ref());
                 Self::Namespace(name, before)
             }
             Self::Frontend(name, frontend) => {

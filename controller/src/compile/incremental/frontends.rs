@@ -86,10 +86,10 @@ impl Frontends {
         }
         for at in at {
             match wanted.remove(&at) {
-                Some(backends) => put(&mut pen.desired.services, at, backends, |at| pen.touch.services.add(at)),
+                Some(backends) => put(&mut pen.desired.services, at, backends, |at| pen.touch.services.set(at)),
                 None => {
                     if pen.desired.services.remove(&at).is_some() {
-                        pen.touch.services.add(at);
+                        pen.touch.services.removed(at);
                     }
                 }
             }

@@ -185,7 +185,7 @@ impl Compiler {
             self.cluster = before;
             return Err(refusal);
         }
-        Ok(self.change(touch))
+        Ok(touch.into())
     }
 
     /// Carries one event out, or leaves all as it is.
@@ -224,7 +224,7 @@ impl Compiler {
             Ok(staged) => {
                 let mut touch = Touch::default();
                 self.commit(staged, &back, &affected, &mut touch);
-                Ok(self.change(touch))
+                Ok(touch.into())
             }
             Err(Refused) => {
                 let refusal = self.refusal();
@@ -393,9 +393,9 @@ impl Compiler {
         write(&mut desired.sets, turnover.sets.iter().map(|id| id.0), sets.len(), |id| {
             sets.get(id).cloned().unwrap_or_else(none)
         });
-        changed.into_iter().for_each(|id| touch.selectors.add(id));
-        turnover.rules.iter().for_each(|id| touch.rules.add(*id));
-        turnover.sets.iter().for_each(|id| touch.sets.add(*id));
+        changed.into_iter().for_each(|id| tell(&mut touch.selectors, id, selectors.get(id.0).is_some()));
+        turnover.rules.iter().for_each(|id| tell(&mut touch.rules, *id, rules.get(id.0).is_some()));
+        turnover.sets.iter().for_each(|id| tell(&mut touch.sets, *id, sets.get(id.0).is_some()));
     }
 
     /// Writes the endpoints of a workload of this node, or of one that no longer is.
@@ -421,28 +421,10 @@ impl Compiler {
                 segments.remove(&endpoint.segment);
             }
         }
-        let all = before.iter().filter(|endpoint| !after.contains(endpoint));
-        let all = all.chain(after.iter().filter(|endpoint| !before.contains(endpoint)));
-        all.for_each(|endpoint| touch.endpoints.add(endpoint.name.clone()));
-    }
-
-    /// What was touched, as it is now.
-    fn change(&self, touch: Touch) -> Change {
-        let Self { symbols, desired, .. } = self;
-        let endpoints: BTreeSet<_> = match touch.endpoints.is_empty() {
-            true => BTreeSet::new(),
-            false => desired.endpoints.iter().map(|endpoint| &endpoint.name).collect(),
-        };
-        Change {
-            selectors: touch.selectors.moved(|id| symbols.selectors.get(id.0).is_some()),
-            rules: touch.rules.moved(|id| symbols.rules.get(id.0).is_some()),
-            sets: touch.sets.moved(|id| symbols.sets.get(id.0).is_some()),
-            endpoints: touch.endpoints.moved(|name| endpoints.contains(name)),
-            addresses: touch.addresses.moved(|key| desired.addresses.contains_key(key)),
-            prefixes: touch.prefixes.moved(|key| desired.prefixes.contains_key(key)),
-            overlays: touch.overlays.moved(|vni| desired.overlays.iter().any(|overlay| overlay.vni == *vni)),
-            services: touch.services.moved(|at| desired.services.contains_key(at)),
-        }
+        let gone = before.iter().filter(|endpoint| !after.contains(endpoint));
+        gone.for_each(|endpoint| touch.endpoints.removed(endpoint.name.clone()));
+        let new = after.iter().filter(|endpoint| !before.contains(endpoint));
+        new.for_each(|endpoint| touch.endpoints.set(endpoint.name.clone()));
     }
 }
 
@@ -472,6 +454,14 @@ fn write<T: Clone>(list: &mut Vec<T>, places: impl Iterator<Item = u32>, len: us
     }
 }
 
+fn tell<K: Ord>(touched: &mut Touched<K>, key: K, there: bool) {
+    if there {
+        touched.set(key);
+    } else {
+        touched.removed(key);
+    }
+}
+
 /// Touches what differs, but for symbols.
 fn compare(before: &Desired, after: &Desired, touch: &mut Touch) {
     let endpoints = |desired: &Desired| -> BTreeMap<EndpointName, desired::Endpoint> {
@@ -490,5 +480,6 @@ fn compare(before: &Desired, after: &Desired, touch: &mut Touch) {
 fn differing<K: Clone + Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>, touched: &mut Touched<K>) {
     let gone = before.keys().filter(|key| !after.contains_key(key));
     let other = after.iter().filter(|(key, value)| before.get(key) != Some(value)).map(|(key, _)| key);
-    gone.chain(other).for_each(|key| touched.add(key.clone()));
+    gone.for_each(|key| touched.removed(key.clone()));
+    other.for_each(|key| touched.set(key.clone()));
 }

@@ -53,7 +53,7 @@ impl Pen<'_> {
     fn name(&mut self, key: (Segment, IpAddr), id: SelectorId, named: bool) {
         let Some(known) = self.desired.addresses.get_mut(&key).filter(|_| !self.due.contains(&key)) else { return };
         if set(&mut known.selectors, id, named) {
-            self.touch.addresses.add(key);
+            self.touch.addresses.set(key);
         }
     }
 }
@@ -124,7 +124,7 @@ impl Rows {
             // That of a node stays.
             if pen.desired.addresses.get(&key).is_some_and(|known| !known.node) {
                 pen.desired.addresses.remove(&key);
-                pen.touch.addresses.add(key);
+                pen.touch.addresses.removed(key);
             }
         }
     }
@@ -160,7 +160,7 @@ impl Rows {
         }
         let here = (workload.node == pen.cluster.node).then(|| endpoint_name(name, index));
         let known = pen.cluster.underlay.known(segment, address, selectors, here);
-        put(&mut pen.desired.addresses, key, known, |key| pen.touch.addresses.add(key));
+        put(&mut pen.desired.addresses, key, known, |key| pen.touch.addresses.set(key));
     }
 
     /// Takes note of selectors that are new and that are gone, and names with the new ones whom they match.
@@ -199,7 +199,7 @@ impl Rows {
                         let holds = !named || selector.holds(key.1) && self.answers(key, selector, cluster);
                         let due = pen.due.contains(&key);
                         if !known.node && !due && holds && set(&mut known.selectors, id, named) {
-                            pen.touch.addresses.add(key);
+                            pen.touch.addresses.set(key);
                         }
                     }
                 }
@@ -207,7 +207,7 @@ impl Rows {
             return;
         }
         for (name, workload) in cluster.model.candidates(&selector.peer) {
-            if named && !selector.has_member(&cluster.model, name, workload) {
+            if !selector.has_candidate(&cluster.model, name, workload) {
                 continue;
             }
             for key in keys(workload) {
@@ -237,7 +237,7 @@ impl Rows {
         }
         for (&(segment, net), prefix) in &mut pen.desired.prefixes {
             if selector.covers(model, underlay, segment, net) && set(&mut prefix.selectors, id, named) {
-                pen.touch.prefixes.add((segment, net));
+                pen.touch.prefixes.set((segment, net));
             }
         }
     }
@@ -266,11 +266,11 @@ impl Rows {
                     let all = pen.selectors.iter().map(|(id, selector)| (SelectorId(id), selector));
                     let selectors = underlay.covering(model, segment, net, all);
                     entry.insert(underlay.prefix(segment, net, selectors));
-                    pen.touch.prefixes.add(key);
+                    pen.touch.prefixes.set(key);
                 }
                 (false, Entry::Occupied(entry)) => {
                     entry.remove();
-                    pen.touch.prefixes.add(key);
+                    pen.touch.prefixes.removed(key);
                 }
                 _ => {}
             }
@@ -283,12 +283,12 @@ impl Rows {
         for segment in self.segments.extract_if(.., |segment| !used.contains(segment)) {
             for &address in underlay.nodes.keys() {
                 pen.desired.addresses.remove(&(segment, address));
-                pen.touch.addresses.add((segment, address));
+                pen.touch.addresses.removed((segment, address));
             }
             let gone: Vec<_> = pen.desired.prefixes.keys().filter(|(of, _)| *of == segment).copied().collect();
             for key in gone {
                 pen.desired.prefixes.remove(&key);
-                pen.touch.prefixes.add(key);
+                pen.touch.prefixes.removed(key);
             }
         }
     }
@@ -300,11 +300,11 @@ impl Rows {
             for &address in underlay.nodes.keys() {
                 let some = pen.selectors().filter(|(_, selector)| selector.has_node(model, underlay, address));
                 let known = underlay.of_node(segment, address, some.map(|(id, _)| id).collect());
-                put(&mut pen.desired.addresses, (segment, address), known, |key| pen.touch.addresses.add(key));
+                put(&mut pen.desired.addresses, (segment, address), known, |key| pen.touch.addresses.set(key));
             }
             for net in underlay.mentioned(segment).into_iter().chain(self.nets.keys().copied()) {
                 let prefix = underlay.prefix(segment, net, underlay.covering(model, segment, net, pen.selectors()));
-                put(&mut pen.desired.prefixes, (segment, net), prefix, |key| pen.touch.prefixes.add(key));
+                put(&mut pen.desired.prefixes, (segment, net), prefix, |key| pen.touch.prefixes.set(key));
             }
         }
         self.segments.clone_from(used);
