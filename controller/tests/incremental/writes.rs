@@ -90,3 +90,21 @@ fn a_pod_costs_the_same_in_a_cluster_of_any_size() {
     // Four for its address, and one for the one service port that it backs.
     assert!(small.into_iter().all(|count| count <= 5), "{small:?}");
 }
+
+#[test]
+fn the_publisher_leaves_places_alone_that_are_empty() {
+    let mut rig = Rig::new(10);
+    for (at, app) in ["x", "y", "z"].into_iter().enumerate() {
+        let labels = [Requirement::is("app", app)].into_iter().collect();
+        let peer = Peer::Workloads { namespaces: Scope::Named("b".to_owned()), labels };
+        let rules = vec![(Direction::Ingress, vec![peer], vec![Ports::Any])];
+        rig.tell(&Event::Policy(policy(&service("a", &format!("p{at}")), Selector::everybody(), &rules)));
+    }
+    rig.tell(&Event::NoPolicy(service("a", "p1")));
+    let selectors = &rig.compiler.desired().selectors;
+    assert!(selectors.iter().any(String::is_empty), "{selectors:?}");
+    let there = selectors.iter().filter(|text| !text.is_empty()).count();
+    let usage = rig.publisher.usage().unwrap();
+    let used = usage.iter().find(|table| table.table == "selectors").map(|table| table.used);
+    assert_eq!(used, Some(there));
+}
