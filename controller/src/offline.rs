@@ -77,13 +77,14 @@ struct Parts {
 impl Parts {
     fn add(&mut self, source: &Arc<Source>) -> Result<(), Diagnostics> {
         match yaml::family(source)? {
-            Family::Policies => self.policies.extend(policy::parse(source)?),
             Family::Workloads => self.workloads.push(workloads::parse(source)?),
             Family::Manifests => self.manifests.read(source)?,
-            Family::Data => {
+            // Only what a program has left beside manifests; anything else may have been a policy.
+            Family::Data if source.name().ends_with(".json") => {
                 let note = Diagnostic::warning(&Place::start(source), "the file holds no document, and is not used");
                 self.manifests.notes.push(note.help("documents begin with `apiVersion` and `kind`"));
             }
+            Family::Policies | Family::Data => self.policies.extend(policy::parse(source)?),
         }
         Ok(())
     }
@@ -108,7 +109,13 @@ fn merge(all: impl Iterator<Item = Workloads>) -> Result<Workloads, Diagnostics>
             }
             merged.workloads.insert(name, workload);
         }
-        merged.frontends.extend(other.frontends);
+        for (name, frontend) in other.frontends {
+            if let Some(first) = merged.frontends.get(&name) {
+                let error = Diagnostic::error(&frontend.place, format!("service `{name}` is described twice"));
+                found.push(error.note(&first.place, "first here").help("remove one of the two"));
+            }
+            merged.frontends.insert(name, frontend);
+        }
         merged.resolvers.extend(other.resolvers);
     }
     found.or(merged)

@@ -25,6 +25,9 @@ use crate::{
 const POLICIES: [&str; 4] =
     ["NetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"];
 
+/// What `networking.k8s.io` has beside policies.
+const NO_POLICIES: [&str; 4] = ["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"];
+
 /// API groups of others whose objects are policies or parts of them.
 const FOREIGN_GROUPS: [&str; 3] = ["projectcalico.org", "cilium.io", "antrea.io"];
 
@@ -231,7 +234,8 @@ fn foreign(header: &Header<'_>) -> Option<String> {
     }
     let policy = header.kind.contains("NetworkPolicy")
         || group == "policy.networking.k8s.io"
-        || (group == "networking.k8s.io" && header.kind.ends_with("Policy"))
+        // A misspelt policy must not be passed over.
+        || (group == "networking.k8s.io" && !NO_POLICIES.contains(&header.kind))
         || header.kind == "EgressFirewall";
     (policy && !POLICIES.contains(&header.kind)).then(|| known.to_owned())
 }
@@ -255,6 +259,15 @@ mod tests {
 
     fn names(manifests: &Manifests) -> Vec<String> {
         manifests.workloads().unwrap().workloads.keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_misspelt_policy_is_no_object_to_pass_over() {
+        let text = "apiVersion: networking.k8s.io/v1\nkind: NetPolicies\nmetadata: { name: a }\n";
+        let said = Manifests::default().read(&source("m.yaml", text)).unwrap_err().to_string();
+        assert!(said.contains("that is not understood"), "{said}");
+        let text = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: { name: a }\n";
+        assert!(Manifests::default().read(&source("m.yaml", text)).is_ok());
     }
 
     #[test]

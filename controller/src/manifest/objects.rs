@@ -14,7 +14,6 @@ use self::{
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
-    ports::Transport,
     workloads::Owner,
     yaml::tree::{Fields, Node},
 };
@@ -280,29 +279,4 @@ fn address(written: Node<'_>, found: &mut Diagnostics) -> Option<IpAddr> {
         found.push(written.error(message, "write `10.244.1.5` or `2001:db8::5`"));
     }
     address
-}
-
-/// Number of a port.
-fn port_number(written: Node<'_>, found: &mut Diagnostics) -> Option<u16> {
-    let number = written.integer(found)?;
-    let port = u16::try_from(number).ok().filter(|&port| port > 0);
-    if port.is_none() {
-        found.push(written.error(format!("`{number}` is not a port"), "ports are 1 to 65535"));
-    }
-    port
-}
-
-/// Protocol of a port, TCP where none is said; none where it is wrong.
-fn transport(fields: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Transport> {
-    let Some(written) = fields.get("protocol") else { return Some(Transport::Tcp) };
-    match written.text(found)? {
-        "TCP" => Some(Transport::Tcp),
-        "UDP" => Some(Transport::Udp),
-        "SCTP" => Some(Transport::Sctp),
-        other => {
-            let message = format!("`{other}` is not a protocol with ports");
-            found.push(written.error(message, "write `TCP`, `UDP` or `SCTP`"));
-            None
-        }
-    }
 }

@@ -27,7 +27,7 @@ pub(super) fn number(written: Node<'_>, found: &mut Diagnostics) -> Option<u16> 
     let number = written.integer(found)?;
     let port = u16::try_from(number).ok().filter(|&port| port > 0);
     if port.is_none() {
-        found.push(written.error(format!("{number} is not a port"), "ports are 1 to 65535"));
+        found.push(written.error(format!("`{number}` is not a port"), "ports are 1 to 65535"));
     }
     port
 }

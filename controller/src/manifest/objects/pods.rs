@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Metadata, address, list, port_number, section, transport};
+use super::super::ports;
+use super::{Metadata, address, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -135,8 +136,8 @@ fn container_ports(
         let Some(mut fields) = item.fields(found) else { continue };
         let Some(name) = fields.get("name").and_then(|name| name.text(found)) else { continue };
         // Without a number it is a name for nothing.
-        let number = fields.get("containerPort").and_then(|port| port_number(port, found));
-        if let (Some(number), Some(transport)) = (number, transport(&mut fields, found)) {
+        let number = fields.get("containerPort").and_then(|port| ports::number(port, found));
+        if let (Some(number), Some(transport)) = (number, ports::protocol(&mut fields, found)) {
             ports.entry(name.to_owned()).or_insert((transport, number));
         }
     }

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Metadata, Object, address, list, port_number, section, transport};
+use super::super::ports;
+use super::{Metadata, Object, address, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -95,22 +96,22 @@ fn ingress(object: &mut Fields<'_>, found: &mut Diagnostics) -> Vec<IpAddr> {
 fn service_port(written: Node<'_>, found: &mut Diagnostics) -> Option<ServicePort> {
     let mut fields = written.fields(found)?;
     let name = fields.get("name").and_then(|name| name.text(found)).unwrap_or_default().to_owned();
-    let port = fields.required("port", found).and_then(|port| port_number(port, found));
-    let transport = transport(&mut fields, found);
+    let port = fields.required("port", found).and_then(|port| ports::number(port, found));
+    let transport = ports::protocol(&mut fields, found);
     let target = match fields.get("targetPort") {
         // As the API server prints it where nobody wrote it.
         Some(written) if *written.value() != Value::Integer(0) => target(written, found),
         _ => port.map(Target::Number),
     };
     let node_port = fields.get("nodePort").filter(|port| *port.value() != Value::Integer(0));
-    let node_port = node_port.and_then(|port| port_number(port, found));
+    let node_port = node_port.and_then(|port| ports::number(port, found));
     let port = FrontendPort { transport: transport?, port: port?, target: target?, node_port };
     Some(ServicePort { place: written.place(), name, port })
 }
 
 /// Port on which pods answer: a number, or the name that each pod has for its own.
 fn target(written: Node<'_>, found: &mut Diagnostics) -> Option<Target> {
-    let Value::Text(name) = written.value() else { return port_number(written, found).map(Target::Number) };
+    let Value::Text(name) = written.value() else { return ports::number(written, found).map(Target::Number) };
     // A pod's port may well be called `any`.
     let valid = port_name(name) || name == "any";
     if !valid {
@@ -177,8 +178,8 @@ fn slice_ports(fields: &mut Fields<'_>, found: &mut Diagnostics) -> Vec<(String,
     for item in list(fields, "ports", found) {
         let Some(mut fields) = item.fields(found) else { continue };
         let name = fields.get("name").and_then(|name| name.text(found)).unwrap_or_default();
-        let number = fields.get("port").and_then(|port| port_number(port, found));
-        if let (Some(transport), Some(number)) = (transport(&mut fields, found), number) {
+        let number = fields.get("port").and_then(|port| ports::number(port, found));
+        if let (Some(transport), Some(number)) = (ports::protocol(&mut fields, found), number) {
             ports.push((name.to_owned(), transport, number));
         }
     }
