@@ -14,7 +14,6 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
     input::{Files, Inputs},
     intent::Intent,
-    model::ServiceName,
     policy::{self, Policy},
     workloads::{self, Workloads},
 };
@@ -96,24 +95,24 @@ pub fn settle<T>(
         }
     }
     for file in 0..mix.0.len() {
-        let services = mix.readable(file);
-        if services.is_empty() {
+        let isolated = mix.readable(file);
+        if isolated.is_empty() {
             continue;
         }
-        if let Ok(safer) = mix.isolate(file, &services, &build) {
+        if let Ok(safer) = mix.isolate(file, &isolated, &build) {
             built = safer;
             continue;
         }
         // Some of it does not fit to what others write: those one by one that do.
         let mut fit = Vec::new();
-        for service in &services {
-            fit.push(service.clone());
+        for one in &isolated {
+            fit.push(one.clone());
             match mix.isolate(file, &fit, &build) {
                 Ok(safer) => built = safer,
                 Err(found) => {
                     fit.pop();
                     let why = found.0.first().map(|first| format!(": {}", first.message)).unwrap_or_default();
-                    refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", service.name)));
+                    refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", one.name())));
                 }
             }
         }
@@ -154,29 +153,32 @@ impl Version {
         Self { source, content }
     }
 
-    /// Walls of these services, and nothing else.
-    fn isolating(name: &str, services: &[isolation::Service]) -> Self {
-        let mut version = Self::parse(name, &isolation::text(services), true);
+    /// Walls of these, and nothing else.
+    fn isolating(name: &str, isolated: &[isolation::Isolated]) -> Self {
+        let mut version = Self::parse(name, &isolation::text(isolated), true);
         if let Ok(Content::Policy(policies)) = &mut version.content {
             policies.iter_mut().for_each(Policy::walls_only);
         }
         version
     }
 
-    /// Services that it lists.
-    fn services(&self) -> BTreeSet<ServiceName> {
+    /// Services and NetworkPolicies that it has.
+    fn names(&self) -> BTreeSet<String> {
         let policies = self.content.as_ref().ok().and_then(|content| match content {
             Content::Policy(policies) => Some(policies),
             Content::Workloads(_) => None,
         });
-        let intents = policies.into_iter().flatten().filter_map(|policy| match policy {
-            Policy::Intent(intent) => Some(intent),
-            _ => None,
-        });
-        let names = intents.flat_map(|Intent { namespace, services, .. }| {
-            services.iter().map(|service| ServiceName { namespace: namespace.clone(), name: service.name.clone() })
-        });
-        names.collect()
+        let mut names = BTreeSet::new();
+        for policy in policies.into_iter().flatten() {
+            match policy {
+                Policy::Intent(Intent { namespace, services, .. }) => {
+                    names.extend(services.iter().map(|service| format!("{namespace}/{}", service.name)));
+                }
+                Policy::Network(policy) => _ = names.insert(isolation::policy_name(&policy.name)),
+                Policy::Guard(_) | Policy::Noted(_) => {}
+            }
+        }
+        names
     }
 }
 
@@ -220,8 +222,7 @@ impl File<'_> {
         self.held.then(|| {
             Diagnostic::nowhere(match (&self.written, self.last) {
                 (_, None) => {
-                    let isolated: Vec<_> =
-                        self.kept.iter().flat_map(Version::services).map(|service| service.to_string()).collect();
+                    let isolated: Vec<_> = self.kept.iter().flat_map(Version::names).collect();
                     let until = if isolated.is_empty() { "" } else { "; isolated until it is: " };
                     format!("{name} is not in force: it never was good{until}{}", isolated.join(", "))
                 }
@@ -300,26 +301,26 @@ impl<'a> Mix<'a> {
     }
 
     /// What can be read of a file that is left out, and is listed nowhere else. Where less can be read than before, what it isolated stays so.
-    fn readable(&self, index: usize) -> Vec<isolation::Service> {
+    fn readable(&self, index: usize) -> Vec<isolation::Isolated> {
         let file = &self.0[index];
         if !file.policy || !file.is_left_out() {
             return Vec::new();
         }
-        let listed: BTreeSet<_> = self.0.iter().filter_map(File::current).flat_map(Version::services).collect();
+        let listed: BTreeSet<_> = self.0.iter().filter_map(File::current).flat_map(Version::names).collect();
         let read = file.written.as_ref().map(|version| isolation::read(version.source.inner())).unwrap_or_default();
-        let mut services = read.or(file.isolating.map(isolation::read).unwrap_or_default());
-        services.retain(|service| !listed.contains(&service.name));
-        services
+        let mut isolated = read.or(file.isolating.map(isolation::read).unwrap_or_default());
+        isolated.retain(|isolated| !listed.contains(&isolated.name()));
+        isolated
     }
 
-    /// Has a file isolate these services.
+    /// Has a file isolate these.
     fn isolate<T>(
         &mut self,
         index: usize,
-        services: &[isolation::Service],
+        isolated: &[isolation::Isolated],
         build: &impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>,
     ) -> Result<T, Diagnostics> {
-        self.0[index].kept = Some(Version::isolating(self.0[index].name, services));
+        self.0[index].kept = Some(Version::isolating(self.0[index].name, isolated));
         self.build(build)
     }
 

@@ -13,12 +13,13 @@ mod selectors;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(crate) use self::network_policy::Wall;
 use self::objects::{Known, Objects};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Severity, Source},
     policy::Policy,
     workloads::Workloads,
-    yaml::tree::{self, Fields, Node, Value},
+    yaml::tree::{self, Fields, Item, Node, Value},
 };
 
 /// Kinds of policies that are read.
@@ -102,6 +103,53 @@ fn policy(api_version: &str, kind: &str, object: &mut Fields<'_>, found: &mut Di
             Some(admin::read(api_version, kind, object, found).map(Policy::Guard))
         }
         _ => None,
+    }
+}
+
+/// What can be read of NetworkPolicies that are not used.
+#[derive(Default)]
+pub(crate) struct Walls {
+    /// Whom they isolate.
+    pub(crate) walls: Vec<Wall>,
+    /// Something that is a policy, or may be one, says nothing.
+    pub(crate) partial: bool,
+}
+
+/// Reads of the documents of a file that cannot be used whom its NetworkPolicies isolate. After `torn` documents the text went on.
+pub(crate) fn walls(source: &Arc<Source>, documents: &[Item], torn: bool) -> Walls {
+    let mut walls = Walls::default();
+    for (index, document) in documents.iter().enumerate() {
+        let torn = torn && index + 1 == documents.len();
+        walls.object(Node::new(source, document), "", torn);
+    }
+    walls
+}
+
+impl Walls {
+    fn object(&mut self, node: Node<'_>, of: &str, torn: bool) {
+        let mut found = Diagnostics::default();
+        let Some(mut object) = node.fields(&mut found) else {
+            self.partial |= *node.value() != Value::Null;
+            return;
+        };
+        let mut text = |name| object.get(name).and_then(|node| node.text(&mut found));
+        let (api_version, kind) = (text("apiVersion").unwrap_or(""), text("kind").unwrap_or(of));
+        let item = kind.strip_suffix("List");
+        if let (Some(of), Some(items)) = (item, object.get("items")) {
+            let items = items.list(&mut found);
+            for (index, item) in items.iter().enumerate() {
+                self.object(*item, of, torn && index + 1 == items.len());
+            }
+            return;
+        }
+        let foreign = foreign(&Header { api_version, kind, place: node.place() }).is_some();
+        if kind == "NetworkPolicy" && !foreign {
+            let wall = network_policy::wall(&mut object, torn);
+            self.partial |= wall.is_none();
+            self.walls.extend(wall);
+        } else {
+            self.partial |= foreign || kind.is_empty() || group(api_version) == "bulkhead";
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     selectors::selector,
 };
 use crate::{
-    diagnostic::Diagnostics,
+    diagnostic::{Diagnostics, Severity},
     intent::{Cidrs, contains},
     labels::Selector,
     model::{Peer, PolicyName, Scope},
@@ -198,6 +198,55 @@ fn port(item: Node<'_>, found: &mut Diagnostics) -> Option<Ports> {
         return None;
     }
     Some(Ports::Range { transport: transport?, first, last })
+}
+
+/// Whom a policy isolates that is not used as it is, and in which directions.
+#[derive(Clone, Debug)]
+pub(crate) struct Wall {
+    pub(crate) name: PolicyName,
+    /// Line of its name.
+    pub(crate) line: u64,
+    /// The policy without its rules, as a document in one line.
+    pub(crate) text: String,
+}
+
+/// Reads of a policy whom it isolates; nobody where its selector cannot be read. What follows a text that is `torn` is not known.
+pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Wall> {
+    let mut found = Diagnostics::default();
+    let Named { name, namespace, .. } = read::named(object, &mut found)?;
+    let line = object.get("metadata").map_or(0, |metadata| metadata.item.referenced.line());
+    let spec = object.get("spec")?;
+    let Value::Mapping(entries) = spec.value() else { return None };
+    // In a torn text the last field may go on.
+    let ends = |field: &str| !torn || entries.last().is_some_and(|(key, _)| key.value != field);
+    let mut spec = spec.fields(&mut found)?;
+    let (pods, types) = (spec.get("podSelector"), spec.get("policyTypes"));
+    let written = DIRECTIONS.map(|(_, field, ..)| spec.get(field));
+    // Without the field all pods are meant, unless it is misspelt or still to come.
+    if pods.is_none() && (torn || spec.rest().next().is_some()) || !ends("podSelector") {
+        return None;
+    }
+    if let Some(pods) = pods {
+        let mut wrong = Diagnostics::default();
+        selector(pods, &mut wrong);
+        if !wrong.0.is_empty() {
+            return None;
+        }
+    }
+    let mut wrong = Diagnostics::default();
+    let told = isolated(types, written, &mut wrong);
+    let known = wrong.0.iter().all(|wrong| wrong.severity == Severity::Warning)
+        && (!torn || types.is_some() && ends("policyTypes"));
+    let types: Vec<_> =
+        DIRECTIONS.iter().zip(told).filter(|(_, told)| *told || !known).map(|((.., name), _)| *name).collect();
+    let pods = pods.map_or_else(|| serde_json::json!({}), |pods| pods.value().json());
+    let text = serde_json::json!({
+        "apiVersion": VERSION,
+        "kind": "NetworkPolicy",
+        "metadata": { "namespace": namespace, "name": name },
+        "spec": { "podSelector": pods, "policyTypes": types },
+    });
+    Some(Wall { name: PolicyName { namespace, name }, line, text: text.to_string() })
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
-//! What a policy file that never was good isolates all the same: the services that can be read of it. Nobody may call them, and they may call
-//! nobody, until the file is good.
+//! What a policy file that never was good isolates all the same: the services, or the pods of NetworkPolicies, that can be read of it. Nobody may
+//! call them, and they may call nobody, until the file is good.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::Spanned;
 
 use crate::{
+    diagnostic::source,
     intent::{Entity, valid_name},
-    model::ServiceName,
-    yaml::{self, Entries},
+    manifest::{self, Wall},
+    model::{PolicyName, ServiceName},
+    yaml::{self, Entries, tree},
 };
 
 /// How many lines are read again in all while a text is made shorter until it can be read.
@@ -41,32 +43,81 @@ pub(super) struct Service {
     audit: [bool; 2],
 }
 
+/// What is isolated.
+#[derive(Clone)]
+pub(super) enum Isolated {
+    Service(Service),
+    /// Pods of a NetworkPolicy.
+    Pods(Wall),
+}
+
+impl Isolated {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Service(service) => service.name.to_string(),
+            Self::Pods(wall) => policy_name(&wall.name),
+        }
+    }
+
+    /// The same where its line means nothing.
+    fn without_lines(self) -> Self {
+        match self {
+            Self::Service(service) => Self::Service(Service { lines: [0; 2], ..service }),
+            Self::Pods(wall) => Self::Pods(Wall { line: 0, ..wall }),
+        }
+    }
+}
+
+/// How a NetworkPolicy is called beside services.
+pub(super) fn policy_name(name: &PolicyName) -> String {
+    format!("networkpolicy {name}")
+}
+
 /// What can be read of a text.
 #[derive(Default)]
 pub(super) struct Read {
-    pub(super) services: Vec<Service>,
+    pub(super) isolated: Vec<Isolated>,
     /// Nothing is missing: what the text does not list is not meant to be isolated.
-    pub(super) whole: bool,
+    whole: bool,
 }
 
 impl Read {
     /// Adds what an earlier text said, where this one is not whole.
-    pub(super) fn or(mut self, earlier: Self) -> Vec<Service> {
+    pub(super) fn or(mut self, earlier: Self) -> Vec<Isolated> {
         if !self.whole {
-            for service in earlier.services {
-                if self.services.iter().all(|known| known.name != service.name) {
-                    self.services.push(Service { lines: [0; 2], ..service });
+            for isolated in earlier.isolated {
+                if self.isolated.iter().all(|known| known.name() != isolated.name()) {
+                    self.isolated.push(isolated.without_lines());
                 }
             }
         }
-        self.services
+        self.isolated
     }
 }
 
-/// Reads a text as far as it goes.
+/// Reads a text as far as it goes. A file is of one family: what can be read of ours goes first.
 pub(super) fn read(text: &str) -> Read {
-    let (documents, mut whole) = documents(text);
-    whole &= !documents.is_empty();
+    let ours = services(text);
+    if ours.isolated.is_empty() { pods(text).unwrap_or(ours) } else { ours }
+}
+
+/// Reads NetworkPolicies; `None` where there is none.
+fn pods(text: &str) -> Option<Read> {
+    let (documents, cut) = documents::<tree::Item>(text);
+    // What stands below a `spec` is indented.
+    let torn = cut.iter().find(|line| !line.trim().is_empty()).is_some_and(|next| next.starts_with([' ', '\t']));
+    let manifest::Walls { walls, partial } = manifest::walls(&source("", text), &documents, torn);
+    (!walls.is_empty())
+        .then(|| Read { isolated: walls.into_iter().map(Isolated::Pods).collect(), whole: !partial && cut.is_empty() })
+}
+
+/// Reads services of Intents.
+fn services(text: &str) -> Read {
+    let (mut documents, cut) = documents::<Spanned<Document>>(text);
+    if !cut.is_empty() {
+        leave_out_torn(&mut documents, &cut);
+    }
+    let mut whole = cut.is_empty() && !documents.is_empty();
     let mut services: Vec<Service> = Vec::new();
     for document in documents {
         let begin = document.referenced.line();
@@ -94,27 +145,24 @@ pub(super) fn read(text: &str) -> Read {
             }
         }
     }
-    Read { services, whole }
+    Read { isolated: services.into_iter().map(Isolated::Service).collect(), whole }
 }
 
-/// Documents of a text up to where it cannot be read, and whether that is its end.
-fn documents(text: &str) -> (Vec<Spanned<Document>>, bool) {
-    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+/// Documents of a text up to where it cannot be read, and the lines after that.
+fn documents<T: DeserializeOwned>(text: &str) -> (Vec<T>, Vec<&str>) {
+    let mut lines: Vec<&str> = text.split_inclusive('\n').collect();
     let (mut len, mut work) = (lines.len(), 0);
     while work < LINES {
         work += len + 1;
-        match yaml::read::<Spanned<Document>>(&lines[..len].concat()) {
-            Ok(mut documents) => {
-                leave_out_torn(&mut documents, &lines[len..]);
-                return (documents, len == lines.len());
-            }
+        match yaml::read::<T>(&lines[..len].concat()) {
+            Ok(documents) => return (documents, lines.split_off(len)),
             Err(error) => {
                 let bad = error.location().map_or(len, |location| usize::try_from(location.line()).unwrap_or(len));
                 len = bad.min(len).saturating_sub(1);
             }
         }
     }
-    (Vec::new(), false)
+    (Vec::new(), lines)
 }
 
 /// Leaves out the last service when the text that was cut off may go on about it: it may select others than it seems to.
@@ -131,8 +179,8 @@ fn leave_out_torn(documents: &mut [Spanned<Document>], cut: &[&str]) {
     }
 }
 
-/// A policy file that lists these services and nothing else, each in its line as far as that can be.
-pub(super) fn text(services: &[Service]) -> String {
+/// A policy file that isolates these and says nothing else, each in its line as far as that can be.
+pub(super) fn text(isolated: &[Isolated]) -> String {
     let (mut text, mut line, mut open) = (String::new(), 1, None);
     let to = |text: &mut String, line: &mut u64, wanted: u64| {
         while *line < wanted {
@@ -140,7 +188,21 @@ pub(super) fn text(services: &[Service]) -> String {
             *line += 1;
         }
     };
-    for Service { name, lines, select, audit } in services {
+    for isolated in isolated {
+        let Service { name, lines, select, audit } = match isolated {
+            Isolated::Service(service) => service,
+            Isolated::Pods(wall) => {
+                if open.take().is_some() {
+                    text.push_str(" }}\n");
+                    line += 1;
+                }
+                to(&mut text, &mut line, wall.line);
+                // A String takes every text; so below.
+                let _ = writeln!(text, "--- {}", wall.text);
+                line += 1;
+                continue;
+            }
+        };
         let document = (lines[0], &name.namespace, audit[0]);
         if open != Some(document) {
             if open.replace(document).is_some() {
@@ -150,7 +212,6 @@ pub(super) fn text(services: &[Service]) -> String {
             to(&mut text, &mut line, lines[0]);
             let mode = if audit[0] { "mode: audit, " } else { "" };
             let namespace = quoted(&name.namespace);
-            // A String takes every text; so below.
             let _ =
                 write!(text, "--- {{apiVersion: bulkhead/v1, kind: Intent, {mode}namespace: {namespace}, services: {{");
         }
@@ -164,7 +225,9 @@ pub(super) fn text(services: &[Service]) -> String {
         }
         text.push_str("},");
     }
-    text.push_str(" }}\n");
+    if open.is_some() {
+        text.push_str(" }}\n");
+    }
     text
 }
 

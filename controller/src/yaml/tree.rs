@@ -41,6 +41,21 @@ impl Value {
             Self::Mapping(_) => "a mapping",
         }
     }
+
+    /// The same without places.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Bool(value) => (*value).into(),
+            Self::Integer(number) => (*number).into(),
+            Self::Float(number) => (*number).into(),
+            Self::Text(text) => text.as_str().into(),
+            Self::List(items) => items.iter().map(|item| item.value.json()).collect(),
+            Self::Mapping(entries) => {
+                entries.iter().map(|(key, item)| (key.value.clone(), item.value.json())).collect()
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Value {

@@ -176,6 +176,80 @@ fn what_is_isolated_is_read_as_far_as_it_goes() {
     assert!(said.contains("shop/taken cannot be isolated: the name `shop/taken` is given twice"), "{said}");
 }
 
+/// A NetworkPolicy with this `spec`.
+fn network_policy(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {name}\n  namespace: ops\nspec:\n{spec}"
+    )
+}
+
+#[test]
+fn a_network_policy_that_never_was_good_isolates_its_pods() {
+    let unknown = "  podSelector: { matchLabels: { app: db } }\n  ingress:\n  - from: [{ podSelectors: {} }]\n";
+    let first = isolated(Ok(&network_policy("a", unknown)), None);
+    says(&first, "networkpolicy ops/a");
+    let walls = |settled: &Settled<Model>| -> Vec<String> {
+        let policies = settled.built.network_policies.values();
+        policies
+            .map(|policy| {
+                assert!(policy.rules.is_empty());
+                format!(
+                    "{}:{} {:?} {}",
+                    policy.name.name,
+                    policy.place.line,
+                    policy.pods.to_string(),
+                    [if policy.ingress { "in" } else { "" }, if policy.egress { "out" } else { "" },].concat()
+                )
+            })
+            .collect()
+    };
+    assert_eq!(walls(&first), ["a:4 \"app=db\" in"]);
+
+    let everybody = "  podSelector: {}\n";
+    let db = "  podSelector: { matchLabels: { app: db } }\n";
+    let ports = "  ingress:\n  - ports: [{ port: 70000 }]\n";
+    let json = "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [{\"apiVersion\": \"networking.k8s.io/v1\", \"kind\": \"NetworkPolicy\", \"metadata\": {\"name\": \"a\", \"namespace\": \"ops\"}, \"spec\": {\"podSelector\": {\"matchExpressions\": [{\"key\": \"app\", \"operator\": \"Exists\"}]}, \"ingres\": []}}]}";
+    for (text, expected) in [
+        (network_policy("a", &format!("{everybody}{ports}")), vec!["a:4 \"\" in"]),
+        (
+            network_policy("a", &format!("{db}  policyTypes: [Egress]\n{ports}  egres: []\n")),
+            vec!["a:4 \"app=db\" out"],
+        ),
+        // It isolates in more directions rather than in fewer.
+        (network_policy("a", &format!("{db}  policyTypes: [Ingres]\n")), vec!["a:4 \"app=db\" inout"]),
+        (network_policy("a", &format!("{db}{ports}  egress:\n  - {{}}\n")), vec!["a:4 \"app=db\" inout"]),
+        // A text that ends where its rules cannot be read, or its selector.
+        (network_policy("a", &format!("{db}  ingress:\n  - from: [")), vec!["a:4 \"app=db\" inout"]),
+        (network_policy("a", "  podSelector:\n    matchLabels:\n      app: db\n      tier: ["), vec![]),
+        (network_policy("a", db) + "---\nkind: [", vec!["a:4 \"app=db\" in"]),
+        // Whom it selects is not known.
+        (network_policy("a", &format!("  podSelector: {{ matchLabels: [app] }}\n{ports}")), vec![]),
+        (network_policy("a", &format!("  podSelectors: {{ matchLabels: {{ app: db }} }}\n{ports}")), vec![]),
+        (network_policy("a", ports), vec!["a:4 \"\" in"]),
+        // Others in the file, which is used as a whole or not at all.
+        (network_policy("a", db) + "---\n" + &network_policy("b", ports), vec!["a:4 \"app=db\" in", "b:12 \"\" in"]),
+        (json.to_owned(), vec!["a:1 \"app\" in"]),
+    ] {
+        println!("{text}");
+        let settled = isolated(Ok(&text), None);
+        assert_eq!(walls(&settled), expected);
+    }
+
+    // Where less can be read than before, nothing opens; a policy that another file has is that file's.
+    let last = &first.inputs;
+    for text in [Ok(""), Ok(BAD), Err(Diagnostic::nowhere("new.yaml cannot be read: I/O error"))] {
+        says(&isolated(text, Some(last)), "networkpolicy ops/a");
+    }
+    let good = isolated(Ok(&network_policy("b", db)), Some(last));
+    assert_eq!((good.refused.to_string(), walls(&good)), (String::new(), vec!["b:4 \"app=db\" in".to_owned()]));
+    let elsewhere = network_policy("a", db);
+    let last = inputs(&[("shop.yaml", INTENT), ("a.yaml", &elsewhere), W]);
+    let mut now: Files = last.clone().into();
+    now.policies.as_mut().unwrap().insert("new.yaml".to_owned(), Ok(network_policy("a", unknown)));
+    let settled = settle(&now, Some(&last), Model::build).unwrap();
+    says(&settled, "");
+}
+
 #[test]
 fn what_is_only_isolated_is_nobody_elses_peer() {
     // `ops/backup` is who has the service label, whatever a file that never was good makes of that name.
