@@ -3,7 +3,7 @@
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,8 +19,8 @@ use crate::{
     metrics::{Health, Totals, render},
     model::Model,
     peers::Peers,
-    revision::{Revision, StateError, load, now, store},
     settle::{Settled, settle},
+    store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file, now, seconds},
 };
 
 /// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
@@ -53,9 +53,9 @@ pub enum StartError {
     /// The node refused.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// The state directory cannot be used.
+    /// The database cannot be used.
     #[error(transparent)]
-    State(#[from] StateError),
+    Store(#[from] StoreError),
 }
 
 /// An endpoint that is not guarded, and why.
@@ -74,10 +74,13 @@ pub struct Unguarded {
 pub struct Agent<N> {
     node: N,
     settings: Settings,
+    store: Store,
     compile: Compile,
     discovered: Discovered,
-    /// In force, as people wrote it and as it is meant.
+    /// In force, as people wrote it and as it is meant. It is still marked as staged while the database cannot say that it is in force.
     revision: Revision,
+    /// Staged, and neither in force nor refused: publishing it is tried again.
+    staged: Option<u64>,
     model: Model,
     /// Compiled from it.
     desired: Desired,
@@ -92,6 +95,8 @@ pub struct Agent<N> {
     refused: String,
     /// Why the latest publish failed; empty when it did not.
     failed: String,
+    /// Why the database could not be written; empty when it can.
+    unstored: String,
     peers: Peers,
     totals: Totals,
     read_at: u64,
@@ -116,48 +121,69 @@ impl<N: Node> Agent<N> {
     pub fn start_with(mut node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
         let compiled = now();
         let discovered = node.discover()?;
-        let last = Revision::load(&settings.state).unwrap_or_else(|error| {
-            tracing::warn!("{error}; there is no last good revision to fall back on");
-            None
-        });
-        let last = last.filter(|revision| revision.node == settings.node);
-        let number = last.as_ref().map_or(0, |revision| revision.number);
-        let mut force = |files: &Files, last| {
+        let mut store = open(&settings.state)?;
+        let ours = |revision: &Revision| revision.head.node == settings.node;
+        let last = store.reader().in_force()?.filter(ours);
+        // An agent ended before it knew whether this is in force: it may be, in part.
+        let staged = store.reader().staged()?.filter(ours);
+        let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build = |model: &Model| for_node(compile, model, &settings, &discovered, compiled);
-            let prepared = prepare(files, last, build).map_err(StartError::Input)?;
-            let unguarded = publish(&mut node, &prepared.desired)?;
-            Ok((prepared, unguarded))
+            let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
+            let prepared = prepare(files, base_inputs, build).map_err(StartError::Input)?;
+            let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
+            let unchanged = last.as_ref().filter(|last| last.inputs == prepared.inputs && last.documents == documents);
+            let revision = match unchanged {
+                Some(last) => last.clone(),
+                None => {
+                    let draft = draft(&settings, &prepared.inputs, &prepared.desired);
+                    store.stage(&Draft { documents: Some(documents), ..draft })?
+                }
+            };
+            match publish(&mut node, &prepared.desired) {
+                Ok(unguarded) => Ok((prepared, revision, unguarded)),
+                Err(error) => {
+                    if matches!(error, NodeError::Capacity { .. }) && revision.head.condition == Condition::Staged {
+                        store.refuse(revision.head.number, &error.to_string())?;
+                    }
+                    Err(error.into())
+                }
+            }
         };
         let mut whole = String::new();
-        let inputs = last.as_ref().map(|last| &last.inputs);
-        let now = match force(&Files::read(&settings.locations), inputs) {
-            Err(error @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }))) => match inputs {
+        let mut now = force(&Files::read(&settings.locations), staged.as_ref().or(last.as_ref()), true);
+        for good in [&staged, &last].into_iter().flatten() {
+            match &now {
                 // What was good may be refused now: the node's addresses changed.
-                Some(inputs) => {
-                    whole = error.to_string();
-                    force(&inputs.clone().into(), None)?
+                Err(
+                    error
+                    @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }) | StartError::Store(_)),
+                ) => {
+                    if whole.is_empty() {
+                        whole = error.to_string();
+                    }
                 }
-                None => return Err(error),
-            },
-            other => other?,
-        };
-        let (Prepared { inputs, model, desired, refused }, unguarded) = now;
+                _ => break,
+            }
+            now = force(&good.inputs.clone().into(), Some(good), false);
+        }
+        let (Prepared { model, desired, refused, .. }, revision, unguarded) = now?;
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
-        let unchanged = last.filter(|last| last.inputs == inputs);
-        let revision = unchanged.unwrap_or_else(|| Revision::new(number + 1, &settings.node, inputs, &desired));
-        revision.store(&settings.state)?;
+        let leftover = store.reader().staged()?.map(|staged| staged.head.number);
+        let leftover = leftover.filter(|&number| number != revision.head.number);
         let peers = Peers::new(&model, &settings.node, &discovered);
-        let totals = load(&settings.state, TOTALS).unwrap_or_else(|error| {
+        let totals = file::load(&settings.state, TOTALS).unwrap_or_else(|error| {
             tracing::warn!("{error}; totals by peer begin anew");
             None
         });
         let mut agent = Self {
             node,
             settings,
+            store,
             compile,
             discovered,
+            staged: leftover,
             revision,
             model,
             desired,
@@ -167,6 +193,7 @@ impl<N: Node> Agent<N> {
             unguarded: Vec::new(),
             refused: String::new(),
             failed: String::new(),
+            unstored: String::new(),
             peers,
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
@@ -179,7 +206,11 @@ impl<N: Node> Agent<N> {
             agent.refuse(whole);
         }
         agent.set_unguarded(unguarded);
-        tracing::info!(revision = agent.revision.number, endpoints = agent.desired.endpoints.len(), "in force");
+        let marked = agent.mark().and_then(|()| {
+            agent.drop_staged("the agent ended before it was in force, and the next one found other input")
+        });
+        agent.stored(marked);
+        tracing::info!(revision = agent.revision.head.number, endpoints = agent.desired.endpoints.len(), "in force");
         if agent.desired.observe {
             tracing::warn!("this node only observes: nothing is dropped");
         }
@@ -200,6 +231,8 @@ impl<N: Node> Agent<N> {
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
         self.stale |= self.is_overdue();
+        let marked = self.mark();
+        self.stored(marked);
         let files = Files::read(&self.settings.locations);
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
@@ -315,11 +348,22 @@ impl<N: Node> Agent<N> {
 
     fn apply(&mut self, prepared: Prepared) {
         let Prepared { inputs, model, desired, refused } = prepared;
+        let revision = match self.stage(&inputs, &desired) {
+            Ok(revision) => revision,
+            Err(error) => {
+                // Nothing that would not survive the agent takes effect. It is tried again.
+                self.seen = None;
+                self.stored(Err(error));
+                return;
+            }
+        };
         match self.enforce(desired) {
             Ok(()) => {}
             Err(error @ NodeError::Capacity { .. }) => {
-                let why = [error.to_string(), refused.to_string()];
-                return self.refuse(why.join("\n").trim_end().to_owned());
+                let why = [error.to_string(), refused.to_string()].join("\n").trim_end().to_owned();
+                let closed = self.drop_staged(&why);
+                self.stored(closed);
+                return self.refuse(why);
             }
             Err(error) => {
                 // Not the input's fault: it is tried again.
@@ -328,19 +372,59 @@ impl<N: Node> Agent<N> {
             }
         }
         self.refuse_some(&refused);
-        if inputs == self.revision.inputs {
+        let Some(revision) = revision else {
+            let closed = self.drop_staged("publishing it failed, and then the input was again what is in force");
+            self.stored(closed);
             return;
-        }
-        self.revision = Revision::new(self.revision.number + 1, &self.settings.node, inputs, &self.desired);
-        if let Err(error) = self.revision.store(&self.settings.state) {
-            tracing::error!("the revision is in force, but would not survive the agent: {error}");
-        }
+        };
+        (self.revision, self.staged) = (revision, None);
+        let marked = self.mark();
+        self.stored(marked);
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
         self.model = model;
         self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
-        tracing::info!(revision = self.revision.number, endpoints = self.desired.endpoints.len(), "in force");
+        tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
+    }
+
+    /// Writes a revision that is about to take effect; `None` when it is the one in force.
+    fn stage(&mut self, inputs: &Inputs, desired: &Desired) -> Result<Option<Revision>, StoreError> {
+        if *inputs == self.revision.inputs {
+            return Ok(None);
+        }
+        // What is in force is its parent.
+        self.mark()?;
+        let revision = self.store.stage(&draft(&self.settings, inputs, desired))?;
+        self.staged = Some(revision.head.number);
+        Ok(Some(revision))
+    }
+
+    /// Marks what is in force as such, unless it is already.
+    fn mark(&mut self) -> Result<(), StoreError> {
+        if self.revision.head.condition == Condition::Staged {
+            self.revision.head = self.store.commit(self.revision.head.number)?;
+        }
+        Ok(())
+    }
+
+    /// What was staged does not take effect.
+    fn drop_staged(&mut self, why: &str) -> Result<(), StoreError> {
+        let Some(number) = self.staged.take() else { return Ok(()) };
+        self.store.refuse(number, why).map(drop).inspect_err(|error| {
+            // Otherwise it is tried again.
+            if !matches!(error, StoreError::NotStaged { .. }) {
+                self.staged = Some(number);
+            }
+        })
+    }
+
+    fn stored(&mut self, result: Result<(), StoreError>) {
+        let error = result.err().map(|error| error.to_string()).unwrap_or_default();
+        if self.unstored != error && !error.is_empty() {
+            tracing::error!(revision = self.revision.head.number, "the database is tried again: {error}");
+        }
+        self.unstored = error;
     }
 
     fn enforce(&mut self, desired: Desired) -> Result<(), NodeError> {
@@ -363,7 +447,7 @@ impl<N: Node> Agent<N> {
     fn fail(&mut self, error: &NodeError) {
         let error = error.to_string();
         if self.failed != error {
-            tracing::error!(revision = self.revision.number, "publishing failed and is tried again: {error}");
+            tracing::error!(revision = self.revision.head.number, "publishing failed and is tried again: {error}");
         }
         self.failed = error;
     }
@@ -371,7 +455,7 @@ impl<N: Node> Agent<N> {
     fn refuse(&mut self, why: String) {
         if self.refused != why {
             tracing::error!(
-                revision = self.revision.number,
+                revision = self.revision.head.number,
                 "the input is refused, the last good revision stays in force:\n{why}"
             );
         }
@@ -406,7 +490,7 @@ impl<N: Node> Agent<N> {
     /// What the node says.
     pub fn account(&mut self) -> Result<(), NodeError> {
         self.read()?;
-        if let Err(error) = store(&self.settings.state, TOTALS, &self.totals.save(self.read_at)) {
+        if let Err(error) = file::store(&self.settings.state, TOTALS, &self.totals.save(self.read_at)) {
             tracing::warn!("totals by peer would not survive the agent: {error}");
         }
         Ok(())
@@ -439,9 +523,9 @@ impl<N: Node> Agent<N> {
     #[must_use]
     pub fn health(&self) -> Health {
         Health {
-            revision: self.revision.number,
+            revision: self.revision.head.number,
             refused: !self.refused.is_empty(),
-            failed: !self.failed.is_empty(),
+            failed: !self.failed.is_empty() || !self.unstored.is_empty(),
             unguarded: self.unguarded.len(),
             mark_conflicts: self.marks.users.len(),
         }
@@ -462,6 +546,29 @@ impl<N: Node> Agent<N> {
     /// The node, for tests.
     pub const fn node(&mut self) -> &mut N {
         &mut self.node
+    }
+}
+
+/// Opens the database. One that cannot be used is kept beside a new one: without it there is nothing to fall back on, and that is all.
+fn open(state: &Path) -> Result<Store, StoreError> {
+    let (store, aside) = Store::open_or_set_aside(state)?;
+    if let Some(SetAside { why, path }) = aside {
+        tracing::error!("{why}; it is {} now, and there is no last good revision to fall back on", path.display());
+    }
+    Ok(store)
+}
+
+/// A revision of files.
+fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
+    Draft {
+        node: settings.node.clone(),
+        author: Author::files(),
+        origin: Origin::Files,
+        time: seconds(),
+        reason: String::new(),
+        inputs: inputs.clone(),
+        summary: desired.into(),
+        documents: None,
     }
 }
 

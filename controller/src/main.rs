@@ -17,9 +17,9 @@ use bulkhead_controller::{
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     model::Model,
-    revision::Revision,
     run::{Life, Stopper},
     show::{self, Names, Observation},
+    store::{self, Revision},
 };
 use bulkhead_dataplane::{
     kernel::{KernelNode, Options, Reader, XdpMode, detach},
@@ -278,9 +278,13 @@ fn reader(args: &ReaderArgs) -> Result<Reader, Report> {
         .wrap_err_with(|| format!("nothing of this version is in force below {}", args.pins.display()))
 }
 
+fn in_force(state: &Path) -> Result<Option<Revision>, Report> {
+    let Some(reader) = store::Reader::open(state).into_diagnostic()? else { return Ok(None) };
+    reader.in_force().into_diagnostic()
+}
+
 fn revision(state: &Path) -> Result<Revision, Report> {
-    let revision = Revision::load(state).into_diagnostic()?;
-    revision.ok_or_else(|| miette::miette!("{} holds no revision: give the agent's `--state`", state.display()))
+    in_force(state)?.ok_or_else(|| miette::miette!("{} holds no revision: give the agent's `--state`", state.display()))
 }
 
 /// A revision was good when it was stored: what is wrong with it now is this version's doing.
@@ -293,12 +297,13 @@ fn json(value: &impl Serialize) -> Result<(), Report> {
 }
 
 fn status(args: &ReaderArgs) -> Result<(), Report> {
-    let revision = Revision::load(&args.state).into_diagnostic()?;
+    let revision = in_force(&args.state)?;
     let reader = reader(args)?;
     let (status, marks) = (reader.status().into_diagnostic()?, reader.mark_conflicts().into_diagnostic()?);
     if args.json {
         let revision = revision.map(|revision| {
-            serde_json::json!({ "number": revision.number, "node": revision.node, "published": revision.published, "summary": revision.summary })
+            let store::Head { number, node, time, summary, .. } = revision.head;
+            serde_json::json!({ "number": number, "node": node, "published": time, "summary": summary })
         });
         return json(&serde_json::json!({ "revision": revision, "status": status, "mark_conflicts": marks }));
     }
@@ -310,7 +315,7 @@ fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {
     let model = model(&revision)?;
     match what {
         What::Workloads => {
-            let lines = show::workloads(&model, &revision.node, &reader(args)?.status().into_diagnostic()?);
+            let lines = show::workloads(&model, &revision.head.node, &reader(args)?.status().into_diagnostic()?);
             if args.json { json(&lines) } else { out(&show::workloads_table(&lines)) }
         }
         What::Policies => {
@@ -323,7 +328,11 @@ fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {
         }
         What::Flows => {
             let flows = reader(args)?.flows().into_diagnostic()?;
-            if args.json { json(&flows) } else { out(&show::flows_table(&Names::new(&model, &revision.node), &flows)) }
+            if args.json {
+                json(&flows)
+            } else {
+                out(&show::flows_table(&Names::new(&model, &revision.head.node), &flows))
+            }
         }
     }
 }
@@ -339,7 +348,7 @@ fn observe(follow: bool, args: &ReaderArgs) -> Result<(), Report> {
         // The agent may have published meanwhile.
         let revision = revision(&args.state)?;
         let model = model(&revision)?;
-        let names = Names::new(&model, &revision.node);
+        let names = Names::new(&model, &revision.head.node);
         let flows = reader.flows().into_diagnostic()?;
         let contacts = reader.contacts().into_diagnostic()?;
         let mut found: Vec<Observation> = flows.iter().map(|flow| names.flow(flow)).collect();

@@ -30,7 +30,7 @@ use crate::{
     peers::{Peers, UNKNOWN},
     policy::{self, Policy},
     ports::{class_of, point},
-    revision::Revision,
+    store::Revision,
     workloads::{WorkloadName, mode_name},
 };
 
@@ -355,9 +355,10 @@ pub fn status(revision: Option<&Revision>, status: &Status, marks: &MarkConflict
     // Writing to a string does not fail.
     match revision {
         Some(revision) => {
-            let summary = &revision.summary;
-            let at = time(revision.published.saturating_mul(1_000_000_000));
-            let _ = writeln!(text, "revision  {} of node {}, published {at}", revision.number, revision.node);
+            let head = &revision.head;
+            let summary = &head.summary;
+            let at = time(head.time.saturating_mul(1_000_000_000));
+            let _ = writeln!(text, "revision  {} of node {}, published {at}", head.number, head.node);
             let _ = writeln!(
                 text,
                 "compiled  {} rules, {} selectors, {} policy sets, {} endpoints, {} addresses, {} prefixes",

@@ -6,4 +6,5 @@ mod life;
 mod metrics;
 mod settle;
 mod show;
+mod store;
 mod support;

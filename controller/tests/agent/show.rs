@@ -1,10 +1,12 @@
 //! What the command line says.
 
+use std::collections::BTreeMap;
+
 use bulkhead_controller::{
     input::Inputs,
     model::Model,
-    revision::Revision,
     show::{self, Names},
+    store::{Author, Condition, Head, Origin, Revision, Summary},
 };
 use bulkhead_dataplane::node::{EndpointStatus, LinkStatus, MarkConflicts, MarkUser, Status, TableUse};
 use bulkhead_ebpf::{abi::Mode, reason::Reason};
@@ -18,9 +20,19 @@ fn revision() -> (Revision, Model) {
         ..Inputs::default()
     };
     let model = inputs.model().unwrap();
-    let mut revision = Revision::new(7, "n1", inputs, &Default::default());
-    revision.published = 1_700_000_000;
-    (revision, model)
+    let head = Head {
+        number: 7,
+        node: "n1".to_owned(),
+        parent: None,
+        author: Author::files(),
+        origin: Origin::Files,
+        time: 1_700_000_000,
+        reason: String::new(),
+        summary: Summary::default(),
+        condition: Condition::InForce,
+        took_effect: true,
+    };
+    (Revision { head, inputs, documents: BTreeMap::new() }, model)
 }
 
 fn conflicts() -> MarkConflicts {

@@ -11,6 +11,7 @@ use std::{
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
     input::Locations,
+    store::Reader,
 };
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
@@ -133,9 +134,10 @@ impl Node for Wrapped {
     }
 }
 
-/// Number of the revision in a state directory.
+/// Number of the revision that is in force according to a state directory.
 pub(crate) fn stored(state: &Path) -> Option<u64> {
-    bulkhead_controller::revision::Revision::load(state).unwrap().map(|revision| revision.number)
+    let reader = Reader::open(state).unwrap()?;
+    reader.in_force().unwrap().map(|revision| revision.head.number)
 }
 
 /// Value of a metric with these labels, in any order of them.
