@@ -1,4 +1,4 @@
-//! What is compared: all cases of netpol-analyzer, some of the conformance tests of network-policy-api, policies to copy, and a case of our own.
+//! What is compared: all cases of netpol-analyzer, policies of the conformance tests of network-policy-api, policies to copy, and a case of our own.
 
 use std::{
     fs,
@@ -7,6 +7,7 @@ use std::{
 
 use bulkhead_controller::{diagnostic::source, manifest::Manifests, model::Model, offline, workloads::WorkloadName};
 use bulkhead_ebpf::abi::Mode;
+use bulkhead_fixtures::templates::host_ports;
 
 /// As of when all of them are compared, in nanoseconds of Unix time.
 pub(crate) const NOW: u64 = 1_796_083_200_000_000_000;
@@ -18,12 +19,11 @@ pub(crate) struct Case {
     pub(crate) model: Model,
 }
 
-/// Policies of the conformance tests, each of which is tried with their workloads.
-const CONFORMANCE: [&[&str]; 3] = [
-    &["admin_tier/standard-gress-rules-combined.yaml", "baseline_tier/standard-gress-rules-combined.yaml"],
-    &["admin_tier/standard-egress-inline-cidr-rules.yaml"],
-    &["api_integration/standard-anp-np-banp.yaml"],
-];
+/// Directories with the policies of the conformance tests, each of which is tried with their workloads.
+const CONFORMANCE: [&str; 3] = ["admin_tier", "api_integration", "baseline_tier"];
+/// Those of either tier that are also tried together.
+const TIERS: [&str; 2] =
+    ["admin_tier/standard-gress-rules-combined.yaml", "baseline_tier/standard-gress-rules-combined.yaml"];
 
 /// Policies to copy, each with what it is tried with.
 const EXAMPLES: [&[&str]; 8] = [
@@ -39,18 +39,27 @@ const EXAMPLES: [&[&str]; 8] = [
 
 /// All of them, with IPv4 and IPv6 apart.
 pub(crate) fn all(data: &Path) -> Vec<Case> {
-    let tests = fs::read_dir(data.join("policies/netpol-analyzer/tests")).expect("cases of netpol-analyzer");
-    let mut files: Vec<Vec<PathBuf>> = tests.map(|entry| vec![entry.expect("a case").path()]).collect();
+    let mut files = inside(&data.join("policies/netpol-analyzer/tests"));
     files.sort();
+    let mut files: Vec<Vec<PathBuf>> = files.into_iter().map(|case| vec![case]).collect();
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     files.push(vec![own.join("tests/simulator/ends.yaml")]);
     let examples = own.join("../policy-examples");
     files.extend(EXAMPLES.iter().map(|files| below(&examples, files)));
     let mut models: Vec<_> = files.iter().map(|files| (name(&files[0]), load(files))).collect();
     let base = data.join("policies/network-policy-api/conformance/base");
-    models.extend(CONFORMANCE.iter().map(|policies| (policies[0].to_owned(), conformance(&base, policies))));
+    let mut policies: Vec<PathBuf> = CONFORMANCE.iter().flat_map(|directory| inside(&base.join(directory))).collect();
+    policies.sort();
+    models.extend(policies.into_iter().map(|policy| (name(&policy), conformance(&base, &[policy]))));
+    models.push(("both tiers".to_owned(), conformance(&base, &below(&base, &TIERS))));
     models.push(("shop.yaml in other modes".to_owned(), modes(load(&below(&examples, EXAMPLES[0])))));
     models.into_iter().flat_map(|(name, model)| families(&name, &model)).collect()
+}
+
+/// What a directory has.
+fn inside(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    entries.map(|entry| entry.expect("a file").path()).collect()
 }
 
 fn below(directory: &Path, files: &[&str]) -> Vec<PathBuf> {
@@ -67,14 +76,13 @@ fn load(paths: &[PathBuf]) -> Model {
     offline::load(paths).unwrap_or_else(|found| panic!("{paths:?}: {found}")).model
 }
 
-/// The workloads are a template, of which only numbers of ports are to fill in.
-fn conformance(base: &Path, policies: &[&str]) -> Model {
+fn conformance(base: &Path, policies: &[PathBuf]) -> Model {
     let mut manifests = Manifests::default();
-    for path in below(base, &[policies, &["manifests.yaml"][..]].concat()) {
+    for path in policies.iter().cloned().chain([base.join("manifests.yaml")]) {
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let pieces = text.split("{{").map(|piece| piece.split_once("}}").map_or(piece, |(_, rest)| rest));
-        let text = pieces.collect::<Vec<_>>().join("34450");
-        manifests.read(&source(path.display().to_string(), text)).unwrap_or_else(|found| panic!("{found}"));
+        manifests
+            .read(&source(path.display().to_string(), host_ports(&text)))
+            .unwrap_or_else(|found| panic!("{found}"));
     }
     let model = manifests.workloads().and_then(|workloads| Model::build(&manifests.policies, &workloads));
     model.unwrap_or_else(|found| panic!("{policies:?}: {found}"))
