@@ -1,7 +1,10 @@
 //! Who may call whom: against answers that others have worked out and against a reference, as clusters shrink, and as the command line says it.
 
 mod analyzer;
+mod calls;
 mod cluster;
+mod conformance;
 mod help;
+mod recipes;
 mod reference;
 mod shrinking;
