@@ -13,7 +13,7 @@ use crate::{
     bytes,
     desired::{Desired, Endpoint},
     names::Names,
-    node::{Contacts, Discovered, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Status},
+    node::{Contacts, Discovered, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Rehearsal, Status},
     publish::{Publisher, Removed, display},
     read,
     store::{self, Kind, Plain, Store, Table},
@@ -313,6 +313,16 @@ impl Links {
     pub fn network(&self) -> MutexGuard<'_, Network> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Some MAC that is always the same for a link.
+    fn mac(&self, endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
+        if let Some(why) = self.network().broken.get(&endpoint.link) {
+            let (link, endpoint) = (endpoint.link.clone(), display(&endpoint.name));
+            return Err(NodeError::Link { link, endpoint, why: why.clone() });
+        }
+        let hash = crate::names::rule_hash(&endpoint.link).to_be_bytes();
+        Ok([0x02, hash[0], hash[1], hash[2], hash[3], hash[4]])
+    }
 }
 
 impl MemoryNode {
@@ -329,12 +339,6 @@ impl MemoryNode {
         &mut self.publisher
     }
 
-    /// Some MAC that is always the same for a link.
-    fn mac(endpoint: &Endpoint) -> [u8; 6] {
-        let hash = crate::names::rule_hash(&endpoint.link).to_be_bytes();
-        [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]]
-    }
-
     fn names(&self) -> &Names {
         self.publisher.names()
     }
@@ -343,15 +347,7 @@ impl MemoryNode {
 impl Node for MemoryNode {
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         let links = self.links.clone();
-        let plan =
-            self.publisher.prepare(desired, &mut |endpoint| match links.network().broken.get(&endpoint.link) {
-                Some(why) => Err(NodeError::Link {
-                    link: endpoint.link.clone(),
-                    endpoint: display(&endpoint.name),
-                    why: why.clone(),
-                }),
-                None => Ok(Self::mac(endpoint)),
-            })?;
+        let plan = self.publisher.prepare(desired, &mut |endpoint| links.mac(endpoint))?;
         links.network().attached.extend(plan.attach.iter().map(|attach| (attach.link.clone(), attach.slot)));
         let removed: Vec<Removed> = plan.removed.clone();
         let published = self.publisher.commit(plan)?;
@@ -359,6 +355,10 @@ impl Node for MemoryNode {
         links.network().attached.retain(|link, _| !gone.contains(link));
         self.publisher.release(&removed)?;
         Ok(published)
+    }
+
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        self.publisher.rehearse(desired, &mut |endpoint| self.links.mac(endpoint))
     }
 
     fn discover(&mut self) -> Result<Discovered, NodeError> {

@@ -19,6 +19,12 @@ pub trait Node: Send {
     /// [`NodeError::Capacity`] before anything is written, [`NodeError::Link`] for an endpoint's link that cannot be guarded, else [`NodeError::Kernel`].
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError>;
 
+    /// What publishing `desired` would write and what room it would leave; nothing is changed.
+    ///
+    /// # Errors
+    /// Those that [`Node::publish`] would give before it writes: [`NodeError::Capacity`], and [`NodeError::Link`] for a link that is not there.
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError>;
+
     /// What the network of this node says: addresses of the node, VXLAN devices and whom their permanent entries bind.
     ///
     /// # Errors
@@ -64,6 +70,17 @@ pub struct Published {
     pub writes: usize,
     /// Grace periods waited for.
     pub grace_periods: usize,
+}
+
+/// What a publish would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Rehearsal {
+    /// Map entries that it would write, as in [`Published::writes`].
+    pub writes: usize,
+    /// Grace periods that it would wait for, as in [`Published::grace_periods`].
+    pub grace_periods: usize,
+    /// Use of each bounded table that is published, afterwards.
+    pub tables: Vec<TableUse>,
 }
 
 /// What the network of a node says.

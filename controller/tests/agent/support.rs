@@ -16,7 +16,7 @@ use bulkhead_controller::{
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
     memory::{Links, MemoryNode, MemoryStore},
-    node::{ContactRecord, Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Status},
+    node::{ContactRecord, Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Rehearsal, Status},
 };
 use bulkhead_ebpf::reason::Reason;
 use tempfile::TempDir;
@@ -110,6 +110,10 @@ impl Node for Wrapped {
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         desired.clone_into(&mut self.asked.lock().unwrap());
         self.node.publish(desired)
+    }
+
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        self.node.rehearse(desired)
     }
 
     fn discover(&mut self) -> Result<Discovered, NodeError> {

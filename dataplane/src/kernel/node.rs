@@ -16,7 +16,7 @@ use bulkhead_ebpf::{
 use super::KernelStore;
 use crate::{
     attach::{Classifiers, Guard, Hook, Links},
-    desired::{Desired, EndpointName},
+    desired::{Desired, Endpoint, EndpointName},
     input_rule,
     load::{Maps, Programs, Sizes},
     mark,
@@ -24,7 +24,7 @@ use crate::{
     network,
     node::{
         Contacts, Discovered, DiscoveredOverlay, FlowRecord, LinkStatus, MarkConflicts, Node, NodeError, Published,
-        Reading, Status,
+        Reading, Rehearsal, Status,
     },
     pins::Pins,
     publish::{self, Publisher},
@@ -222,6 +222,11 @@ fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeErr
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
 
+fn container_mac(endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
+    let mac = network::link(&endpoint.link).and_then(|facts| facts.container_mac());
+    mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
+}
+
 /// UDP ports of the overlays.
 fn ports(desired: &Desired) -> BTreeSet<u16> {
     desired.overlays.iter().map(|overlay| overlay.port).collect()
@@ -265,10 +270,7 @@ impl Node for KernelNode {
     /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         let discovered = network::discover()?;
-        let plan = self.publisher.prepare(desired, &mut |endpoint| {
-            let mac = network::link(&endpoint.link).and_then(|facts| facts.container_mac());
-            mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
-        })?;
+        let plan = self.publisher.prepare(desired, &mut container_mac)?;
         let before = tunnel_ports(self.publisher.store())?;
         self.load(desired)?;
         let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
@@ -315,6 +317,12 @@ impl Node for KernelNode {
         }
         self.publisher.store_mut().make_spare_flow_tables()?;
         Ok(published)
+    }
+
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        let rehearsal = self.publisher.rehearse(desired, &mut container_mac)?;
+        settings(desired, self.options.budget)?;
+        Ok(rehearsal)
     }
 
     fn discover(&mut self) -> Result<Discovered, NodeError> {

@@ -62,7 +62,7 @@ fn over<T>(what: String, table: &'static str, need: usize, limit: usize) -> Resu
 }
 
 /// Objects of one array, by content. Id 0 is never given: it is what zeroed memory points to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pool<T> {
     table: &'static str,
     limit: usize,
@@ -177,7 +177,7 @@ impl<T: Clone + Eq + Hash> Pool<T> {
 }
 
 /// Blocks of `RULE_COUNTERS`, by content.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Blocks {
     limit: usize,
     bases: HashMap<Arc<[u32]>, u32>,
@@ -285,7 +285,7 @@ impl Blocks {
 }
 
 /// Selectors' bits, by the hash of their text.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Selectors {
     bits: HashMap<[u64; 2], u16>,
     /// Bits of `bits`, and those that rows and lists still have though no name is known for them.
@@ -391,7 +391,7 @@ impl Selectors {
 pub(crate) type CounterName = (u64, u64, u8, u8);
 
 /// Counters, in pairs: packets in the initiator's direction, and replies. The first pair is never given.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Counters {
     pairs: usize,
     names: HashMap<CounterName, u32>,

@@ -16,6 +16,7 @@ mod judge;
 mod lower;
 mod places;
 mod recover;
+mod rehearse;
 mod services;
 mod sets;
 mod state;
@@ -144,7 +145,8 @@ pub struct Plan {
 /// Publishes to one node's tables. One at a time: a second one would give the same ids to other things.
 pub struct Publisher<S> {
     store: S,
-    directory: PathBuf,
+    /// Where names are kept; `None` where they are not to be, in a rehearsal.
+    directory: Option<PathBuf>,
     names: Names,
     /// `None` after a failure: then the tables are asked.
     state: Option<State>,
@@ -165,7 +167,7 @@ impl<S: Store> Publisher<S> {
         });
         let state = Some(recover(&mut store)?);
         let clock = SystemTime::now;
-        Ok(Self { store, directory: directory.to_owned(), names, state, generation: 0, hook: None, clock })
+        Ok(Self { store, directory: Some(directory.to_owned()), names, state, generation: 0, hook: None, clock })
     }
 
     /// Takes the tables over once more, as [`Publisher::open`] does and with it each agent that starts again.
@@ -256,7 +258,7 @@ impl<S: Store> Publisher<S> {
         let removed = self.removed(desired, &state, &target);
         let names = self.renamed(desired, &state, &target)?;
         if names != self.names {
-            names.save(&self.directory)?;
+            self.directory.iter().try_for_each(|directory| names.save(directory))?;
             self.names = names;
         }
         let new: Vec<(u32, EndpointInfo)> =

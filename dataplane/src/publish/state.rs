@@ -23,7 +23,7 @@ use crate::{
 pub(crate) type PortSet = [PortTable; Class::COUNT as usize];
 
 /// What is in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct State {
     pub(crate) epoch: u32,
     /// Endpoints' words that are not 0, by slot.

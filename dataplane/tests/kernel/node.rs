@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::IpAddr,
     path::Path,
     sync::Mutex,
@@ -13,9 +14,9 @@ use bulkhead_dataplane::{
         SelectorId, SetId, View,
     },
     kernel::{self, KernelNode, Options, Reader, XdpMode},
-    load::Sizes,
+    load::{Maps, Sizes},
     mark,
-    node::{Node as _, NodeError, Status},
+    node::{Node as _, NodeError, Published, Status},
     pins::Kind,
 };
 use bulkhead_ebpf::{
@@ -217,7 +218,7 @@ fn policy_holds_across_nodes_restarts_and_upgrades_until_it_is_detached() {
     let deadline = std::time::Duration::from_secs(1);
     assert!(echo(&mut connection, deadline).unwrap().is_answered());
     let running =
-        |guarded: &Guarded<'_>| std::fs::metadata(guarded.directory.pins().path(Kind::Program, "to_workload")).unwrap();
+        |guarded: &Guarded<'_>| fs::metadata(guarded.directory.pins().path(Kind::Program, "to_workload")).unwrap();
     let inode = |guarded: &Guarded<'_>| std::os::unix::fs::MetadataExt::ino(&running(guarded));
     let programs = guarded.each_ref().map(inode);
     drop(nodes);
@@ -308,6 +309,16 @@ fn a_node_that_no_longer_owns_a_prefix_is_refused_at_once() {
     }
 }
 
+/// The same before the workload `late` has come.
+fn without_late(desired: &Desired) -> Desired {
+    let mut some = desired.clone();
+    some.endpoints.retain(|endpoint| endpoint.name.workload != "late");
+    for address in some.addresses.values_mut() {
+        address.endpoint.take_if(|name| name.workload == "late");
+    }
+    some
+}
+
 #[test]
 fn an_endpoint_without_a_link_refuses_the_publish() {
     if !ready() {
@@ -324,11 +335,7 @@ fn an_endpoint_without_a_link_refuses_the_publish() {
 
     // The first one that works is without `late`, which is not guarded then.
     let all = desired(&topology, 0, true);
-    let mut some = all.clone();
-    some.endpoints.retain(|endpoint| endpoint.name.workload != "late");
-    for address in some.addresses.values_mut() {
-        address.endpoint.take_if(|name| name.workload == "late");
-    }
+    let some = without_late(&all);
     publish(&some).unwrap();
     assert!(web.client().tcp(server.addr()).unwrap().is_answered());
     let before = guarded.read();
@@ -364,4 +371,73 @@ fn an_endpoint_without_a_link_refuses_the_publish() {
     };
     let why = refused(guarded.node.netns.run(|| node.publish(&many)));
     assert!(why.contains("needs 9 own VTEP addresses, 8 are configured"), "{why}");
+}
+
+/// Everything that a publish may change: entries of all maps but those that the programs write to, pins, links, the input rule, files.
+fn everything(guarded: &Guarded<'_>) -> impl PartialEq + use<> {
+    let programs_write = ["BINDINGS", "BUDGET", "CASE4", "CASE6", "CONTACTS", "COUNTERS", "ENDPOINT_COUNTERS"];
+    let pins = guarded.directory.pins();
+    let maps = Maps::open(&pins).unwrap();
+    let names = pins.names(Kind::Map).unwrap();
+    let entries = |name: &String| {
+        let map = maps.get(name).unwrap();
+        let (keys, values) = map.entries().unwrap();
+        let keys = keys.chunks(map.shape().key_size as usize).map(<[u8]>::to_vec);
+        (name.clone(), keys.zip(values.chunks(map.value_len()).map(<[u8]>::to_vec)).collect::<BTreeMap<_, _>>())
+    };
+    let tables: BTreeMap<_, _> =
+        names.iter().filter(|name| !programs_write.contains(&name.as_str())).map(entries).collect();
+    let pinned = [Kind::Map, Kind::Program, Kind::Stub, Kind::Link].map(|kind| pins.names(kind).unwrap());
+    let file = |file: std::io::Result<fs::DirEntry>| {
+        let file = file.unwrap();
+        (file.file_name(), fs::read(file.path()).unwrap())
+    };
+    let files: BTreeMap<_, _> = fs::read_dir(guarded.state.path()).unwrap().map(file).collect();
+    (tables, pinned, files, guarded.read().links, traces(guarded.node))
+}
+
+#[test]
+fn a_rehearsal_changes_no_map_and_says_what_the_publish_then_does() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology =
+        Topology::builder().nodes(2).workload("web", 0).workload("db", 0).workload("late", 0).build().unwrap();
+    let guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let mut node = guarded.open(BUDGET).unwrap();
+    let all = desired(&topology, 0, false);
+    let some = without_late(&desired(&topology, 0, true));
+    guarded.node.netns.run(|| node.publish(&some)).unwrap();
+
+    for next in [&all, &some, &Desired::default(), &all] {
+        let before = everything(&guarded);
+        let rehearsal = guarded.node.netns.run(|| node.rehearse(next)).unwrap();
+        assert!(everything(&guarded) == before, "a rehearsal shows");
+        let Published { writes, grace_periods, .. } = guarded.node.netns.run(|| node.publish(next)).unwrap();
+        assert!(writes > 0 && everything(&guarded) != before, "a publish shows");
+        assert_eq!((rehearsal.writes, rehearsal.grace_periods), (writes, grace_periods));
+        let mut tables = guarded.read().tables;
+        tables.retain(|table| table.table != "CONTACTS");
+        assert_eq!(rehearsal.tables, tables);
+    }
+
+    // What is refused is refused in the same words, by the publisher, by the settings of the programs, and by what the links say.
+    let many = (0..SLOTS.prefixes)
+        .map(|n| ((0, ipnetwork::IpNetwork::V4(format!("10.{n}.0.0/16").parse().unwrap())), Prefix::default()));
+    let prefixes = Desired { prefixes: all.prefixes.clone().into_iter().chain(many).collect(), ..all.clone() };
+    let mut vteps = all.clone();
+    vteps.overlays[0].own = (0..9).map(|n| IpAddr::from([10, 0, 0, n])).collect();
+    let mut link = all.clone();
+    link.endpoints[0].link = "nosuch0".to_owned();
+    for (next, why) in
+        [(prefixes, "64 are configured"), (vteps, "own VTEP addresses, 8 are configured"), (link, "nosuch0")]
+    {
+        let before = everything(&guarded);
+        let rehearsed = guarded.node.netns.run(|| node.rehearse(&next)).unwrap_err();
+        assert!(everything(&guarded) == before, "a rehearsal shows");
+        let published = guarded.node.netns.run(|| node.publish(&next)).unwrap_err();
+        assert_eq!(format!("{rehearsed:?}"), format!("{published:?}"));
+        assert!(published.to_string().contains(why), "{published}");
+    }
 }

@@ -3,16 +3,18 @@
 use std::{collections::BTreeSet, ops::ControlFlow};
 
 use bulkhead_dataplane::{
-    memory::{Event, Snapshot},
+    memory::{Event, MemoryStore, Snapshot},
+    node::{NodeError, Rehearsal},
     publish::CrashPoint,
-    store::{Ids, Store},
+    store::{Ids, Lists, Ports, Store, Views},
 };
+use bulkhead_ebpf::abi::Class;
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
 use crate::{
     history::History,
     judge::{Answer, Look, Question, meant, questions, read},
-    rig::Rig,
+    rig::{Rig, mac},
     world::{World, edits, world},
 };
 
@@ -136,6 +138,51 @@ proptest! {
         }
     }
 
+    /// In tables that may be too small, also after a publish that stopped in the middle of its writes, and beside a plan that is under way.
+    #[test]
+    fn a_rehearsal_says_what_the_publish_then_does(
+        (mut world, edits) in sequence(false, 8),
+        (views, sets, lists) in (4..24_usize, 3..16_usize, 6..48_usize),
+        stops in prop::collection::vec(prop::option::of(0..40_usize), 8),
+    ) {
+        let store = MemoryStore::default();
+        store.set_limit::<Views>(views);
+        store.set_limit::<Ports>(sets * Class::COUNT as usize);
+        store.set_limit::<Lists>(lists);
+        let mut rig = Rig::open(store, tempfile::tempdir().unwrap());
+        for (edits, stop) in edits.iter().zip(&stops) {
+            let before = world.desired();
+            world.apply(edits);
+            let desired = world.desired();
+            if stop.is_some() {
+                rig.store.memory().budget = *stop;
+                // What it came to does not matter.
+                let _ = rig.publish(&desired);
+                rig.store.memory().budget = None;
+            } else if let Ok(plan) = rig.publisher.prepare(&before, &mut mac) {
+                rig.rehearse(&desired).ok();
+                prop_assert!(rig.publisher.commit(plan).is_ok(), "the plan under way holds");
+            }
+            let rehearsal = rig.rehearse(&desired);
+            // Whoever asks twice hears the same.
+            let again = rig.rehearse(&desired);
+            prop_assert_eq!(said(&rehearsal), said(&again));
+            let usage = rig.publisher.usage().unwrap();
+            match (rehearsal, rig.publish(&desired)) {
+                (Ok(rehearsal), Ok(published)) => {
+                    prop_assert_eq!((rehearsal.writes, rehearsal.grace_periods), (published.writes, published.grace_periods));
+                    prop_assert_eq!(rehearsal.tables, rig.publisher.usage().unwrap());
+                }
+                (Err(rehearsal), Err(published)) => {
+                    prop_assert!(matches!(published, NodeError::Capacity { .. }), "{}", published);
+                    prop_assert_eq!(format!("{rehearsal:?}"), format!("{published:?}"));
+                    prop_assert_eq!(usage, rig.publisher.usage().unwrap());
+                }
+                (rehearsal, published) => prop_assert!(false, "rehearsed {rehearsal:?}, published {published:?}"),
+            }
+        }
+    }
+
     #[test]
     fn programs_see_one_revision_whenever_they_run((world, edits) in sequence(false, 3), seed in any::<u64>()) {
         race(world, &edits, seed);
@@ -166,6 +213,11 @@ proptest! {
             before = after;
         }
     }
+}
+
+/// Errors are not compared but for what they say.
+fn said(rehearsal: &Result<Rehearsal, NodeError>) -> Result<&Rehearsal, String> {
+    rehearsal.as_ref().map_err(ToString::to_string)
 }
 
 /// A program that starts at some moment, takes its time, and ends before a grace period does that began after it started.

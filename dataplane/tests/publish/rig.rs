@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     ops::ControlFlow,
     sync::{Arc, Mutex},
@@ -11,7 +12,7 @@ use bulkhead_dataplane::{
     desired::{Desired, Endpoint, EndpointName},
     memory::{MemoryStore, Snapshot},
     names::FILE,
-    node::{NodeError, Published, TableUse},
+    node::{NodeError, Published, Rehearsal, TableUse},
     publish::{CrashPoint, Publisher},
     store::Table,
 };
@@ -44,7 +45,7 @@ impl Rig {
         Self::open(store, tempfile::tempdir().unwrap())
     }
 
-    fn open(store: MemoryStore, directory: TempDir) -> Self {
+    pub(crate) fn open(store: MemoryStore, directory: TempDir) -> Self {
         let publisher = Publisher::open(store.clone(), directory.path()).unwrap();
         Self { store, directory, publisher, slots: BTreeMap::new() }
     }
@@ -66,6 +67,25 @@ impl Rig {
         self.slots = slots;
         self.publisher.release(&removed)?;
         Ok(published)
+    }
+
+    /// Rehearses, and holds that this leaves everything as it was: tables, files, names, and what is taken for free.
+    pub(crate) fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        let everything = |rig: &Self| (rig.store.snapshot(), rig.files(), rig.publisher.names().clone());
+        let before = everything(self);
+        let flows = self.store.memory().flows.clone();
+        self.store.memory().journal = Some(Vec::new());
+        let rehearsal = self.publisher.rehearse(desired, &mut mac);
+        assert_eq!(self.store.memory().journal.take(), Some(Vec::new()), "a rehearsal writes");
+        assert_eq!(self.store.memory().flows, flows);
+        assert_eq!(everything(self), before);
+        rehearsal
+    }
+
+    /// Names and contents of what lies in the state directory.
+    fn files(&self) -> BTreeMap<OsString, Vec<u8>> {
+        let files = fs::read_dir(self.directory.path()).unwrap().map(Result::unwrap);
+        files.map(|file| (file.file_name(), fs::read(file.path()).unwrap())).collect()
     }
 
     /// Has copies of the tables kept, one for each point of the publishes that follow.

@@ -197,7 +197,9 @@ fn what_does_not_fit_changes_nothing_and_says_whose_need_it_is() {
         rig.publish(small).unwrap();
         let (tables, names) = (rig.store.snapshot(), fs::read(rig.directory.path().join(FILE)).unwrap());
         let usage = rig.usage();
+        let rehearsed = rig.rehearse(large).unwrap_err();
         let error = rig.publish(large).unwrap_err();
+        assert_eq!(format!("{rehearsed:?}"), format!("{error:?}"));
         let NodeError::Capacity { what, table: named, need, limit: said } = &error else { panic!("{table}: {error}") };
         assert_eq!(*named, table);
         assert!(what.contains(whose), "{error}");
