@@ -2,8 +2,12 @@
 //!
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
+mod control;
+
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,13 +15,16 @@ use bulkhead_dataplane::{
     desired::Desired,
     node::{Discovered, MarkConflicts, Node, NodeError},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     compile::compile,
+    control::Pending,
     diagnostic::Diagnostics,
     input::{Files, Inputs, Locations},
     metrics::{Health, Totals, render},
     model::Model,
+    overlay::{Held, Overlay},
     peers::Peers,
     settle::{Settled, settle},
     store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file, now, seconds},
@@ -25,6 +32,9 @@ use crate::{
 
 /// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
 const MARKS: Duration = Duration::from_secs(300);
+/// Names of settings in the database: what holds beside the revision in force, and beside the one that is staged.
+const BESIDE: &str = "beside";
+const BESIDE_STAGED: &str = "beside staged";
 /// Name of the file with totals by peer in the state directory.
 const TOTALS: &str = "peers.json";
 
@@ -69,6 +79,17 @@ pub struct Unguarded {
     pub why: String,
 }
 
+/// What holds beside a revision, written with it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Beside {
+    /// The staged revision that it belongs to; what holds now goes on with the next ones from files.
+    revision: u64,
+    /// Files that were rolled back.
+    held: BTreeMap<String, Held>,
+    /// What comes back unless somebody confirms the revision.
+    pending: Option<Pending>,
+}
+
 /// The agent of a node.
 #[derive(Debug)]
 pub struct Agent<N> {
@@ -81,7 +102,11 @@ pub struct Agent<N> {
     revision: Revision,
     /// Staged, and neither in force nor refused: publishing it is tried again.
     staged: Option<u64>,
-    model: Model,
+    /// What holds over the files.
+    overlay: Overlay,
+    /// What comes back unless somebody confirms what is in force.
+    pending: Option<Pending>,
+    model: Arc<Model>,
     /// Compiled from it.
     desired: Desired,
     /// When that was tried last, nanoseconds of Unix time.
@@ -100,6 +125,8 @@ pub struct Agent<N> {
     peers: Peers,
     totals: Totals,
     read_at: u64,
+    /// Since when it runs, nanoseconds of Unix time.
+    started: u64,
     /// Who else uses our bits of packet marks, and when that was looked for.
     marks: MarkConflicts,
     marks_at: Instant,
@@ -126,8 +153,18 @@ impl<N: Node> Agent<N> {
         let last = store.reader().in_force()?.filter(ours);
         // An agent ended before it knew whether this is in force: it may be, in part.
         let staged = store.reader().staged()?.filter(ours);
+        let in_force: Beside = store.get(BESIDE)?.unwrap_or_default();
+        let about: Option<Beside> = store.get(BESIDE_STAGED)?;
+        let about = about.filter(|about| staged.as_ref().is_some_and(|staged| staged.head.number == about.revision));
+        let mut beside = about.unwrap_or_else(|| in_force.clone());
+        let base = staged.as_ref().or(last.as_ref());
+        let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
+        let mut overlay = Overlay { documents, held: beside.held.clone() };
+        let written = Files::read(&settings.locations);
+        overlay.forget(&written);
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
-            let build = |model: &Model| for_node(compile, model, &settings, &discovered, compiled);
+            let build =
+                |model: &Model| for_node(compile, model, &settings.node, &discovered, settings.observe, compiled);
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
             let prepared = prepare(files, base_inputs, build).map_err(StartError::Input)?;
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
@@ -150,7 +187,7 @@ impl<N: Node> Agent<N> {
             }
         };
         let mut whole = String::new();
-        let mut now = force(&Files::read(&settings.locations), staged.as_ref().or(last.as_ref()), true);
+        let mut now = force(&overlay.over(written), base, true);
         for good in [&staged, &last].into_iter().flatten() {
             match &now {
                 // What was good may be refused now: the node's addresses changed.
@@ -164,12 +201,16 @@ impl<N: Node> Agent<N> {
                 }
                 _ => break,
             }
+            if last.as_ref().is_some_and(|last| last.head.number == good.head.number) {
+                beside = in_force.clone();
+            }
             now = force(&good.inputs.clone().into(), Some(good), false);
         }
         let (Prepared { model, desired, refused, .. }, revision, unguarded) = now?;
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
+        let overlay = Overlay { documents: revision.documents.clone(), held: beside.held };
         let leftover = store.reader().staged()?.map(|staged| staged.head.number);
         let leftover = leftover.filter(|&number| number != revision.head.number);
         let peers = Peers::new(&model, &settings.node, &discovered);
@@ -185,7 +226,9 @@ impl<N: Node> Agent<N> {
             discovered,
             staged: leftover,
             revision,
-            model,
+            overlay,
+            pending: beside.pending,
+            model: Arc::new(model),
             desired,
             compiled,
             stale: !unguarded.is_empty(),
@@ -197,6 +240,7 @@ impl<N: Node> Agent<N> {
             peers,
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
+            started: compiled,
             marks: MarkConflicts::default(),
             marks_at: Instant::now(),
         };
@@ -234,6 +278,11 @@ impl<N: Node> Agent<N> {
         let marked = self.mark();
         self.stored(marked);
         let files = Files::read(&self.settings.locations);
+        if self.overlay.forget(&files) {
+            let kept = self.store.set(BESIDE, &self.beside());
+            self.stored(kept);
+        }
+        let files = self.overlay.over(files);
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
             let prepared = prepare(&files, Some(&self.revision.inputs), |model| self.compile(model));
@@ -250,7 +299,8 @@ impl<N: Node> Agent<N> {
     }
 
     fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
-        for_node(self.compile, model, &self.settings, &self.discovered, self.compiled)
+        let Settings { node, observe, .. } = &self.settings;
+        for_node(self.compile, model, node, &self.discovered, *observe, self.compiled)
     }
 
     /// Compiles what is in force again, and publishes it if it changed or is stale.
@@ -274,6 +324,9 @@ impl<N: Node> Agent<N> {
 
     /// Takes out what has ended. The programs do not wait for that; what they have no use for any more goes.
     pub fn expire(&mut self) {
+        if self.has_waited_in_vain() {
+            self.restore();
+        }
         if self.is_overdue() {
             self.stale = true;
             self.renew();
@@ -287,14 +340,16 @@ impl<N: Node> Agent<N> {
         self.deadlines().filter(|&until| until > self.compiled).min()
     }
 
-    /// How long until then.
+    /// How long until then, or until what is in force has waited long enough to be confirmed.
     #[must_use]
     pub fn until_deadline(&self) -> Option<Duration> {
-        self.earliest_deadline().map(|until| Duration::from_nanos(until.saturating_sub(now())))
+        let pending = self.pending.as_ref().map(|pending| pending.until);
+        let first = self.earliest_deadline().into_iter().chain(pending).min();
+        first.map(|until| Duration::from_nanos(until.saturating_sub(now())))
     }
 
     fn is_overdue(&self) -> bool {
-        self.until_deadline().is_some_and(|left| left.is_zero())
+        self.earliest_deadline().is_some_and(|until| until <= now())
     }
 
     fn has_deadlines(&self) -> bool {
@@ -383,7 +438,7 @@ impl<N: Node> Agent<N> {
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
-        self.model = model;
+        self.model = Arc::new(model);
         self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
         tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
     }
@@ -403,9 +458,19 @@ impl<N: Node> Agent<N> {
     /// Marks what is in force as such, unless it is already.
     fn mark(&mut self) -> Result<(), StoreError> {
         if self.revision.head.condition == Condition::Staged {
-            self.revision.head = self.store.commit(self.revision.head.number)?;
+            let (number, beside) = (self.revision.head.number, self.beside());
+            self.revision.head = self.store.write(|write| {
+                write.set(BESIDE, &beside)?;
+                write.unset(BESIDE_STAGED)?;
+                write.commit(number)
+            })?;
         }
         Ok(())
+    }
+
+    fn beside(&self) -> Beside {
+        let (held, pending) = (self.overlay.held.clone(), self.pending.clone());
+        Beside { revision: self.revision.head.number, held, pending }
     }
 
     /// What was staged does not take effect.
@@ -573,15 +638,16 @@ fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
 }
 
 /// Input that can be published.
-struct Prepared {
-    inputs: Inputs,
-    model: Model,
-    desired: Desired,
+pub(crate) struct Prepared {
+    pub(crate) inputs: Inputs,
+    pub(crate) model: Model,
+    pub(crate) desired: Desired,
     /// What of the files is not in it, and why.
-    refused: Diagnostics,
+    pub(crate) refused: Diagnostics,
 }
 
-fn prepare(
+/// What can be used of files, and for the others of `last`, the inputs in force.
+pub(crate) fn prepare(
     files: &Files,
     last: Option<&Inputs>,
     compile: impl Fn(&Model) -> Result<Desired, Diagnostics>,
@@ -595,15 +661,17 @@ fn prepare(
     Ok(Prepared { inputs, model, desired, refused })
 }
 
-fn for_node(
+/// What a node shall enforce.
+pub(crate) fn for_node(
     compile: Compile,
     model: &Model,
-    settings: &Settings,
+    node: &str,
     discovered: &Discovered,
+    observe: bool,
     now: u64,
 ) -> Result<Desired, Diagnostics> {
-    let desired = compile(model, &settings.node, discovered, now)?;
-    Ok(Desired { observe: settings.observe, ..desired })
+    let desired = compile(model, node, discovered, now)?;
+    Ok(Desired { observe, ..desired })
 }
 
 /// Publishes, without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.

@@ -1,10 +1,10 @@
 //! Verbs that answer from files alone.
 
-use std::{net::IpAddr, path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, time::SystemTime};
 
 use bulkhead_controller::{
     diagnostic::{Diagnostic, Diagnostics, Drawn},
-    explain::{self, Party, Question, parse_point},
+    explain::{self, Question, Who, no_workload, parse_point},
     lint::{self, Check},
     offline::{self, Loaded},
     simulate::{Simulation, blast, diff, text},
@@ -15,6 +15,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use miette::Report;
+use serde::Serialize;
 
 /// What a verb says.
 pub(crate) struct Answer {
@@ -148,8 +149,9 @@ fn nanoseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn pretty(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
+fn pretty(value: &impl Serialize) -> String {
+    // Plain data without maps: nothing of it can fail.
+    serde_json::to_string_pretty(value).map(|text| text + "\n").unwrap_or_default()
 }
 
 pub(crate) fn simulate(args: &SimulateArgs) -> Result<Answer, Diagnostics> {
@@ -163,36 +165,6 @@ pub(crate) fn simulate(args: &SimulateArgs) -> Result<Answer, Diagnostics> {
         Output::Dot => text::dot(&connections),
     };
     Ok(Answer { text, notes, good: true })
-}
-
-/// Somebody as a person names them.
-enum Who {
-    Workload(WorkloadName),
-    Address(IpAddr),
-}
-
-impl Who {
-    fn parse(simulation: &Simulation<'_>, text: &str) -> Result<Self, Diagnostic> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        let name = text
-            .split_once('/')
-            .map(|(namespace, name)| WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() });
-        let found = name.and_then(|name| simulation.member(&name).cloned());
-        found.map(Self::Workload).ok_or_else(|| no_workload(simulation, text))
-    }
-
-    const fn party(&self) -> Party<'_> {
-        match self {
-            Self::Workload(name) => Party::Workload(name),
-            Self::Address(address) => Party::Address(*address),
-        }
-    }
-}
-
-fn no_workload(simulation: &Simulation<'_>, text: &str) -> Diagnostic {
-    Diagnostic::nowhere(format!("there is no workload `{text}`")).help(simulation.suggest(text))
 }
 
 pub(crate) fn explain(args: &ExplainArgs) -> Result<Answer, Diagnostics> {

@@ -13,7 +13,9 @@
 //! files some of which are bad. [`agent`] carries it to a node and keeps it there, [`metrics`] and [`show`] tell what the node counted.
 
 pub mod agent;
+pub mod api;
 pub mod compile;
+pub mod control;
 pub mod diagnostic;
 pub mod explain;
 pub mod guard;
@@ -26,7 +28,9 @@ pub mod metrics;
 pub mod model;
 pub mod network_policy;
 pub mod offline;
+pub mod overlay;
 pub mod peers;
+pub mod plan;
 pub mod policy;
 pub mod ports;
 pub mod run;

@@ -14,10 +14,11 @@ use std::{
 
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
+    api::{identity::Appliers, server::Socket},
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     model::Model,
-    run::{Life, Stopper},
+    run::{Api, Life, Stopper},
     show::{self, Names, Observation},
     store::{self, Revision},
 };
@@ -83,6 +84,19 @@ enum Command {
 
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 const STATE: &str = "/var/lib/bulkhead";
+const SOCKET: &str = "/run/bulkhead/api.sock";
+
+/// Number of a group.
+fn group(text: &str) -> Result<u32, String> {
+    let named = || nix::unistd::Group::from_name(text).ok().flatten().map(|group| group.gid.as_raw());
+    text.parse().ok().or_else(named).ok_or_else(|| format!("there is no group `{text}`"))
+}
+
+/// Number of a user.
+fn user(text: &str) -> Result<u32, String> {
+    let named = || nix::unistd::User::from_name(text).ok().flatten().map(|user| user.uid.as_raw());
+    text.parse().ok().or_else(named).ok_or_else(|| format!("there is no user `{text}`"))
+}
 
 #[derive(Args)]
 struct AgentArgs {
@@ -104,6 +118,15 @@ struct AgentArgs {
     /// Address of the endpoint for Prometheus.
     #[arg(long, default_value = "127.0.0.1:9477")]
     metrics: SocketAddr,
+    /// Socket of the API. Who may connect may read.
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+    /// Group, by name or number, that may connect beside root.
+    #[arg(long, value_name = "GROUP", value_parser = group)]
+    socket_group: Option<u32>,
+    /// User, by name or number, who may change what is in force, beside root; may be given several times. It must be able to connect.
+    #[arg(long, value_name = "USER", value_parser = user)]
+    apply_uid: Vec<u32>,
     /// Check tunnel traffic in XDP too, on the links that carry the overlay. Attaching in the driver resets many NICs.
     #[arg(long, value_enum, default_value_t)]
     xdp: Xdp,
@@ -233,6 +256,10 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let refused = || format!("metrics cannot be served at {}; another agent may run here", args.metrics);
     let life = Life::new(Some(args.metrics)).into_diagnostic().wrap_err_with(refused)?;
     std::fs::create_dir_all(&args.state).into_diagnostic().wrap_err_with(|| args.state.display().to_string())?;
+    let refused = || format!("the API cannot be served at {}", args.socket.display());
+    let socket = Socket::bind(&args.socket, args.socket_group).into_diagnostic().wrap_err_with(refused)?;
+    let appliers = Appliers(args.apply_uid.iter().copied().collect());
+    let life = life.api(Api { socket, appliers, state: args.state.clone() });
     end_on_signals(life.stopper())?;
 
     let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
@@ -249,7 +276,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         Err(error) => return Err(error).into_diagnostic(),
     };
     if let Some(address) = life.address() {
-        tracing::info!("metrics at http://{address}/metrics");
+        tracing::info!("metrics at http://{address}/metrics, the API at {}", args.socket.display());
     }
     life.run(&mut agent, &locations).into_diagnostic().map(Ok)
 }
@@ -328,11 +355,8 @@ fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {
         }
         What::Flows => {
             let flows = reader(args)?.flows().into_diagnostic()?;
-            if args.json {
-                json(&flows)
-            } else {
-                out(&show::flows_table(&Names::new(&model, &revision.head.node), &flows))
-            }
+            let lines = show::flows(&Names::new(&model, &revision.head.node), &flows);
+            if args.json { json(&lines) } else { out(&show::flows_table(&lines)) }
         }
     }
 }

@@ -9,13 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
-    routing::get,
-};
 use bulkhead_dataplane::node::Node;
 use nix::sys::{
     time::TimeSpec,
@@ -25,9 +18,18 @@ use notify::{
     EventKind, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode},
 };
-use tokio::sync::oneshot;
 
-use crate::{agent::Agent, input::Locations};
+use crate::{
+    agent::Agent,
+    api::{
+        self,
+        handle::Handle,
+        identity::Appliers,
+        server::{self, Limits, Socket},
+    },
+    control::Control,
+    input::Locations,
+};
 
 /// Quiet time after a change before it is read: editors and tools write in several steps.
 const QUIET: Duration = Duration::from_millis(100);
@@ -37,17 +39,18 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_secs(2);
 /// Guards are looked at, and flows are accounted before their tables evict them.
 const ACCOUNT: Duration = Duration::from_secs(10);
-/// Longest wait of a scrape for the agent.
-const SCRAPE: Duration = Duration::from_secs(8);
+
+/// A question to the agent, or something for it to do.
+pub type Ask = Box<dyn FnOnce(&mut dyn Control) + Send>;
 
 /// What wakes the agent.
-enum Wake {
+pub enum Wake {
     /// A file may have changed.
     Changed,
     /// The wall clock was set.
     ClockStepped,
-    /// Somebody wants metrics.
-    Scrape(oneshot::Sender<Result<String, String>>),
+    /// Somebody asks.
+    Ask(Ask),
     /// It shall stop.
     Stop,
 }
@@ -69,6 +72,18 @@ pub struct Life {
     wake: Receiver<Wake>,
     waker: Sender<Wake>,
     server: Option<TcpListener>,
+    api: Option<Api>,
+}
+
+/// Where the API is served.
+#[derive(Debug)]
+pub struct Api {
+    /// The socket.
+    pub socket: Socket,
+    /// Who may change what is in force, beside root.
+    pub appliers: Appliers,
+    /// The agent's state directory: what is only read is not asked of the agent.
+    pub state: PathBuf,
 }
 
 impl Life {
@@ -82,7 +97,13 @@ impl Life {
             server.set_nonblocking(true)?;
         }
         let (waker, wake) = mpsc::channel();
-        Ok(Self { wake, waker, server })
+        Ok(Self { wake, waker, server, api: None })
+    }
+
+    /// Serves the API too.
+    #[must_use]
+    pub fn api(self, api: Api) -> Self {
+        Self { api: Some(api), ..self }
     }
 
     /// Address for metrics.
@@ -103,12 +124,10 @@ impl Life {
     /// # Errors
     /// The server cannot be started, or it died.
     pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
-        let Self { wake, waker, server } = self;
+        let Self { wake, waker, server, api } = self;
         let _watcher = watch(locations, waker.clone());
         watch_clock(waker.clone());
-        if let Some(server) = server {
-            serve(server, waker.clone())?;
-        }
+        serve(server, api.as_ref(), &Handle::new(waker.clone()))?;
         let mut refresh = Instant::now() + REFRESH;
         let mut account = Instant::now() + ACCOUNT;
         // When the first of several changes was seen, and until when it has been quiet.
@@ -126,11 +145,8 @@ impl Life {
                         continue;
                     }
                 }
-                Ok(Wake::Scrape(reply)) => {
-                    // Whoever asked may be gone.
-                    let _ = reply.send(agent.metrics().map_err(|error| error.to_string()));
-                    // On to what is due: scrapes without end must not keep a policy from being applied.
-                }
+                // Then on to what is due: questions without end must not keep a policy from being applied.
+                Ok(Wake::Ask(ask)) => ask(agent),
                 Ok(Wake::ClockStepped) => agent.clock_stepped(),
                 Ok(Wake::Stop) => break,
                 // `waker` lives as long as this loop.
@@ -212,34 +228,43 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Serves metrics from a thread of its own.
-fn serve(listener: TcpListener, waker: Sender<Wake>) -> io::Result<()> {
+/// Serves from a thread of its own.
+fn serve(open: Option<TcpListener>, api: Option<&Api>, handle: &Handle) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let routes = Router::new().route("/metrics", get(scrape)).with_state(waker);
-    let serve = async move {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        axum::serve(listener, routes).await
-    };
-    thread::Builder::new().name("metrics".to_owned()).spawn(move || {
-        if let Err(error) = runtime.block_on(serve) {
-            tracing::error!("metrics are not served any more: {error}");
+    let open = open.map(|listener| (listener, api::open_routes(handle.clone())));
+    let api = match api {
+        Some(Api { socket, appliers, state }) => {
+            Some((socket.listener()?, api::routes(handle.clone(), state), appliers.clone()))
         }
-    })?;
+        None => None,
+    };
+    let serve = async move {
+        let metrics = async {
+            match open {
+                Some((listener, routes)) => server::serve_open(listener, routes).await,
+                None => Ok(()),
+            }
+        };
+        let api = async {
+            match api {
+                Some((listener, routes, appliers)) => {
+                    server::serve(listener, routes, appliers, Limits::default()).await
+                }
+                None => Ok(()),
+            }
+        };
+        // One that fails does not end the other.
+        let told = async |what: &str, served: io::Result<()>| {
+            if let Err(error) = served {
+                tracing::error!("{what} is not served any more: {error}");
+            }
+        };
+        tokio::join!(async { told("the address for metrics", metrics.await).await }, async {
+            told("the API", api.await).await;
+        });
+    };
+    thread::Builder::new().name("api".to_owned()).spawn(move || runtime.block_on(serve))?;
     Ok(())
-}
-
-async fn scrape(State(waker): State<Sender<Wake>>) -> Response {
-    let (reply, answer) = oneshot::channel();
-    let unavailable = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
-    if waker.send(Wake::Scrape(reply)).is_err() {
-        return unavailable("the agent has stopped\n".to_owned());
-    }
-    match tokio::time::timeout(SCRAPE, answer).await {
-        Ok(Ok(Ok(text))) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Ok(Ok(Err(why))) => unavailable(format!("{why}\n")),
-        Ok(Err(_)) => unavailable("the agent has stopped\n".to_owned()),
-        Err(_) => unavailable("the agent is busy\n".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::{
 
 use bulkhead_dataplane::{
     desired::EndpointName,
-    node::{ContactRecord, Discovered, FlowRecord, MarkConflicts, Reading, Status},
+    node::{ContactRecord, Contacts, Discovered, FlowRecord, MarkConflicts, Reading, Status},
 };
 use bulkhead_ebpf::{
     abi::{Class, Direction},
     reason::Reason,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     compile::{NODE_REACHES, NOT_ISOLATED, isolated},
@@ -31,7 +32,7 @@ use crate::{
     policy::{self, Policy},
     ports::{class_of, point},
     store::Revision,
-    workloads::{WorkloadName, mode_name},
+    workloads::{Frontend, FrontendPort, Target, WorkloadName, mode_name},
 };
 
 /// Lines of a table with aligned columns; the first is the head.
@@ -50,19 +51,20 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
 }
 
 /// One line of `bulkhead get workloads`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct WorkloadLine {
     namespace: String,
     workload: String,
     service: String,
     node: String,
     isolated: bool,
-    mode: &'static str,
+    mode: String,
     link: String,
     segment: u32,
+    #[schema(value_type = Vec<String>)]
     addresses: Vec<IpAddr>,
     /// `guarded`, `not guarded`; empty for what is on another node.
-    guard: &'static str,
+    guard: String,
 }
 
 /// Endpoints of all workloads, and whether those of this node are guarded.
@@ -82,7 +84,7 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                 isolated: [Direction::Ingress, Direction::Egress]
                     .into_iter()
                     .any(|direction| model.isolating(workload, direction, false).is_some()),
-                mode: mode_name(workload.mode),
+                mode: mode_name(workload.mode).to_owned(),
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
@@ -90,7 +92,8 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                     false => "",
                     true if attached.contains(&full) => "guarded",
                     true => "not guarded",
-                },
+                }
+                .to_owned(),
             });
         }
     }
@@ -110,8 +113,8 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
                 line.service.clone(),
                 line.node.clone(),
                 (if line.isolated { "yes" } else { "no" }).to_owned(),
-                line.mode.to_owned(),
-                line.guard.to_owned(),
+                line.mode.clone(),
+                line.guard.clone(),
                 line.link.clone(),
                 line.segment.to_string(),
                 addresses.join(","),
@@ -125,12 +128,12 @@ pub fn workloads_table(lines: &[WorkloadLine]) -> String {
 }
 
 /// One line of `bulkhead get policies`: a listed service, or a document of another kind than Intent.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct PolicyLine {
-    kind: &'static str,
+    kind: String,
     origin: String,
     /// `enforce` or `audit`.
-    mode: &'static str,
+    mode: String,
     /// Empty for what is about the whole cluster.
     namespace: String,
     name: String,
@@ -165,8 +168,8 @@ pub fn policies(revision: &Revision, model: &Model) -> Result<Vec<PolicyLine>, D
     Ok(lines)
 }
 
-const fn mode(audit: bool) -> &'static str {
-    if audit { "audit" } else { "enforce" }
+fn mode(audit: bool) -> String {
+    (if audit { "audit" } else { "enforce" }).to_owned()
 }
 
 fn of_service(model: &Model, intent: &Intent, service: &intent::Service) -> PolicyLine {
@@ -174,7 +177,7 @@ fn of_service(model: &Model, intent: &Intent, service: &intent::Service) -> Poli
     let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
     let selected = model.services.get(&name).map(|service| Selector::equal(&service.select));
     PolicyLine {
-        kind: "Intent",
+        kind: "Intent".to_owned(),
         origin: service.place.origin(),
         mode: mode(intent.audit || service.audit),
         workloads: model.workloads.values().filter(|workload| workload.services.contains(&name)).count(),
@@ -194,7 +197,7 @@ fn of_network_policy(model: &Model, policy: &NetworkPolicy) -> PolicyLine {
         pairs.map(|(peer, ports)| format!("{peer}:{ports}")).collect()
     };
     PolicyLine {
-        kind: "NetworkPolicy",
+        kind: "NetworkPolicy".to_owned(),
         namespace: policy.name.namespace.clone(),
         name: policy.name.name.clone(),
         origin: policy.place.origin(),
@@ -214,7 +217,7 @@ fn of_guard(model: &Model, guard: &Guard) -> PolicyLine {
     };
     let concerns = |(name, workload): &(&WorkloadName, &Workload)| guard.subjects.hold(model, name, workload);
     PolicyLine {
-        kind: guard.kind.name(),
+        kind: guard.kind.name().to_owned(),
         namespace: String::new(),
         name: guard.name.clone(),
         origin: guard.place.origin(),
@@ -233,11 +236,11 @@ pub fn policies_table(lines: &[PolicyLine]) -> String {
         .iter()
         .map(|line| {
             [
-                line.kind.to_owned(),
+                line.kind.clone(),
                 line.namespace.clone(),
                 line.name.clone(),
                 line.origin.clone(),
-                line.mode.to_owned(),
+                line.mode.clone(),
                 line.selects.clone(),
                 line.workloads.to_string(),
                 line.ingress.join(" "),
@@ -248,8 +251,67 @@ pub fn policies_table(lines: &[PolicyLine]) -> String {
     table(["KIND", "NAMESPACE", "NAME", "ORIGIN", "MODE", "SELECTS", "WORKLOADS", "INGRESS", "EGRESS"], &rows)
 }
 
+/// A service address, and what it leads to.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ServiceLine {
+    namespace: String,
+    name: String,
+    #[schema(value_type = Vec<String>)]
+    addresses: Vec<IpAddr>,
+    /// `80/tcp -> 8080`, with `node port 30080` where every node has one.
+    ports: Vec<String>,
+    /// Workloads that answer, `namespace/name`, and addresses outside.
+    backends: Vec<String>,
+}
+
+/// Service addresses of a model.
+#[must_use]
+pub fn services(model: &Model) -> Vec<ServiceLine> {
+    let line = |(name, frontend): (&ServiceName, &Frontend)| ServiceLine {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        addresses: frontend.addresses.iter().copied().collect(),
+        ports: frontend.ports.iter().map(port_text).collect(),
+        backends: frontend
+            .workloads
+            .iter()
+            .map(ToString::to_string)
+            .chain(frontend.outside.iter().map(ToString::to_string))
+            .collect(),
+    };
+    model.frontends.iter().map(line).collect()
+}
+
+fn port_text(port: &FrontendPort) -> String {
+    let target = match &port.target {
+        Target::Number(number) => number.to_string(),
+        Target::Named(name) => name.clone(),
+    };
+    let node = port.node_port.map(|port| format!(", node port {port}")).unwrap_or_default();
+    format!("{} -> {target}{node}", point(port.transport.class(), port.port))
+}
+
+/// As a table.
+#[must_use]
+pub fn services_table(lines: &[ServiceLine]) -> String {
+    let rows: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let addresses: Vec<_> = line.addresses.iter().map(ToString::to_string).collect();
+            [
+                line.namespace.clone(),
+                line.name.clone(),
+                addresses.join(","),
+                line.ports.join(" "),
+                line.backends.join(" "),
+            ]
+        })
+        .collect();
+    table(["NAMESPACE", "SERVICE", "ADDRESSES", "PORTS", "BACKENDS"], &rows)
+}
+
 /// One line of `bulkhead get rules`.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct RuleLine {
     rule: String,
     origin: String,
@@ -326,20 +388,87 @@ pub fn rules_table(lines: &[RuleLine]) -> String {
     table(["RULE", "ORIGIN", "ALLOWED", "BLOCKED", "WOULD ALLOW", "WOULD DENY"], &rows)
 }
 
+/// One line of `bulkhead get flows`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FlowLine {
+    namespace: String,
+    workload: String,
+    /// Of the initiator, as the workload sees it: `ingress`, `egress`.
+    direction: String,
+    /// Who is at the other end; its address where it is outside.
+    peer: String,
+    #[schema(value_type = String)]
+    local: IpAddr,
+    #[schema(value_type = String)]
+    remote: IpAddr,
+    /// IP protocol.
+    protocol: u8,
+    local_port: u16,
+    remote_port: u16,
+    /// What the flow is about: `5432/tcp`.
+    port: String,
+    /// Name of the rule that allowed it.
+    rule: String,
+    reason: String,
+    /// Wire segments of the initiator.
+    packets: u64,
+    /// Wire segments of the replies.
+    reply_packets: u64,
+    /// Bytes of the initiator.
+    bytes: u64,
+    /// Bytes of the replies.
+    reply_bytes: u64,
+    /// First packet, nanoseconds of Unix time.
+    first: u64,
+    /// Latest packet, nanoseconds of Unix time.
+    last: u64,
+    /// The verdict is of the current epoch; else it is judged again with its next packet.
+    current: bool,
+}
+
+/// Flows that are in the tables.
+#[must_use]
+pub fn flows(names: &Names<'_>, flows: &[FlowRecord]) -> Vec<FlowLine> {
+    let line = |flow: &FlowRecord| {
+        let port = if flow.direction == "ingress" { flow.local_port } else { flow.remote_port };
+        FlowLine {
+            namespace: flow.endpoint.namespace.clone(),
+            workload: flow.endpoint.workload.clone(),
+            direction: flow.direction.to_owned(),
+            peer: names.peer(&flow.endpoint, flow.remote),
+            local: flow.local,
+            remote: flow.remote,
+            protocol: flow.protocol,
+            local_port: flow.local_port,
+            remote_port: flow.remote_port,
+            port: flow_point(flow.protocol, port),
+            rule: flow.rule.clone(),
+            reason: flow.reason.label().to_owned(),
+            packets: flow.packets[0],
+            reply_packets: flow.packets[1],
+            bytes: flow.bytes[0],
+            reply_bytes: flow.bytes[1],
+            first: flow.first,
+            last: flow.last,
+            current: flow.current,
+        }
+    };
+    flows.iter().map(line).collect()
+}
+
 /// As a table.
 #[must_use]
-pub fn flows_table(names: &Names<'_>, flows: &[FlowRecord]) -> String {
+pub fn flows_table(flows: &[FlowLine]) -> String {
     let rows: Vec<_> = flows
         .iter()
         .map(|flow| {
-            let port = if flow.direction == "ingress" { flow.local_port } else { flow.remote_port };
             [
-                format!("{}/{}", flow.endpoint.namespace, flow.endpoint.workload),
-                flow.direction.to_owned(),
-                names.peer(&flow.endpoint, flow.remote),
-                flow_point(flow.protocol, port),
-                format!("{}/{}", flow.packets[0], flow.packets[1]),
-                format!("{}/{}", flow.bytes[0], flow.bytes[1]),
+                format!("{}/{}", flow.namespace, flow.workload),
+                flow.direction.clone(),
+                flow.peer.clone(),
+                flow.port.clone(),
+                format!("{}/{}", flow.packets, flow.reply_packets),
+                format!("{}/{}", flow.bytes, flow.reply_bytes),
                 flow.rule.clone(),
                 time(flow.last),
             ]
@@ -426,7 +555,7 @@ pub struct Names<'a> {
 }
 
 /// One line of `bulkhead observe`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Observation {
     /// What stays the same while the same thing goes on.
     #[serde(skip)]
@@ -434,11 +563,11 @@ pub struct Observation {
     /// Latest packet, nanoseconds of Unix time.
     pub last: u64,
     /// `allowed` or `blocked`; of what passed all the same `would_deny` (audited policies are against it) or `observed` (policy is against it).
-    pub verdict: &'static str,
+    pub verdict: String,
     from: String,
     to: String,
     port: String,
-    reason: &'static str,
+    reason: String,
     rule: String,
     origin: String,
     /// Wire segments; of what was denied, those that were sampled.
@@ -499,11 +628,11 @@ impl<'a> Names<'a> {
                 flow.protocol
             ),
             last: flow.last,
-            verdict: "allowed",
+            verdict: "allowed".to_owned(),
             from,
             to,
             port,
-            reason: flow.reason.label(),
+            reason: flow.reason.label().to_owned(),
             rule: flow.rule.clone(),
             origin: self.origins.get(&flow.rule).cloned().unwrap_or_default(),
             packets: flow.packets[0] + flow.packets[1],
@@ -559,11 +688,11 @@ impl<'a> Names<'a> {
                 contact.reason.label()
             ),
             last: contact.last,
-            verdict,
+            verdict: verdict.to_owned(),
             from,
             to,
             port,
-            reason: contact.reason.label(),
+            reason: contact.reason.label().to_owned(),
             rule: contact.rule.clone(),
             origin: self.origins.get(&contact.rule).cloned().unwrap_or_default(),
             packets: contact.packets,
@@ -590,6 +719,36 @@ impl<'a> Names<'a> {
         let what = contact.inner.map_or_else(String::new, |(vni, inner)| format!(" (VNI {vni}, inner source {inner})"));
         let text = format!("{word} tunnel packet from {from}{what}  at the node's boundary: {}", plain(contact.reason));
         (from, "node".to_owned(), text)
+    }
+}
+
+/// Flows that were allowed and samples of what was denied, as they went on: the latest last.
+#[must_use]
+pub fn observations(names: &Names<'_>, flows: &[FlowRecord], contacts: &Contacts) -> Vec<Observation> {
+    let mut found: Vec<Observation> = flows.iter().map(|flow| names.flow(flow)).collect();
+    found.extend(contacts.records.iter().map(|contact| names.contact(contact)));
+    found.sort_by_key(|observation| observation.last);
+    found
+}
+
+/// What of several looks is new: a flow once, what is denied again and again each time it is seen.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Packets of what was there at the latest look.
+    shown: BTreeMap<String, u64>,
+}
+
+impl News {
+    /// What of `found` is new.
+    #[must_use]
+    pub fn of(&mut self, mut found: Vec<Observation>) -> Vec<Observation> {
+        let now = found.iter().map(|observation| (observation.key.clone(), observation.packets)).collect();
+        found.retain(|observation| match self.shown.get(&observation.key) {
+            None => true,
+            Some(&packets) => observation.verdict != "allowed" && observation.packets != packets,
+        });
+        self.shown = now;
+        found
     }
 }
 

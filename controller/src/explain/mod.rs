@@ -2,6 +2,7 @@
 
 pub mod near;
 mod report;
+mod who;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +12,10 @@ use std::{
 
 use bulkhead_ebpf::abi::{Action, Class, Direction};
 
+pub use self::{
+    report::{Explained, Nearest, Side},
+    who::{Who, no_workload},
+};
 use crate::{
     compile::NODE_REACHES,
     diagnostic::Place,

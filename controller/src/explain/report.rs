@@ -1,7 +1,8 @@
 //! An explanation at length: each wall with what decides it, and what is missing.
 
 use bulkhead_ebpf::abi::Direction;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Explanation, Party, Verdict, near::near, some, target, workload};
 use crate::{
@@ -12,6 +13,55 @@ use crate::{
 
 /// Rules that are shown when something is blocked.
 const NEAR: usize = 5;
+
+/// An explanation for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Explained {
+    /// Who calls.
+    pub from: String,
+    /// Who is called.
+    pub to: String,
+    /// About what: `5432/tcp`.
+    pub port: String,
+    /// Whether it is allowed.
+    pub allow: bool,
+    /// Whether it would be if what is audited were enforced.
+    pub would_allow: bool,
+    /// The caller's wall.
+    pub egress: Side,
+    /// The callee's wall.
+    pub ingress: Side,
+    /// Rules that passed it on to the next tier.
+    pub passed_on_by: Vec<String>,
+    /// Of what is blocked the rules that come nearest.
+    pub nearest: Vec<Nearest>,
+    /// The same at length for people.
+    pub report: String,
+}
+
+/// What a wall says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Side {
+    /// Whether it lets it through.
+    pub allow: bool,
+    /// Why, in words.
+    pub because: String,
+    /// Name of the deciding rule.
+    pub rule: Option<String>,
+    /// Where that is written, `file:line`.
+    pub place: Option<String>,
+}
+
+/// A rule that would allow it but for one thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Nearest {
+    /// Its name.
+    pub rule: String,
+    /// Where it is written, `file:line`.
+    pub place: String,
+    /// What it lacks.
+    pub lacks: String,
+}
 
 impl<'a> Explanation<'a> {
     /// The answer in several lines. The model is the one that was asked.
@@ -56,31 +106,35 @@ impl<'a> Explanation<'a> {
 
     /// The answer for programs.
     #[must_use]
-    pub fn json(&self, model: &'a Model) -> Value {
+    pub fn json(&self, model: &'a Model) -> Explained {
         let side = |verdict: &Verdict<'_>, own| {
             let decider = verdict.decider();
-            json!({
-                "allow": verdict.allows(),
-                "because": wall(verdict, own, model),
-                "rule": decider.map(|(name, _)| name).filter(|name| !name.is_empty()),
-                "place": decider.map(|(_, place)| place.origin()),
+            Side {
+                allow: verdict.allows(),
+                because: wall(verdict, own, model),
+                rule: decider.map(|(name, _)| name.to_owned()).filter(|name| !name.is_empty()),
+                place: decider.map(|(_, place)| place.origin()),
+            }
+        };
+        let near = || {
+            near(model, &self.question, NEAR).into_iter().map(|lack| Nearest {
+                rule: lack.rule.name.clone(),
+                place: lack.rule.place.origin(),
+                lacks: lack.lacks.clone(),
             })
         };
-        let near: Vec<_> = near(model, &self.question, NEAR)
-            .into_iter()
-            .map(|lack| json!({ "rule": lack.rule.name, "place": lack.rule.place.origin(), "lacks": lack.lacks }))
-            .collect();
-        json!({
-            "from": self.question.from.to_string(),
-            "to": self.question.to.to_string(),
-            "port": point(self.question.class, self.question.value),
-            "allow": self.allowed(),
-            "would_allow": self.would_be_allowed(),
-            "egress": side(&self.egress, self.question.from),
-            "ingress": side(&self.ingress, self.question.to),
-            "passed_on_by": self.passed.iter().map(|rule| &rule.name).collect::<Vec<_>>(),
-            "nearest": if self.allowed() { Vec::new() } else { near },
-        })
+        Explained {
+            from: self.question.from.to_string(),
+            to: self.question.to.to_string(),
+            port: point(self.question.class, self.question.value),
+            allow: self.allowed(),
+            would_allow: self.would_be_allowed(),
+            egress: side(&self.egress, self.question.from),
+            ingress: side(&self.ingress, self.question.to),
+            passed_on_by: self.passed.iter().map(|rule| rule.name.clone()).collect(),
+            nearest: if self.allowed() { Vec::new() } else { near().collect() },
+            report: self.report(model),
+        }
     }
 
     /// The other half of a call of which one side has opened its wall.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{Connections, Party, Simulation, text::party, text::ports};
+use super::{Connections, Party, Simulation, text::PortSet, text::party};
 use crate::show::table as columns;
 
 /// Somebody is reached for the first time.
@@ -91,7 +91,7 @@ pub fn table(from: Party<'_>, steps: &[Step<'_>]) -> String {
 pub fn json(steps: &[Step<'_>]) -> Value {
     let of = |Step { hop, from, to, ports: on, rules }: &Step<'_>| {
         let rules: Vec<_> = rules.iter().flatten().collect();
-        json!({ "hop": hop, "from": party(*from), "to": party(*to), "ports": ports(on), "rules": rules })
+        json!({ "hop": hop, "from": party(*from), "to": party(*to), "ports": PortSet::from(on), "rules": rules })
     };
     steps.iter().map(of).collect()
 }

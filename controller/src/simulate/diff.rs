@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use super::{Connections, Party, Range, Simulation, ranges, text::party, text::ports};
+use super::{
+    Connections, Party, Range, Simulation, ranges,
+    text::{PortSet, party},
+};
 use bulkhead_ebpf::abi::Direction;
 
 /// Two parties between which something changes.
@@ -84,9 +88,27 @@ pub fn text(changes: &[Change<'_>]) -> String {
     text
 }
 
-/// An array of objects.
+/// A change for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeLine {
+    /// Who begins: a workload, `shop/web[Deployment]`, or a range outside, `10.0.0.0-10.0.0.255[External]`.
+    pub from: String,
+    /// Who listens.
+    pub to: String,
+    /// What may begin and could not.
+    pub added: PortSet,
+    /// What could begin and may not.
+    pub removed: PortSet,
+}
+
+/// Changes for programs.
 #[must_use]
-pub fn json(changes: &[Change<'_>]) -> Value {
-    let of = |Change { from, to, added, removed }: &Change<'_>| json!({ "from": party(*from), "to": party(*to), "added": ports(added), "removed": ports(removed) });
+pub fn json(changes: &[Change<'_>]) -> Vec<ChangeLine> {
+    let of = |Change { from, to, added, removed }: &Change<'_>| ChangeLine {
+        from: party(*from),
+        to: party(*to),
+        added: added.into(),
+        removed: removed.into(),
+    };
     changes.iter().map(of).collect()
 }

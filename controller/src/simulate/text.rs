@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::abi::{Class, Direction};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Connection, Connections, Party, Range, Simulation};
 use crate::{
@@ -104,33 +105,63 @@ fn name(simulation: &Simulation<'_>, range: &Range) -> String {
     peer_name(simulation.model(), explain::Party::Address(range.first()))
 }
 
-/// An array of objects with `from`, `to` and the stretches of each protocol.
-#[must_use]
-pub fn json(connections: &[Connection<'_>]) -> Value {
-    let of = |connection: &Connection<'_>| {
-        json!({
-            "from": party(connection.from),
-            "to": party(connection.to),
-            "ports": ports(&connection.ports),
-        })
-    };
-    connections.iter().map(of).collect()
+/// A connection for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConnectionLine {
+    /// Who begins: a workload, `shop/web[Deployment]`, or a range outside, `10.0.0.0-10.0.0.255[External]`.
+    pub from: String,
+    /// Who listens.
+    pub to: String,
+    /// On which ports.
+    pub ports: PortSet,
 }
 
-/// Stretches by protocol: of TCP, UDP and SCTP ports, of ICMP type * 256 + code, of `other` protocol numbers.
+/// Stretches by protocol, first and last; protocols without any are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortSet {
+    /// TCP ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp: Vec<[u16; 2]>,
+    /// UDP ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub udp: Vec<[u16; 2]>,
+    /// SCTP ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sctp: Vec<[u16; 2]>,
+    /// ICMP, type * 256 + code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icmp: Vec<[u16; 2]>,
+    /// ICMP for IPv6, type * 256 + code.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub icmp6: Vec<[u16; 2]>,
+    /// Numbers of other protocols.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other: Vec<[u16; 2]>,
+}
+
+impl From<&Connections> for PortSet {
+    fn from(ports: &Connections) -> Self {
+        let of = |class| ports.of(class).map(|(first, last)| [first, last]).collect();
+        Self {
+            tcp: of(Class::Tcp),
+            udp: of(Class::Udp),
+            sctp: of(Class::Sctp),
+            icmp: of(Class::Icmp),
+            icmp6: of(Class::Icmp6),
+            other: of(Class::Other),
+        }
+    }
+}
+
+/// Connections for programs.
 #[must_use]
-pub fn ports(ports: &Connections) -> Value {
-    let names = [
-        (Class::Tcp, "tcp"),
-        (Class::Udp, "udp"),
-        (Class::Sctp, "sctp"),
-        (Class::Icmp, "icmp"),
-        (Class::Icmp6, "icmp6"),
-        (Class::Other, "other"),
-    ];
-    let stretches = |class| ports.of(class).map(|(first, last)| json!([first, last])).collect::<Vec<_>>();
-    let known = names.into_iter().map(|(class, name)| (name.to_owned(), Value::from(stretches(class))));
-    Value::Object(known.filter(|(_, stretches)| stretches.as_array().is_some_and(|some| !some.is_empty())).collect())
+pub fn json(connections: &[Connection<'_>]) -> Vec<ConnectionLine> {
+    let of = |connection: &Connection<'_>| ConnectionLine {
+        from: party(connection.from),
+        to: party(connection.to),
+        ports: (&connection.ports).into(),
+    };
+    connections.iter().map(of).collect()
 }
 
 /// A graph for Graphviz.

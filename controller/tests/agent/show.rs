@@ -80,7 +80,7 @@ fn tables_for_people() {
         show::workloads_table(&show::workloads(&model, "n1", &status())),
         show::policies_table(&show::policies(&revision, &model).unwrap()),
         show::rules_table(&show::rules(&model, &readings)),
-        show::flows_table(&Names::new(&model, "n1"), &flows),
+        show::flows_table(&show::flows(&Names::new(&model, "n1"), &flows)),
     ]
     .join("\n");
     insta::assert_snapshot!(text);

@@ -1,0 +1,188 @@
+//! Changes from elsewhere than files: see [`crate::control`].
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_dataplane::{
+    desired::Desired,
+    node::{Node, NodeError, Reading, Rehearsal},
+};
+
+use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft};
+use crate::{
+    control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
+    input::Files,
+    metrics::Health,
+    peers::Peers,
+    plan,
+    show::time,
+    store::{Author, Draft, Head, Origin, Revision, StoreError, now},
+};
+
+/// After this long it is tried again to bring back what was not confirmed.
+const AGAIN: Duration = Duration::from_secs(10);
+
+impl<N: Node> Agent<N> {
+    /// Whether what is in force waits for its confirmation no longer.
+    pub(super) fn has_waited_in_vain(&self) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.until <= now())
+    }
+
+    /// Brings back what was before the revision that nobody confirmed.
+    pub(super) fn restore(&mut self) {
+        let Some(pending) = self.pending.clone() else { return };
+        let put = Put {
+            overlay: pending.back.clone(),
+            author: Author { uid: None, name: "bulkhead".to_owned() },
+            origin: Origin::Restore,
+            reason: format!("revision {} was not confirmed in time", pending.revision),
+            confirm_within: None,
+            basis: None,
+        };
+        match self.put(put) {
+            Ok(head) => {
+                tracing::warn!(revision = head.number, "{}: what was before is back", head.reason);
+            }
+            Err(error) => {
+                tracing::error!("revision {} was not confirmed, but stays in force: {error}", pending.revision);
+                let again = u64::try_from(AGAIN.as_nanos()).unwrap_or(u64::MAX);
+                self.pending = Some(Pending { until: now().saturating_add(again), ..pending });
+            }
+        }
+    }
+
+    fn basis_of(&self, files: Files) -> Basis {
+        Basis {
+            fingerprint: Fingerprint::new(
+                self.revision.head.number,
+                &self.overlay.over(files.clone()),
+                &self.discovered,
+            ),
+            revision: Arc::new(self.revision.clone()),
+            model: Arc::clone(&self.model),
+            files,
+            overlay: self.overlay.clone(),
+            node: self.settings.node.clone(),
+            discovered: self.discovered.clone(),
+            observe: self.settings.observe,
+        }
+    }
+
+    /// Writes a change and what holds beside it, before it takes effect.
+    fn stage_put(&mut self, put: &Put, prepared: &Prepared) -> Result<(Revision, Option<Pending>), StoreError> {
+        let draft = Draft {
+            author: put.author.clone(),
+            origin: put.origin,
+            reason: put.reason.clone(),
+            documents: Some(put.overlay.documents.clone()),
+            ..draft(&self.settings, &prepared.inputs, &prepared.desired)
+        };
+        self.mark()?;
+        let back = &self.overlay;
+        let (revision, beside) = self.store.write(|write| {
+            let revision = write.stage(&draft)?;
+            let pending = put.confirm_within.map(|within| Pending {
+                revision: revision.head.number,
+                until: now().saturating_add(u64::try_from(within.as_nanos()).unwrap_or(u64::MAX)),
+                back: back.clone(),
+            });
+            let beside = Beside { revision: revision.head.number, held: put.overlay.held.clone(), pending };
+            write.set(BESIDE_STAGED, &beside)?;
+            Ok((revision, beside))
+        })?;
+        self.staged = Some(revision.head.number);
+        Ok((revision, beside.pending))
+    }
+}
+
+impl<N: Node> Control for Agent<N> {
+    fn basis(&mut self) -> Basis {
+        self.basis_of(Files::read(&self.settings.locations))
+    }
+
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        self.node.rehearse(desired)
+    }
+
+    fn put(&mut self, put: Put) -> Result<Head, PutError> {
+        if let Some(pending) = self.pending.as_ref().filter(|_| put.origin != Origin::Restore) {
+            return Err(PutError::Pending { revision: pending.revision, until: time(pending.until) });
+        }
+        let basis = self.basis();
+        if let Some(planned) = &put.basis {
+            let changes = planned.changes(&basis.fingerprint, &self.revision.head);
+            if !changes.is_empty() {
+                return Err(PutError::Changed(changes));
+            }
+        }
+        self.compiled = now();
+        let prepared = plan::check(&basis, &put.overlay, |model| self.compile(model)).map_err(PutError::Invalid)?;
+        let (revision, pending) = self.stage_put(&put, &prepared)?;
+        let Prepared { model, desired, refused, .. } = prepared;
+        if let Err(error) = self.enforce(desired) {
+            // What is in force is published again where the kernel refused in the middle.
+            let closed = self.drop_staged(&error.to_string());
+            self.stored(closed);
+            return Err(error.into());
+        }
+        (self.revision, self.pending, self.staged) = (revision, pending, None);
+        self.seen = Some(put.overlay.over(basis.files));
+        self.overlay = put.overlay;
+        let marked = self.mark();
+        self.stored(marked);
+        self.refuse_some(&refused);
+        self.model = Arc::new(model);
+        self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+        let head = &self.revision.head;
+        tracing::info!(revision = head.number, author = head.author.name, reason = head.reason, "in force");
+        Ok(head.clone())
+    }
+
+    fn confirm(&mut self, revision: u64, _author: &Author) -> Result<Head, PutError> {
+        if self.pending.as_ref().is_none_or(|pending| pending.revision != revision) {
+            return Err(PutError::NotPending(revision));
+        }
+        self.mark()?;
+        let beside = Beside { pending: None, ..self.beside() };
+        self.store.set(BESIDE, &beside)?;
+        self.pending = None;
+        Ok(self.revision.head.clone())
+    }
+
+    fn report(&mut self) -> Result<Report, NodeError> {
+        let lost = self.node.contacts()?.unsent;
+        Ok(Report {
+            head: self.revision.head.clone(),
+            started: self.started,
+            status: self.node.status()?,
+            marks: self.marks.clone(),
+            unguarded: Agent::unguarded(self).to_vec(),
+            refused: self.refused.clone(),
+            failed: self.failed.clone(),
+            unstored: self.unstored.clone(),
+            pending: self.pending.clone(),
+            held: self.overlay.held.keys().cloned().collect(),
+            lost,
+        })
+    }
+
+    fn seen(&mut self) -> Result<Seen, NodeError> {
+        Ok(Seen {
+            model: Arc::clone(&self.model),
+            node: self.settings.node.clone(),
+            flows: self.node.flows()?,
+            contacts: self.node.contacts()?,
+        })
+    }
+
+    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
+        self.node.counters()
+    }
+
+    fn metrics(&mut self) -> Result<String, NodeError> {
+        Agent::metrics(self)
+    }
+
+    fn health(&mut self) -> Health {
+        Agent::health(self)
+    }
+}

@@ -1,0 +1,154 @@
+//! The agent's HTTP API: on a unix socket for those who are known by it, and metrics and health on an address for everybody.
+//!
+//! Handlers run on a thread of their own. What concerns the agent is asked of it one question at a time ([`handle`]); what takes long (plans,
+//! simulations) is worked out beside it, from copies; the history is read from the database.
+
+mod extract;
+pub mod handle;
+pub mod identity;
+mod observed;
+mod plans;
+mod policies;
+pub mod problem;
+mod questions;
+mod revisions;
+pub mod server;
+mod status;
+pub mod types;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::{
+    BoxError, Json, Router,
+    error_handling::HandleErrorLayer,
+    extract::{DefaultBodyLimit, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tower::{ServiceBuilder, timeout::TimeoutLayer};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{
+    handle::Handle,
+    plans::Plans,
+    problem::{Fault, Kind, Problem},
+};
+
+/// Longest body that is read: as long as the longest policy file.
+const BODY: usize = 4 << 20;
+/// Longest time for a request, its body included.
+const REQUEST: Duration = Duration::from_secs(90);
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    handle: Handle,
+    plans: Plans,
+    state: PathBuf,
+}
+
+/// The API's document, without its paths.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Bulkhead agent",
+        description = "What a node enforces: policies, revisions, plans, flows. Served on a unix socket. Who may connect may read; root and the users of `--apply-uid` may change. Errors are problems (RFC 9457)."
+    ),
+    components(schemas(Problem, Fault)),
+    tags(
+        (name = "policies", description = "Documents in force, from the directory and from here"),
+        (name = "changes", description = "Plan, apply, roll back, confirm"),
+        (name = "questions", description = "Who may call whom, and why"),
+        (name = "node", description = "What the node does and has seen"),
+    )
+)]
+struct Document;
+
+fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status::status))
+        .routes(routes!(status::metrics))
+        .routes(routes!(policies::list))
+        .routes(routes!(policies::get, policies::put, policies::delete))
+        .routes(routes!(policies::lines))
+        .routes(routes!(revisions::list))
+        .routes(routes!(revisions::get))
+        .routes(routes!(revisions::confirm))
+        .routes(routes!(policies::plan))
+        .routes(routes!(policies::apply))
+        .routes(routes!(revisions::rollback))
+        .routes(routes!(questions::explain))
+        .routes(routes!(questions::simulate))
+        .routes(routes!(observed::workloads))
+        .routes(routes!(observed::services))
+        .routes(routes!(observed::rules))
+        .routes(routes!(observed::flows))
+        .routes(routes!(observed::observations))
+        .routes(routes!(observed::stream))
+}
+
+/// The OpenAPI document.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    router().into_openapi()
+}
+
+/// All paths of the API. Each request must carry an [`identity::Identity`] among its extensions.
+pub fn routes(handle: Handle, state: &Path) -> Router {
+    let app = App { handle, plans: Plans::default(), state: state.to_owned() };
+    let (routes, document) = router().split_for_parts();
+    let late = ServiceBuilder::new()
+        .layer(HandleErrorLayer::new(|_: BoxError| async {
+            Problem::new(Kind::Busy, "the request took too long; a change may still be made: look at /v1/revisions")
+        }))
+        .layer(TimeoutLayer::new(REQUEST));
+    routes
+        .route("/v1/openapi.json", get(async move || Json(document)))
+        .fallback(async || Problem::new(Kind::NotFound, "GET /v1/openapi.json lists what there is"))
+        .method_not_allowed_fallback(async || Problem::new(Kind::Method, "GET /v1/openapi.json lists what there is"))
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(late)
+        .with_state(app)
+}
+
+/// Metrics and health, for everybody who reaches the address.
+pub fn open_routes(handle: Handle) -> Router {
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(healthy))
+        .route("/readyz", get(ready))
+        .with_state(handle)
+}
+
+async fn scrape(State(handle): State<Handle>) -> Response {
+    match handle.ask(|agent| agent.metrics().map_err(|error| error.to_string())).await {
+        Ok(Ok(text)) => status::text(text),
+        Ok(Err(why)) => Problem::new(Kind::Busy, why).into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Whether the agent answers.
+async fn healthy(State(handle): State<Handle>) -> Response {
+    match handle.ask(|agent| agent.health()).await {
+        Ok(_) => (StatusCode::OK, "ok\n").into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Whether what people wrote is what the node enforces.
+async fn ready(State(handle): State<Handle>) -> Response {
+    match handle.ask(|agent| agent.health()).await {
+        Ok(health) if health.failed => Problem::new(Kind::Busy, "publishing fails and is tried again").into_response(),
+        Ok(health) if health.unguarded > 0 => {
+            Problem::new(Kind::Busy, format!("{} endpoints are not guarded", health.unguarded)).into_response()
+        }
+        Ok(health) => (StatusCode::OK, format!("revision {}\n", health.revision)).into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}

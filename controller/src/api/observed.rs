@@ -1,0 +1,159 @@
+//! What is on the node, and what was seen there.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use bulkhead_dataplane::node::NodeError;
+use tokio::sync::mpsc;
+
+use super::{
+    App,
+    extract::Answer,
+    identity::Identity,
+    problem::{Kind, Problem},
+};
+use crate::{
+    control::Seen,
+    show::{self, FlowLine, Names, Observation, RuleLine, ServiceLine, WorkloadLine},
+};
+
+/// How often the node is looked at while somebody follows.
+const LOOK: Duration = Duration::from_millis(500);
+/// Lines that wait for somebody who reads slowly; then the stream ends.
+const WAITING: usize = 4096;
+
+fn unwell(error: &NodeError) -> Problem {
+    Problem::new(Kind::Busy, error.to_string())
+}
+
+/// Workloads, and whether those of this node are guarded
+#[utoipa::path(
+    get,
+    path = "/v1/workloads",
+    tag = "node",
+    responses(
+        (status = 200, body = Vec<WorkloadLine>),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn workloads(State(app): State<App>, _: Identity) -> Answer<Vec<WorkloadLine>> {
+    let (basis, report) = app.handle.ask(|agent| (agent.basis(), agent.report())).await?;
+    let report = report.map_err(|error| unwell(&error))?;
+    Ok(Json(show::workloads(&basis.model, &basis.node, &report.status)))
+}
+
+/// Service addresses, and what they lead to
+#[utoipa::path(
+    get,
+    path = "/v1/services",
+    tag = "node",
+    responses(
+        (status = 200, body = Vec<ServiceLine>),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn services(State(app): State<App>, _: Identity) -> Answer<Vec<ServiceLine>> {
+    let basis = app.handle.ask(|agent| agent.basis()).await?;
+    Ok(Json(show::services(&basis.model)))
+}
+
+/// Rules, where they are written and what they decided here
+#[utoipa::path(
+    get,
+    path = "/v1/rules",
+    tag = "node",
+    responses(
+        (status = 200, body = Vec<RuleLine>),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn rules(State(app): State<App>, _: Identity) -> Answer<Vec<RuleLine>> {
+    let (basis, counters) = app.handle.ask(|agent| (agent.basis(), agent.counters())).await?;
+    Ok(Json(show::rules(&basis.model, &counters.map_err(|error| unwell(&error))?)))
+}
+
+impl App {
+    async fn seen(&self) -> Result<Seen, Problem> {
+        self.handle.ask(|agent| agent.seen()).await?.map_err(|error| unwell(&error))
+    }
+}
+
+/// Flows in the tables
+#[utoipa::path(
+    get,
+    path = "/v1/flows",
+    tag = "node",
+    responses(
+        (status = 200, body = Vec<FlowLine>),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn flows(State(app): State<App>, _: Identity) -> Answer<Vec<FlowLine>> {
+    let seen = app.seen().await?;
+    Ok(Json(show::flows(&Names::new(&seen.model, &seen.node), &seen.flows)))
+}
+
+/// Flows that were allowed and samples of what was blocked, each with its reason and line
+#[utoipa::path(
+    get,
+    path = "/v1/observations",
+    tag = "node",
+    responses(
+        (status = 200, body = Vec<Observation>),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn observations(State(app): State<App>, _: Identity) -> Answer<Vec<Observation>> {
+    let seen = app.seen().await?;
+    Ok(Json(show::observations(&Names::new(&seen.model, &seen.node), &seen.flows, &seen.contacts)))
+}
+
+/// The same as it happens, a JSON object a line
+///
+/// A flow is told once, what is denied again and again each time it is seen. Ends when the client reads too slowly.
+#[utoipa::path(
+    get,
+    path = "/v1/observations/stream",
+    tag = "node",
+    responses(
+        (status = 200, body = Observation, content_type = "application/x-ndjson"),
+        (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
+    )
+)]
+pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Response, Problem> {
+    let mut seen = app.seen().await?;
+    let (lines, reader) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
+    tokio::spawn(async move {
+        let mut news = show::News::default();
+        loop {
+            let names = Names::new(&seen.model, &seen.node);
+            for observation in news.of(show::observations(&names, &seen.flows, &seen.contacts)) {
+                let Ok(mut line) = serde_json::to_vec(&observation) else { continue };
+                line.push(b'\n');
+                if lines.try_send(Ok(line.into())).is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = lines.closed() => return,
+            }
+            match app.seen().await {
+                Ok(now) => seen = now,
+                // An agent that is busy has time again.
+                Err(problem) if problem.status == 503 && !lines.is_closed() => {}
+                Err(_) => return,
+            }
+        }
+    });
+    let body = Body::from_stream(futures_util::stream::unfold(reader, async |mut reader| {
+        reader.recv().await.map(|line| (line, reader))
+    }));
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
