@@ -447,6 +447,11 @@ impl Links {
         Ok(stubs)
     }
 
+    /// Ids of the stubs' programs: what hangs on a link with another id is somebody else's.
+    pub(crate) fn own_programs(&self) -> Result<BTreeSet<u32>, NodeError> {
+        Ok(self.stubs()?.into_keys().collect())
+    }
+
     /// All attachments, those in other network namespaces included.
     ///
     /// # Errors

@@ -2,12 +2,14 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::netlink;
 
 /// Where a filter hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +65,20 @@ pub(crate) fn list(ifindex: u32, parent: Parent) -> io::Result<Vec<Filter>> {
 
 /// Whether a link has `clsact`. An `ingress` qdisc would take filters of either side, and run both on what is received.
 pub(crate) fn has_clsact(ifindex: u32) -> io::Result<bool> {
+    has_qdisc(ifindex, "clsact")
+}
+
+/// Whether a link has an `ingress` qdisc, which excludes `clsact`.
+pub(crate) fn has_ingress(ifindex: u32) -> io::Result<bool> {
+    has_qdisc(ifindex, "ingress")
+}
+
+fn has_qdisc(ifindex: u32, kind: &str) -> io::Result<bool> {
     let mut found = false;
     request(RouteNetlinkMessage::GetQueueDiscipline(message(ifindex)?), NLM_F_REQUEST | NLM_F_DUMP, |answer| {
         if let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer {
             let here = u32::try_from(qdisc.header.index) == Ok(ifindex);
-            found |= here && qdisc.attributes.contains(&TcAttribute::Kind("clsact".to_owned()));
+            found |= here && qdisc.attributes.contains(&TcAttribute::Kind(kind.to_owned()));
         }
     })?;
     Ok(found)
@@ -85,34 +96,7 @@ fn message(ifindex: u32) -> io::Result<TcMessage> {
     Ok(TcMessage::with_index(i32::try_from(ifindex).map_err(io::Error::other)?))
 }
 
-fn request(message: RouteNetlinkMessage, flags: u16, mut answer: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = flags;
-    let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    loop {
-        let (received, _) = socket.recv_from_full()?;
-        let mut rest = received.as_slice();
-        while let Some(length) = rest.first_chunk::<4>().map(|length| u32::from_ne_bytes(*length) as usize) {
-            if length < 16 || length > rest.len() {
-                return Err(io::Error::other("the kernel's answer is cut short"));
-            }
-            // What cannot be read is a filter of another kind, which is not ours.
-            if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]) {
-                match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
-                    NetlinkPayload::Error(error) => return error.code.map_or(Ok(()), |_| Err(error.to_io())),
-                    NetlinkPayload::InnerMessage(message) => answer(message),
-                    _ => {}
-                }
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
+fn request(message: RouteNetlinkMessage, flags: u16, answer: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+    // What cannot be read is a filter of another kind, which is not ours.
+    netlink::exchange(NETLINK_ROUTE, message, flags, answer)
 }

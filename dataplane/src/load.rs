@@ -3,6 +3,8 @@
 //! The object says what type of map a table is; [`Sizes`] says how large. Every map is made and pinned here before the object is
 //! loaded, and one that is already pinned must be what is meant, down to its flags: the kernel and aya would take any.
 
+mod rehearse;
+
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
     hash::{Hash as _, Hasher as _},
@@ -35,6 +37,8 @@ use crate::{
     store::{self, Table},
     sys::{self, Doing as _, Map, Shape},
 };
+
+pub use self::rehearse::{Rehearsal, rehearse};
 
 pub(crate) static PROGRAMS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
 pub(crate) static STUB: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/stub"));

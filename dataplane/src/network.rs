@@ -5,6 +5,7 @@
 mod facts;
 mod netlink;
 mod overlay;
+mod survey;
 
 use std::{fs, io, os::unix::fs::MetadataExt as _};
 
@@ -17,7 +18,10 @@ use rtnetlink::packet_route::{
     rule::RuleMessage,
 };
 
-pub use self::facts::Mac;
+pub use self::{
+    facts::Mac,
+    survey::{PlainRoute, Reach, Survey, SurveyedLink, VxlanDevice, XdpPlace},
+};
 use self::{
     facts::{Assigned, Fdb, Link, Neighbour, Route},
     netlink::Netlink,
@@ -39,16 +43,32 @@ use crate::node::{Discovered, NodeError};
 /// # Errors
 /// [`NodeError::Kernel`] when the kernel refuses, or its tables change faster than they can be read.
 pub fn discover() -> Result<Discovered, NodeError> {
-    let network = netlink::run("discover the network", async |netlink| {
-        Ok(Network {
-            links: netlink.list(RouteNetlinkMessage::GetLink(LinkMessage::default()), Link::read).await?,
-            addresses: netlink.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()), Assigned::read).await?,
-            routes: netlink.list(RouteNetlinkMessage::GetRoute(RouteMessage::default()), Route::read).await?,
-            neighbours: netlink.list(neighbours(AddressFamily::Unspec), Neighbour::read).await?,
-            fdb: netlink.list(neighbours(AddressFamily::Bridge), Fdb::read).await?,
-        })
-    })?;
+    let network = netlink::run("discover the network", read)?;
     Ok(Discovered { addresses: network.node_addresses(), overlays: network.overlays() })
+}
+
+async fn read(netlink: &mut Netlink) -> io::Result<Network> {
+    Ok(Network {
+        links: netlink.list(RouteNetlinkMessage::GetLink(LinkMessage::default()), Link::read).await?,
+        addresses: netlink.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()), Assigned::read).await?,
+        routes: netlink.list(RouteNetlinkMessage::GetRoute(RouteMessage::default()), Route::read).await?,
+        neighbours: netlink.list(neighbours(AddressFamily::Unspec), Neighbour::read).await?,
+        fdb: netlink.list(neighbours(AddressFamily::Bridge), Fdb::read).await?,
+    })
+}
+
+/// What [`discover`] binds, and beside it what it passes over: devices without a VNI, learned entries, routes that go around the overlays.
+///
+/// # Errors
+/// As [`discover`].
+pub fn survey() -> Result<Survey, NodeError> {
+    netlink::run("look at the network", async |netlink| {
+        let network = read(netlink).await?;
+        let learned =
+            |message: &RouteNetlinkMessage| Fdb::read_any(message).and_then(|(entry, fixed)| (!fixed).then_some(entry));
+        let learned = netlink.list(neighbours(AddressFamily::Bridge), learned).await?;
+        Ok(network.survey(&learned))
+    })
 }
 
 fn neighbours(family: AddressFamily) -> RouteNetlinkMessage {

@@ -80,11 +80,11 @@ impl Pins {
         self.layout.exists()
     }
 
-    /// Makes the directories.
+    /// Whether things can be pinned here. Makes nothing.
     ///
     /// # Errors
     /// When the place is not on the host's own BPF file system, or pins of another layout are there.
-    pub fn create(&self) -> Result<(), NodeError> {
+    pub fn check(&self) -> Result<(), NodeError> {
         self.check_file_system()?;
         for entry in entries(&self.base)? {
             if self.layout.file_name().is_some_and(|own| own != entry.as_str()) && entry.starts_with('v') {
@@ -97,6 +97,15 @@ impl Pins {
                 });
             }
         }
+        Ok(())
+    }
+
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn create(&self) -> Result<(), NodeError> {
+        self.check()?;
         for kind in Kind::ALL {
             let path = self.layout.join(kind.directory());
             fs::DirBuilder::new()

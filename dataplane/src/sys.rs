@@ -575,6 +575,56 @@ pub fn program_id(fd: &impl AsFd) -> io::Result<u32> {
     Ok(info::<bpf_prog_info>(fd)?.id)
 }
 
+/// Whether the kernel has compiled a program; without its JIT compiler it is interpreted.
+///
+/// # Errors
+/// The kernel's.
+pub fn program_compiled(fd: &impl AsFd) -> io::Result<bool> {
+    Ok(info::<bpf_prog_info>(fd)?.jited_prog_len != 0)
+}
+
+/// Name of any program by its id, as the kernel keeps it: at most 15 characters, and of what has none no character. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// The kernel's; `NotFound` when there is no such program.
+pub fn program_name(id: u32) -> io::Result<String> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    let info: bpf_prog_info = info(&bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr)?)?;
+    let name = info.name.iter().take_while(|byte| **byte != 0).map(|byte| byte.cast_unsigned());
+    Ok(String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned())
+}
+
+/// Ids of the TCX programs of a network device of the calling thread's namespace, in the order in which they run. XDP is told by rtnetlink.
+///
+/// # Errors
+/// The kernel's; `InvalidInput` when it has no TCX, or for a kind that is not TCX.
+pub fn tcx_programs(ifindex: u32, kind: LinkKind) -> io::Result<Vec<u32>> {
+    let attach_type = match kind {
+        LinkKind::TcxIngress => bpf_attach_type::BPF_TCX_INGRESS,
+        LinkKind::TcxEgress => bpf_attach_type::BPF_TCX_EGRESS,
+        LinkKind::XdpNative | LinkKind::XdpGeneric => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let mut ids = vec![0_u32; 64];
+    loop {
+        let mut attr = zeroed();
+        attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+        attr.query.attach_type = attach_type as u32;
+        attr.query.prog_ids = ids.as_mut_ptr().addr() as u64;
+        attr.query.__bindgen_anon_2.count = u32::try_from(ids.len()).map_err(io::Error::other)?;
+        match bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) {
+            Ok(_) => {
+                // SAFETY: written above and by the kernel, an integer.
+                ids.truncate(unsafe { attr.query.__bindgen_anon_2.count } as usize);
+                return Ok(ids);
+            }
+            // There were more.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => ids.resize(ids.len() * 2, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Ids of the maps that a program uses.
 ///
 /// # Errors
@@ -678,10 +728,22 @@ pub fn link_update(link: &impl AsFd, program: &impl AsFd) -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn load_classifier(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    load(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, name, instructions)
+}
+
+/// Loads an XDP program from instructions.
+///
+/// # Errors
+/// The kernel's.
+pub fn load_xdp(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+    load(bpf_prog_type::BPF_PROG_TYPE_XDP, name, instructions)
+}
+
+fn load(kind: bpf_prog_type, name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     // SAFETY: this member of the union is made of integers.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    load.prog_type = kind as u32;
     load.insns = instructions.as_ptr().addr() as u64;
     load.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
     load.license = c"GPL".as_ptr().addr() as u64;

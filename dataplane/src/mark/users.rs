@@ -2,13 +2,11 @@
 //!
 //! What other eBPF programs, tc filters and sockets (`SO_MARK`) do with it is not to be seen here.
 
-use std::{fs, io};
-
 use bulkhead_ebpf::abi::mark;
 
 use super::{iptables, nft, suggest};
 use crate::{
-    command, input_rule, network,
+    input_rule, iptables_save, network,
     node::{MarkConflicts, MarkUser},
 };
 
@@ -52,7 +50,7 @@ fn users() -> (Vec<MarkUser>, Vec<String>) {
     for (family, prefix) in [("ip", "ip"), ("ip6", "ip6")] {
         // Where iptables speaks nftables, it alone can show its rules. What it has shown, nft has shown in part.
         if found.hidden.iter().any(|hidden| hidden == family) {
-            match save(&[&format!("{prefix}tables-nft-save"), &format!("{prefix}tables-save")]) {
+            match iptables_save::run(&[&format!("{prefix}tables-nft-save"), &format!("{prefix}tables-save")]) {
                 Ok((program, text)) => {
                     let saved = iptables::read(&program, &text);
                     shown.retain(|((of, table), _)| of != family || !saved.tables.contains(table));
@@ -61,8 +59,7 @@ fn users() -> (Vec<MarkUser>, Vec<String>) {
                 Err(why) => unread.push(why),
             }
         }
-        let legacy = [&*format!("{prefix}tables-legacy-save"), &format!("{prefix}tables-save")];
-        match has_legacy_tables(prefix).and_then(|some| some.then(|| save(&legacy)).transpose()) {
+        match iptables_save::legacy(prefix) {
             Ok(saved) => {
                 users.extend(saved.into_iter().flat_map(|(program, text)| iptables::read(&program, &text).users));
             }
@@ -77,32 +74,6 @@ fn users() -> (Vec<MarkUser>, Vec<String>) {
         Err(error) => unread.push(error.to_string()),
     }
     (users, unread)
-}
-
-/// Whether there are tables that nftables knows nothing of. Without the module there is no list of them.
-fn has_legacy_tables(prefix: &str) -> Result<bool, String> {
-    let list = format!("/proc/thread-self/net/{prefix}_tables_names");
-    match fs::read_to_string(&list) {
-        Ok(names) => Ok(!names.trim().is_empty()),
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(format!("read {list}: {error}")),
-    }
-}
-
-/// Runs the first of these programs that there is; its name and what it wrote.
-fn save(programs: &[&str]) -> Result<(String, String), String> {
-    if let Some((program, child)) = command::start(programs, &[]) {
-        let failed = |error: io::Error| format!("run `{program}`: {error}");
-        let output = child.map_err(failed)?.wait_with_output().map_err(failed)?;
-        if output.status.success() {
-            return Ok((program.to_owned(), String::from_utf8_lossy(&output.stdout).into_owned()));
-        }
-        return Err(format!("run `{program}`: {}", String::from_utf8_lossy(&output.stderr).trim_end()));
-    }
-    Err(format!(
-        "there are rules of iptables that only `{}` shows, and it is not installed; install the package `iptables`",
-        programs[0]
-    ))
 }
 
 #[cfg(test)]
@@ -121,11 +92,5 @@ mod tests {
         assert!(both.contains("no mask is left: 0x000030ff are free"), "{both}");
         let whole = remedy(&[user(u32::MAX), user(1)], 1024);
         assert!(whole.contains("`--mark-mask 0x0fff0000`") && whole.contains("all 32 bits"), "{whole}");
-    }
-
-    #[test]
-    fn a_missing_program_is_told_with_its_remedy() {
-        let why = save(&["bulkhead-no-such-save"]).unwrap_err();
-        assert!(why.contains("bulkhead-no-such-save") && why.contains("install the package `iptables`"), "{why}");
     }
 }

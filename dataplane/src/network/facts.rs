@@ -6,13 +6,13 @@ use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags},
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteProtocol, RouteType, RouteVia},
     rule::{RuleAttribute, RuleFlags},
 };
 
-use super::MarkRule;
+use super::{MarkRule, XdpPlace};
 
 /// A MAC address, in the order of the wire.
 pub type Mac = [u8; 6];
@@ -31,6 +31,10 @@ pub(super) struct Link {
     pub(super) lower_netns: Option<i32>,
     pub(super) veth: bool,
     pub(super) vxlan: Option<Vxlan>,
+    /// Bytes of a packet.
+    pub(super) mtu: u32,
+    /// XDP programs: mode and id.
+    pub(super) xdp: Vec<(XdpPlace, u32)>,
 }
 
 /// What is particular to a VXLAN device.
@@ -41,6 +45,8 @@ pub(super) struct Vxlan {
     pub(super) port: u16,
     pub(super) local: Option<IpAddr>,
     pub(super) link: Option<u32>,
+    /// Takes forwarding entries from packets.
+    pub(super) learning: bool,
 }
 
 impl Link {
@@ -56,6 +62,8 @@ impl Link {
                 LinkAttribute::Controller(index) => link.master = Some(*index),
                 LinkAttribute::Link(index) => link.lower = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => link.lower_netns = Some(*id),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Xdp(infos) => link.xdp = xdp(infos),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
                         match info {
@@ -84,6 +92,7 @@ impl Vxlan {
                 InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
                 InfoVxlan::Link(index) => vxlan.link = Some(*index),
                 InfoVxlan::CollectMetadata(on) => external = *on,
+                InfoVxlan::Learning(on) => vxlan.learning = *on,
                 _ => {}
             }
         }
@@ -92,6 +101,17 @@ impl Vxlan {
         vxlan.local = vxlan.local.filter(|address| !address.is_unspecified());
         vxlan
     }
+}
+
+/// Programs by their modes. The kernel names them so where there are several, and in [`LinkXdp::ProgId`] alone where there is one.
+fn xdp(infos: &[LinkXdp]) -> Vec<(XdpPlace, u32)> {
+    let named = infos.iter().filter_map(|info| match info {
+        LinkXdp::DrvProgId(id) => Some((XdpPlace::Native, *id)),
+        LinkXdp::SkbProgId(id) => Some((XdpPlace::Generic, *id)),
+        LinkXdp::HwProgId(id) => Some((XdpPlace::Hardware, *id)),
+        _ => None,
+    });
+    named.collect()
 }
 
 /// An address of a link.
@@ -231,6 +251,11 @@ pub(super) struct Fdb {
 
 impl Fdb {
     pub(super) fn read(message: &RouteNetlinkMessage) -> Option<Self> {
+        Self::read_any(message).and_then(|(entry, fixed)| fixed.then_some(entry))
+    }
+
+    /// Also what was learned; whether it is static.
+    pub(super) fn read_any(message: &RouteNetlinkMessage) -> Option<(Self, bool)> {
         let RouteNetlinkMessage::NewNeighbour(message) = message else {
             return None;
         };
@@ -246,12 +271,8 @@ impl Fdb {
         }
         let vtep = vtep.filter(|vtep| !vtep.is_multicast() && !vtep.is_unspecified())?;
         // The `static` of the tools is NOARP to the kernel.
-        fixed(&message.header, &[NeighbourState::Permanent, NeighbourState::Noarp]).then_some(Self {
-            link: message.header.ifindex,
-            mac: mac_address,
-            vtep,
-            vni,
-        })
+        let entry = Self { link: message.header.ifindex, mac: mac_address, vtep, vni };
+        Some((entry, fixed(&message.header, &[NeighbourState::Permanent, NeighbourState::Noarp])))
     }
 }
 

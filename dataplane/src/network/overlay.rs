@@ -55,7 +55,7 @@ impl Network {
     }
 
     /// The link that the device is bound to; else those that have its address; else those of the default route.
-    fn underlays(&self, vxlan: &Vxlan) -> Vec<String> {
+    pub(super) fn underlays(&self, vxlan: &Vxlan) -> Vec<String> {
         // Nothing comes from outside by loopback, where some keep a VTEP's address.
         let names = |indexes: BTreeSet<u32>| -> Vec<String> {
             let links = self.links.iter().filter(|link| indexes.contains(&link.index) && link.name != "lo");
@@ -128,7 +128,7 @@ impl Network {
     }
 
     /// The routes of the lowest metric to each prefix: those that the kernel takes.
-    fn best_routes(&self) -> Routes<'_> {
+    pub(super) fn best_routes(&self) -> Routes<'_> {
         let mut best = Routes::new();
         for route in &self.routes {
             let kept = best.entry(route.prefix).or_default();
@@ -207,7 +207,7 @@ mod tests {
             metric: 0,
             learned: false,
         };
-        let vxlan = Vxlan { vni: Some(1), port: 8472, local: Some(ip("192.0.2.1")), link: None };
+        let vxlan = Vxlan { vni: Some(1), port: 8472, local: Some(ip("192.0.2.1")), ..Vxlan::default() };
         Network {
             links: vec![Link { name: "vx".to_owned(), index: DEVICE, vxlan: Some(vxlan), ..Link::default() }],
             addresses: Vec::new(),
