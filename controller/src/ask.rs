@@ -149,7 +149,7 @@ fn nanoseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn pretty(value: &impl Serialize) -> String {
+pub(crate) fn pretty(value: &impl Serialize) -> String {
     // Plain data without maps: nothing of it can fail.
     serde_json::to_string_pretty(value).map(|text| text + "\n").unwrap_or_default()
 }

@@ -11,9 +11,11 @@
 //!
 //! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
 //! files some of which are bad. [`agent`] carries it to a node and keeps it there, [`metrics`] and [`show`] tell what the node counted.
+//! [`check`] says before all of this whether a node can be guarded.
 
 pub mod agent;
 pub mod api;
+pub mod check;
 pub mod compile;
 pub mod control;
 pub mod diagnostic;

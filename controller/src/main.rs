@@ -1,6 +1,7 @@
 //! The command line: the agent, and what it shows.
 
 mod ask;
+mod survey;
 
 use std::{
     collections::BTreeMap,
@@ -74,6 +75,8 @@ enum Command {
     BlastRadius(ask::BlastArgs),
     /// Report what somebody should look at in files: rules without effect, doors left open, connections half open. Needs no agent.
     Lint(ask::LintArgs),
+    /// Tell whether this node can be guarded, before anything is installed: kernel, network and who else is there. Needs no agent, changes nothing.
+    Check(survey::CheckArgs),
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
@@ -198,6 +201,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => return answer(ask::diff(&args)),
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Lint(args) => return answer(ask::lint(&args)),
+        Command::Check(args) => return answer(Ok(survey::check(&args))),
         Command::Detach { pins } => detach(&pins).into_diagnostic(),
     };
     match result {

@@ -1,0 +1,5 @@
+//! How the facts of a node are judged, and what the verb prints.
+
+mod command;
+mod facts;
+mod judge;
