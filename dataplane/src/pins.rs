@@ -14,9 +14,12 @@ use std::{
 };
 
 use bulkhead_ebpf::abi;
-use nix::sys::{
-    stat::{major, minor},
-    statfs::{BPF_FS_MAGIC, statfs},
+use nix::{
+    sys::{
+        stat::{major, minor},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+    unistd::{AccessFlags, access},
 };
 
 use crate::{node::NodeError, sys::Doing as _};
@@ -126,6 +129,12 @@ impl Pins {
         if kind.filesystem_type() != BPF_FS_MAGIC {
             return Err(refuse(format!(
                 "{} is not on a BPF file system; `mount -t bpf bpf /sys/fs/bpf` makes one",
+                there.display()
+            )));
+        }
+        if let Err(error) = access(there, AccessFlags::W_OK | AccessFlags::X_OK) {
+            return Err(refuse(format!(
+                "{} cannot be written: {error}; run as root, with the BPF file system mounted read-write",
                 there.display()
             )));
         }

@@ -16,8 +16,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Line> {
     lines
 }
 
-const UNREAD: &str =
-    "install what it names, or look by hand for kube-proxy, for policies of others and for rules that set marks";
+const UNREAD: &str = "run it as root, with what it names installed; else look by hand for policies of others and for rules that set marks";
 
 fn nft(firewall: &Firewall) -> Line {
     const TOPIC: &str = "nftables";

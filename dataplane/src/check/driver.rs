@@ -3,8 +3,7 @@
 use std::{
     ffi::c_char,
     io, mem,
-    net::{Ipv4Addr, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::net::UnixDatagram},
     ptr,
 };
 
@@ -82,8 +81,8 @@ fn name(link: &str) -> io::Result<String> {
         *to = c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_data = ptr::from_mut(&mut info).cast();
-    // Any socket of this network namespace that has links will do.
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // Any socket of this network namespace will do.
+    let socket = UnixDatagram::unbound()?;
     // SAFETY: the kernel reads the name and the command, and writes no more than one `ethtool_drvinfo` to where the pointer leads.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL.into(), ptr::from_mut(&mut request)) };
     if result < 0 {

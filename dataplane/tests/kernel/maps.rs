@@ -145,17 +145,24 @@ fn a_place_that_loses_pins_is_refused() {
 
     let private = tempfile::tempdir().unwrap();
     let place = private.path().to_owned();
-    let why = thread::spawn(move || {
+    let (why, read_only) = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         mount(Some("bpf"), &place, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
         let why = refused(Directory::below(&place, "").pins().create());
         umount2(&place, MntFlags::MNT_DETACH).unwrap();
-        why
+        // The host's own, but as containers often see it.
+        mount(Some("/sys/fs/bpf"), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, &place, None::<&str>, flags, None::<&str>).unwrap();
+        let read_only = refused(Directory::below(&place, "").pins().check());
+        umount2(&place, MntFlags::MNT_DETACH).unwrap();
+        (why, read_only)
     })
     .join()
     .unwrap();
     assert!(why.contains("is not the host's") && why.contains("mount the host's /sys/fs/bpf"), "{why}");
+    assert!(read_only.contains("cannot be written") && read_only.contains("read-write"), "{read_only}");
 }
 
 #[test]
