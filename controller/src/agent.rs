@@ -6,7 +6,7 @@ mod control;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use bulkhead_dataplane::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::{Event, Log, Outcome},
     compile::compile,
     control::Pending,
     diagnostic::Diagnostics,
@@ -96,6 +97,7 @@ pub struct Agent<N> {
     node: N,
     settings: Settings,
     store: Store,
+    log: Log,
     compile: Compile,
     discovered: Discovered,
     /// In force, as people wrote it and as it is meant. It is still marked as staged while the database cannot say that it is in force.
@@ -145,10 +147,22 @@ impl<N: Node> Agent<N> {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_with(mut node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
+    pub fn start_with(node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
+        let (state, target) = (settings.state.clone(), settings.node.clone());
+        Self::begin(node, settings, compile).inspect_err(|error| {
+            let (outcome, detail) = match error {
+                StartError::Input(_) => (Outcome::Refused, error.to_string()),
+                StartError::Node(_) | StartError::Store(_) => (Outcome::Failed, error.to_string()),
+            };
+            record(&mut Log::new(&state), &Event { outcome, detail, ..start(&target) });
+        })
+    }
+
+    fn begin(mut node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
         let compiled = now();
         let discovered = node.discover()?;
-        let mut store = open(&settings.state)?;
+        let mut log = Log::new(&settings.state);
+        let mut store = open(&settings, &mut log)?;
         let ours = |revision: &Revision| revision.head.node == settings.node;
         let last = store.reader().in_force()?.filter(ours);
         // An agent ended before it knew whether this is in force: it may be, in part.
@@ -211,6 +225,7 @@ impl<N: Node> Agent<N> {
             tracing::warn!("{warning}");
         }
         let overlay = Overlay { documents: revision.documents.clone(), held: beside.held };
+        let before = last.map(|last| last.head.number);
         let leftover = store.reader().staged()?.map(|staged| staged.head.number);
         let leftover = leftover.filter(|&number| number != revision.head.number);
         let peers = Peers::new(&model, &settings.node, &discovered);
@@ -222,6 +237,7 @@ impl<N: Node> Agent<N> {
             node,
             settings,
             store,
+            log,
             compile,
             discovered,
             staged: leftover,
@@ -244,6 +260,18 @@ impl<N: Node> Agent<N> {
             marks: MarkConflicts::default(),
             marks_at: Instant::now(),
         };
+        let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
+        let after = Some(agent.revision.head.number);
+        let started = Event {
+            revision_before: before,
+            revision_after: after,
+            detail: what.to_owned(),
+            ..start(&agent.settings.node)
+        };
+        record(&mut agent.log, &started);
+        if before != after {
+            agent.record_change(before);
+        }
         if whole.is_empty() {
             agent.refuse_some(&refused);
         } else {
@@ -275,8 +303,10 @@ impl<N: Node> Agent<N> {
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
         self.stale |= self.is_overdue();
-        let marked = self.mark();
-        self.stored(marked);
+        if self.revision.head.condition == Condition::Staged {
+            let marked = self.mark();
+            self.stored(marked);
+        }
         let files = Files::read(&self.settings.locations);
         if self.overlay.forget(&files) {
             let kept = self.store.set(BESIDE, &self.beside());
@@ -416,8 +446,7 @@ impl<N: Node> Agent<N> {
             Ok(()) => {}
             Err(error @ NodeError::Capacity { .. }) => {
                 let why = [error.to_string(), refused.to_string()].join("\n").trim_end().to_owned();
-                let closed = self.drop_staged(&why);
-                self.stored(closed);
+                self.close_staged(&why);
                 return self.refuse(why);
             }
             Err(error) => {
@@ -428,13 +457,13 @@ impl<N: Node> Agent<N> {
         }
         self.refuse_some(&refused);
         let Some(revision) = revision else {
-            let closed = self.drop_staged("publishing it failed, and then the input was again what is in force");
-            self.stored(closed);
-            return;
+            return self.close_staged("publishing it failed, and then the input was again what is in force");
         };
+        let before = Some(self.revision.head.number);
         (self.revision, self.staged) = (revision, None);
         let marked = self.mark();
         self.stored(marked);
+        self.record_change(before);
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
@@ -484,10 +513,22 @@ impl<N: Node> Agent<N> {
         })
     }
 
+    /// The same, and tried again with the next look at the files.
+    fn close_staged(&mut self, why: &str) {
+        let closed = self.drop_staged(why);
+        if closed.is_err() {
+            self.seen = None;
+        }
+        self.stored(closed);
+    }
+
     fn stored(&mut self, result: Result<(), StoreError>) {
         let error = result.err().map(|error| error.to_string()).unwrap_or_default();
         if self.unstored != error && !error.is_empty() {
             tracing::error!(revision = self.revision.head.number, "the database is tried again: {error}");
+            if self.unstored.is_empty() {
+                self.record_refusal(Outcome::Failed, &error);
+            }
         }
         self.unstored = error;
     }
@@ -513,6 +554,9 @@ impl<N: Node> Agent<N> {
         let error = error.to_string();
         if self.failed != error {
             tracing::error!(revision = self.revision.head.number, "publishing failed and is tried again: {error}");
+            if self.failed.is_empty() {
+                self.record_refusal(Outcome::Failed, &error);
+            }
         }
         self.failed = error;
     }
@@ -523,6 +567,7 @@ impl<N: Node> Agent<N> {
                 revision = self.revision.head.number,
                 "the input is refused, the last good revision stays in force:\n{why}"
             );
+            self.record_refusal(Outcome::Refused, &why);
         }
         self.refused = why;
     }
@@ -535,9 +580,39 @@ impl<N: Node> Agent<N> {
                 tracing::info!("the input is good again");
             } else {
                 tracing::error!("not all files are used:\n{why}");
+                self.record_refusal(Outcome::Refused, &format!("not all files are used:\n{why}"));
             }
         }
         self.refused = why;
+    }
+
+    /// What is in force was not changed by the files as they are. Said once for each reason, not each time that it is tried; of failures, which may
+    /// come in turns, the first until one try succeeds.
+    fn record_refusal(&mut self, outcome: Outcome, why: &str) {
+        let event = Event {
+            actor: Author::files(),
+            revision_before: Some(self.revision.head.number),
+            ..self.change(outcome, why)
+        };
+        record(&mut self.log, &event);
+    }
+
+    /// What is in force took the place of what was before.
+    fn record_change(&mut self, before: Option<u64>) {
+        let event = Event { revision_before: before, ..self.change(Outcome::Ok, "") };
+        record(&mut self.log, &event);
+    }
+
+    fn change(&self, outcome: Outcome, detail: &str) -> Event {
+        Event {
+            actor: self.revision.head.author.clone(),
+            action: "revision.apply".to_owned(),
+            target: self.settings.node.clone(),
+            revision_before: None,
+            revision_after: Some(self.revision.head.number),
+            outcome,
+            detail: detail.to_owned(),
+        }
     }
 
     fn set_unguarded(&mut self, unguarded: Vec<Unguarded>) {
@@ -615,12 +690,35 @@ impl<N: Node> Agent<N> {
 }
 
 /// Opens the database. One that cannot be used is kept beside a new one: without it there is nothing to fall back on, and that is all.
-fn open(state: &Path) -> Result<Store, StoreError> {
-    let (store, aside) = Store::open_or_set_aside(state)?;
+fn open(settings: &Settings, log: &mut Log) -> Result<Store, StoreError> {
+    let (store, aside) = Store::open_or_set_aside(&settings.state)?;
     if let Some(SetAside { why, path }) = aside {
-        tracing::error!("{why}; it is {} now, and there is no last good revision to fall back on", path.display());
+        let detail = format!("{why}; it is {} now, and there is no last good revision to fall back on", path.display());
+        tracing::error!("{detail}");
+        let (action, outcome) = ("store.set_aside".to_owned(), Outcome::Failed);
+        record(log, &Event { action, outcome, detail, ..start(&settings.node) });
     }
     Ok(store)
+}
+
+/// What an agent does by itself, and under whose name.
+fn start(node: &str) -> Event {
+    Event {
+        actor: Author { uid: Some(nix::unistd::geteuid().as_raw()), name: "agent".to_owned() },
+        action: "agent.start".to_owned(),
+        target: node.to_owned(),
+        revision_before: None,
+        revision_after: None,
+        outcome: Outcome::Ok,
+        detail: String::new(),
+    }
+}
+
+/// Walls do not wait for the log: what cannot be recorded is said, and in the next record too.
+fn record(log: &mut Log, event: &Event) {
+    if let Err(error) = log.record(event) {
+        tracing::error!(action = event.action, "the audit log lacks a record: {error}");
+    }
 }
 
 /// A revision of files.

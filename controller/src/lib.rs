@@ -10,11 +10,12 @@
 //! [`offline`] makes a model of files for questions that need no agent.
 //!
 //! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
-//! files some of which are bad. [`agent`] carries it to a node and keeps it there, [`metrics`] and [`show`] tell what the node counted.
-//! [`check`] says before all of this whether a node can be guarded.
+//! files some of which are bad. [`check`] says before all of this whether a node can be guarded, [`agent`] carries it there and keeps it, [`store`]
+//! and [`audit`] keep what was in force and who changed it, [`api`] lets others ask and change, [`metrics`] and [`show`] tell what the node counted.
 
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod check;
 pub mod compile;
 pub mod control;

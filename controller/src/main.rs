@@ -2,6 +2,7 @@
 
 mod ask;
 mod survey;
+mod verify;
 
 use std::{
     collections::BTreeMap,
@@ -77,6 +78,9 @@ enum Command {
     Lint(ask::LintArgs),
     /// Tell whether this node can be guarded, before anything is installed: kernel, network and who else is there. Needs no agent, changes nothing.
     Check(survey::CheckArgs),
+    /// Check the audit log. Needs no agent.
+    #[command(subcommand)]
+    Audit(verify::Audit),
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
@@ -202,6 +206,9 @@ fn main() -> ExitCode {
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Lint(args) => return answer(ask::lint(&args)),
         Command::Check(args) => return answer(Ok(survey::check(&args))),
+        Command::Audit(verify::Audit::Verify(args)) => {
+            verify::verify(args).into_diagnostic().and_then(|text| out(&text))
+        }
         Command::Detach { pins } => detach(&pins).into_diagnostic(),
     };
     match result {

@@ -4,6 +4,7 @@ use std::{fs, thread};
 
 use bulkhead_controller::{
     agent::{Agent, StartError},
+    audit::{Wanted, verify_state},
     input::Inputs,
     store::{Author, Condition, Document, Draft, Head, Origin, Store, StoreError, Summary},
 };
@@ -13,6 +14,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
+use serde_json::Value;
 
 use crate::support::{Home, INTENT, WORKLOADS};
 
@@ -194,6 +196,67 @@ fn a_database_that_alone_knew_what_was_in_force_is_not_gone_on_without() {
     home.agent();
 }
 
+/// Action, outcome, revisions before and after, and detail of each record.
+fn audited(home: &Home) -> Vec<(String, String, Option<u64>, Option<u64>, String)> {
+    verify_state(&home.state(), &Wanted::default()).unwrap_or_else(|broken| panic!("{broken}"));
+    let text = fs::read_to_string(home.state().join("audit.jsonl")).unwrap();
+    let records = text.lines().map(|line| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let word = |key: &str| record[key].as_str().unwrap().to_owned();
+        let number = |key: &str| record[key].as_u64();
+        assert_eq!(record["target"], "n1");
+        assert_eq!(record["actor"]["name"], if record["action"] == "revision.apply" { "files" } else { "agent" });
+        (word("action"), word("outcome"), number("revision_before"), number("revision_after"), word("detail"))
+    });
+    records.collect()
+}
+
+#[test]
+fn what_files_do_and_what_is_refused_is_recorded_once() {
+    let home = Home::new();
+    home.write("policies/shop.yaml", "services: {}\n");
+    assert!(home.start().is_err());
+    home.write("policies/shop.yaml", INTENT);
+    let mut agent = home.agent();
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+    agent.refresh();
+    home.write("policies/shop.yaml", &INTENT.replace("db:5432", "bd:5432"));
+    for _ in 0..3 {
+        agent.check();
+        agent.refresh();
+    }
+    home.store.memory().budget = Some(0);
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5434"));
+    for _ in 0..3 {
+        agent.refresh();
+    }
+    home.store.memory().budget = None;
+    agent.refresh();
+    drop(agent);
+    drop(home.agent());
+
+    let records = audited(&home);
+    let short: Vec<_> = records
+        .iter()
+        .map(|(action, outcome, before, after, _)| (action.as_str(), outcome.as_str(), *before, *after))
+        .collect();
+    assert_eq!(
+        short,
+        [
+            ("agent.start", "refused", None, None),
+            ("agent.start", "ok", None, Some(1)),
+            ("revision.apply", "ok", None, Some(1)),
+            ("revision.apply", "ok", Some(1), Some(2)),
+            ("revision.apply", "refused", Some(2), Some(2)),
+            ("revision.apply", "failed", Some(2), Some(2)),
+            ("revision.apply", "ok", Some(2), Some(3)),
+            ("agent.start", "ok", Some(3), Some(3)),
+        ]
+    );
+    assert!(records[0].4.contains("shop.yaml:1"), "{}", records[0].4);
+    assert!(records[4].4.contains("did you mean `db`?"), "{}", records[4].4);
+}
+
 /// A file system of its own for a directory, in a mount namespace that ends with the thread.
 struct Small<'a>(&'a std::path::Path);
 
@@ -245,8 +308,12 @@ fn on_a_full_disk_nothing_changes_and_the_last_good_revision_starts() {
         let before = home.store.snapshot();
         fill(&home);
         home.write("policies/shop.yaml", &format!("{}# {}\n", INTENT.replace("5432", "5433"), "x".repeat(100_000)));
-        agent.refresh();
+        for _ in 0..4 {
+            agent.refresh();
+        }
         assert!(home.store.snapshot() == before);
+        let failures = audited(&home).into_iter().filter(|(_, outcome, ..)| outcome == "failed").count();
+        assert!(failures <= 1, "the log has no space for more than a bit, and is told once");
         assert_eq!((agent.health().revision, agent.health().failed, agent.health().refused), (1, true, false));
         // A later start falls back; what it says is in the log.
         drop(agent);
