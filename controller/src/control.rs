@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::Unguarded,
+    audit::Outcome,
     diagnostic::Diagnostics,
     input::Files,
     metrics::Health,
@@ -152,6 +153,21 @@ pub enum PutError {
     NotPending(u64),
 }
 
+impl PutError {
+    /// What the audit log says of it.
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Node(NodeError::Capacity { .. })
+            | Self::Changed(_)
+            | Self::Invalid(_)
+            | Self::Pending { .. }
+            | Self::NotPending(_) => Outcome::Refused,
+            Self::Node(_) | Self::Store(_) => Outcome::Failed,
+        }
+    }
+}
+
 /// What an agent says of itself and its node.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -214,6 +230,9 @@ pub trait Control {
     /// # Errors
     /// It does not wait; the database cannot be written.
     fn confirm(&mut self, revision: u64, author: &Author) -> Result<Head, PutError>;
+
+    /// Says that somebody tried what they may not.
+    fn forbidden(&mut self, author: &Author, what: &str);
 
     /// What the agent says of itself and its node.
     ///

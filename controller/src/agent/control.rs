@@ -9,6 +9,7 @@ use bulkhead_dataplane::{
 
 use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft};
 use crate::{
+    audit::{Event, Outcome},
     control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
     input::Files,
     metrics::Health,
@@ -92,18 +93,8 @@ impl<N: Node> Agent<N> {
         self.staged = Some(revision.head.number);
         Ok((revision, beside.pending))
     }
-}
 
-impl<N: Node> Control for Agent<N> {
-    fn basis(&mut self) -> Basis {
-        self.basis_of(Files::read(&self.settings.locations))
-    }
-
-    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        self.node.rehearse(desired)
-    }
-
-    fn put(&mut self, put: Put) -> Result<Head, PutError> {
+    fn put_in_force(&mut self, put: Put) -> Result<Head, PutError> {
         if let Some(pending) = self.pending.as_ref().filter(|_| put.origin != Origin::Restore) {
             return Err(PutError::Pending { revision: pending.revision, until: time(pending.until) });
         }
@@ -137,7 +128,7 @@ impl<N: Node> Control for Agent<N> {
         Ok(head.clone())
     }
 
-    fn confirm(&mut self, revision: u64, _author: &Author) -> Result<Head, PutError> {
+    fn confirmed(&mut self, revision: u64) -> Result<Head, PutError> {
         if self.pending.as_ref().is_none_or(|pending| pending.revision != revision) {
             return Err(PutError::NotPending(revision));
         }
@@ -146,6 +137,57 @@ impl<N: Node> Control for Agent<N> {
         self.store.set(BESIDE, &beside)?;
         self.pending = None;
         Ok(self.revision.head.clone())
+    }
+
+    fn record(&mut self, actor: Author, action: String, before: u64, outcome: Outcome, detail: &str) {
+        let event = Event { actor, action, revision_before: Some(before), ..self.change(outcome, detail) };
+        super::record(&mut self.log, &event);
+    }
+}
+
+impl<N: Node> Control for Agent<N> {
+    fn basis(&mut self) -> Basis {
+        self.basis_of(Files::read(&self.settings.locations))
+    }
+
+    fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
+        self.node.rehearse(desired)
+    }
+
+    fn put(&mut self, put: Put) -> Result<Head, PutError> {
+        let (before, actor, origin) = (self.revision.head.number, put.author.clone(), put.origin);
+        let done = self.put_in_force(put);
+        let (outcome, detail) = match &done {
+            Ok(head) => (Outcome::Ok, head.reason.clone()),
+            Err(error) => (error.outcome(), error.to_string()),
+        };
+        let action = match origin {
+            Origin::Files | Origin::Api => "revision.apply".to_owned(),
+            Origin::Rollback { of } => format!("revision.rollback to {of}"),
+            Origin::Restore => "revision.restore".to_owned(),
+        };
+        self.record(actor, action, before, outcome, &detail);
+        done
+    }
+
+    fn confirm(&mut self, revision: u64, author: &Author) -> Result<Head, PutError> {
+        let done = self.confirmed(revision);
+        let (outcome, detail) = match &done {
+            Ok(_) => (Outcome::Ok, String::new()),
+            Err(error) => (error.outcome(), error.to_string()),
+        };
+        self.record(
+            author.clone(),
+            format!("revision.confirm {revision}"),
+            self.revision.head.number,
+            outcome,
+            &detail,
+        );
+        done
+    }
+
+    fn forbidden(&mut self, author: &Author, what: &str) {
+        self.record(author.clone(), what.to_owned(), self.revision.head.number, Outcome::Refused, "it may not");
     }
 
     fn report(&mut self) -> Result<Report, NodeError> {

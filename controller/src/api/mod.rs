@@ -35,6 +35,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     handle::Handle,
+    identity::Told,
     plans::Plans,
     problem::{Fault, Kind, Problem},
 };
@@ -49,6 +50,7 @@ const REQUEST: Duration = Duration::from_secs(90);
 pub(crate) struct App {
     handle: Handle,
     plans: Plans,
+    told: Told,
     state: PathBuf,
 }
 
@@ -100,7 +102,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// All paths of the API. Each request must carry an [`identity::Identity`] among its extensions.
 pub fn routes(handle: Handle, state: &Path) -> Router {
-    let app = App { handle, plans: Plans::default(), state: state.to_owned() };
+    let app = App { handle, plans: Plans::default(), told: Told::default(), state: state.to_owned() };
     let (routes, document) = router().split_for_parts();
     let late = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|_: BoxError| async {
