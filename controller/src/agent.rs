@@ -182,10 +182,12 @@ impl<N: Node> Agent<N> {
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
             let prepared = prepare(files, base_inputs, build).map_err(StartError::Input)?;
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
-            let unchanged = last.as_ref().filter(|last| last.inputs == prepared.inputs && last.documents == documents);
-            let revision = match unchanged {
-                Some(last) => last.clone(),
-                None => {
+            let same = |known: &&Revision| known.inputs == prepared.inputs && known.documents == documents;
+            let revision = match (last.as_ref().filter(same), staged.as_ref().filter(same)) {
+                (Some(last), _) => last.clone(),
+                // Whoever wrote it is still its author.
+                (None, Some(staged)) => store.stage(&staged.into())?,
+                (None, None) => {
                     let draft = draft(&settings, &prepared.inputs, &prepared.desired);
                     store.stage(&Draft { documents: Some(documents), ..draft })?
                 }

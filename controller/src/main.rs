@@ -119,7 +119,7 @@ struct AgentArgs {
     /// Directory on a bpffs, made if it is missing.
     #[arg(long, default_value = PINS)]
     pins: PathBuf,
-    /// Directory for the last good revision and what outlives the agent, made if it is missing.
+    /// Directory for the database of revisions, the audit log and what else outlives the agent, made if it is missing.
     #[arg(long, default_value = STATE)]
     state: PathBuf,
     /// Address of the endpoint for Prometheus.

@@ -14,12 +14,11 @@ mod revision;
 mod write;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
 pub use self::{
     error::StoreError,
@@ -141,22 +140,6 @@ impl Store {
     /// The database cannot be written.
     pub fn unset(&mut self, key: &str) -> Result<bool, StoreError> {
         self.write(|write| write.unset(key))
-    }
-
-    /// A setting, if it is set.
-    ///
-    /// # Errors
-    /// The database cannot be read; the value is of another type.
-    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        self.reader.setting(key)
-    }
-
-    /// Documents of the API that are in force, by name.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn documents(&self) -> Result<BTreeMap<String, Document>, StoreError> {
-        self.reader.documents()
     }
 }
 

@@ -132,6 +132,15 @@ pub struct Draft {
     pub documents: Option<BTreeMap<String, Document>>,
 }
 
+/// The same again.
+impl From<&Revision> for Draft {
+    fn from(revision: &Revision) -> Self {
+        let Revision { head, inputs, documents } = revision.clone();
+        let Head { node, author, origin, time, reason, summary, .. } = head;
+        Self { node, author, origin, time, reason, inputs, summary, documents: Some(documents) }
+    }
+}
+
 /// A revision without what people wrote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {

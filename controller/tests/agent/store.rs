@@ -57,10 +57,14 @@ fn rules(home: &Home) -> Vec<String> {
 fn what_was_staged_when_an_agent_ended_is_tried_first() {
     let home = Home::new();
     drop(home.agent());
-    Store::open(&home.state()).unwrap().stage(&staged(&INTENT.replace("5432", "5433"))).unwrap();
+    let author = Author { uid: Some(1000), name: "somebody".to_owned() };
+    let draft = Draft { author: author.clone(), origin: Origin::Api, ..staged(&INTENT.replace("5432", "5433")) };
+    Store::open(&home.state()).unwrap().stage(&draft).unwrap();
     home.write("policies/shop.yaml", BAD);
     let agent = home.agent();
     assert_eq!(agent.health().revision, 2);
+    let head = Store::open(&home.state()).unwrap().reader().latest().unwrap().unwrap();
+    assert_eq!((head.author, head.origin), (author, Origin::Api));
     assert!(rules(&home).contains(&"shop: web calls db:5433/tcp".to_owned()));
     assert_eq!(history(&home), [(2, Condition::InForce), (1, Condition::Superseded)]);
 }

@@ -188,7 +188,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(dump(store.reader()), model.dump());
-            prop_assert_eq!(store.documents().unwrap(), model.documents());
+            prop_assert_eq!(store.reader().documents().unwrap(), model.documents());
             // A reader beside the writer sees the same.
             let reader = Reader::open(directory.path()).unwrap().unwrap();
             prop_assert_eq!(dump(&reader), model.dump());
