@@ -2,7 +2,8 @@
 //! wear the database's log.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -32,8 +33,9 @@ pub(crate) fn load<T: DeserializeOwned>(state: &Path, file: &str) -> Result<Opti
 /// Replaces a JSON file at once: a crash leaves the old or the new one.
 pub(crate) fn store<T: Serialize>(state: &Path, file: &str, value: &T) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
-        let temporary = tempfile::NamedTempFile::new_in(state)?;
-        serde_json::to_writer(io::BufWriter::new(&temporary), value)?;
+        let mut temporary = tempfile::NamedTempFile::new_in(state)?;
+        // Not through a buffer: it would lose the error of its last write when it is dropped.
+        temporary.write_all(&serde_json::to_vec(value)?)?;
         temporary.as_file().sync_all()?;
         temporary.persist(state.join(file)).map_err(|error| error.error)?;
         fs::File::open(state)?.sync_all()
