@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::{Event, Log, Outcome},
+    bypass,
     compile::compile,
     control::Pending,
     diagnostic::Diagnostics,
@@ -132,6 +133,7 @@ pub struct Agent<N> {
     /// Who else uses our bits of packet marks, and when that was looked for.
     marks: MarkConflicts,
     marks_at: Instant,
+    bypass: bypass::Watch,
 }
 
 impl<N: Node> Agent<N> {
@@ -167,8 +169,8 @@ impl<N: Node> Agent<N> {
         let last = store.reader().in_force()?.filter(ours);
         // An agent ended before it knew whether this is in force: it may be, in part.
         let staged = store.reader().staged()?.filter(ours);
-        let in_force: Beside = store.get(BESIDE)?.unwrap_or_default();
-        let about: Option<Beside> = store.get(BESIDE_STAGED)?;
+        let in_force: Beside = store.reader().setting(BESIDE)?.unwrap_or_default();
+        let about: Option<Beside> = store.reader().setting(BESIDE_STAGED)?;
         let about = about.filter(|about| staged.as_ref().is_some_and(|staged| staged.head.number == about.revision));
         let mut beside = about.unwrap_or_else(|| in_force.clone());
         let base = staged.as_ref().or(last.as_ref());
@@ -261,6 +263,7 @@ impl<N: Node> Agent<N> {
             started: compiled,
             marks: MarkConflicts::default(),
             marks_at: Instant::now(),
+            bypass: bypass::Watch::default(),
         };
         let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
         let after = Some(agent.revision.head.number);
@@ -402,6 +405,17 @@ impl<N: Node> Agent<N> {
                 if unattached || !self.desired.overlays.is_empty() && !self.desired.observe && !status.input_rule {
                     tracing::warn!("a guard is missing: publishing again");
                     self.stale = true;
+                }
+                if let Some(news) = self.bypass.see(status.bypassed_until, &self.settings.state) {
+                    tracing::warn!("{news}");
+                    let event = Event {
+                        revision_before: Some(self.revision.head.number),
+                        revision_after: Some(self.revision.head.number),
+                        action: "enforcement.bypass_seen".to_owned(),
+                        detail: news,
+                        ..start(&self.settings.node)
+                    };
+                    record(&mut self.log, &event);
                 }
             }
             Err(error) => tracing::warn!("what is in force cannot be read: {error}"),

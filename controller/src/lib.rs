@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
+pub mod bypass;
 pub mod check;
 pub mod compile;
 pub mod control;

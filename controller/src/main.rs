@@ -17,6 +17,7 @@ use std::{
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
     api::{identity::Appliers, server::Socket},
+    bypass,
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     model::Model,
@@ -25,10 +26,11 @@ use bulkhead_controller::{
     store::{self, Revision},
 };
 use bulkhead_dataplane::{
+    bypass::{bypass, end_bypass},
     kernel::{KernelNode, Options, Reader, XdpMode, detach},
     mark,
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,6 +83,19 @@ enum Command {
     /// Check the audit log. Needs no agent.
     #[command(subcommand)]
     Audit(verify::Audit),
+    /// Let pass what is forbidden on this node, for a while: the way out on the worst day. Needs no agent.
+    ///
+    /// Until the time is over, the programs of this node drop nothing that they judge: neither what policies, Guards and quarantine forbid, nor what
+    /// workloads spoof, nor fragments, nor what cannot be parsed. Forged tunnel packets count as checked and get into the overlay. All of it is judged
+    /// and counted all the same, as observed.
+    ///
+    /// Still dropped are frames that were flooded past a workload, and by the input rule tunnel packets that no program has marked: by a link without
+    /// programs, not to a VTEP of this node, or beyond parsing. Links whose programs are missing, since an agent died as it changed the mask, stay
+    /// shut: `bulkhead detach` opens them. Other nodes enforce as before: a call between nodes needs a bypass on each that forbids it.
+    ///
+    /// The programs watch the clock: the bypass ends by itself, with the agent alive or dead, and what is forbidden is then cut with its next packet,
+    /// established connections included. An agent that starts, publishes or ends meanwhile does not change that.
+    Bypass(BypassArgs),
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
@@ -149,6 +164,35 @@ struct AgentArgs {
 }
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("time or end").args(["time", "end"]).required(true)))]
+struct BypassArgs {
+    /// For how long from now on: at least 1s, at most 24h. It takes the place of a bypass that is in force.
+    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+    /// End it now.
+    #[arg(long)]
+    end: bool,
+    /// Why, for the log and for whoever asks `bulkhead status`.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: String,
+    /// Directory on a bpffs that the agent was given.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// State directory that the agent was given; who did it and why is kept there, if that is possible.
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+}
+
+/// What others are shown on a line of theirs.
+fn reason(text: &str) -> Result<String, &'static str> {
+    match text.trim() {
+        "" => Err("say why, in a few words"),
+        text if text.contains(char::is_control) => Err("one line of text, without control characters"),
+        text => Ok(text.to_owned()),
+    }
+}
+
+#[derive(Args)]
 struct ReaderArgs {
     /// Directory on a bpffs that the agent was given.
     #[arg(long, default_value = PINS)]
@@ -209,6 +253,7 @@ fn main() -> ExitCode {
         Command::Audit(verify::Audit::Verify(args)) => {
             verify::verify(args).into_diagnostic().and_then(|text| out(&text))
         }
+        Command::Bypass(args) => lift(&args),
         Command::Detach { pins } => detach(&pins).into_diagnostic(),
     };
     match result {
@@ -246,7 +291,8 @@ fn draw(found: Diagnostics) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn agent(args: &AgentArgs) -> ExitCode {
+/// Logs to standard error.
+fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -254,6 +300,10 @@ fn agent(args: &AgentArgs) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+}
+
+fn agent(args: &AgentArgs) -> ExitCode {
+    log();
     match enforce(args) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(found)) => draw(found),
@@ -338,14 +388,48 @@ fn status(args: &ReaderArgs) -> Result<(), Report> {
     let revision = in_force(&args.state)?;
     let reader = reader(args)?;
     let (status, marks) = (reader.status().into_diagnostic()?, reader.mark_conflicts().into_diagnostic()?);
+    let bypass = status.bypassed_until.map(|until| (until, bypass::Record::of(until, &args.state)));
     if args.json {
+        let bypass = bypass.and_then(|(_, record)| record);
         let revision = revision.map(|revision| {
             let store::Head { number, node, time, summary, .. } = revision.head;
             serde_json::json!({ "number": number, "node": node, "published": time, "summary": summary })
         });
-        return json(&serde_json::json!({ "revision": revision, "status": status, "mark_conflicts": marks }));
+        return json(
+            &serde_json::json!({ "bypass": bypass, "revision": revision, "status": status, "mark_conflicts": marks }),
+        );
     }
-    out(&show::status(revision.as_ref(), &status, &marks))
+    let bypass = bypass.map(|(until, record)| format!("{}\n", bypass::banner(until, record.as_ref())));
+    out(&format!("{}{}", bypass.unwrap_or_default(), show::status(revision.as_ref(), &status, &marks)))
+}
+
+/// The kernel first: whatever cannot be recorded or printed, the bypass holds.
+fn lift(args: &BypassArgs) -> Result<(), Report> {
+    log();
+    let (until, text) = match args.time {
+        Some(time) => {
+            let until = bypass(&args.pins, time).into_diagnostic()?;
+            let default = args.pins == Path::new(PINS);
+            let pins = if default { String::new() } else { format!(" --pins {}", args.pins.display()) };
+            let text = format!(
+                "until then this node drops nothing that its programs judge: no policy, Guard or quarantine holds, nothing spoofed or forged is kept \
+                 out, and all of it is counted as observed; other nodes enforce as before\nto end it now: bulkhead bypass --end --reason TEXT{pins}\n"
+            );
+            (Some(until), text)
+        }
+        None => match end_bypass(&args.pins).into_diagnostic()? {
+            Some(until) => {
+                (None, format!("the bypass until {} is ended: this node enforces again\n", show::time(until)))
+            }
+            None => (None, "there was no bypass: this node enforces\n".to_owned()),
+        },
+    };
+    let record = bypass::Record::new(until, &args.reason);
+    if let Err(error) = bypass::record(&record, &args.state) {
+        eprintln!("who did this and why could not be recorded: {error}");
+    }
+    let banner = until.map(|until| format!("{}\n", bypass::banner(until, Some(&record))));
+    out(&format!("{}{text}", banner.unwrap_or_default()))
 }
 
 fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {

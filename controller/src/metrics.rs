@@ -333,6 +333,16 @@ pub fn render(
     )?;
     gauge("bulkhead_epoch", "Epoch of the node.", status.epoch.into())?;
     gauge(
+        "bulkhead_bypass_active",
+        "1 while enforcement is bypassed: what is forbidden passes, and is counted as observed.",
+        status.bypassed_until.is_some().into(),
+    )?;
+    gauge(
+        "bulkhead_bypass_until_seconds",
+        "Unix time at which the bypass ends; 0 while there is none.",
+        status.bypassed_until.map_or(0, |until| until.div_ceil(1_000_000_000)),
+    )?;
+    gauge(
         "bulkhead_input_rule",
         "1 while the input rule stands that drops unchecked tunnel traffic, or none is needed.",
         status.input_rule.into(),

@@ -4,6 +4,7 @@
 
 pub mod attach;
 pub mod baseline;
+pub mod bypass;
 mod bytes;
 pub mod check;
 pub mod clock;

@@ -201,6 +201,16 @@ struct Definition {
     inner: Option<Shape>,
 }
 
+/// Opens a pinned map, of whatever size.
+fn pinned(pins: &Pins, Definition { name, shape, .. }: &Definition) -> Result<Map, NodeError> {
+    let path = pins.path(Kind::Map, name);
+    let map = Map::from_pin(&path).doing(|| format!("open {}", path.display()))?;
+    match differs(map.shape(), &Shape { max_entries: map.shape().max_entries, ..*shape }) {
+        Some(why) => Err(NodeError::Kernel { doing: format!("open {}", path.display()), why }),
+        None => Ok(map),
+    }
+}
+
 /// What the objects need, and what only user space reads.
 fn definitions(sizes: &Sizes) -> Result<Vec<Definition>, NodeError> {
     let mut definitions: Vec<Definition> = Vec::new();
@@ -318,20 +328,22 @@ impl Maps {
     /// # Errors
     /// Nothing is pinned, or not everything, or of another layout.
     pub fn open(pins: &Pins) -> Result<Self, NodeError> {
-        if !pins.exist() {
-            return Err(NodeError::Kernel {
-                doing: format!("open the tables in {}", pins.base().display()),
-                why: "nothing is pinned there: no agent has run with this directory, or `bulkhead detach` has removed its pins".to_owned(),
-            });
-        }
-        Self::each(&Sizes::default(), |Definition { name, shape, .. }| {
-            let path = pins.path(Kind::Map, name);
-            let map = Map::from_pin(&path).doing(|| format!("open {}", path.display()))?;
-            match differs(map.shape(), &Shape { max_entries: map.shape().max_entries, ..*shape }) {
-                Some(why) => Err(NodeError::Kernel { doing: format!("open {}", path.display()), why }),
-                None => Ok(map),
-            }
-        })
+        pins.expect()?;
+        Self::each(&Sizes::default(), |definition| pinned(pins, definition))
+    }
+
+    /// Opens one of the pinned maps, whatever became of the others.
+    ///
+    /// # Errors
+    /// It is not pinned, or of another layout.
+    pub fn open_one<T: Table>(pins: &Pins) -> Result<Map, NodeError> {
+        pins.expect()?;
+        let definitions = definitions(&Sizes::default())?;
+        let definition = definitions.iter().find(|definition| definition.name == T::NAME);
+        pinned(
+            pins,
+            definition.ok_or("the eBPF objects have no such map").doing(|| format!("open the map {}", T::NAME))?,
+        )
     }
 
     fn each(sizes: &Sizes, mut map: impl FnMut(&Definition) -> Result<Map, NodeError>) -> Result<Self, NodeError> {

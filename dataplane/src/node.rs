@@ -215,6 +215,8 @@ pub struct Status {
     pub epoch: u32,
     /// The node only observes.
     pub observe: bool,
+    /// Until when enforcement is bypassed, nanoseconds of Unix time; `None` while it is not.
+    pub bypassed_until: Option<u64>,
     /// Endpoints.
     pub endpoints: Vec<EndpointStatus>,
     /// Links that are guarded: name and programs.

@@ -83,22 +83,45 @@ impl Pins {
         self.layout.exists()
     }
 
+    /// Pins of another layout, if there are any.
+    fn other_layout(&self) -> Result<Option<PathBuf>, NodeError> {
+        let own = self.layout.file_name();
+        let other = |entry: &String| own.is_some_and(|own| own != entry.as_str()) && entry.starts_with('v');
+        Ok(entries(&self.base)?.into_iter().find(other).map(|entry| self.base.join(entry)))
+    }
+
+    /// Says why there is nothing to work on, where nothing is pinned.
+    ///
+    /// # Errors
+    /// No pins of this layout are there.
+    pub fn expect(&self) -> Result<(), NodeError> {
+        if self.exist() {
+            return Ok(());
+        }
+        let why = match self.other_layout()? {
+            Some(other) => format!(
+                "{} holds pins of another layout, which this version cannot read; ask the version that made them",
+                other.display()
+            ),
+            None => "nothing is pinned there: no agent has run with this directory, or `bulkhead detach` has removed its pins".to_owned(),
+        };
+        Err(NodeError::Kernel { doing: format!("open the tables in {}", self.base.display()), why })
+    }
+
     /// Whether things can be pinned here. Makes nothing.
     ///
     /// # Errors
     /// When the place is not on the host's own BPF file system, or pins of another layout are there.
     pub fn check(&self) -> Result<(), NodeError> {
         self.check_file_system()?;
-        for entry in entries(&self.base)? {
-            if self.layout.file_name().is_some_and(|own| own != entry.as_str()) && entry.starts_with('v') {
-                return Err(NodeError::Kernel {
-                    doing: format!("pin in {}", self.layout.display()),
-                    why: format!(
-                        "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach` of the version that made them",
-                        self.base.join(entry).display()
-                    ),
-                });
-            }
+        if let Some(other) = self.other_layout()? {
+            return Err(NodeError::Kernel {
+                doing: format!("pin in {}", self.layout.display()),
+                why: format!(
+                    "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach` of the version that made them",
+                    other.display()
+                ),
+            });
         }
         Ok(())
     }

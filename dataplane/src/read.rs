@@ -15,6 +15,7 @@ use bulkhead_ebpf::{
 };
 
 use crate::{
+    bypass::bypassed_until,
     desired::EndpointName,
     names::{NamedEndpoint, Names},
     node::{
@@ -311,6 +312,7 @@ pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
     Ok(Status {
         epoch: state.epoch,
         observe: state.observe,
+        bypassed_until: bypassed_until(store)?,
         endpoints: state.infos.iter().map(endpoint).collect(),
         links: Vec::new(),
         tables,

@@ -309,6 +309,8 @@ pub struct StatusBody {
     pub version: String,
     /// What happens to what policy forbids: `enforcing`, `observing`, `bypassed`.
     pub state: String,
+    /// Until when enforcement is bypassed.
+    pub bypassed_until: Option<u64>,
     /// Since when the agent runs.
     pub started: u64,
     /// In force.
@@ -383,7 +385,13 @@ impl From<Report> for StatusBody {
         let links = status.links.iter().map(|link| LinkBody { link: link.link.clone(), guard: link.guard.clone() });
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: (if status.observe { "observing" } else { "enforcing" }).to_owned(),
+            state: match () {
+                () if status.bypassed_until.is_some() => "bypassed",
+                () if status.observe => "observing",
+                () => "enforcing",
+            }
+            .to_owned(),
+            bypassed_until: status.bypassed_until.map(|until| until / 1_000_000_000),
             started: started / 1_000_000_000,
             revision: (&head).into(),
             troubles,

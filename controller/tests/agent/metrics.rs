@@ -93,6 +93,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
     let status = Status {
         epoch: 5,
         input_rule: true,
+        bypassed_until: Some(1_700_000_000_000_000_001),
         mark_mask: 0x3f00_0fff,
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 10 }],
         ..Status::default()
@@ -115,6 +116,8 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_mark_conflicts", vec![], 3),
         ("bulkhead_epoch", vec![], 5),
         ("bulkhead_input_rule", vec![], 1),
+        ("bulkhead_bypass_active", vec![], 1),
+        ("bulkhead_bypass_until_seconds", vec![], 1_700_000_001),
     ] {
         assert_eq!(value(&text, metric, &labels), Some(expected), "{metric} {labels:?} in\n{text}");
     }

@@ -55,6 +55,7 @@ fn status() -> Status {
     };
     Status {
         observe: false,
+        bypassed_until: None,
         epoch: 3,
         endpoints: vec![endpoint("web-1", 1, true), endpoint("db-1", 2, false)],
         links: vec![LinkStatus { link: "veth-web-1".to_owned(), guard: "tcx ingress".to_owned() }],

@@ -258,7 +258,9 @@ impl<S: Store> Publisher<S> {
         let removed = self.removed(desired, &state, &target);
         let names = self.renamed(desired, &state, &target)?;
         if names != self.names {
-            self.directory.iter().try_for_each(|directory| names.save(directory))?;
+            if let Some(directory) = &self.directory {
+                names.save(directory)?;
+            }
             self.names = names;
         }
         let new: Vec<(u32, EndpointInfo)> =

@@ -6,9 +6,9 @@ use bulkhead_dataplane::{
     memory::{Event, MemoryStore, Snapshot},
     node::{NodeError, Rehearsal},
     publish::CrashPoint,
-    store::{Ids, Lists, Ports, Store, Views},
+    store::{Ids, Lists, Node, Ports, Store, Views},
 };
-use bulkhead_ebpf::abi::Class;
+use bulkhead_ebpf::abi::{Class, node};
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 
 use crate::{
@@ -90,6 +90,9 @@ proptest! {
     fn a_crash_anywhere_leaves_one_revision_and_is_made_good((world, edits) in sequence(false, 1), budgets in prop::collection::vec(0.0..1.0f64, 6)) {
         let questions = questions();
         let mut rig = Rig::new();
+        // No publisher ends a bypass or makes it longer, nor one that takes over.
+        let bypassed = (node::BYPASS, 1 << 40);
+        rig.store.put::<Node>(&[bypassed]).unwrap();
         rig.publish(&world.desired()).unwrap();
         let mut next = world.clone();
         next.apply(&edits[0]);
@@ -109,6 +112,9 @@ proptest! {
             restarted.publish(&next.desired()).unwrap();
             restarted.assert_means(&next.desired(), &questions);
             assert_eq!(restarted.usage(), usage, "{stop}: what is used afterwards");
+            for rig in [crashed, &restarted] {
+                assert_eq!(rig.store.get::<Node>(&bypassed.0).unwrap(), Some(bypassed.1), "{stop}: the bypass");
+            }
         };
 
         for point in CrashPoint::ALL {

@@ -303,6 +303,42 @@ fn a_node_that_observes_reports_forged_packets_and_lets_them_in() {
     assert!(status.contains("OBSERVE"), "{status}");
 }
 
+/// A bypass opens the boundary too, where the programs look, and closes it again; the input rule keeps the ways on which none looks.
+#[test]
+fn a_bypass_lets_forged_packets_in_where_programs_look() {
+    if !skip::root() {
+        return;
+    }
+    let mut lab = lab();
+    lab.publish_on(0).unwrap();
+    lab.forget(0);
+    let node = lab.topology.node(0).clone();
+    let outsider = lab.topology.outsider().clone();
+    let web = lab.topology.workload("web").v4;
+    let (seen, aside) = (capture(&lab, FORGED), capture(&lab, FORGED + 1));
+    let link = RawLink::open(&outsider.netns, "eth0").unwrap();
+    let send = || {
+        let outer = underlay(&node, outsider.underlay.link.mac, outsider.underlay.v4);
+        link.send(&encapsulated(&outer, node.overlay4.port, node.overlay4.vni, inner(&lab, web, FORGED))).unwrap();
+        // No program looks at what the node itself sends by way of loopback.
+        let packet = tunnelled(node.overlay4.vni, &inner(&lab, web, FORGED + 1));
+        node.netns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(&packet, SocketAddr::from((node.underlay.v4, node.overlay4.port))).unwrap();
+        });
+    };
+    command_line(&lab, 0, &["bypass", "--for", "1h", "--reason", "test"]);
+    send();
+    assert!(seen.wait_for(1, PATIENCE), "it arrives");
+    command_line(&lab, 0, &["bypass", "--end", "--reason", "test"]);
+    send();
+    assert_eq!(lab.packets(0, None, "ingress", "unknown_vtep").unwrap(), 1);
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(seen.stop().unwrap().counts.frames, 1, "closed again");
+    assert_eq!(aside.stop().unwrap().counts.frames, 0, "the input rule stands all the while");
+    assert_eq!(lab.packets(0, None, "ingress", "unverified").unwrap(), 2, "by the input rule");
+}
+
 /// Genuine and forged segments of one inner TCP flow in one batch. Behind decapsulation they look alike and GRO on the VXLAN device merges
 /// them, marks unread: a check there would let the forged half in.
 #[test]
