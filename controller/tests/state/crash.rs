@@ -109,7 +109,7 @@ fn reopen(directory: &Path, files: &Files) -> Dump {
 #[test]
 fn after_each_call_the_old_or_the_new_revision_is_there() {
     let long = skip::long();
-    let Recording { calls, contents } = record(if long { 12 } else { 3 });
+    let Recording { calls, contents } = record(if long { 6 } else { 3 });
     let mut random = fastrand::Rng::with_seed(11);
     let (mut met_old, mut met_new) = (0, 0);
     for end in 0..=calls.len() {

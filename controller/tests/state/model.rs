@@ -136,7 +136,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if bulkhead_fixtures::skip::long() { 2000 } else { 128 }))]
+    #![proptest_config(ProptestConfig::with_cases(if bulkhead_fixtures::skip::long() { 1000 } else { 128 }))]
 
     #[test]
     fn it_says_what_a_list_says(changes in proptest::collection::vec(change(), 1..40)) {

@@ -161,14 +161,17 @@ fn as_it_is_it_is_whole() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if bulkhead_fixtures::skip::long() { 50_000 } else { 4000 }))]
+    #![proptest_config(ProptestConfig::with_cases(if bulkhead_fixtures::skip::long() { 20_000 } else { 4000 }))]
 
     #[test]
     fn one_change_is_found(change in change(), file in 0.0..1.0_f64) {
         let (original, head) = &*LOG;
         let mut files = original.clone();
         apply(&change, place(file, original.len()), &mut files);
-        prop_assume!(files != *original);
+        // A line that is swapped with itself, or with its like.
+        if files == *original {
+            return Ok(());
+        }
         let (_directory, paths) = write(&files);
         let found = verify(&paths, &Wanted { head: Some(head.clone()), after: None });
         prop_assert!(found.is_err(), "{:?}", found);
