@@ -17,6 +17,8 @@ use clap::{
 use miette::Report;
 use serde::Serialize;
 
+use crate::SOCKET;
+
 /// What a verb says.
 pub(crate) struct Answer {
     /// For standard output.
@@ -48,22 +50,25 @@ pub(crate) struct SimulateArgs {
 pub(crate) struct ExplainArgs {
     /// Who calls: a workload `namespace/name`, or an address.
     #[arg(long, value_name = "WHO")]
-    from: String,
+    pub(crate) from: String,
     /// Who is called: a workload `namespace/name`, or an address, also of a service.
     #[arg(long, value_name = "WHO")]
-    to: String,
+    pub(crate) to: String,
     /// About what: `5432/tcp`, `53/udp`, `echo/icmp`, `proto/89`; tcp unless said.
     #[arg(long, value_name = "PORT")]
-    port: String,
-    /// Files and directories, as for `simulate`.
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
+    pub(crate) port: String,
+    /// Files and directories, as for `simulate`. Without any the agent is asked about what is in force.
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Socket that the agent was given.
+    #[arg(long, value_name = "PATH", default_value = SOCKET, conflicts_with = "paths")]
+    pub(crate) socket: PathBuf,
     /// As of which time; now unless said.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+    #[arg(long, requires = "paths", value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     at: Option<SystemTime>,
     /// JSON instead of text.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]

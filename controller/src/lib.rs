@@ -18,6 +18,7 @@ pub mod api;
 pub mod audit;
 pub mod bypass;
 pub mod check;
+pub mod client;
 pub mod compile;
 pub mod control;
 pub mod diagnostic;

@@ -1,11 +1,11 @@
 //! The command line: the agent, and what it shows.
 
 mod ask;
+mod online;
 mod survey;
 mod verify;
 
 use std::{
-    collections::BTreeMap,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,13 +16,14 @@ use std::{
 
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
-    api::{identity::Appliers, server::Socket},
+    api::{identity::Appliers, server::Socket, types::StatusBody},
     bypass,
+    client::Client,
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     model::Model,
     run::{Api, Life, Stopper},
-    show::{self, Names, Observation},
+    show::{self, Names, News},
     store::{self, Revision},
 };
 use bulkhead_dataplane::{
@@ -50,8 +51,11 @@ enum Command {
     ///
     /// Runs in the network namespace whose links it guards. SIGTERM and SIGINT end it; what is in force stays in force.
     Agent(AgentArgs),
-    /// Show what is in force.
-    Status(ReaderArgs),
+    /// Show whether this node enforces, what is in force, and what is not well.
+    ///
+    /// Reads the pins, and asks the agent. The exit status is 0 when all is well, 2 when something is not: no agent answers, enforcement is bypassed,
+    /// a workload is not guarded, not all input is used, a table is nearly full. It is 1 when nothing can be read.
+    Status(StatusArgs),
     /// List what the node knows.
     Get {
         /// What to list.
@@ -70,7 +74,7 @@ enum Command {
     },
     /// Show who may call whom according to files, needing no agent.
     Simulate(ask::SimulateArgs),
-    /// Tell whether a connection is allowed, by which lines, and what is missing, needing no agent.
+    /// Tell whether a connection is allowed, by which lines, and what is missing: of files, needing no agent, or of what is in force.
     Explain(ask::ExplainArgs),
     /// Show which connections a change of files adds and removes, needing no agent.
     Diff(ask::DiffArgs),
@@ -80,6 +84,18 @@ enum Command {
     Lint(ask::LintArgs),
     /// Tell whether this node can be guarded, before anything is installed: kernel, network and who else is there. Needs no agent, changes nothing.
     Check(survey::CheckArgs),
+    /// Show what policies would open and cut, and how much room they need. Changes nothing. Asks the agent.
+    Plan(online::PlanArgs),
+    /// Put a plan in force. Asks the agent.
+    Apply(online::ApplyArgs),
+    /// Go back to the policies of an earlier revision. Asks the agent.
+    Rollback(online::RollbackArgs),
+    /// Say that a revision that waits for it is good. Asks the agent.
+    Confirm(online::ConfirmArgs),
+    /// List revisions: who changed what is in force, when and why. Asks the agent.
+    Revisions(online::RevisionsArgs),
+    /// List policy files and documents in force, and where each came from. Asks the agent.
+    Policies(online::PoliciesArgs),
     /// Check the audit log. Needs no agent.
     #[command(subcommand)]
     Audit(verify::Audit),
@@ -205,6 +221,15 @@ struct ReaderArgs {
     json: bool,
 }
 
+#[derive(Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    reader: ReaderArgs,
+    /// Socket that the agent was given.
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+}
+
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Xdp {
     /// TC alone.
@@ -241,15 +266,22 @@ enum What {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(args) => return agent(&args),
-        Command::Status(args) => status(&args),
+        Command::Status(args) => return status(&args.reader, &args.socket),
         Command::Get { what, reader } => get(what, &reader),
         Command::Observe { follow, reader } => observe(follow, &reader),
         Command::Simulate(args) => return answer(ask::simulate(&args)),
+        Command::Explain(args) if args.paths.is_empty() => return online_explain(&args),
         Command::Explain(args) => return answer(ask::explain(&args)),
         Command::Diff(args) => return answer(ask::diff(&args)),
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Lint(args) => return answer(ask::lint(&args)),
         Command::Check(args) => return answer(Ok(survey::check(&args))),
+        Command::Plan(args) => online::plan(&args).and_then(|text| out(&text)),
+        Command::Apply(args) => online::apply(&args).and_then(|text| out(&text)),
+        Command::Rollback(args) => online::rollback(&args).and_then(|text| out(&text)),
+        Command::Confirm(args) => online::confirm(&args).and_then(|text| out(&text)),
+        Command::Revisions(args) => online::revisions(&args).and_then(|text| out(&text)),
+        Command::Policies(args) => online::policies(&args).and_then(|text| out(&text)),
         Command::Audit(verify::Audit::Verify(args)) => {
             verify::verify(args).into_diagnostic().and_then(|text| out(&text))
         }
@@ -258,6 +290,16 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(report) => fail(&report),
+    }
+}
+
+/// A connection under what is in force.
+fn online_explain(args: &ask::ExplainArgs) -> ExitCode {
+    let asked = online::explain(&args.socket, args.json, &args.from, &args.to, &args.port);
+    match asked.and_then(|(text, allowed)| out(&text).map(|()| allowed)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(report) => fail(&report),
     }
 }
@@ -384,23 +426,52 @@ fn json(value: &impl Serialize) -> Result<(), Report> {
     out(&format!("{}\n", serde_json::to_string_pretty(value).into_diagnostic()?))
 }
 
-fn status(args: &ReaderArgs) -> Result<(), Report> {
+fn status(args: &ReaderArgs, socket: &Path) -> ExitCode {
+    match told(args, socket).and_then(|(text, well)| out(&text).map(|()| well)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(report) => fail(&report),
+    }
+}
+
+/// What is in force, and whether all is well.
+fn told(args: &ReaderArgs, socket: &Path) -> Result<(String, bool), Report> {
     let revision = in_force(&args.state)?;
     let reader = reader(args)?;
     let (status, marks) = (reader.status().into_diagnostic()?, reader.mark_conflicts().into_diagnostic()?);
     let bypass = status.bypassed_until.map(|until| (until, bypass::Record::of(until, &args.state)));
+    let agent = Client::new(socket).get::<StatusBody>("/v1/status").map_err(|error| error.to_string());
+    let unguarded = status.endpoints.iter().any(|endpoint| !endpoint.attached);
+    let well = bypass.is_none() && !unguarded && agent.as_ref().is_ok_and(|agent| agent.troubles.is_empty());
     if args.json {
         let bypass = bypass.and_then(|(_, record)| record);
         let revision = revision.map(|revision| {
             let store::Head { number, node, time, summary, .. } = revision.head;
             serde_json::json!({ "number": number, "node": node, "published": time, "summary": summary })
         });
-        return json(
-            &serde_json::json!({ "bypass": bypass, "revision": revision, "status": status, "mark_conflicts": marks }),
-        );
+        let (agent, unanswered) = (agent.as_ref().ok(), agent.as_ref().err());
+        let all = serde_json::json!({
+            "well": well, "bypass": bypass, "revision": revision, "status": status, "mark_conflicts": marks,
+            "agent": agent, "agent_does_not_answer": unanswered,
+        });
+        return Ok((ask::pretty(&all), well));
     }
-    let bypass = bypass.map(|(until, record)| format!("{}\n", bypass::banner(until, record.as_ref())));
-    out(&format!("{}{}", bypass.unwrap_or_default(), show::status(revision.as_ref(), &status, &marks)))
+    let mut text = match bypass {
+        Some((until, record)) => format!("{}\n", bypass::banner(until, record.as_ref())),
+        None if status.observe => "OBSERVING: nothing is dropped on this node\n".to_owned(),
+        None if status.endpoints.is_empty() => "NOTHING TO ENFORCE: no workload of this node is guarded\n".to_owned(),
+        None => "ENFORCING\n".to_owned(),
+    };
+    text.push_str(&match &agent {
+        Ok(agent) => {
+            let since = show::time(agent.started.saturating_mul(1_000_000_000));
+            let troubles: String = agent.troubles.iter().map(|trouble| format!("TROUBLE   {trouble}\n")).collect();
+            format!("agent     version {}, since {since}\n{troubles}", agent.version)
+        }
+        Err(why) => format!("AGENT     DOES NOT ANSWER, what is in force stays and nothing new takes effect: {why}\n"),
+    });
+    text.push_str(&show::status(revision.as_ref(), &status, &marks));
+    Ok((text, well))
 }
 
 /// The kernel first: whatever cannot be recorded or printed, the bypass holds.
@@ -461,24 +532,14 @@ const LOOK: Duration = Duration::from_millis(500);
 
 fn observe(follow: bool, args: &ReaderArgs) -> Result<(), Report> {
     let reader = reader(args)?;
-    // Packets of what was shown; a flow is shown once, what is denied again and again each time it is seen.
-    let mut shown: BTreeMap<String, u64> = BTreeMap::new();
+    let mut news = News::default();
     loop {
         // The agent may have published meanwhile.
         let revision = revision(&args.state)?;
         let model = model(&revision)?;
         let names = Names::new(&model, &revision.head.node);
-        let flows = reader.flows().into_diagnostic()?;
-        let contacts = reader.contacts().into_diagnostic()?;
-        let mut found: Vec<Observation> = flows.iter().map(|flow| names.flow(flow)).collect();
-        found.extend(contacts.records.iter().map(|contact| names.contact(contact)));
-        let now = found.iter().map(|observation| (observation.key.clone(), observation.packets)).collect();
-        found.retain(|observation| match shown.get(&observation.key) {
-            None => true,
-            Some(&packets) => observation.verdict != "allowed" && observation.packets != packets,
-        });
-        shown = now;
-        found.sort_by_key(|observation| observation.last);
+        let (flows, contacts) = (reader.flows().into_diagnostic()?, reader.contacts().into_diagnostic()?);
+        let found = news.of(show::observations(&names, &flows, &contacts));
         for observation in &found {
             if args.json {
                 out(&format!("{}\n", serde_json::to_string(observation).into_diagnostic()?))?;

@@ -514,9 +514,6 @@ pub fn status(revision: Option<&Revision>, status: &Status, marks: &MarkConflict
     if !marks.remedy.is_empty() {
         let _ = writeln!(text, "remedy    {}", marks.remedy);
     }
-    if status.observe {
-        text.push_str("mode      OBSERVE: nothing is dropped on this node\n");
-    }
     text.push('\n');
     let endpoints: Vec<_> = status
         .endpoints

@@ -71,6 +71,8 @@ impl Agent {
             .arg(lab.pins(node))
             .arg("--state")
             .arg(lab.state(node))
+            .arg("--socket")
+            .arg(lab.socket(node))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

@@ -96,6 +96,12 @@ impl Lab {
         self.directory.path().join(format!("state-{node}"))
     }
 
+    /// Socket of a node's agent.
+    #[must_use]
+    pub fn socket(&self, node: usize) -> PathBuf {
+        self.directory.path().join(format!("api-{node}.sock"))
+    }
+
     /// Writes a policy file, as an editor does: all of it, then in place.
     ///
     /// # Errors

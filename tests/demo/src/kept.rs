@@ -43,7 +43,7 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
     ]);
     show::blank();
     show::commands(&[
-        ("bulkhead status".to_owned(), "what is in force on n1"),
+        (format!("bulkhead status --socket {}", shop.lab.socket(0).display()), "what is in force on n1"),
         ("bulkhead get rules".to_owned(), "each rule, its line, and what it decided"),
         ("bulkhead observe".to_owned(), "who talked to whom, what was blocked, and why"),
         ("n1 curl -s http://127.0.0.1:9477/metrics".to_owned(), "metrics"),

@@ -29,12 +29,17 @@ struct Walls {
 }
 
 impl Walls {
-    /// A node whose walls stand and whose agent is dead.
-    fn without_agent() -> Self {
+    /// A node that nobody guards yet. An agent has to end before this goes: nothing is detached beside one.
+    fn new() -> Self {
         let lab = shop();
         let servers = Servers::start(&lab, "cart-1", &[8080], &[5301]);
-        Agent::start(&lab, 0, &[]).unwrap().kill().unwrap();
-        let walls = Self { lab, servers };
+        Self { lab, servers }
+    }
+
+    /// A node whose walls stand and whose agent is dead.
+    fn without_agent() -> Self {
+        let walls = Self::new();
+        Agent::start(&walls.lab, 0, &[]).unwrap().kill().unwrap();
         walls.stand();
         walls
     }
@@ -234,10 +239,8 @@ fn an_agent_tells_of_a_bypass_and_never_ends_it() {
     if !skip::root() {
         return;
     }
-    let lab = shop();
-    let servers = Servers::start(&lab, "cart-1", &[8080], &[5301]);
-    let mut agent = Agent::start(&lab, 0, &[]).unwrap();
-    let walls = Walls { lab, servers };
+    let walls = Walls::new();
+    let mut agent = Agent::start(&walls.lab, 0, &[]).unwrap();
     walls.stand();
     let metric = |agent: &Agent, name: &str| agent.metric(name, &[]).unwrap();
     assert_eq!(metric(&agent, "bulkhead_bypass_active"), 0.0);
