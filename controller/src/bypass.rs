@@ -104,6 +104,24 @@ pub fn record(record: &Record, state: &Path) -> Result<(), RecordError> {
     }
 }
 
+/// Keeps in the audit log of a state directory that everything was detached.
+///
+/// # Errors
+/// It cannot be kept.
+pub fn record_detach(pins: &Path, state: &Path) -> Result<(), AuditError> {
+    let Record { uid, user, .. } = Record::new(None, "");
+    let event = Event {
+        actor: Author { uid: Some(uid), name: user },
+        action: "enforcement.detach".to_owned(),
+        target: pins.display().to_string(),
+        revision_before: None,
+        revision_after: None,
+        outcome: Outcome::Ok,
+        detail: "programs, input rule and pins are gone: nothing is guarded".to_owned(),
+    };
+    Log::new(state).record(&event).map(drop)
+}
+
 /// One line for whoever looks at a node that is bypassed.
 #[must_use]
 pub fn banner(until: u64, record: Option<&Record>) -> String {

@@ -3,6 +3,7 @@
 mod ask;
 mod online;
 mod survey;
+mod topics;
 mod verify;
 
 use std::{
@@ -31,15 +32,17 @@ use bulkhead_dataplane::{
     kernel::{KernelNode, Options, Reader, XdpMode, detach},
     mark,
 };
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use self::topics::TOPICS;
+
 /// Micro-segmentation for container networks.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, disable_help_subcommand = true, after_help = topics::list())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -112,11 +115,19 @@ enum Command {
     /// The programs watch the clock: the bypass ends by itself, with the agent alive or dead, and what is forbidden is then cut with its next packet,
     /// established connections included. An agent that starts, publishes or ends meanwhile does not change that.
     Bypass(BypassArgs),
+    /// Show a runbook, or the help of a verb.
+    Help {
+        /// A topic or a verb; without one, all of them are listed.
+        topic: Option<String>,
+    },
     /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
     Detach {
         /// Directory on a bpffs.
         #[arg(long, default_value = PINS)]
         pins: PathBuf,
+        /// State directory that the agent was given, for the audit log.
+        #[arg(long, default_value = STATE)]
+        state: PathBuf,
     },
 }
 
@@ -286,7 +297,8 @@ fn main() -> ExitCode {
             verify::verify(args).into_diagnostic().and_then(|text| out(&text))
         }
         Command::Bypass(args) => lift(&args),
-        Command::Detach { pins } => detach(&pins).into_diagnostic(),
+        Command::Help { topic } => help(topic.as_deref()),
+        Command::Detach { pins, state } => take_away(&pins, &state),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -301,6 +313,20 @@ fn online_explain(args: &ask::ExplainArgs) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(report) => fail(&report),
+    }
+}
+
+/// A runbook, the help of a verb, or what there is.
+fn help(topic: Option<&str>) -> Result<(), Report> {
+    let mut all = Cli::command();
+    let Some(name) = topic else { return out(&all.render_long_help().to_string()) };
+    if let Some(topic) = TOPICS.iter().find(|topic| topic.name == name) {
+        return out(topic.text);
+    }
+    all.build();
+    match all.find_subcommand_mut(name) {
+        Some(verb) => out(&verb.render_long_help().to_string()),
+        None => Err(miette::miette!("there is no topic and no verb `{name}`\n{}", topics::list())),
     }
 }
 
@@ -472,6 +498,18 @@ fn told(args: &ReaderArgs, socket: &Path) -> Result<(String, bool), Report> {
     });
     text.push_str(&show::status(revision.as_ref(), &status, &marks));
     Ok((text, well))
+}
+
+/// Whatever cannot be recorded, it is done.
+fn take_away(pins: &Path, state: &Path) -> Result<(), Report> {
+    detach(pins).into_diagnostic()?;
+    // Where no agent ever was, there is nothing to tell of.
+    if state.exists()
+        && let Err(error) = bypass::record_detach(pins, state)
+    {
+        eprintln!("who did this could not be recorded: {error}");
+    }
+    Ok(())
 }
 
 /// The kernel first: whatever cannot be recorded or printed, the bypass holds.

@@ -34,3 +34,35 @@ fn every_verb_that_asks_files_has_an_example_that_works() {
     }
     assert_eq!(tried, 6);
 }
+
+/// Runbooks speak of verbs and options that there are.
+#[test]
+fn runbooks_name_what_there_is() {
+    let whole = text(&run(&["help"]).stdout);
+    let topics: Vec<&str> = whole
+        .lines()
+        .skip_while(|line| !line.starts_with("Topics"))
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(topics, ["first-hour", "worst-day", "reboot", "uninstall", "threat-model", "words"]);
+    let mut commands = 0;
+    for topic in topics {
+        let shown = run(&["help", topic]);
+        assert!(shown.status.success() && shown.stdout.len() > 500, "{topic}");
+        let runbook = text(&shown.stdout);
+        for command in runbook.lines().filter_map(|line| line.strip_prefix("     bulkhead ")) {
+            let mut words = command.split_whitespace();
+            let verb = words.next().unwrap();
+            let help = text(&run(&["help", verb]).stdout);
+            assert!(!help.is_empty(), "{topic}: {command}");
+            for option in words.filter(|word| word.starts_with("--")) {
+                assert!(help.contains(option), "{topic}: {command}: {option}");
+            }
+            commands += 1;
+        }
+    }
+    assert!(commands > 10, "{commands}");
+    let unknown = run(&["help", "words-of-wisdom"]);
+    assert!(!unknown.status.success() && text(&unknown.stderr).contains("threat-model"));
+}
