@@ -788,16 +788,23 @@ pub(crate) fn for_node(
     Ok(Desired { observe, ..desired })
 }
 
-/// Publishes, without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.
+/// Publishes as much as can be guarded.
 fn publish<N: Node>(node: &mut N, desired: &Desired) -> Result<Vec<Unguarded>, NodeError> {
+    let (published, unguarded) = guarding(desired, |possible| node.publish(possible))?;
+    tracing::debug!(?published, "published");
+    Ok(unguarded)
+}
+
+/// Goes on without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.
+fn guarding<T>(
+    desired: &Desired,
+    mut call: impl FnMut(&Desired) -> Result<T, NodeError>,
+) -> Result<(T, Vec<Unguarded>), NodeError> {
     let mut possible = desired.clone();
     let mut unguarded = Vec::new();
     loop {
-        match node.publish(&possible) {
-            Ok(published) => {
-                tracing::debug!(?published, "published");
-                return Ok(unguarded);
-            }
+        match call(&possible) {
+            Ok(done) => return Ok((done, unguarded)),
             Err(NodeError::Link { link, endpoint, why }) => {
                 let before = possible.endpoints.len();
                 let gone: Vec<_> = possible

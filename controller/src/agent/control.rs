@@ -7,7 +7,7 @@ use bulkhead_dataplane::{
     node::{Node, NodeError, Reading, Rehearsal},
 };
 
-use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft};
+use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding};
 use crate::{
     audit::{Event, Outcome},
     control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
@@ -110,9 +110,12 @@ impl<N: Node> Agent<N> {
         let (revision, pending) = self.stage_put(&put, &prepared)?;
         let Prepared { model, desired, refused, .. } = prepared;
         if let Err(error) = self.enforce(desired) {
-            // What is in force is published again where the kernel refused in the middle.
             let closed = self.drop_staged(&error.to_string());
             self.stored(closed);
+            // The kernel may have refused in the middle: what was in force takes back what has changed.
+            if self.stale {
+                self.renew();
+            }
             return Err(error.into());
         }
         (self.revision, self.pending, self.staged) = (revision, pending, None);
@@ -151,7 +154,7 @@ impl<N: Node> Control for Agent<N> {
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        self.node.rehearse(desired)
+        guarding(desired, |possible| self.node.rehearse(possible)).map(|(rehearsal, _)| rehearsal)
     }
 
     fn put(&mut self, put: Put) -> Result<Head, PutError> {

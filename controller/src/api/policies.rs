@@ -66,7 +66,9 @@ pub(super) fn problem(error: PutError) -> Problem {
         PutError::Node(error @ bulkhead_dataplane::node::NodeError::Capacity { .. }) => {
             Problem::fault(Kind::Invalid, "", error.to_string())
         }
-        PutError::Node(_) => Problem::new(Kind::Busy, format!("the node refused, what was in force stays: {text}")),
+        PutError::Node(_) => {
+            Problem::new(Kind::Busy, format!("the node refused, what was in force is put back: {text}"))
+        }
         PutError::Store(_) => Problem::new(Kind::Busy, format!("it cannot be written, so it was not made: {text}")),
         PutError::Pending { .. } | PutError::NotPending(_) => Problem::new(Kind::Conflict, text),
     }
@@ -255,6 +257,7 @@ fn no_document(name: &str) -> Problem {
     params(("name" = String, Path, description = "Its name, without `api/`")),
     responses(
         (status = 200, body = PolicyBody, headers(("ETag" = String, description = "For `If-Match`"))),
+        (status = 400, description = "The name cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "There is none", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
     )
