@@ -74,6 +74,8 @@ impl Reader {
     /// # Errors
     /// The database cannot be read; the revision is damaged.
     pub fn revision(&self, number: u64) -> Result<Option<Revision>, StoreError> {
+        // A number that the database cannot hold is not in it.
+        let Ok(number) = i64::try_from(number) else { return Ok(None) };
         self.whole("number = ?1", [number])
     }
 
