@@ -115,11 +115,19 @@ impl Problem {
     /// What is wrong with documents. `pointer` knows where in the request a file stands.
     #[must_use]
     pub fn documents(found: &Diagnostics, pointer: impl Fn(&str) -> String) -> Self {
-        let errors = found.0.iter().filter(|found| found.severity == Severity::Error).map(|found| Fault {
-            pointer: found.place.as_ref().map(|place| pointer(place.file())).unwrap_or_default(),
-            place: found.place.as_ref().map(ToString::to_string).unwrap_or_default(),
-            message: found.message.clone(),
-            help: found.help.clone().unwrap_or_default(),
+        let errors = found.0.iter().filter(|found| found.severity == Severity::Error).map(|found| {
+            // Of two places that contradict each other either may be the one in the request.
+            let places = found.place.iter().chain(found.notes.iter().map(|(place, _)| place));
+            let notes = found.notes.iter().map(|(place, note)| format!("\n{place}: {note}"));
+            Fault {
+                pointer: places
+                    .map(|place| pointer(place.file()))
+                    .find(|pointer| !pointer.is_empty())
+                    .unwrap_or_default(),
+                place: found.place.as_ref().map(ToString::to_string).unwrap_or_default(),
+                message: [found.message.clone()].into_iter().chain(notes).collect(),
+                help: found.help.clone().unwrap_or_default(),
+            }
         });
         Self { errors: errors.collect(), ..Self::new(Kind::Invalid, "nothing was changed; mend what `errors` says") }
     }
