@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bulkhead_dataplane::node::NodeError;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     App,
@@ -25,8 +25,10 @@ use crate::{
 
 /// How often the node is looked at while somebody follows.
 const LOOK: Duration = Duration::from_millis(500);
-/// Lines that wait for somebody who reads slowly; then the stream ends.
-const WAITING: usize = 4096;
+/// Lines that wait for somebody who reads slowly.
+const WAITING: usize = 256;
+/// Longest wait until one more of them has room; then the stream ends.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn unwell(error: &NodeError) -> Problem {
     Problem::new(Kind::Busy, error.to_string())
@@ -114,6 +116,11 @@ pub(super) async fn observations(State(app): State<App>, _: Identity) -> Answer<
     Ok(Json(show::observations(&Names::new(&seen.model, &seen.node), &seen.flows, &seen.contacts)))
 }
 
+/// Passes a line on; `false` when nobody reads, or too slowly.
+async fn pass(lines: &mpsc::Sender<Result<Bytes, Infallible>>, line: Bytes) -> bool {
+    matches!(timeout(PATIENCE, lines.send(Ok(line))).await, Ok(Ok(())))
+}
+
 /// The same as it happens, a JSON object a line
 ///
 /// A flow is told once, what is denied again and again each time it is seen. Ends when the client reads too slowly.
@@ -136,7 +143,7 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
             for observation in news.of(show::observations(&names, &seen.flows, &seen.contacts)) {
                 let Ok(mut line) = serde_json::to_vec(&observation) else { continue };
                 line.push(b'\n');
-                if lines.try_send(Ok(line.into())).is_err() {
+                if !pass(&lines, line.into()).await {
                     return;
                 }
             }
@@ -156,4 +163,30 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
         reader.recv().await.map(|line| (line, reader))
     }));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_too_slowly_is_not_waited_for() {
+        let (lines, mut reader) = mpsc::channel(2);
+        let start = Instant::now();
+        assert!(pass(&lines, "1".into()).await && pass(&lines, "2".into()).await);
+        assert!(!pass(&lines, "3".into()).await);
+        assert_eq!(start.elapsed(), PATIENCE);
+
+        // Slowly, but not too slowly.
+        let slow = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            reader.recv().await
+        };
+        let (passed, read) = tokio::join!(pass(&lines, "4".into()), slow);
+        assert!(passed && read == Some(Ok("1".into())));
+        drop(reader);
+        assert!(!pass(&lines, "5".into()).await);
+    }
 }
