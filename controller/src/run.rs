@@ -112,6 +112,12 @@ impl Life {
         self.server.as_ref().and_then(|server| server.local_addr().ok())
     }
 
+    /// How others ask the agent.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle::new(self.waker.clone())
+    }
+
     /// A handle that stops it.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
@@ -124,10 +130,11 @@ impl Life {
     /// # Errors
     /// The server cannot be started, or it died.
     pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
+        let handle = self.handle();
         let Self { wake, waker, server, api } = self;
         let _watcher = watch(locations, waker.clone());
         watch_clock(waker.clone());
-        serve(server, api.as_ref(), &Handle::new(waker.clone()))?;
+        serve(server, api.as_ref(), &handle)?;
         let mut refresh = Instant::now() + REFRESH;
         let mut account = Instant::now() + ACCOUNT;
         // When the first of several changes was seen, and until when it has been quiet.

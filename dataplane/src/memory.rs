@@ -383,6 +383,8 @@ impl Node for MemoryNode {
         for endpoint in &mut status.endpoints {
             endpoint.attached = network.attached.get(&endpoint.link) == Some(&endpoint.slot);
         }
+        // There is no socket that tunnel packets could reach unchecked.
+        status.input_rule = true;
         status.links =
             network.attached.keys().map(|link| LinkStatus { link: link.clone(), guard: "memory".to_owned() }).collect();
         Ok(status)

@@ -13,7 +13,8 @@ use bulkhead_dataplane::{
 use bulkhead_ebpf::abi::EndpointWord;
 
 use crate::{
-    life::{alive, eventually},
+    home::eventually,
+    life::alive,
     support::{Home, WORKLOADS},
 };
 

@@ -6,13 +6,16 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bulkhead_controller::{agent::Agent, run::Life};
 use bulkhead_dataplane::node::Node;
 
-use crate::support::{Home, INTENT, Wrapped, stored, value};
+use crate::{
+    home::eventually,
+    support::{Home, INTENT, Wrapped, stored, value},
+};
 
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -20,15 +23,6 @@ fn get(address: SocketAddr, path: &str) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
-}
-
-/// The bound is for a machine that hangs, not for one that is slow.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < until, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Checks while the agent is at work, and stops it.

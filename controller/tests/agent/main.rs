@@ -2,6 +2,7 @@
 
 mod agent;
 mod deadlines;
+mod home;
 mod life;
 mod metrics;
 mod settle;

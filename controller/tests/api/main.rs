@@ -1,0 +1,14 @@
+//! The agent's HTTP API as a client sees it, over a node in memory: what is answered, what takes effect, what is recorded.
+
+mod changes;
+mod client;
+mod confirm;
+#[path = "../agent/home.rs"]
+mod home;
+mod node;
+mod policies;
+mod refused;
+mod requests;
+mod revisions;
+mod rollback;
+mod served;
