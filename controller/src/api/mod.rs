@@ -18,6 +18,7 @@ pub mod types;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -29,6 +30,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use tokio::sync::Semaphore;
 use tower::{ServiceBuilder, timeout::TimeoutLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -44,6 +46,8 @@ use self::{
 const BODY: usize = 4 << 20;
 /// Longest time for a request, its body included.
 const REQUEST: Duration = Duration::from_secs(90);
+/// Who may follow what happens at once: for each the node is looked at again and again.
+const FOLLOWERS: usize = 16;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -51,6 +55,7 @@ pub(crate) struct App {
     handle: Handle,
     plans: Plans,
     told: Told,
+    followers: Arc<Semaphore>,
     state: PathBuf,
 }
 
@@ -102,7 +107,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// All paths of the API. Each request must carry an [`identity::Identity`] among its extensions.
 pub fn routes(handle: Handle, state: &Path) -> Router {
-    let app = App { handle, plans: Plans::default(), told: Told::default(), state: state.to_owned() };
+    let followers = Arc::new(Semaphore::new(FOLLOWERS));
+    let app = App { handle, plans: Plans::default(), told: Told::default(), followers, state: state.to_owned() };
     let (routes, document) = router().split_for_parts();
     let late = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|_: BoxError| async {

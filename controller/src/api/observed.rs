@@ -1,6 +1,6 @@
 //! What is on the node, and what was seen there.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -130,13 +130,21 @@ async fn pass(lines: &mpsc::Sender<Result<Bytes, Infallible>>, line: Bytes) -> b
     tag = "node",
     responses(
         (status = 200, body = Observation, content_type = "application/x-ndjson"),
+        (status = 429, description = "As many follow already as may", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The agent has no time", body = Problem, content_type = "application/problem+json")
     )
 )]
 pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Response, Problem> {
+    let Ok(place) = Arc::clone(&app.followers).try_acquire_owned() else {
+        return Err(Problem::new(
+            Kind::TooMany,
+            "as many follow already as may; ask again, or look at /v1/observations",
+        ));
+    };
     let mut seen = app.seen().await?;
     let (lines, reader) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
     tokio::spawn(async move {
+        let _place = place;
         let mut news = show::News::default();
         loop {
             let names = Names::new(&seen.model, &seen.node);

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::diagnostic::{Diagnostics, Severity};
 
 /// Seconds after which it is worth while to ask again.
-const AGAIN: u32 = 1;
+pub(super) const AGAIN: u32 = 1;
 
 /// What went wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

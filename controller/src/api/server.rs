@@ -19,7 +19,10 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::identity::{Appliers, Identity};
+use super::{
+    identity::{Appliers, Identity},
+    problem::{AGAIN, Kind, Problem},
+};
 
 /// What a connection may take.
 #[derive(Clone, Copy, Debug)]
@@ -40,9 +43,6 @@ impl Default for Limits {
     }
 }
 
-/// What is said when there are too many connections.
-const FULL: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 /// For what is said then; whoever does not listen is not waited for.
 const GRUDGING: Duration = Duration::from_millis(100);
 /// After an error of accept(2): most likely there is no file descriptor left, and some will come free.
@@ -147,7 +147,19 @@ pub async fn serve(
 
 async fn refuse(mut stream: UnixStream) {
     // Who has gone already need not be told.
-    let _ = timeout(GRUDGING, stream.write_all(FULL)).await;
+    let _ = timeout(GRUDGING, stream.write_all(full().as_bytes())).await;
+}
+
+/// What is said when there are too many connections.
+fn full() -> String {
+    let problem = Problem::new(Kind::Busy, "too many connections; ask again");
+    // Plain data: nothing of it can fail.
+    let body = serde_json::to_string(&problem).unwrap_or_default();
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: {AGAIN}\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 async fn answer(stream: UnixStream, routes: Router, identity: Identity, _place: OwnedSemaphorePermit, limits: Limits) {
