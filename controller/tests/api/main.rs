@@ -5,6 +5,7 @@ mod client;
 mod confirm;
 #[path = "../agent/home.rs"]
 mod home;
+mod hostile;
 mod node;
 mod policies;
 mod refused;

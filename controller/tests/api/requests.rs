@@ -3,7 +3,6 @@
 use std::{
     env,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    process::Command,
 };
 
 use bulkhead_controller::api::{identity::Appliers, types::RevisionBody};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, JSON, NEW},
-    served::{CART, Served, audited, edits, home},
+    served::{CART, NOBODY, SOCKET, Served, audited, edits, enterable, home, nobody},
 };
 
 #[test]
@@ -59,11 +58,6 @@ fn who_does_not_say_who_asks_gets_nothing() {
     }
 }
 
-/// Socket that a child asks at, as somebody else.
-const SOCKET: &str = "BULKHEAD_API_SOCKET";
-/// `nobody` and `nogroup`, whether the machine has names for them or not.
-const NOBODY: u32 = 65534;
-
 #[test]
 fn the_kernel_says_who_asks() {
     const NAME: &str = "requests::the_kernel_says_who_asks";
@@ -78,19 +72,12 @@ fn the_kernel_says_who_asks() {
         return;
     }
     let home = home();
-    for directory in [home.directory.path(), &home.path("policies")] {
-        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    enterable(&home);
     for (appliers, status) in [(vec![], 403), (vec![1000], 403), (vec![1000, NOBODY], 200)] {
         let served = Served::with(&home, home.agent(), Some(NOBODY), Appliers(appliers.into_iter().collect()));
         let socket = home.path("run/api.sock");
         assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
-        let ask = |group| {
-            // By this path the program can be run by who may not enter the directories above it.
-            let mut child = Command::new("/proc/self/exe");
-            child.args(["--exact", NAME, "--nocapture"]).env(SOCKET, &socket).uid(NOBODY).gid(group);
-            child.output().unwrap()
-        };
+        let ask = |group| nobody(NAME, &socket).gid(group).output().unwrap();
         let answered = ask(NOBODY);
         let said = String::from_utf8_lossy(&answered.stdout).into_owned();
         assert!(said.contains(&format!("answered {status}")), "{said}{}", String::from_utf8_lossy(&answered.stderr));

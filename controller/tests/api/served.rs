@@ -2,6 +2,9 @@
 
 use std::{
     fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Command,
     thread::{self, JoinHandle},
 };
 
@@ -38,6 +41,24 @@ pub(crate) fn home() -> Home {
     let cart = "  - { name: cart-1, namespace: shop, labels: { app: cart }, node: n1, endpoints: [{ addresses: [10.0.0.3], link: veth-cart }] }\n";
     home.write("workloads.yaml", &format!("{WORKLOADS}{cart}"));
     home
+}
+
+/// Variable with the socket at which a child asks, as somebody else.
+pub(crate) const SOCKET: &str = "BULKHEAD_API_SOCKET";
+/// `nobody` and `nogroup`, whether the machine has names for them or not.
+pub(crate) const NOBODY: u32 = 65534;
+
+/// This program once more as nobody, for a test that finds [`SOCKET`] set then.
+pub(crate) fn nobody(test: &str, socket: &Path) -> Command {
+    // By this path the program can be run by who may not enter the directories above it.
+    let mut child = Command::new("/proc/self/exe");
+    child.args(["--exact", test, "--nocapture"]).env(SOCKET, socket).uid(NOBODY).gid(NOBODY);
+    child
+}
+
+/// Lets nobody come as far as the socket.
+pub(crate) fn enterable(home: &Home) {
+    fs::set_permissions(home.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// A running agent. Dropping it stops it, as SIGTERM does.
