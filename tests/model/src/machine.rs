@@ -240,6 +240,15 @@ impl Verdict {
         let or = others.into_iter().map(label).filter(|other| *other != reason).collect();
         Self { rules: decision.rules, or, provisional, ..Self::of(decision.allow, reason) }
     }
+
+    /// Of a refused packet that looks like an answer and belongs to no flow: where nothing but the isolation refuses it, what is named is the missing
+    /// flow, and no rule.
+    fn without_flow(self) -> Self {
+        let label = |reason| if reason == reason::ISOLATED { reason::NO_FLOW } else { reason };
+        let (reason, or) = (label(self.reason), self.or.into_iter().map(label).collect::<BTreeSet<_>>());
+        let rules = if reason == reason::NO_FLOW && or.is_empty() { BTreeSet::new() } else { self.rules };
+        Self { reason, or, rules, ..self }
+    }
 }
 
 impl Machine {
@@ -580,12 +589,11 @@ impl Machine {
             return Opinion { effect, ..Verdict { begins, ..Verdict::of(true, reason::ITSELF) }.into() };
         }
         let asked = self.ask(reading, passage, &flow);
-        let Decision { allow, why, .. } = asked.decision;
-        let verdict = Verdict::decided(asked);
-        // Where a rule forbids it, that is more to say.
-        if !allow && why == Why::Isolated && answers_something(ip) {
-            let Verdict { or, provisional, .. } = verdict;
-            return Verdict { or, provisional, ..Verdict::of(false, reason::NO_FLOW) }.into();
+        let allow = asked.decision.allow;
+        let mut verdict = Verdict::decided(asked);
+        // Where a rule forbids it, that is more to say. Backends of a service may be refused for different reasons, of which any may be named.
+        if !allow && answers_something(ip) {
+            verdict = verdict.without_flow();
         }
         // An answer that nobody asked for may be allowed; it does not turn the other side's questions into answers.
         let effect = match own && !answers_alone(ip) {

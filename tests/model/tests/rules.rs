@@ -1,6 +1,6 @@
 //! The specification, rule by rule, as the model reads it. The product is held against the model; this is what holds the model.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_model::{
     Machine, Mode, Origin, Packet, Prefix, Verdict, World,
@@ -656,6 +656,31 @@ fn a_call_may_end_at_some_backend_or_must_at_all() {
     assert!(!translated("10.96.3.4", Want::Port(Protocol::Udp, 80)));
     assert!(!translated("fd00:96::4", port(80)));
     assert!(!translated("192.0.2.1", port(80)));
+}
+
+#[test]
+fn backends_that_are_refused_for_different_reasons() {
+    // web may call nobody, and db is forbidden by name.
+    for backends in [["cart-1", "db-1"], ["db-1", "cart-1"]] {
+        let mut world = fronted(vec![intent([("web", service(vec![], vec![]))])], &backends);
+        let deny = rule(Action::Deny, Egress, &[service_of("shop", "db")], &[]);
+        world.policy.push(Level::Guard(guard(1, vec![deny])));
+        let machine = &mut Machine::new(world);
+        for (flags, isolated) in [(flag::SYN, reason::ISOLATED), (flag::ACK, reason::NO_FLOW)] {
+            let verdict = see(machine, "web-1", Egress, "192.0.2.2", segment(4000, 30_080, flags));
+            let reasons: BTreeSet<_> = verdict.or.into_iter().chain([verdict.reason]).collect();
+            assert_eq!(
+                (verdict.allow, reasons),
+                (false, BTreeSet::from([reason::DENIED_BY_RULE, isolated])),
+                "{backends:?}"
+            );
+            assert!(verdict.rules.contains("guard guard1: deny to shop/db"), "{:?}", verdict.rules);
+        }
+        // Where one alone is left, its reason is the only one.
+        machine.change(World { services: vec![front(&["cart-1"])], ..World::clone(machine.world()) });
+        let verdict = see(machine, "web-1", Egress, "192.0.2.2", segment(4000, 30_080, flag::ACK));
+        assert_eq!((verdict.reason, verdict.rules, verdict.or), (reason::NO_FLOW, [].into(), [].into()));
+    }
 }
 
 /// The packet of a call that gets to `to` after the node has chosen it.

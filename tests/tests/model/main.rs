@@ -11,6 +11,7 @@ mod compiled;
 mod frames;
 mod host;
 mod kernel;
+mod refused;
 mod walls;
 
 use std::{

@@ -205,6 +205,15 @@ impl<P: Programs> Walls<P> {
         counted
     }
 
+    /// Reasons that the programs have counted an endpoint's packets under.
+    pub(crate) fn reasons(&self, endpoint: &EndpointId, way: &str) -> BTreeSet<&'static str> {
+        let counted = self.counted();
+        let some = counted.iter().filter(|((id, label, _), rules)| {
+            id == endpoint && *label == way && rules.values().any(|sum| sum.packets > 0)
+        });
+        some.map(|((_, _, reason), _)| *reason).collect()
+    }
+
     /// Runs a scenario; an error says what the model thinks and what was seen. Returns how many verdicts were compared.
     pub(crate) fn check(&mut self, scenario: &Scenario) -> Result<usize, String> {
         let mut run = Run::default();
@@ -406,8 +415,8 @@ impl Run {
         self.totals.entry((id.clone(), label, false)).or_default().0 += 1;
         for reason in verdict.or.iter().copied().chain([verdict.reason]) {
             let mut verdict = verdict.clone();
-            // Of what would have been dropped no rule counts, nor of what policy has no say in.
-            if reason == reason::OBSERVED {
+            // Of what would have been dropped no rule counts, nor of what policy has no say in, nor of what lacks its flow.
+            if [reason::OBSERVED, reason::NO_FLOW].contains(&reason) {
                 verdict.rules.clear();
             }
             self.expected.entry((id.clone(), label, reason)).or_default().push(verdict);
