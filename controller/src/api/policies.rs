@@ -312,13 +312,14 @@ async fn edit(
     if text.is_none() && there.is_none() {
         return Err(no_document(&name));
     }
-    condition(headers, there.as_deref())?;
     let file = file_name(&name);
     let overlay = edited(&basis, vec![Edit { name, text }], who).map_err(|problem| Problem {
         // The name stands in the path.
         errors: problem.errors.into_iter().map(|fault| Fault { pointer: String::new(), ..fault }).collect(),
         ..problem
     })?;
+    // A name that no document can have is no matter of conditions.
+    condition(headers, there.as_deref())?;
     let put = Put {
         overlay,
         author: author(who),
