@@ -26,7 +26,8 @@ demo: setup ## two nodes, a VXLAN, a small shop: what a policy allows and blocks
 demo-clean: ## remove what make demo KEEP=1 left standing
 	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo -- clean
 
-test: setup ## every test except long variants; tests on real links need root
+test: ## every test except long variants; tests on real links need root
+	@tests/setup/setup.sh --test
 	@mkdir -p $(dir $(BULKHEAD_LEFT_OUT)) && : > $(BULKHEAD_LEFT_OUT)
 	@cargo test --workspace --no-fail-fast $(CARGO_FLAGS); status=$$?; \
 	  sort -u $(BULKHEAD_LEFT_OUT) | sed '1i\\nleft out:' ; exit $$status

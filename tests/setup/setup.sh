@@ -13,10 +13,11 @@ TYPOS=1.52.0
 
 usage() {
   cat <<'USAGE'
-usage: tests/setup/setup.sh [--dry-run] [--lint]
+usage: tests/setup/setup.sh [--dry-run] [--lint | --test]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
+  --test     what `make test` needs too: schemathesis, in an environment of its own below target/
 
 environment:
   BULKHEAD_EBPF_TOOLCHAIN  rustup toolchain that builds the eBPF half (it needs the sources of the standard library);
@@ -26,10 +27,12 @@ USAGE
 
 dry_run=false
 lint=false
+tests=false
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
     --lint) lint=true ;;
+    --test) tests=true ;;
     -h | --help) usage; exit 0 ;;
     *) printf 'setup: unknown argument %q\n' "$argument" >&2; usage >&2; exit 2 ;;
   esac
@@ -305,6 +308,22 @@ cargo_tool() {
   step "build $1 $3 (some minutes)" "$4" cargo install "$1" "${quiet[@]}" --locked --force --version "$3" || true
 }
 
+# --- schemathesis ---------------------------------------------------------------------------------------------------
+
+# It stays out of the system's Python. What is installed is noted beside it, last.
+schemathesis() {
+  local environment=${CARGO_TARGET_DIR:-target}/python wanted=tests/setup/requirements.txt
+  local why="the tests hold the API against its OpenAPI document with it"
+  cmp --silent "$wanted" "$environment/requirements.txt" && return
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install "$why" python3-venv || return 0
+  step "install schemathesis and what it needs into $environment" "$why" make_environment "$environment" "$wanted" || true
+}
+
+make_environment() {
+  rm -rf "$1" && python3 -m venv "$1" &&
+    "$1/bin/pip" --disable-pip-version-check install --quiet --no-deps --requirement "$2" && cp "$2" "$1/requirements.txt"
+}
+
 # --- kernel ---------------------------------------------------------------------------------------------------------
 
 # The kernel is asked by doing, in a network namespace that ends with the command: a configuration file may be absent,
@@ -373,6 +392,7 @@ if $lint; then
   cargo_tool cargo-deny cargo-deny "$CARGO_DENY" "licences, sources and bans of the dependencies"
   cargo_tool typos-cli typos "$TYPOS" "spelling"
 else
+  if $tests; then schemathesis; fi
   kernel
 fi
 finish

@@ -3,6 +3,7 @@
 mod changes;
 mod client;
 mod confirm;
+mod contract;
 #[path = "../agent/home.rs"]
 mod home;
 mod hostile;
