@@ -3,6 +3,7 @@
 //! A denied probe is one whose client saw nothing *and* whose server saw nothing *and* that stands in a counter with its reason.
 
 mod agent;
+mod applies;
 mod bypass;
 mod established;
 mod expiry;
