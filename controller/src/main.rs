@@ -42,7 +42,7 @@ use self::topics::TOPICS;
 
 /// Micro-segmentation for container networks.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100, disable_help_subcommand = true, after_help = topics::list())]
+#[command(name = "bulkhead", version, about, max_term_width = 100, disable_help_subcommand = true, after_help = topics::list())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
