@@ -149,7 +149,7 @@ async fn healthy(State(handle): State<Handle>) -> Response {
     }
 }
 
-/// Whether what people wrote is what the node enforces.
+/// Whether what is in force is published and guards every endpoint of this node. Bad input does not make it unready: its last good text holds.
 async fn ready(State(handle): State<Handle>) -> Response {
     match handle.ask(|agent| agent.health()).await {
         Ok(health) if health.failed => Problem::new(Kind::Busy, "publishing fails and is tried again").into_response(),

@@ -50,7 +50,8 @@ pub enum Outcome {
 pub struct Event {
     /// Who.
     pub actor: Author,
-    /// What, as `noun.verb`. Those that begin with `audit.` are the log's own.
+    /// What, as `noun.verb`, with a revision's number behind it where one was asked for; of who may not, the method and path of the request. Those that
+    /// begin with `audit.` are the log's own.
     pub action: String,
     /// To what.
     pub target: String,
