@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bulkhead_model::{
     Machine, Packet, Verdict, World, Would,
-    generate::{Event, Features, START, Scenario, Step, resolve, scenario},
+    generate::{Event, Features, START, Scenario, Step, resolve, scenario, worlds},
     packet::{Body, Transport},
-    policy::{Action, Level, Want},
+    policy::{Action, Direction, Level, Ports, Want, Whom},
     reason,
-    world::Protocol,
+    world::{Entity, Protocol, Workload},
     yaml,
 };
 use proptest::{
@@ -122,6 +122,58 @@ fn guards_audits_and_deadlines_decide() {
     assert!(would[0] > all / 50 && would[1] > 20, "{seen}");
     assert!(by_guard.iter().all(|of| *of > all / 50), "{seen}");
     assert!((35..65).contains(&(allowed * 100 / all)), "{seen}");
+}
+
+/// Whether the workload is the service's: by the labels that the first document selects which declares it, else by its name.
+fn member(world: &World, namespace: &str, name: &str, workload: &Workload) -> bool {
+    let intents = world.policy.iter().flat_map(|level| match level {
+        Level::Intents(intents) => intents.as_slice(),
+        Level::Guard(_) => &[],
+    });
+    let declared = intents.filter(|intent| intent.namespace == namespace).find_map(|intent| intent.services.get(name));
+    let by_name = || [(world.service_label.clone(), name.to_owned())].into();
+    let labels = declared.and_then(|service| service.select.clone()).unwrap_or_else(by_name);
+    workload.namespace == namespace && labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+}
+
+/// A name that no listener has is a mistake to the product, and fails a scenario that was to be judged.
+#[test]
+fn guards_name_ports_that_somebody_has() {
+    let features = Features { guards: true, ..Features::default() };
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
+    let mut named = BTreeMap::new();
+    for world in (0..8_000).flat_map(|_| worlds(features).new_tree(&mut runner).unwrap().current()) {
+        let guards = world.policy.iter().filter_map(|level| match level {
+            Level::Guard(guard) => Some(guard),
+            Level::Intents(_) => None,
+        });
+        for (guard, rule) in guards.flat_map(|guard| guard.rules.iter().map(move |rule| (guard, rule))) {
+            for (whom, beside) in &rule.peers {
+                for port in rule.ports.iter().chain(beside) {
+                    let Ports::Named(port) = port else { continue };
+                    let listeners: Vec<_> = world
+                        .workloads
+                        .iter()
+                        .filter(|workload| match (rule.direction, whom) {
+                            (Direction::Ingress, _) => guard.subject.holds(&world, workload),
+                            (Direction::Egress, Whom::Service(namespace, name)) => {
+                                member(&world, namespace, name, workload)
+                            }
+                            (Direction::Egress, _) => true,
+                        })
+                        .collect();
+                    // Of entities the known workloads alone name their ports.
+                    let nameless = matches!(whom, Whom::Entity(entity) if *entity != Entity::Cluster);
+                    assert!(rule.direction == Direction::Ingress || !nameless, "{whom:?} has no port names: {guard:?}");
+                    let has = listeners.is_empty() || listeners.iter().any(|w| w.ports.contains_key(port));
+                    assert!(has, "{whom:?} has no port {port}: {guard:?} {}", yaml::workloads(&world));
+                    *named.entry(rule.direction == Direction::Ingress).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{named:?}");
+    assert!(named.len() == 2 && named.values().all(|of| *of > 50), "{named:?}");
 }
 
 #[test]

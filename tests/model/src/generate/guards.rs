@@ -151,9 +151,13 @@ impl RawGuard {
             && self.pass_and_deny
         {
             (first.action, second.action) = (Action::Pass, Action::Deny);
-            second.direction = first.direction;
             second.peers.extend([(Whom::Other, None), (Whom::Same, None)]);
             second.ports.clear();
+            // In the other direction somebody else listens, who need not have a port of the name that stands beside a peer.
+            if second.direction != first.direction {
+                second.peers.iter_mut().for_each(|(_, beside)| *beside = None);
+            }
+            second.direction = first.direction;
         }
         let mut seen = BTreeSet::new();
         for mut rule in rules {
