@@ -40,6 +40,10 @@ const REFRESH: Duration = Duration::from_secs(2);
 /// Guards are looked at, and flows are accounted before their tables evict them.
 const ACCOUNT: Duration = Duration::from_secs(10);
 
+/// How long an address for metrics may stay taken. A program that an agent was about to start when it was killed holds the agent's sockets until it
+/// has begun.
+const RELEASE: Duration = Duration::from_secs(2);
+
 /// A question to the agent, or something for it to do.
 pub type Ask = Box<dyn FnOnce(&mut dyn Control) + Send>;
 
@@ -86,13 +90,25 @@ pub struct Api {
     pub state: PathBuf,
 }
 
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let patience = Instant::now() + RELEASE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(taken) if taken.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Life {
     /// Takes the address for metrics, `None` for no metrics.
     ///
     /// # Errors
     /// The address cannot be used.
     pub fn new(metrics: Option<SocketAddr>) -> io::Result<Self> {
-        let server = metrics.map(TcpListener::bind).transpose()?;
+        let server = metrics.map(listen).transpose()?;
         if let Some(server) = &server {
             server.set_nonblocking(true)?;
         }

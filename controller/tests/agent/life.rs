@@ -1,8 +1,8 @@
 //! The agent as a process lives: woken by files, scraped over HTTP, stopped.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
@@ -36,6 +36,23 @@ pub(crate) fn alive<N: Node>(home: &Home, mut agent: Agent<N>, check: impl FnOnc
         worker.join().unwrap().unwrap();
         checked.unwrap_or_else(|panic| resume_unwind(panic));
     });
+}
+
+/// What was killed while it started a program may leave its sockets to that one for a moment.
+#[test]
+fn an_address_that_is_about_to_be_free_is_waited_for() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(200));
+            drop(taken);
+        });
+        assert_eq!(Life::new(Some(address)).unwrap().address(), Some(address));
+    });
+    let kept = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refused = Life::new(Some(kept.local_addr().unwrap())).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::AddrInUse);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::{
     fs::{File, TryLockError},
     net::IpAddr,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use bulkhead_ebpf::{
@@ -188,14 +190,24 @@ impl KernelNode {
     }
 }
 
+/// How long the lock of an agent that is gone may stay: a program that it was about to start when it was killed holds what it had open until it has
+/// begun.
+const RELEASE: Duration = Duration::from_secs(2);
+
 /// A second agent would give the first one's ids to other things, and attach what a detach has just removed.
 fn lock(pins: &Pins) -> Result<File, NodeError> {
     let doing = || format!("lock {}", pins.base().display());
     let directory = File::open(pins.base()).doing(doing)?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => Err("an agent runs with these pins; stop it first").doing(doing),
-        Err(TryLockError::Error(error)) => Err(error).doing(doing),
+    let patience = Instant::now() + RELEASE;
+    loop {
+        match directory.try_lock() {
+            Ok(()) => return Ok(directory),
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(Duration::from_millis(20)),
+            Err(TryLockError::WouldBlock) => {
+                return Err("an agent runs with these pins; stop it first").doing(doing);
+            }
+            Err(TryLockError::Error(error)) => return Err(error).doing(doing),
+        }
     }
 }
 
