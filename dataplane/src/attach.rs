@@ -20,10 +20,11 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader,
     programs::{
         Link as _, Program, SchedClassifier, TcAttachType,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
@@ -201,6 +202,13 @@ impl fmt::Display for Attachment {
     }
 }
 
+/// The same number for as long as the process lives. There are as many as programs, slots and overlays: few, and each is kept once.
+fn lasting(number: u32) -> &'static u32 {
+    static KNOWN: Mutex<BTreeMap<u32, &'static u32>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known.entry(number).or_insert_with(|| Box::leak(Box::new(number)))
+}
+
 /// A stub that is loaded and pinned.
 struct Stub {
     path: PathBuf,
@@ -250,6 +258,20 @@ impl Links {
         }
     }
 
+    /// Attaches a program where nothing of ours guards the link at that place; what does stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(crate) fn shut(&self, maps: &Maps, guard: &Guard) -> Result<(), NodeError> {
+        let guarded = self.list()?.into_iter().any(|found| {
+            found.alive
+                && found.link == guard.link
+                && found.place.hook() == Some(guard.hook)
+                && Ok(found.ifindex) == if_nametoindex(guard.link.as_str())
+        });
+        if guarded { Ok(()) } else { self.attach(maps, guard).map(drop) }
+    }
+
     /// TCX or clsact; of the two, what was there before goes when the other one is there.
     fn classifier(
         &self,
@@ -282,6 +304,9 @@ impl Links {
 
     /// Hangs the stub into clsact, in place of the stub of ours that hangs there.
     fn filter(&self, stub: &Stub, pin: &Pin) -> Result<bool, NodeError> {
+        // The qdisc and its filters are looked for and then made: two threads would both make them.
+        static STEPS: Mutex<()> = Mutex::new(());
+        let _steps = STEPS.lock().unwrap_or_else(PoisonError::into_inner);
         let doing = || format!("attach {pin}");
         let Some((parent, side)) = pin.place.filter() else {
             return Ok(false);
@@ -405,14 +430,7 @@ impl Links {
             let id = sys::program_id(&fd).doing(doing)?;
             return Ok(Stub { path, fd, id });
         }
-        let arrays = ARRAYS.map(|array| (array, self.pins.path(Kind::Map, array)));
-        let mut loader = EbpfLoader::new();
-        loader.btf(None);
-        for (array, path) in &arrays {
-            loader.map_pin_path(array, path.as_path());
-        }
-        loader.override_global("INDEX", &program, true).override_global("VALUE", &value, true);
-        let mut object = loader.load(STUB).doing(doing)?;
+        let mut object = self.load(program, value).doing(doing)?;
         let program = object.program_mut(match array {
             PROGRAMS_TC => "tc_stub",
             PROGRAMS_XDP => "xdp_stub",
@@ -429,6 +447,22 @@ impl Links {
         self.pins.replace(Kind::Stub, &name, |path| sys::obj_pin(&fd, path))?;
         let id = sys::program_id(&fd).doing(doing)?;
         Ok(Stub { path, fd, id })
+    }
+
+    /// A new loader reads and parses the kernel's BTF, which no stub needs and which takes most of the time of an ADD: one serves all.
+    fn load(&self, program: u32, value: u32) -> Result<Ebpf, EbpfError> {
+        static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
+            let mut loader = EbpfLoader::new();
+            loader.btf(None);
+            Mutex::new(loader)
+        });
+        // A loader keeps references to what it was told, also when somebody panicked meanwhile.
+        let mut loader = LOADER.lock().unwrap_or_else(PoisonError::into_inner);
+        for array in ARRAYS {
+            loader.map_pin_path(array, self.pins.path(Kind::Map, array));
+        }
+        let (index, value) = (lasting(program), lasting(value));
+        loader.override_global("INDEX", index, true).override_global("VALUE", value, true).load(STUB)
     }
 
     /// Pinned stubs by the ids of their programs: name and what they say.
@@ -488,13 +522,20 @@ impl Links {
         Ok(attachments)
     }
 
-    /// Detaches what is attached in this network namespace and is not wanted, and forgets what is gone with its link.
+    /// Detaches what is attached in this network namespace and is not wanted, and forgets what is gone with its link. What shuts a link stays: the
+    /// agent has yet to hear of its container.
     ///
     /// # Errors
     /// When the pins cannot be read or the kernel refuses.
     pub fn retain(&self, wanted: &[Guard]) -> Result<(), NodeError> {
         let wanted: BTreeSet<(&str, Hook)> = wanted.iter().map(|guard| (guard.link.as_str(), guard.hook)).collect();
         let here = network::namespace()?;
+        let shut: BTreeSet<(u64, u32, Place)> = self
+            .list()?
+            .into_iter()
+            .filter(|found| matches!(found.stub, Some((program::FROM_WORKLOAD | program::TO_WORKLOAD, 0))))
+            .map(|found| (found.namespace, found.ifindex, found.place))
+            .collect();
         let mut guarded = BTreeSet::new();
         let (pins, mut marks) = (self.attachments()?, Vec::new());
         for pin in pins {
@@ -503,7 +544,9 @@ impl Links {
                 continue;
             };
             let gone = self.gone(&pin, here)?;
-            if gone || pin.namespace == here && !wanted.contains(&(pin.link.as_str(), hook)) {
+            let wanted =
+                wanted.contains(&(pin.link.as_str(), hook)) || shut.contains(&(pin.namespace, pin.ifindex, pin.place));
+            if gone || pin.namespace == here && !wanted {
                 self.remove(&pin)?;
             } else {
                 guarded.insert((pin.namespace, pin.ifindex));

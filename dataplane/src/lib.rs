@@ -8,6 +8,7 @@ pub mod bypass;
 mod bytes;
 pub mod check;
 pub mod clock;
+pub mod cni;
 mod command;
 pub mod desired;
 mod filters;

@@ -304,6 +304,8 @@ pub struct Network {
     pub discovered: Discovered,
     /// Links that cannot be guarded, and why.
     pub broken: BTreeMap<String, String>,
+    /// Links that are not there any more.
+    pub gone: BTreeSet<String>,
     /// Links that are guarded, and with which slot.
     pub attached: BTreeMap<String, u32>,
 }
@@ -388,5 +390,10 @@ impl Node for MemoryNode {
         status.links =
             network.attached.keys().map(|link| LinkStatus { link: link.clone(), guard: "memory".to_owned() }).collect();
         Ok(status)
+    }
+
+    fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
+        let network = self.links.network();
+        Ok(links.iter().filter(|(name, _)| network.broken.contains_key(name)).cloned().collect())
     }
 }

@@ -18,12 +18,13 @@ use rtnetlink::packet_route::{
     rule::RuleMessage,
 };
 
+pub(crate) use self::facts::Link;
 pub use self::{
     facts::Mac,
     survey::{PlainRoute, Reach, Survey, SurveyedLink, VxlanDevice, XdpPlace},
 };
 use self::{
-    facts::{Assigned, Fdb, Link, Neighbour, Route},
+    facts::{Assigned, Fdb, Neighbour, Route},
     netlink::Netlink,
     overlay::Network,
 };

@@ -1,6 +1,6 @@
 //! The one trait through which the intent half sees a node. Plain data only, so that the privileged half can become a process of its own.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_ebpf::{
     abi::{Direction, Mode},
@@ -54,6 +54,21 @@ pub trait Node: Send {
     /// # Errors
     /// [`NodeError::Kernel`].
     fn status(&mut self) -> Result<Status, NodeError>;
+
+    /// Which of these endpoints the kernel guards as they were published last, read back.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn guarded(&mut self, endpoints: &BTreeSet<EndpointName>) -> Result<BTreeSet<EndpointName>, NodeError> {
+        let standing = self.status()?.endpoints.into_iter().filter(|endpoint| endpoint.attached);
+        Ok(standing.map(|endpoint| endpoint.name).filter(|name| endpoints.contains(name)).collect())
+    }
+
+    /// Which of these links, by name and index, are not there any more.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError>;
 
     /// Who else on this node uses bits of packet marks that are ours. Takes as long as listing the firewall does.
     fn mark_conflicts(&mut self) -> MarkConflicts {

@@ -284,6 +284,29 @@ pub fn contacts<S: Store>(store: &S, names: &Names) -> Result<Contacts, NodeErro
     })
 }
 
+/// Endpoints alone, without looking through the other tables.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn endpoints<S: Store>(store: &S, names: &Names) -> Result<Vec<EndpointStatus>, NodeError> {
+    let words: BTreeMap<u32, EndpointWord> =
+        store.entries::<Endpoints>()?.into_iter().map(|(slot, word)| (slot, EndpointWord(word))).collect();
+    let known = store.entries::<EndpointInfos>()?.into_iter().filter(|(slot, _)| words.contains_key(slot));
+    Ok(known.map(|(slot, info)| endpoint_status(names, slot, &info, words[&slot])).collect())
+}
+
+fn endpoint_status(names: &Names, slot: u32, info: &EndpointInfo, word: EndpointWord) -> EndpointStatus {
+    let link = names.slots.get(&slot).filter(|owner| owner.endpoint == info.identity).map(|owner| owner.link.clone());
+    EndpointStatus {
+        name: endpoint_name(names, info.identity),
+        slot,
+        link: link.unwrap_or_default(),
+        mode: word.mode(),
+        epoch: word.epoch(),
+        attached: false,
+    }
+}
+
 /// What is in force, as far as the tables say it: links and input rule are left for who knows the network.
 ///
 /// # Errors
@@ -291,17 +314,7 @@ pub fn contacts<S: Store>(store: &S, names: &Names) -> Result<Contacts, NodeErro
 pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
     let state = scan(store)?;
     let endpoint = |(slot, info): (&u32, &EndpointInfo)| {
-        let word = state.words.get(slot).copied().unwrap_or_default();
-        let link =
-            names.slots.get(slot).filter(|owner| owner.endpoint == info.identity).map(|owner| owner.link.clone());
-        EndpointStatus {
-            name: endpoint_name(names, info.identity),
-            slot: *slot,
-            link: link.unwrap_or_default(),
-            mode: word.mode(),
-            epoch: word.epoch(),
-            attached: false,
-        }
+        endpoint_status(names, *slot, info, state.words.get(slot).copied().unwrap_or_default())
     };
     let mut tables = state.usage(store);
     tables.push(TableUse {

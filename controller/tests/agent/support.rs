@@ -1,6 +1,7 @@
 //! What several tests need.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex},
     thread,
@@ -59,6 +60,10 @@ impl Node for Wrapped {
 
     fn status(&mut self) -> Result<Status, NodeError> {
         self.node.status()
+    }
+
+    fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
+        self.node.gone(links)
     }
 }
 

@@ -17,7 +17,8 @@ use bulkhead_ebpf::{
 
 use super::KernelStore;
 use crate::{
-    attach::{Classifiers, Guard, Hook, Links},
+    attach::{Attachment, Classifiers, Guard, Hook, Links},
+    cni,
     desired::{Desired, Endpoint, EndpointName},
     input_rule,
     load::{Maps, Programs, Sizes},
@@ -25,8 +26,8 @@ use crate::{
     names::Names,
     network,
     node::{
-        Contacts, Discovered, DiscoveredOverlay, FlowRecord, LinkStatus, MarkConflicts, Node, NodeError, Published,
-        Reading, Rehearsal, Status,
+        Contacts, Discovered, DiscoveredOverlay, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts, Node,
+        NodeError, Published, Reading, Rehearsal, Status,
     },
     pins::Pins,
     publish::{self, Publisher},
@@ -180,6 +181,35 @@ impl KernelNode {
         guards
     }
 
+    /// Attaches in order; both programs of an endpoint at the same time, since each waits for a grace period of the kernel.
+    ///
+    /// A link that cannot be guarded does not leave the others unguarded.
+    fn attach(&self, guards: &[(Guard, Option<EndpointName>)]) -> Result<(), NodeError> {
+        let (links, maps) = (&self.links, self.publisher.store().maps());
+        let mut failed = None;
+        for together in guards.chunk_by(|(_, one), (_, other)| one.is_some() && one == other) {
+            let attached: Vec<_> = thread::scope(|scope| {
+                let (first, rest) = together.split_first().expect("no chunk is empty");
+                let rest: Vec<_> = rest.iter().map(|(guard, _)| scope.spawn(|| links.attach(maps, guard))).collect();
+                let first = links.attach(maps, &first.0);
+                let rest = rest.into_iter().map(|other| {
+                    let died = |_| Err("the thread that attaches ended").doing(|| "attach".to_owned());
+                    other.join().unwrap_or_else(died)
+                });
+                std::iter::once(first).chain(rest).collect()
+            });
+            for ((guard, endpoint), attached) in together.iter().zip(attached) {
+                if let Err(error) = attached {
+                    failed.get_or_insert(match endpoint {
+                        Some(endpoint) => link_error(&guard.link, endpoint, &error),
+                        None => error,
+                    });
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
     /// As [`detach`], by the agent itself. The node is of no use afterwards.
     ///
     /// # Errors
@@ -298,20 +328,7 @@ impl Node for KernelNode {
                 ));
             }
         }
-        // A link that cannot be guarded does not leave the others unguarded.
-        let maps = self.publisher.store().maps();
-        let mut failed = None;
-        for (guard, endpoint) in &guards {
-            if let Err(error) = self.links.attach(maps, guard) {
-                failed.get_or_insert(match endpoint {
-                    Some(endpoint) => link_error(&guard.link, endpoint, &error),
-                    None => error,
-                });
-            }
-        }
-        if let Some(error) = failed {
-            return Err(error);
-        }
+        self.attach(&guards)?;
         let guards: Vec<Guard> = guards.into_iter().map(|(guard, _)| guard).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
@@ -355,6 +372,24 @@ impl Node for KernelNode {
 
     fn status(&mut self) -> Result<Status, NodeError> {
         status(self.publisher.store(), self.publisher.names(), &self.links)
+    }
+
+    fn guarded(&mut self, endpoints: &BTreeSet<EndpointName>) -> Result<BTreeSet<EndpointName>, NodeError> {
+        let mut found = read::endpoints(self.publisher.store(), self.publisher.names())?;
+        found.retain(|endpoint| endpoints.contains(&endpoint.name));
+        set_attached(&mut found, &self.links.list()?);
+        Ok(found.into_iter().filter(|endpoint| endpoint.attached).map(|endpoint| endpoint.name).collect())
+    }
+
+    fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
+        let mut gone = BTreeSet::new();
+        for (name, index) in links {
+            let there = cni::links::index(name).doing(|| format!("look for link {name}"))?;
+            if there != Some(*index) {
+                gone.insert((name.clone(), *index));
+            }
+        }
+        Ok(gone)
     }
 
     fn mark_conflicts(&mut self) -> MarkConflicts {
@@ -450,14 +485,7 @@ pub const INPUT_RULE: &str = "input rule";
 fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, NodeError> {
     let mut status = read::status(store, names)?;
     let attachments = links.list()?;
-    for endpoint in &mut status.endpoints {
-        let guards = |program| {
-            attachments
-                .iter()
-                .any(|found| found.alive && found.link == endpoint.link && found.stub == Some((program, endpoint.slot)))
-        };
-        endpoint.attached = guards(program::FROM_WORKLOAD) && guards(program::TO_WORKLOAD);
-    }
+    set_attached(&mut status.endpoints, &attachments);
     status.links =
         attachments.iter().map(|found| LinkStatus { link: found.link.clone(), guard: found.to_string() }).collect();
     let ports = tunnel_ports(store)?;
@@ -466,6 +494,18 @@ fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, N
     status.input_rule = status.observe || ports.is_empty() || Layout::new(mask).map_or(Ok(false), stands)?;
     status.mark_mask = mask;
     Ok(status)
+}
+
+/// Says of endpoints whether both of their programs are attached.
+fn set_attached(endpoints: &mut [EndpointStatus], attachments: &[Attachment]) {
+    for endpoint in endpoints {
+        let guards = |program| {
+            attachments
+                .iter()
+                .any(|found| found.alive && found.link == endpoint.link && found.stub == Some((program, endpoint.slot)))
+        };
+        endpoint.attached = guards(program::FROM_WORKLOAD) && guards(program::TO_WORKLOAD);
+    }
 }
 
 /// Ports that the programs in force know; none before the first publish.

@@ -19,17 +19,17 @@ pub type Mac = [u8; 6];
 
 /// A link.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) name: String,
-    pub(super) index: u32,
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) index: u32,
     pub(super) mac: Option<Mac>,
     /// Index of the bridge or bond that it is a port of.
     pub(super) master: Option<u32>,
     /// Index of the link that it stands on, for veth the other end.
-    pub(super) lower: Option<u32>,
+    pub(crate) lower: Option<u32>,
     /// Id of the namespace of `lower` (for VXLAN, of its socket), where that is not this one.
-    pub(super) lower_netns: Option<i32>,
-    pub(super) veth: bool,
+    pub(crate) lower_netns: Option<i32>,
+    pub(crate) veth: bool,
     pub(super) vxlan: Option<Vxlan>,
     /// Bytes of a packet.
     pub(super) mtu: u32,
@@ -50,7 +50,7 @@ pub(super) struct Vxlan {
 }
 
 impl Link {
-    pub(super) fn read(message: &RouteNetlinkMessage) -> Option<Self> {
+    pub(crate) fn read(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewLink(message) = message else {
             return None;
         };

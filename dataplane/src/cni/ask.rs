@@ -1,0 +1,141 @@
+//! A question to the agent.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{
+    Code, Error,
+    protocol::{Answer, MAX_BYTES, Reply, Request, VERSION},
+};
+
+/// How long to wait before another try while the agent is not there.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// How long somebody waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the answer.
+    pub until: Instant,
+    /// For an agent that is not there yet, too.
+    pub for_agent: bool,
+}
+
+impl Patience {
+    fn left(&self) -> Option<Duration> {
+        Some(self.until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+}
+
+/// Asks, and waits for the answer.
+///
+/// # Errors
+/// The agent is not there, is not root's, does not answer in time or speaks another version; or it refuses.
+pub fn ask(socket: &Path, request: &Request, patience: Patience) -> Result<(), Error> {
+    let stream = connect(socket, patience)?;
+    let reply = converse(stream, request, patience).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => timed_out(),
+        _ => away(socket, &error),
+    })?;
+    if reply.version != VERSION {
+        return Err(Error::new(
+            Code::AgentAway,
+            format!("the agent speaks version {} with this plugin, which speaks version {VERSION}", reply.version),
+            "agent and plugin must be of one release: put the plugin of the agent's release in its place",
+        ));
+    }
+    match reply.answer {
+        Answer::Done => Ok(()),
+        Answer::Refused { message, remedy } => Err(Error::new(Code::Refused, message, remedy)),
+    }
+}
+
+/// Tells the agent something, and waits for nothing.
+///
+/// # Errors
+/// It could not be told.
+pub fn tell(socket: &Path, request: &Request) -> io::Result<()> {
+    let told = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    told.set_nonblocking(true)?;
+    told.connect(&SockAddr::unix(socket)?)?;
+    let mut told: UnixStream = told.into();
+    told.write_all(&line(request)?)
+}
+
+fn line(request: &Request) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn connect(socket: &Path, patience: Patience) -> Result<UnixStream, Error> {
+    loop {
+        let tried = try_connect(socket, patience);
+        match tried {
+            Ok(stream) => return Ok(stream),
+            Err(error) => {
+                let absent = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                if !absent || !patience.for_agent || patience.left().is_none_or(|left| left < AGAIN) {
+                    return Err(away(socket, &error));
+                }
+            }
+        }
+        thread::sleep(AGAIN);
+    }
+}
+
+fn try_connect(path: &Path, patience: Patience) -> io::Result<UnixStream> {
+    let left = patience.left().ok_or(io::ErrorKind::TimedOut)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // This bounds the connecting too, where the agent's queue is full.
+    socket.set_write_timeout(Some(left))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    let stream: UnixStream = socket.into();
+    let server = getsockopt(&stream, PeerCredentials)?.uid();
+    if server != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("what listens there is user {server}'s, not root's"),
+        ));
+    }
+    Ok(stream)
+}
+
+fn converse(mut stream: UnixStream, request: &Request, patience: Patience) -> io::Result<Reply> {
+    stream.write_all(&line(request)?)?;
+    // Whoever answers without end is not read without end.
+    let mut reader = BufReader::new(stream.take(MAX_BYTES));
+    let mut line = Vec::new();
+    loop {
+        let left = patience.left().ok_or(io::ErrorKind::TimedOut)?;
+        reader.get_ref().get_ref().set_read_timeout(Some(left))?;
+        match reader.read_until(b'\n', &mut line)? {
+            0 => return Err(io::Error::other("it closed the connection without an answer")),
+            _ if line.ends_with(b"\n") => return Ok(serde_json::from_slice(&line)?),
+            _ => {}
+        }
+    }
+}
+
+fn away(socket: &Path, error: &io::Error) -> Error {
+    Error::new(
+        Code::AgentAway,
+        format!("no Bulkhead agent answers at {}: {error}", socket.display()),
+        "start it (`systemctl start bulkhead`) and look at its log; without it no container of this network starts, since nothing would guard it",
+    )
+}
+
+fn timed_out() -> Error {
+    Error::new(
+        Code::TimedOut,
+        "the policy of this container was not in force in time",
+        "the runtime tries again; `bulkhead status` and the agent's log say what keeps it, `timeoutSeconds` in the conflist how long this waits",
+    )
+}

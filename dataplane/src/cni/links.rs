@@ -1,0 +1,75 @@
+//! The host's side of a container's interface.
+
+use std::{fs::File, io, os::fd::AsFd as _, path::Path, thread};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage},
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::sched::{CloneFlags, setns};
+
+use super::{Code, Error};
+use crate::{netlink, network::Link};
+
+/// Name and index of the link on the host that is the other end of the interface of that name in a network namespace.
+///
+/// # Errors
+/// There is no such namespace or interface, or it is not one end of a veth pair whose other end is here.
+pub fn host_side(netns: &Path, ifname: &str) -> Result<(String, u32), Error> {
+    let bad = |why: String| {
+        Error::new(
+            Code::Link,
+            format!("interface {ifname} in {}: {why}", netns.display()),
+            "`bulkhead-cni` guards veth pairs: it stands behind a plugin that makes one, such as bridge or ptp",
+        )
+    };
+    let inner = within(netns, || get(LinkMessage::default(), Some(LinkAttribute::IfName(ifname.to_owned()))))
+        .map_err(|error| bad(error.to_string()))?;
+    let Some(index) = inner.lower.filter(|_| inner.veth) else {
+        return Err(bad("it is no end of a veth pair".to_owned()));
+    };
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let outer =
+        get(message, None).map_err(|error| bad(format!("its other end, link {index}, is not here: {error}")))?;
+    // Indexes repeat in namespaces: this must be the pair of that one.
+    if !outer.veth || outer.lower != Some(inner.index) || outer.lower_netns.is_none() {
+        return Err(bad(format!("its other end is not link {index} of this network namespace")));
+    }
+    Ok((outer.name, outer.index))
+}
+
+/// Index of the link of that name; `None` when there is none.
+///
+/// # Errors
+/// The kernel's.
+pub fn index(name: &str) -> io::Result<Option<u32>> {
+    match get(LinkMessage::default(), Some(LinkAttribute::IfName(name.to_owned()))) {
+        Ok(link) => Ok(Some(link.index)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn get(mut message: LinkMessage, attribute: Option<LinkAttribute>) -> io::Result<Link> {
+    message.attributes.extend(attribute);
+    let mut found = None;
+    netlink::exchange(NETLINK_ROUTE, RouteNetlinkMessage::GetLink(message), NLM_F_REQUEST | NLM_F_ACK, |answer| {
+        found = Link::read(&answer).or(found.take());
+    })?;
+    found.ok_or_else(|| io::Error::other("the kernel answered with something else than a link"))
+}
+
+/// Runs something in a network namespace, on a thread of its own: this one stays where it is.
+fn within<T: Send>(netns: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let namespace = File::open(netns)?;
+    thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended")))
+    })
+}

@@ -1,0 +1,199 @@
+//! The CNI plugin as a program: what it says of input that no runtime should hand to it. Nothing of it needs root, and no agent runs.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn environment() -> BTreeMap<&'static str, String> {
+    [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "c0ffee"),
+        ("CNI_NETNS", "/proc/self/ns/net"),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ]
+    .map(|(key, value)| (key, value.to_owned()))
+    .into()
+}
+
+fn config() -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "lab", "type": "bulkhead-cni", "socket": "/nonexistent/cni.sock", "timeoutSeconds": 1,
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": "veth0" }, { "name": "lo", "sandbox": "/proc/self/ns/net" }],
+            "ips": [{ "address": "10.88.0.2/16", "interface": 1 }]
+        }
+    })
+}
+
+/// Runs it; with what it prints as JSON, `Null` for nothing, and whether it succeeds.
+fn run(environment: &BTreeMap<&str, String>, input: &[u8]) -> (Value, bool) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-cni"))
+        .env_clear()
+        .envs(environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have read enough.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.code().is_some(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
+    (value, output.status.success())
+}
+
+#[track_caller]
+fn refused(environment: &BTreeMap<&str, String>, input: &[u8], code: u64, why: &str) {
+    let (said, good) = run(environment, input);
+    assert!(!good, "{said}");
+    assert_eq!(said["code"], code, "{said}");
+    assert!(["0.4.0", "1.0.0", "1.1.0"].contains(&said["cniVersion"].as_str().unwrap()), "{said}");
+    assert!(said["msg"].as_str().unwrap().contains(why), "{said}");
+    assert!(!said["details"].as_str().unwrap().is_empty(), "a remedy is said: {said}");
+}
+
+#[test]
+fn the_environment_is_not_believed() {
+    let with = |key, value: &str| {
+        let mut environment = environment();
+        environment.insert(key, value.to_owned());
+        environment
+    };
+    let input = config().to_string();
+    for (key, value, why) in [
+        ("CNI_COMMAND", "add", "CNI_COMMAND"),
+        ("CNI_COMMAND", "", "CNI_COMMAND"),
+        ("CNI_CONTAINERID", "../../etc/passwd", "CNI_CONTAINERID"),
+        ("CNI_CONTAINERID", "", "CNI_CONTAINERID"),
+        ("CNI_CONTAINERID", ".hidden", "CNI_CONTAINERID"),
+        ("CNI_IFNAME", "sixteen-letters0", "CNI_IFNAME"),
+        ("CNI_IFNAME", "eth/0", "CNI_IFNAME"),
+        ("CNI_IFNAME", "..", "CNI_IFNAME"),
+        ("CNI_NETNS", "relative", "CNI_NETNS"),
+        ("CNI_NETNS", "", "CNI_NETNS"),
+        ("CNI_ARGS", "K8S_POD_NAME", "CNI_ARGS"),
+        ("CNI_ARGS", "K8S_POD_NAME=../web", "K8S_POD_NAME"),
+        ("CNI_ARGS", "K8S_POD_NAMESPACE=a b", "K8S_POD_NAMESPACE"),
+    ] {
+        refused(&with(key, value), input.as_bytes(), 4, why);
+    }
+    let mut bare = environment();
+    bare.remove("CNI_COMMAND");
+    refused(&bare, input.as_bytes(), 4, "CNI_COMMAND is not set");
+}
+
+#[test]
+fn the_configuration_is_not_believed() {
+    let environment = environment();
+    let large = [b"{\"x\":\"".as_slice(), &vec![b'a'; 10 << 20], b"\"}"].concat();
+    refused(&environment, &large, 6, "more than 1048576 bytes");
+    let text = config().to_string();
+    for input in [&text[..text.len() / 2], "", "[]", "null", "\u{0}", "{\"cniVersion\": \"1.0.0\"} trailing"] {
+        refused(&environment, input.as_bytes(), 6, "no JSON object");
+    }
+    refused(&environment, b"\xff\xfe{}", 6, "no JSON object");
+    let with = |key: &str, value: Value| {
+        let mut config = config();
+        config[key] = value;
+        config.to_string().into_bytes()
+    };
+    for version in [json!("9.9.9"), json!(1), json!(null), json!("")] {
+        refused(&environment, &with("cniVersion", version), 1, "of CNI is not known");
+    }
+    for (key, value, why) in [
+        ("mode", json!("off"), "another form"),
+        ("mode", json!(3), "another form"),
+        ("onTimeout", json!("open"), "another form"),
+        ("timeoutSeconds", json!(0), "timeoutSeconds"),
+        ("timeoutSeconds", json!(301), "timeoutSeconds"),
+        ("timeoutSeconds", json!(-1), "another form"),
+        ("socket", json!("relative"), "absolute"),
+        ("namespace", json!("a/b"), "namespace"),
+        ("prevResult", json!(null), "no `prevResult`"),
+        ("prevResult", json!("text"), "another form"),
+        ("prevResult", json!({ "interfaces": [{ "name": 1 }] }), "another form"),
+        ("prevResult", json!({ "interfaces": [] }), "no interface in a container"),
+        (
+            "prevResult",
+            json!({ "interfaces": [{ "name": "eth0", "sandbox": "/x" }], "ips": [{ "address": "300.1.1.1/8", "interface": 0 }] }),
+            "no address",
+        ),
+        (
+            "prevResult",
+            json!({ "interfaces": [{ "name": "eth0", "sandbox": "/x" }], "ips": [{ "address": "10.0.0.1/8", "interface": 7 }] }),
+            "belongs to no interface",
+        ),
+        ("prevResult", json!({ "interfaces": [{ "name": "eth0", "sandbox": "/x" }], "ips": [] }), "has no address"),
+    ] {
+        refused(&environment, &with(key, value), 7, why);
+    }
+}
+
+/// A loopback device is no veth pair, and a file no network namespace.
+#[test]
+fn what_is_no_veth_pair_is_refused() {
+    let mut environment = environment();
+    environment.insert("CNI_NETNS", "/etc/hostname".to_owned());
+    refused(&environment, config().to_string().as_bytes(), 103, "/etc/hostname");
+    environment.insert("CNI_NETNS", "/nonexistent".to_owned());
+    refused(&environment, config().to_string().as_bytes(), 103, "No such file");
+}
+
+#[test]
+fn verbs_that_need_nothing_answer_without_an_agent() {
+    let mut environment = environment();
+    environment.insert("CNI_COMMAND", "VERSION".to_owned());
+    let (said, good) = run(&environment, br#"{"cniVersion":"0.4.0"}"#);
+    assert!(good);
+    assert_eq!(said, json!({ "cniVersion": "0.4.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"] }));
+    // A runtime of another day asks before it knows what to speak.
+    let (said, good) = run(&environment, br#"{"cniVersion":"0.2.0"}"#);
+    assert!(good && said["supportedVersions"][0] == "0.4.0", "{said}");
+
+    // DEL never fails, and STATUS says what is the matter.
+    environment.insert("CNI_COMMAND", "DEL".to_owned());
+    environment.remove("CNI_NETNS");
+    assert_eq!(run(&environment, config().to_string().as_bytes()), (Value::Null, true));
+    environment.insert("CNI_COMMAND", "STATUS".to_owned());
+    refused(&environment, config().to_string().as_bytes(), 50, "no Bulkhead agent answers at /nonexistent/cni.sock");
+    environment.insert("CNI_COMMAND", "GC".to_owned());
+    refused(&environment, config().to_string().as_bytes(), 7, "valid-attachments");
+}
+
+/// In observe mode ADD gives back what it got, whatever is wrong.
+#[test]
+fn observing_gives_back_the_result() {
+    let mut config = config();
+    config["mode"] = json!("observe");
+    assert_eq!(run(&environment(), config.to_string().as_bytes()), (config["prevResult"].clone(), true));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Bytes changed at random: a result or an error of the specification, and never anything else.
+    #[test]
+    fn whatever_comes_in_an_answer_comes_out(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut input = config().to_string().into_bytes();
+        for (at, byte) in changes {
+            let at = at.index(input.len());
+            input[at] = byte;
+        }
+        let mut environment = environment();
+        environment.insert("CNI_NETNS", "/nonexistent".to_owned());
+        let (said, good) = run(&environment, &input);
+        // Only a changed mode lets ADD succeed here.
+        prop_assert!(good || said["code"].is_u64() && said["msg"].is_string(), "{}", said);
+    }
+}
