@@ -2,22 +2,24 @@
 //!
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
+mod cni;
 mod control;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bulkhead_dataplane::{
-    desired::Desired,
+    desired::{Desired, Endpoint, EndpointName},
     node::{Discovered, MarkConflicts, Node, NodeError},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
     compile::compile,
@@ -28,8 +30,10 @@ use crate::{
     model::Model,
     overlay::{Held, Overlay},
     peers::Peers,
+    policy::Policy,
     settle::{Settled, settle},
     store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file, now, seconds},
+    workloads::Workloads,
 };
 
 /// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
@@ -54,6 +58,9 @@ pub struct Settings {
     pub state: PathBuf,
     /// Judge and count on the whole node, drop nothing.
     pub observe: bool,
+    /// Socket of the CNI plugin, where there is one. What runtimes tell is kept beside it, on a file system that a reboot empties, as it does away
+    /// with the containers.
+    pub cni: Option<PathBuf>,
 }
 
 /// Why an agent cannot begin.
@@ -110,6 +117,10 @@ pub struct Agent<N> {
     /// What comes back unless somebody confirms what is in force.
     pending: Option<Pending>,
     model: Arc<Model>,
+    /// What it was built from, but for the attachments.
+    parts: Parts,
+    /// What runtimes told of this node's containers.
+    attachments: Attachments,
     /// Compiled from it.
     desired: Desired,
     /// When that was tried last, nanoseconds of Unix time.
@@ -178,11 +189,14 @@ impl<N: Node> Agent<N> {
         let mut overlay = Overlay { documents, held: beside.held.clone() };
         let written = Files::read(&settings.locations);
         overlay.forget(&written);
+        let mut attachments = cni::load(&settings);
+        attachments.forget(&node.gone(&attachments.links())?);
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build =
                 |model: &Model| for_node(compile, model, &settings.node, &discovered, settings.observe, compiled);
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
-            let prepared = prepare(files, base_inputs, build).map_err(StartError::Input)?;
+            let joined = (&attachments, settings.node.as_str());
+            let prepared = prepare(files, base_inputs, joined, build).map_err(StartError::Input)?;
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
             let same = |known: &&Revision| known.inputs == prepared.inputs && known.documents == documents;
             let revision = match (last.as_ref().filter(same), staged.as_ref().filter(same)) {
@@ -224,7 +238,7 @@ impl<N: Node> Agent<N> {
             }
             now = force(&good.inputs.clone().into(), Some(good), false);
         }
-        let (Prepared { model, desired, refused, .. }, revision, unguarded) = now?;
+        let (Prepared { model, parts, desired, refused, .. }, revision, unguarded) = now?;
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
@@ -249,6 +263,8 @@ impl<N: Node> Agent<N> {
             overlay,
             pending: beside.pending,
             model: Arc::new(model),
+            parts,
+            attachments,
             desired,
             compiled,
             stale: !unguarded.is_empty(),
@@ -292,6 +308,8 @@ impl<N: Node> Agent<N> {
             tracing::warn!("this node only observes: nothing is dropped");
         }
         agent.check_marks();
+        agent.keep_attachments();
+        agent.take_over_shut();
         Ok(agent)
     }
 
@@ -318,9 +336,11 @@ impl<N: Node> Agent<N> {
             self.stored(kept);
         }
         let files = self.overlay.over(files);
+        self.sweep_attachments();
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
-            let prepared = prepare(&files, Some(&self.revision.inputs), |model| self.compile(model));
+            let joined = (&self.attachments, self.settings.node.as_str());
+            let prepared = prepare(&files, Some(&self.revision.inputs), joined, |model| self.compile(model));
             self.seen = Some(files);
             match prepared {
                 Ok(prepared) => self.apply(prepared),
@@ -331,6 +351,7 @@ impl<N: Node> Agent<N> {
             // The input is not used, but what is in force must follow the network.
             self.renew();
         }
+        self.take_over_shut();
     }
 
     fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
@@ -448,7 +469,7 @@ impl<N: Node> Agent<N> {
     }
 
     fn apply(&mut self, prepared: Prepared) {
-        let Prepared { inputs, model, desired, refused } = prepared;
+        let Prepared { inputs, model, parts, desired, refused } = prepared;
         let revision = match self.stage(&inputs, &desired) {
             Ok(revision) => revision,
             Err(error) => {
@@ -472,7 +493,9 @@ impl<N: Node> Agent<N> {
             }
         }
         self.refuse_some(&refused);
+        self.parts = parts;
         let Some(revision) = revision else {
+            self.mean(model);
             return self.close_staged("publishing it failed, and then the input was again what is in force");
         };
         let before = Some(self.revision.head.number);
@@ -483,9 +506,14 @@ impl<N: Node> Agent<N> {
         for warning in &model.warnings.0 {
             tracing::warn!("{warning}");
         }
+        self.mean(model);
+        tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
+    }
+
+    /// What is in force now.
+    fn mean(&mut self, model: Model) {
         self.model = Arc::new(model);
         self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
-        tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
     }
 
     /// Writes a revision that is about to take effect; `None` when it is the one in force.
@@ -755,24 +783,33 @@ fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
 pub(crate) struct Prepared {
     pub(crate) inputs: Inputs,
     pub(crate) model: Model,
+    pub(crate) parts: Parts,
     pub(crate) desired: Desired,
     /// What of the files is not in it, and why.
     pub(crate) refused: Diagnostics,
 }
 
-/// What can be used of files, and for the others of `last`, the inputs in force.
+/// What a model is built from, but for what runtimes told.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    policies: Vec<Policy>,
+    workloads: Workloads,
+}
+
+/// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node.
 pub(crate) fn prepare(
     files: &Files,
     last: Option<&Inputs>,
+    (attachments, node): (&Attachments, &str),
     compile: impl Fn(&Model) -> Result<Desired, Diagnostics>,
 ) -> Result<Prepared, Diagnostics> {
-    let settled = settle(files, last, |intents, workloads| {
-        let model = Model::build(intents, workloads)?;
+    let settled = settle(files, last, |policies, workloads| {
+        let model = Model::build(policies, &attachments.join(workloads, node)?)?;
         let desired = compile(&model)?;
-        Ok((model, desired))
+        Ok((model, desired, Parts { policies: policies.to_vec(), workloads: workloads.clone() }))
     })?;
-    let Settled { inputs, built: (model, desired), refused } = settled;
-    Ok(Prepared { inputs, model, desired, refused })
+    let Settled { inputs, built: (model, desired, parts), refused } = settled;
+    Ok(Prepared { inputs, model, parts, desired, refused })
 }
 
 /// What a node shall enforce.
@@ -784,8 +821,24 @@ pub(crate) fn for_node(
     observe: bool,
     now: u64,
 ) -> Result<Desired, Diagnostics> {
-    let desired = compile(model, node, discovered, now)?;
+    let mut desired = compile(model, node, discovered, now)?;
+    // A workload that is listed and does not run yet has no link that could be guarded.
+    leave_out(&mut desired, |endpoint| endpoint.link.is_empty());
     Ok(Desired { observe, ..desired })
+}
+
+/// Takes endpoints out, and says which.
+fn leave_out(desired: &mut Desired, which: impl Fn(&Endpoint) -> bool) -> BTreeSet<EndpointName> {
+    let gone: BTreeSet<_> =
+        desired.endpoints.extract_if(.., |endpoint| which(endpoint)).map(|endpoint| endpoint.name).collect();
+    if !gone.is_empty() {
+        for known in desired.addresses.values_mut() {
+            if known.endpoint.as_ref().is_some_and(|name| gone.contains(name)) {
+                known.endpoint = None;
+            }
+        }
+    }
+    gone
 }
 
 /// Publishes as much as can be guarded.
@@ -806,19 +859,8 @@ fn guarding<T>(
         match call(&possible) {
             Ok(done) => return Ok((done, unguarded)),
             Err(NodeError::Link { link, endpoint, why }) => {
-                let before = possible.endpoints.len();
-                let gone: Vec<_> = possible
-                    .endpoints
-                    .extract_if(.., |candidate| candidate.link == link)
-                    .map(|endpoint| endpoint.name)
-                    .collect();
-                if possible.endpoints.len() == before {
+                if leave_out(&mut possible, |candidate| candidate.link == link).is_empty() {
                     return Err(NodeError::Link { link, endpoint, why });
-                }
-                for known in possible.addresses.values_mut() {
-                    if known.endpoint.as_ref().is_some_and(|name| gone.contains(name)) {
-                        known.endpoint = None;
-                    }
                 }
                 unguarded.push(Unguarded { endpoint, link, why });
             }

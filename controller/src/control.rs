@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bulkhead_dataplane::{
+    cni::protocol::{Answer, Request},
     desired::Desired,
     node::{Contacts, Discovered, FlowRecord, MarkConflicts, NodeError, Reading, Rehearsal, Status},
 };
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::Unguarded,
+    attachments::Attachments,
     audit::Outcome,
     diagnostic::Diagnostics,
     input::Files,
@@ -89,6 +91,8 @@ pub struct Basis {
     pub overlay: Overlay,
     /// Name of the node.
     pub node: String,
+    /// What runtimes told of its containers.
+    pub attachments: Attachments,
     /// What its network says.
     pub discovered: Discovered,
     /// It drops nothing.
@@ -230,6 +234,9 @@ pub trait Control {
     /// # Errors
     /// It does not wait; the database cannot be written.
     fn confirm(&mut self, revision: u64, author: &Author) -> Result<Head, PutError>;
+
+    /// What CNI plugins ask, all at once: those that come together share one publish. An answer each, in their order.
+    fn attach(&mut self, requests: &[Request]) -> Vec<Answer>;
 
     /// Says that somebody tried what they may not.
     fn forbidden(&mut self, author: &Author, what: &str);

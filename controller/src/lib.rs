@@ -15,10 +15,12 @@
 
 pub mod agent;
 pub mod api;
+pub mod attachments;
 pub mod audit;
 pub mod bypass;
 pub mod check;
 pub mod client;
+pub mod cni;
 pub mod compile;
 pub mod control;
 pub mod diagnostic;

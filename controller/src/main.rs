@@ -20,6 +20,7 @@ use bulkhead_controller::{
     api::{identity::Appliers, server::Socket, types::StatusBody},
     bypass,
     client::Client,
+    cni::Plugins,
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     model::Model,
@@ -29,6 +30,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
+    cni,
     kernel::{KernelNode, Options, Reader, XdpMode, detach},
     mark,
 };
@@ -170,6 +172,9 @@ struct AgentArgs {
     /// Socket of the API. Who may connect may read.
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
+    /// Socket of the CNI plugin; what container runtimes tell is kept beside it, so put it on a file system that a reboot empties.
+    #[arg(long, value_name = "PATH", default_value = cni::SOCKET)]
+    cni_socket: PathBuf,
     /// Group, by name or number, that may connect beside root.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     socket_group: Option<u32>,
@@ -389,6 +394,9 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let socket = Socket::bind(&args.socket, args.socket_group).into_diagnostic().wrap_err_with(refused)?;
     let appliers = Appliers(args.apply_uid.iter().copied().collect());
     let life = life.api(Api { socket, appliers, state: args.state.clone() });
+    let refused = || format!("CNI plugins cannot be served at {}", args.cni_socket.display());
+    let plugins = Plugins::bind(&args.cni_socket).into_diagnostic().wrap_err_with(refused)?;
+    let life = life.plugins(plugins);
     end_on_signals(life.stopper())?;
 
     let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
@@ -398,6 +406,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         node: args.node.clone(),
         state: args.state.clone(),
         observe: args.observe,
+        cni: Some(args.cni_socket.clone()),
     };
     let mut agent = match Agent::start(node, settings) {
         Ok(agent) => agent,

@@ -65,7 +65,8 @@ pub(crate) fn check(
     if let Err(unreadable) = &files.policies {
         return Err(unreadable.clone().into());
     }
-    let prepared = prepare(&files, Some(&basis.revision.inputs), compile)?;
+    let joined = (&basis.attachments, basis.node.as_str());
+    let prepared = prepare(&files, Some(&basis.revision.inputs), joined, compile)?;
     let texts = files.policies.unwrap_or_default();
     let before = &basis.revision.inputs.policies;
     let used = |name: &String| {

@@ -27,6 +27,7 @@ use crate::{
         identity::Appliers,
         server::{self, Limits, Socket},
     },
+    cni::Plugins,
     control::Control,
     input::Locations,
 };
@@ -77,6 +78,7 @@ pub struct Life {
     waker: Sender<Wake>,
     server: Option<TcpListener>,
     api: Option<Api>,
+    plugins: Option<Plugins>,
 }
 
 /// Where the API is served.
@@ -113,13 +115,19 @@ impl Life {
             server.set_nonblocking(true)?;
         }
         let (waker, wake) = mpsc::channel();
-        Ok(Self { wake, waker, server, api: None })
+        Ok(Self { wake, waker, server, api: None, plugins: None })
     }
 
     /// Serves the API too.
     #[must_use]
     pub fn api(self, api: Api) -> Self {
         Self { api: Some(api), ..self }
+    }
+
+    /// Serves CNI plugins too.
+    #[must_use]
+    pub fn plugins(self, plugins: Plugins) -> Self {
+        Self { plugins: Some(plugins), ..self }
     }
 
     /// Address for metrics.
@@ -147,10 +155,13 @@ impl Life {
     /// The server cannot be started, or it died.
     pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
         let handle = self.handle();
-        let Self { wake, waker, server, api } = self;
+        let Self { wake, waker, server, api, plugins } = self;
         let _watcher = watch(locations, waker.clone());
         watch_clock(waker.clone());
         serve(server, api.as_ref(), &handle)?;
+        if let Some(plugins) = &plugins {
+            plugins.serve(waker.clone())?;
+        }
         let mut refresh = Instant::now() + REFRESH;
         let mut account = Instant::now() + ACCOUNT;
         // When the first of several changes was seen, and until when it has been quiet.

@@ -141,7 +141,7 @@ pub struct Endpoint {
     pub segment: Segment,
     /// Own addresses.
     pub addresses: Vec<IpAddr>,
-    /// Host-side link.
+    /// Host-side link; empty where nobody knows it yet: then whoever makes it tells, and nothing is guarded before.
     pub link: String,
     /// The addresses are made up, since nobody knows them yet: no prefix holds them.
     pub placeholder: bool,
@@ -217,7 +217,7 @@ struct WorkloadFields {
 struct EndpointFields {
     segment: Option<Spanned<u32>>,
     addresses: Spanned<Vec<Spanned<String>>>,
-    link: Spanned<String>,
+    link: Option<Spanned<String>>,
 }
 
 /// Reads a workloads file: one document.
@@ -485,25 +485,27 @@ impl Reader<'_> {
                 );
             }
         }
-        if fields.link.value.is_empty()
-            || fields.link.value.len() > 15
-            || fields.link.value.contains(|c: char| c == '/' || c.is_whitespace())
+        let link = fields.link.as_ref().map(|link| self.link(node_name, link)).unwrap_or_default();
+        Endpoint { segment, addresses, link, placeholder: false }
+    }
+
+    fn link(&mut self, node: &str, link: &Spanned<String>) -> String {
+        if link.value.is_empty()
+            || link.value.len() > 15
+            || link.value.contains(|c: char| c == '/' || c.is_whitespace())
         {
             self.error(
-                &fields.link,
-                format!("`{}` is not the name of a link", fields.link.value),
+                link,
+                format!("`{}` is not the name of a link", link.value),
                 "write the host-side link as `ip link` shows it on the node",
             );
         }
-        let place = self.at(&fields.link);
-        if let Some(first) = self.links.insert((node_name.to_owned(), fields.link.value.clone()), place.clone()) {
-            let error = Diagnostic::error(
-                &place,
-                format!("link `{}` of node `{node_name}` has two endpoints", fields.link.value),
-            )
-            .note(&first, "first here");
+        let place = self.at(link);
+        if let Some(first) = self.links.insert((node.to_owned(), link.value.clone()), place.clone()) {
+            let error = Diagnostic::error(&place, format!("link `{}` of node `{node}` has two endpoints", link.value))
+                .note(&first, "first here");
             self.found.push(error.help("an endpoint has a link of its own"));
         }
-        Endpoint { segment, addresses, link: fields.link.value.clone(), placeholder: false }
+        link.value.clone()
     }
 }

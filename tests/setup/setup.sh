@@ -17,7 +17,8 @@ usage: tests/setup/setup.sh [--dry-run] [--lint | --test]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
-  --test     what `make test` needs too: schemathesis, in an environment of its own below target/
+  --test     what `make test` needs too: the reference CNI plugins, podman, runc, busybox, and schemathesis in an environment
+             of its own below target/
 
 environment:
   BULKHEAD_EBPF_TOOLCHAIN  rustup toolchain that builds the eBPF half (it needs the sources of the standard library);
@@ -130,6 +131,12 @@ base_packages() {
   install_for nft nftables "the input rule that guards the VXLAN port"
   install_for iptables-nft iptables "the tests write rules of others that use packet marks"
   install_for unshare util-linux "set-up and tests enter network namespaces"
+  if $tests; then
+    install "the tests call the CNI plugin behind the reference plugins" containernetworking-plugins || true
+    install_for podman podman "the tests start real containers"
+    install_for runc runc "podman starts them with it"
+    install_for busybox busybox-static "the image of these containers"
+  fi
   if $lint; then
     install_for shellcheck shellcheck "make lint checks the shell scripts"
   fi

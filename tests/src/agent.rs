@@ -73,6 +73,8 @@ impl Agent {
             .arg(lab.state(node))
             .arg("--socket")
             .arg(lab.socket(node))
+            .arg("--cni-socket")
+            .arg(lab.cni_socket(node))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

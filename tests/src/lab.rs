@@ -43,6 +43,8 @@ pub struct Lab {
     pub topology: Topology,
     /// What each workload is; by default its name without a number at the end, in namespace `shop`.
     pub roles: BTreeMap<String, Role>,
+    /// Workloads that a container runtime makes: on which node, and their addresses where the file says them.
+    pub contained: BTreeMap<String, (usize, Vec<IpAddr>)>,
     /// Addresses that nodes translate; see [`Lab::proxy`].
     pub services: Vec<Service>,
     /// Addresses of DNS resolvers.
@@ -66,8 +68,9 @@ impl Lab {
             topology.workloads().iter().map(|workload| (workload.name.clone(), Role::of(&workload.name))).collect();
         let pins = Path::new("/sys/fs/bpf").join(format!("bulkhead-lab-{}", topology.id()));
         let guards = topology.nodes().iter().map(|_| None).collect();
-        let (services, resolvers) = (Vec::new(), Vec::new());
-        let lab = Self { guards, topology, roles, services, resolvers, directory, pins, options: |options| options };
+        let (services, resolvers, contained) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let options = |options| options;
+        let lab = Self { guards, topology, roles, contained, services, resolvers, directory, pins, options };
         lab.write_workloads()?;
         Ok(lab)
     }
@@ -100,6 +103,12 @@ impl Lab {
     #[must_use]
     pub fn socket(&self, node: usize) -> PathBuf {
         self.directory.path().join(format!("api-{node}.sock"))
+    }
+
+    /// Socket of a node's agent for the CNI plugin, in a directory of its own: what runtimes tell is kept beside it.
+    #[must_use]
+    pub fn cni_socket(&self, node: usize) -> PathBuf {
+        self.directory.path().join(format!("cni-{node}/cni.sock"))
     }
 
     /// Writes a policy file, as an editor does: all of it, then in place.
@@ -170,6 +179,18 @@ impl Lab {
                 workload.v4,
                 workload.v6,
                 workload.link.name,
+            )?;
+        }
+        for (name, (node, addresses)) in &self.contained {
+            let (node, role) = (self.topology.node(*node), Role::of(name));
+            let endpoint = format!("{{ segment: {}, addresses: {} }}", node.overlay4.vni, list(addresses));
+            writeln!(
+                text,
+                "  - {{ name: {name}, namespace: {}, labels: {{ {} }}, node: {}, endpoints: [{}] }}",
+                role.namespace,
+                pairs(&role.labels),
+                node.name,
+                if addresses.is_empty() { "" } else { &endpoint },
             )?;
         }
         let services: Vec<_> = self.services.iter().filter(|service| service.listed).map(Service::entry).collect();

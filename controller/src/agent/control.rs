@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bulkhead_dataplane::{
+    cni::protocol::{Answer, Request},
     desired::Desired,
     node::{Node, NodeError, Reading, Rehearsal},
 };
@@ -13,7 +14,6 @@ use crate::{
     control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
     input::Files,
     metrics::Health,
-    peers::Peers,
     plan,
     show::time,
     store::{Author, Draft, Head, Origin, Revision, StoreError, now},
@@ -63,6 +63,7 @@ impl<N: Node> Agent<N> {
             files,
             overlay: self.overlay.clone(),
             node: self.settings.node.clone(),
+            attachments: self.attachments.clone(),
             discovered: self.discovered.clone(),
             observe: self.settings.observe,
         }
@@ -108,7 +109,7 @@ impl<N: Node> Agent<N> {
         self.compiled = now();
         let prepared = plan::check(&basis, &put.overlay, |model| self.compile(model)).map_err(PutError::Invalid)?;
         let (revision, pending) = self.stage_put(&put, &prepared)?;
-        let Prepared { model, desired, refused, .. } = prepared;
+        let Prepared { model, parts, desired, refused, .. } = prepared;
         if let Err(error) = self.enforce(desired) {
             let closed = self.drop_staged(&error.to_string());
             self.stored(closed);
@@ -124,8 +125,8 @@ impl<N: Node> Agent<N> {
         let marked = self.mark();
         self.stored(marked);
         self.refuse_some(&refused);
-        self.model = Arc::new(model);
-        self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+        self.parts = parts;
+        self.mean(model);
         let head = &self.revision.head;
         tracing::info!(revision = head.number, author = head.author.name, reason = head.reason, "in force");
         Ok(head.clone())
@@ -191,6 +192,10 @@ impl<N: Node> Control for Agent<N> {
 
     fn forbidden(&mut self, author: &Author, what: &str) {
         self.record(author.clone(), what.to_owned(), self.revision.head.number, Outcome::Refused, "it may not");
+    }
+
+    fn attach(&mut self, requests: &[Request]) -> Vec<Answer> {
+        Agent::attach(self, requests)
     }
 
     fn report(&mut self) -> Result<Report, NodeError> {

@@ -75,7 +75,7 @@ impl Home {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state(), observe: false }
+        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state(), observe: false, cni: None }
     }
 
     pub(crate) fn agent(&self) -> Agent<MemoryNode> {

@@ -1,6 +1,7 @@
 //! From files to a node and back: the agent, its metrics and what the command line shows, over a node in memory.
 
 mod agent;
+mod attach;
 mod deadlines;
 mod home;
 mod life;

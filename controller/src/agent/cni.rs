@@ -1,0 +1,206 @@
+//! What container runtimes tell, and what becomes of it: see [`crate::attachments`].
+
+use std::{collections::BTreeSet, path::Path, slice};
+
+use bulkhead_dataplane::{
+    cni::{
+        protocol::{Answer, Ask, Attached, Request, VERSION},
+        spool,
+    },
+    desired::EndpointName,
+    node::Node,
+};
+
+use super::{Agent, Settings};
+use crate::{
+    attachments::{Attachment, Attachments},
+    model::Model,
+    store::{file, now},
+};
+
+/// Name of the file beside the socket that tells the next agent.
+const ATTACHMENTS: &str = "attachments.json";
+
+fn directory(settings: &Settings) -> Option<&Path> {
+    settings.cni.as_deref().and_then(Path::parent)
+}
+
+/// What the agent before was told.
+pub(super) fn load(settings: &Settings) -> Attachments {
+    let known = directory(settings).map(|directory| file::load(directory, ATTACHMENTS)).transpose();
+    known.map(Option::flatten).map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        tracing::error!("which containers run is not known, they are guarded again as the runtime tells: {error}");
+        Attachments::default()
+    })
+}
+
+fn refused(message: impl Into<String>, remedy: impl Into<String>) -> Answer {
+    Answer::Refused { message: message.into(), remedy: remedy.into() }
+}
+
+const LOG: &str = "the agent's log and `bulkhead status` say more";
+
+impl<N: Node> Agent<N> {
+    /// What CNI plugins ask, all at once: those that come together share one publish.
+    pub fn attach(&mut self, requests: &[Request]) -> Vec<Answer> {
+        let (next, refusals) = self.told(requests);
+        let changed = if next == self.attachments { Ok(()) } else { self.change_attachments(next) };
+        match changed {
+            // One of them may be to blame: the others go on without it.
+            Err(_) if requests.len() > 1 => {
+                requests.iter().flat_map(|request| self.attach(slice::from_ref(request))).collect()
+            }
+            changed => {
+                let answers = refusals.into_iter().zip(requests).map(|(refusal, request)| {
+                    refusal.unwrap_or_else(|| match &changed {
+                        Ok(()) => self.answer(request),
+                        Err(why) => refused(why, LOG),
+                    })
+                });
+                answers.collect()
+            }
+        }
+    }
+
+    /// What would be attached, and what of it cannot be.
+    fn told(&self, requests: &[Request]) -> (Attachments, Vec<Option<Answer>>) {
+        let mut next = self.attachments.clone();
+        let refusals = requests.iter().map(|request| {
+            if request.version != VERSION {
+                let message = format!("the plugin speaks version {}, this agent version {VERSION}", request.version);
+                return Some(refused(message, "put the plugin of the agent's release in its place"));
+            }
+            match &request.ask {
+                Ask::Add(attached) => {
+                    let mut tried = next.clone();
+                    tried.add(Attachment { network: request.network.clone(), attached: attached.clone() });
+                    if let Err(found) = tried.join(&self.parts.workloads, &self.settings.node) {
+                        return Some(refused(found.to_string(), LOG));
+                    }
+                    next = tried;
+                }
+                Ask::Del { key } => next.remove(key),
+                Ask::Gc { valid } => next.keep(&request.network, valid),
+                Ask::Check(_) | Ask::Status => {}
+            }
+            None
+        });
+        let refusals = refusals.collect();
+        (next, refusals)
+    }
+
+    /// Guards what is attached, and nothing else that was.
+    fn change_attachments(&mut self, next: Attachments) -> Result<(), String> {
+        let built = next
+            .join(&self.parts.workloads, &self.settings.node)
+            .and_then(|workloads| Model::build(&self.parts.policies, &workloads));
+        self.compiled = now();
+        let (model, desired) = built
+            .and_then(|model| self.compile(&model).map(|desired| (model, desired)))
+            .map_err(|found| found.to_string())?;
+        // Before it takes effect: an agent that starts in between would take the guards for left-overs.
+        let before = std::mem::replace(&mut self.attachments, next);
+        self.keep_attachments();
+        match self.enforce(desired) {
+            Ok(()) => {
+                self.mean(model);
+                // A file that contradicted what ran may fit now.
+                if !self.refused.is_empty() {
+                    self.seen = None;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.attachments = before;
+                self.keep_attachments();
+                if self.stale {
+                    self.renew();
+                }
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &Request) -> Answer {
+        match &request.ask {
+            Ask::Add(attached) => self.stands(attached),
+            Ask::Check(attached) => {
+                let known = self.attachments.iter().find(|known| known.attached.key == attached.key);
+                match known.map(|known| &known.attached) {
+                    Some(known) if known.interfaces == attached.interfaces => self.stands(attached),
+                    Some(_) => refused("the container's interfaces are not those that were attached", LOG),
+                    None => refused("the agent does not know the container", "attach it anew: restart the container"),
+                }
+            }
+            Ask::Status if self.failed.is_empty() => Answer::Done,
+            Ask::Status => refused(format!("publishing fails: {}", self.failed), LOG),
+            Ask::Del { .. } | Ask::Gc { .. } => Answer::Done,
+        }
+    }
+
+    /// Whether all of its endpoints are guarded, as the kernel says.
+    fn stands(&mut self, attached: &Attached) -> Answer {
+        let wanted: BTreeSet<EndpointName> = self
+            .desired
+            .endpoints
+            .iter()
+            .filter(|endpoint| attached.interfaces.iter().any(|interface| interface.link == endpoint.link))
+            .map(|endpoint| endpoint.name.clone())
+            .collect();
+        let why = match self.node.guarded(&wanted) {
+            Ok(standing) if wanted.len() == attached.interfaces.len() && standing == wanted => return Answer::Done,
+            Ok(_) => {
+                let of = |link: &String| attached.interfaces.iter().any(|interface| interface.link == *link);
+                let unguarded = self.unguarded.iter().find(|unguarded| of(&unguarded.link));
+                unguarded.map_or_else(|| "what guards it is not what is meant to".to_owned(), |of| of.why.clone())
+            }
+            Err(error) => error.to_string(),
+        };
+        refused(format!("container {} is not guarded: {why}", attached.key.container), LOG)
+    }
+
+    /// Writes down who is attached, for the next agent.
+    pub(super) fn keep_attachments(&self) {
+        if let Some(directory) = directory(&self.settings)
+            && let Err(error) = file::store(directory, ATTACHMENTS, &self.attachments)
+        {
+            tracing::error!("the next agent would not know which containers run: {error}");
+        }
+    }
+
+    /// Forgets containers that are gone although nobody said so.
+    pub(super) fn sweep_attachments(&mut self) {
+        match self.node.gone(&self.attachments.links()) {
+            Ok(gone) if gone.is_empty() => {}
+            Ok(gone) => {
+                for (link, _) in &gone {
+                    tracing::info!(link, "the container behind it is gone, and no runtime said so");
+                }
+                self.attachments.forget(&gone);
+                self.keep_attachments();
+                self.seen = None;
+            }
+            Err(error) => tracing::warn!("which containers still run is not known: {error}"),
+        }
+    }
+
+    /// Guards those who started with their links shut while no agent answered.
+    pub(super) fn take_over_shut(&mut self) {
+        let Some(socket) = self.settings.cni.clone() else { return };
+        let requests = spool::read(&socket);
+        let answers = if requests.is_empty() { Vec::new() } else { self.attach(&requests) };
+        for (request, answer) in requests.iter().zip(answers) {
+            let Ask::Add(attached) = &request.ask else { continue };
+            match answer {
+                Answer::Done => {
+                    tracing::info!(
+                        container = attached.key.container,
+                        "it started shut, and is guarded by its policy now"
+                    );
+                    spool::forget(&socket, &attached.key);
+                }
+                Answer::Refused { message, .. } => tracing::error!("a container stays shut: {message}"),
+            }
+        }
+    }
+}

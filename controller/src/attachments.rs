@@ -1,0 +1,193 @@
+//! What container runtimes told of the interfaces that they made, and what it makes of the workloads file. Pure.
+//!
+//! The file says who a workload is: labels, ports, and its addresses where other nodes must know them beforehand. The runtime says where it is: by which
+//! link, with which addresses. Where both say something of one workload they must agree.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bulkhead_dataplane::{
+    cni::protocol::{Attached, Interface, Key},
+    desired::{EndpointName, Segment},
+};
+use bulkhead_ebpf::abi::{ENDPOINT_ADDRESSES, Mode};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place, source},
+    workloads::{Endpoint, Workload, WorkloadName, Workloads},
+};
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Name of the network.
+    pub network: String,
+    /// What the runtime said.
+    pub attached: Attached,
+}
+
+impl Attachment {
+    /// Whose it is.
+    #[must_use]
+    pub fn workload(&self) -> WorkloadName {
+        let Attached { namespace, name, .. } = &self.attached;
+        WorkloadName { namespace: namespace.clone(), name: name.clone() }
+    }
+}
+
+/// All of them, in the order in which they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachments(Vec<Attachment>);
+
+impl Attachments {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Attachment> {
+        self.0.iter()
+    }
+
+    /// Adds one, in the place of the one with its key.
+    pub fn add(&mut self, attachment: Attachment) {
+        match self.0.iter_mut().find(|known| known.attached.key == attachment.attached.key) {
+            Some(known) => *known = attachment,
+            None => self.0.push(attachment),
+        }
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, key: &Key) {
+        self.0.retain(|known| known.attached.key != *key);
+    }
+
+    /// Takes out those of a network that are not listed.
+    pub fn keep(&mut self, network: &str, valid: &[Key]) {
+        self.0.retain(|known| known.network != network || valid.contains(&known.attached.key));
+    }
+
+    /// Links on the host, by name and index.
+    #[must_use]
+    pub fn links(&self) -> BTreeSet<(String, u32)> {
+        let interfaces = self.0.iter().flat_map(|known| &known.attached.interfaces);
+        interfaces.map(|interface| (interface.link.clone(), interface.ifindex)).collect()
+    }
+
+    /// Takes out those of whose links one is gone: with one end of a veth pair the other goes.
+    pub fn forget(&mut self, gone: &BTreeSet<(String, u32)>) {
+        self.0.retain(|known| {
+            let mut links = known.attached.interfaces.iter();
+            !links.any(|interface| gone.contains(&(interface.link.clone(), interface.ifindex)))
+        });
+    }
+
+    /// The workloads of the file, with what is attached on this node.
+    ///
+    /// # Errors
+    /// What the runtimes say contradicts the file, or itself.
+    pub fn join(&self, workloads: &Workloads, node: &str) -> Result<Workloads, Diagnostics> {
+        let mut joined = workloads.clone();
+        let mut found = Diagnostics::default();
+        for attachment in &self.0 {
+            found.take(join(&mut joined, workloads, attachment, node));
+        }
+        found.or(joined)
+    }
+
+    /// Endpoints of one of them in what was joined.
+    #[must_use]
+    pub fn endpoints(joined: &Workloads, attachment: &Attachment) -> BTreeSet<EndpointName> {
+        let name = attachment.workload();
+        let endpoints = joined.workloads.get(&name).map(|workload| workload.endpoints.as_slice()).unwrap_or_default();
+        let here = |endpoint: &Endpoint| {
+            attachment.attached.interfaces.iter().any(|interface| interface.link == endpoint.link)
+        };
+        (0..)
+            .zip(endpoints)
+            .filter(|(_, endpoint)| here(endpoint))
+            .map(|(index, _)| EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index })
+            .collect()
+    }
+}
+
+fn join(to: &mut Workloads, file: &Workloads, attachment: &Attachment, node: &str) -> Result<(), Diagnostics> {
+    let name = attachment.workload();
+    let Attached { key, labels, interfaces, .. } = &attachment.attached;
+    let written = file.workloads.get(&name);
+    let refuse = |message: String, help: &str| -> Result<(), Diagnostics> {
+        let message = format!("container {} is workload `{name}`, but {message}", key.container);
+        let error = match written {
+            Some(written) => Diagnostic::error(&written.place, message),
+            None => Diagnostic::nowhere(message),
+        };
+        Err(error.help(help).into())
+    };
+    if let Some(other) = written.filter(|written| written.node != node) {
+        let message = format!("the file says that it runs on node `{}`, not on `{node}`", other.node);
+        return refuse(message, "correct its `node`, or give the container another name");
+    }
+    if written.is_some_and(|written| written.host) {
+        return refuse("it has no network of its own".to_owned(), "give the container another name");
+    }
+    for interface in interfaces {
+        for (family, own) in [("IPv4", IpAddr::is_ipv4 as fn(&IpAddr) -> bool), ("IPv6", IpAddr::is_ipv6)] {
+            let count = interface.addresses.iter().filter(|address| own(address)).count();
+            if count > ENDPOINT_ADDRESSES {
+                let message = format!("its interface {} has {count} {family} addresses", interface.name);
+                return refuse(message, &format!("{ENDPOINT_ADDRESSES} of a family fit; attach it to another network"));
+            }
+        }
+        let segment = segment(file, node, interface);
+        let owner = to.workloads.iter().find(|(other, workload)| {
+            let mut endpoints = workload.endpoints.iter().filter(|of| of.segment == segment);
+            **other != name && endpoints.any(|of| of.addresses.iter().any(|own| interface.addresses.contains(own)))
+        });
+        if let Some((owner, _)) = owner {
+            let message = format!("an address of its interface {} belongs to {owner} already", interface.name);
+            return refuse(message, "an address has one owner: correct the workloads file, or the runtime's ranges");
+        }
+    }
+    let listed = written.is_some_and(|written| !written.endpoints.is_empty());
+    let workload = to.workloads.entry(name.clone()).or_insert_with(|| Workload {
+        place: Place::start(&source(format!("network {}", attachment.network), String::new())),
+        labels: labels.clone(),
+        node: node.to_owned(),
+        mode: Mode::Enforce,
+        ports: BTreeMap::new(),
+        endpoints: Vec::new(),
+        host: false,
+        owner: None,
+    });
+    for interface in interfaces {
+        let same = |endpoint: &&mut Endpoint| {
+            let of = |addresses: &[IpAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();
+            of(&endpoint.addresses) == of(&interface.addresses)
+        };
+        match workload.endpoints.iter_mut().find(same) {
+            Some(endpoint) => endpoint.link.clone_from(&interface.link),
+            None if listed => {
+                let given: Vec<_> = interface.addresses.iter().map(IpAddr::to_string).collect();
+                let message = format!("the file lists no endpoint with the addresses {}", given.join(", "));
+                return refuse(
+                    message,
+                    "correct the addresses of its `endpoints`, or leave `endpoints` out: then the runtime's hold",
+                );
+            }
+            None => {
+                let segment = segment(file, node, interface);
+                let (addresses, link) = (interface.addresses.clone(), interface.link.clone());
+                workload.endpoints.push(Endpoint { segment, addresses, link, placeholder: false });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The overlay in whose prefixes of this node the interface has its addresses; 0 for none.
+fn segment(file: &Workloads, node: &str, interface: &Interface) -> Segment {
+    let segments = file.nodes.get(node).map(|node| node.segments.as_slice()).unwrap_or_default();
+    let holds = |prefixes: &BTreeSet<ipnetwork::IpNetwork>| {
+        interface.addresses.iter().any(|address| prefixes.iter().any(|prefix| prefix.contains(*address)))
+    };
+    segments.iter().find(|segment| holds(&segment.prefixes)).map_or(0, |segment| segment.vni)
+}

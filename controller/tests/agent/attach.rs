@@ -1,0 +1,141 @@
+//! What CNI plugins ask of the agent, over a node in memory.
+
+use std::collections::BTreeMap;
+
+use bulkhead_controller::agent::{Agent, Settings};
+use bulkhead_dataplane::{
+    cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
+    memory::MemoryNode,
+    node::Node as _,
+};
+
+use crate::support::{Home, WORKLOADS};
+
+fn key(container: &str) -> Key {
+    Key { container: container.to_owned(), ifname: "eth0".to_owned() }
+}
+
+fn attached(container: &str, name: &str, link: &str, address: &str) -> Attached {
+    let addresses = vec![address.parse().unwrap()];
+    Attached {
+        key: key(container),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: None,
+        labels: BTreeMap::new(),
+        interfaces: vec![Interface { name: "eth0".to_owned(), link: link.to_owned(), ifindex: 7, addresses }],
+    }
+}
+
+fn request(ask: Ask) -> Request {
+    Request { version: VERSION, network: "lab".to_owned(), ask }
+}
+
+fn add(container: &str, name: &str, link: &str, address: &str) -> Request {
+    request(Ask::Add(attached(container, name, link, address)))
+}
+
+/// Links that are guarded as the tables say, sorted.
+fn guarded(agent: &mut Agent<MemoryNode>) -> Vec<String> {
+    let endpoints = agent.node().status().unwrap().endpoints.into_iter();
+    let mut links: Vec<_> = endpoints.map(|endpoint| endpoint.link).collect();
+    links.sort();
+    links
+}
+
+#[track_caller]
+fn refused(answer: &Answer, why: &str) {
+    let Answer::Refused { message, remedy } = answer else { panic!("it was done, not refused for {why}") };
+    assert!(message.contains(why), "{message}");
+    assert!(!remedy.is_empty());
+}
+
+/// A node whose file lists `cart-1` and leaves its endpoint to the runtime.
+fn home() -> Home {
+    let home = Home::new();
+    home.write(
+        "workloads.yaml",
+        &format!("{WORKLOADS}  - {{ name: cart-1, namespace: shop, labels: {{ app: web }}, node: n1 }}\n"),
+    );
+    home
+}
+
+fn agent(home: &Home) -> Agent<MemoryNode> {
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), ..home.settings() };
+    Agent::start(home.node().unwrap(), settings).unwrap()
+}
+
+#[test]
+fn those_that_come_together_are_answered_each_for_itself() {
+    let home = home();
+    let mut agent = agent(&home);
+    home.links.network().broken.insert("veth-bad".to_owned(), "it is no veth".to_owned());
+    let answers = agent.attach(&[
+        add("a", "cart-1", "veth-a", "10.0.0.7"),
+        add("b", "stranger", "veth-b", "10.0.0.8"),
+        // An address of somebody else, a link that cannot be guarded, another release.
+        add("c", "thief", "veth-c", "10.0.0.1"),
+        add("d", "unlucky", "veth-bad", "10.0.0.9"),
+        Request { version: VERSION + 1, ..add("e", "new", "veth-e", "10.0.0.10") },
+    ]);
+    assert_eq!(answers[..2], [Answer::Done, Answer::Done]);
+    refused(&answers[2], "belongs to shop/web-1 already");
+    refused(&answers[3], "it is no veth");
+    refused(&answers[4], "version");
+    assert_eq!(guarded(&mut agent), ["veth-a", "veth-b", "veth-db", "veth-web"]);
+
+    // Asked again it is the same; other interfaces under its key take its place.
+    assert_eq!(agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")]), [Answer::Done]);
+    assert_eq!(agent.attach(&[add("a", "cart-1", "veth-a2", "10.0.0.7")]), [Answer::Done]);
+    assert_eq!(guarded(&mut agent), ["veth-a2", "veth-b", "veth-db", "veth-web"]);
+    let check = |container, link| request(Ask::Check(attached(container, "cart-1", link, "10.0.0.7")));
+    let answers = agent.attach(&[check("a", "veth-a2"), check("a", "veth-a"), check("x", "veth-a")]);
+    assert_eq!(answers[0], Answer::Done);
+    refused(&answers[1], "not those that were attached");
+    refused(&answers[2], "does not know");
+
+    let gone = |container| request(Ask::Del { key: key(container) });
+    assert_eq!(agent.attach(&[gone("a"), gone("a"), gone("nobody")]), [Answer::Done, Answer::Done, Answer::Done]);
+    assert_eq!(
+        agent.attach(&[request(Ask::Gc { valid: Vec::new() }), request(Ask::Status)]),
+        [Answer::Done, Answer::Done]
+    );
+    assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
+}
+
+/// Containers outlive agents, and what is gone by then is forgotten.
+#[test]
+fn the_next_agent_knows_who_runs() {
+    let home = home();
+    let mut first = agent(&home);
+    assert_eq!(
+        first.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7"), add("b", "other", "veth-b", "10.0.0.8")]),
+        [Answer::Done, Answer::Done]
+    );
+    drop(first);
+    home.links.network().gone.insert("veth-b".to_owned());
+    let mut second = agent(&home);
+    assert_eq!(guarded(&mut second), ["veth-a", "veth-db", "veth-web"]);
+    home.links.network().gone.insert("veth-a".to_owned());
+    second.refresh();
+    assert_eq!(guarded(&mut second), ["veth-db", "veth-web"]);
+}
+
+/// A file that contradicts what runs is not used: the container stays guarded as it was.
+#[test]
+fn a_file_that_contradicts_a_running_container_is_refused() {
+    let home = home();
+    let mut agent = agent(&home);
+    assert_eq!(agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")]), [Answer::Done]);
+    let other = "  - { name: cart-1, namespace: shop, labels: { app: web }, node: n1, endpoints: [{ addresses: [10.0.0.99] }] }\n";
+    home.write("workloads.yaml", &format!("{WORKLOADS}{other}"));
+    agent.refresh();
+    assert!(agent.refused().contains("lists no endpoint with the addresses 10.0.0.7"), "{}", agent.refused());
+    assert_eq!(guarded(&mut agent), ["veth-a", "veth-db", "veth-web"]);
+    // Without it the file is good, and the addresses that it says are those that the next one must have.
+    assert_eq!(agent.attach(&[request(Ask::Del { key: key("a") })]), [Answer::Done]);
+    agent.refresh();
+    assert_eq!(agent.refused(), "");
+    refused(&agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")])[0], "lists no endpoint");
+    assert_eq!(agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.99")]), [Answer::Done]);
+}

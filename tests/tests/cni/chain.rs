@@ -1,0 +1,183 @@
+//! Calls the plugins of a network as a runtime does.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use bulkhead_fixtures::skip;
+use bulkhead_tests::{Lab, bulkhead};
+use bulkhead_topology::Netns;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// Where Debian, and where most others put the reference plugins.
+const DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+/// Where the reference plugins are.
+#[track_caller]
+pub(crate) fn plugins() -> Option<PathBuf> {
+    let found = DIRECTORIES.map(PathBuf::from).into_iter().find(|directory| directory.join("bridge").is_file());
+    let what = "the reference CNI plugins (`tests/setup/setup.sh --test` installs containernetworking-plugins)";
+    if skip::programs() && skip::require(what, found.is_some()) { found } else { None }
+}
+
+/// Our plugin, next to the program that runs.
+pub(crate) fn ours() -> PathBuf {
+    bulkhead().unwrap().with_file_name("bulkhead-cni")
+}
+
+/// A network of one node, and what was made in it.
+pub(crate) struct Chain<'a> {
+    netns: &'a Netns,
+    directory: PathBuf,
+    version: &'static str,
+    /// Version of the specification that ours is called with; the reference plugins of today do not know the newest.
+    pub(crate) ours: &'static str,
+    /// Plugins in order, as in a conflist.
+    pub(crate) plugins: Vec<Value>,
+    _ipam: TempDir,
+}
+
+/// A container of the tests: a network namespace, and what the plugins said of it.
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) netns: Netns,
+    pub(crate) result: Value,
+}
+
+impl Container {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), netns: Netns::new(name).unwrap(), result: Value::Null }
+    }
+
+    /// The id that a runtime would give it.
+    pub(crate) fn id(&self) -> String {
+        format!("c0ffee-{}", self.name)
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let ips = self.result["ips"].as_array().unwrap();
+        ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+    }
+
+    /// Name of its link on the node.
+    pub(crate) fn link(&self) -> String {
+        let interfaces = self.result["interfaces"].as_array().unwrap();
+        let outside = |interface: &&Value| {
+            interface["sandbox"].as_str().unwrap_or_default().is_empty()
+                && interface["name"].as_str().unwrap().starts_with("veth")
+        };
+        interfaces.iter().find(outside).unwrap()["name"].as_str().unwrap().to_owned()
+    }
+}
+
+impl<'a> Chain<'a> {
+    /// The bridge of a node of the lab, dual stack, as flannel's delegate makes it, and ours behind it. `first` is the last part of the first address.
+    pub(crate) fn new(lab: &'a Lab, node: usize, directory: &Path, version: &'static str, first: u8) -> Self {
+        let of = lab.topology.node(node);
+        let ipam = tempfile::tempdir().unwrap();
+        let ranges: Vec<_> = of
+            .overlays()
+            .into_iter()
+            .map(|overlay| {
+                let base = overlay.prefix.network().to_string();
+                let start = match overlay.prefix.network() {
+                    IpAddr::V4(_) => format!("{}.{first}", base.rsplit_once('.').unwrap().0),
+                    IpAddr::V6(_) => format!("{base}{first:x}"),
+                };
+                json!([{ "subnet": overlay.prefix.to_string(), "rangeStart": start, "gateway": overlay.gateway.to_string() }])
+            })
+            .collect();
+        let bridge = json!({
+            "type": "bridge", "bridge": of.bridge.name, "mtu": 1400,
+            "ipam": {
+                "type": "host-local", "dataDir": ipam.path(), "ranges": ranges,
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }]
+            }
+        });
+        let ours = json!({
+            "type": "bulkhead-cni", "namespace": "shop", "socket": lab.cni_socket(node), "pins": lab.pins(node), "timeoutSeconds": 60
+        });
+        let directory = directory.to_owned();
+        Self { netns: &of.netns, directory, version, ours: version, plugins: vec![bridge, ours], _ipam: ipam }
+    }
+
+    /// Sets something in our plugin's configuration.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let ours = self.plugins.iter_mut().find(|plugin| plugin["type"] == "bulkhead-cni").unwrap();
+        ours[key] = value.into();
+    }
+
+    fn call(
+        &self,
+        verb: &str,
+        plugin: &Value,
+        container: &Container,
+        more: Map<String, Value>,
+    ) -> Result<String, Value> {
+        let mut config = plugin.as_object().unwrap().clone();
+        let (program, version) = match plugin["type"].as_str().unwrap() {
+            "bulkhead-cni" => (ours(), self.ours),
+            other => (self.directory.join(other), self.version),
+        };
+        config.extend([("cniVersion".to_owned(), json!(version)), ("name".to_owned(), json!("lab"))]);
+        config.extend(more);
+        let mut child = self
+            .netns
+            .command(program)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container.id())
+            .env("CNI_NETNS", container.netns.path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAME={}", container.name))
+            .env("CNI_PATH", &self.directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(Value::Object(config).to_string().as_bytes()).unwrap();
+        let mut text = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        if child.wait().unwrap().success() {
+            Ok(text)
+        } else {
+            Err(serde_json::from_str(&text).unwrap_or_else(|_| json!({ "msg": text })))
+        }
+    }
+
+    /// ADD of all plugins; what the last but one said is what the last one says.
+    pub(crate) fn add(&self, container: &mut Container) -> Result<(), Value> {
+        let mut previous: Option<Value> = None;
+        for plugin in &self.plugins {
+            let more = previous.iter().map(|result| ("prevResult".to_owned(), result.clone())).collect();
+            let result: Value = serde_json::from_str(&self.call("ADD", plugin, container, more)?).unwrap();
+            if plugin["type"] == "bulkhead-cni" {
+                assert_eq!(Some(&result), previous.as_ref(), "ours changes nothing of the result");
+            }
+            container.result.clone_from(&result);
+            previous = Some(result);
+        }
+        Ok(())
+    }
+
+    /// One verb of our plugin alone, with the result.
+    pub(crate) fn ask(&self, verb: &str, container: &Container, more: Map<String, Value>) -> Result<String, Value> {
+        let mut with = more;
+        if verb != "GC" && verb != "STATUS" {
+            with.insert("prevResult".to_owned(), container.result.clone());
+        }
+        let ours = self.plugins.iter().find(|plugin| plugin["type"] == "bulkhead-cni").unwrap();
+        self.call(verb, ours, container, with)
+    }
+
+    /// DEL of all plugins, the last one first.
+    pub(crate) fn del(&self, container: &Container) {
+        for plugin in self.plugins.iter().rev() {
+            let more = [("prevResult".to_owned(), container.result.clone())].into_iter().collect();
+            self.call("DEL", plugin, container, more).unwrap();
+        }
+    }
+}
