@@ -371,8 +371,8 @@ pub struct EndpointInfo {
     pub ipv4_count: u8,
     /// Addresses in use of `ipv6`; the link-local address of the MAC is implied.
     pub ipv6_count: u8,
-    /// Reserved, 0.
-    pub reserved: u32,
+    /// Tells the owners of a slot apart: those before this one had other numbers. Flows keep the lowest 20 bits, see [`tenant`].
+    pub tenancy: u32,
     /// Own addresses.
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
     /// Own addresses.
@@ -556,10 +556,17 @@ pub struct Flow {
     pub tcp_flags: [u8; 2],
     /// [`Flow::AUDIT`] and the others.
     pub flags: u8,
-    /// Slot of the local endpoint that the peer is, 0 for none: its packets carry it in their mark.
-    pub sender: u16,
-    /// Always 0.
-    pub padding: u16,
+    /// The local endpoint that the peer is, see [`tenant`]; 0 for none. Its packets carry the slot in their mark. Where the node has put another
+    /// address in place of a caller's, nothing else tells whom an answer is for: once that endpoint is gone, an answer is dropped as revoked, and
+    /// the flow forgotten.
+    pub sender: u32,
+}
+
+/// What flows keep of a local endpoint: its slot in the bits of [`mark::SLOT`], and above them which of the slot's owners it is.
+#[must_use]
+#[inline(always)]
+pub const fn tenant(slot: u32, tenancy: u32) -> u32 {
+    slot & mark::SLOT | tenancy << mark::SLOT.count_ones()
 }
 
 impl Flow {

@@ -196,14 +196,14 @@ impl FlowRef {
     /// See [`Flow::sender`].
     #[must_use]
     #[inline(always)]
-    pub fn sender(self) -> u16 {
+    pub fn sender(self) -> u32 {
         // SAFETY: as above.
         unsafe { (&raw const (*self.0.as_ptr()).sender).read_volatile() }
     }
 
     /// Sets [`Flow::sender`].
     #[inline(always)]
-    pub fn set_sender(self, sender: u16) {
+    pub fn set_sender(self, sender: u32) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.0.as_ptr()).sender).write_volatile(sender) }
     }

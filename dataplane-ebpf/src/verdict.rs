@@ -10,7 +10,7 @@ use crate::{
     abi::{
         Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,
         Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, ROW_WORDS, ServiceKey, ServiceWord, TRANSLATED,
-        VIEW_CHAIN, View, endpoint_counter, mark, node,
+        VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
     },
     family::{Family, V4, V6, same},
     packet::{
@@ -583,6 +583,25 @@ fn row_of<F: Family, T: Tables>(tables: &T, slot: u32) -> Option<u32> {
     Some(peer::<F, T>(tables, info.segment, F::first(info)?, false)?.row())
 }
 
+/// What flows with the endpoint in a slot keep of it, see [`tenant`].
+#[inline(always)]
+fn tenant_of<T: Tables>(tables: &T, slot: u32) -> u32 {
+    tenant(slot, tables.info(slot).map_or(0, |info| info.tenancy))
+}
+
+/// Whether the local endpoint that a flow names is gone; its slot may be another's by now.
+#[inline(always)]
+fn gone<T: Tables>(tables: &T, sender: u32) -> bool {
+    let slot = sender & mark::SLOT;
+    slot != 0 && (tables.endpoint(slot).0 == 0 || tenant_of(tables, slot) != sender)
+}
+
+/// Whether the node may have put an address in place of a local endpoint's own: one of its own, or a service's.
+#[inline(always)]
+fn replaced(known: AddressWord) -> bool {
+    known.flags() & (AddressWord::NODE | AddressWord::SERVICE) != 0
+}
+
 /// Judges an IP packet.
 #[inline(always)]
 fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
@@ -729,7 +748,7 @@ fn flow_or_lists<A: Family, T: Tables>(
 #[inline(always)]
 fn from_peer(flow: FlowRef, meta: &Meta, answers: bool) -> bool {
     let flags = flow.flags();
-    (flags & Flow::SERVICE != 0 || flow.sender() as u32 == sender(meta))
+    (flags & Flow::SERVICE != 0 || flow.sender() & mark::SLOT == sender(meta))
         && (answers || (flags & Flow::TRANSIT != 0) == meta.transit)
 }
 
@@ -831,16 +850,23 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     let initiator = Direction::from_u8(flow.initiator());
     let incoming = matches!(initiator, Direction::Ingress);
     let masqueraded = incoming && flow.flags() & Flow::TRANSIT != 0;
+    let sender = flow.sender();
     // A workload reaches itself.
-    if flow.sender() as u32 == meta.slot {
+    if sender & mark::SLOT == meta.slot {
         return Ok(true);
     }
     let Transport { class, protocol, source_port, destination_port, .. } = transport;
     let value = value(class, protocol, source_port, destination_port, incoming == quoted_sent);
-    let row = match flow.sender() as u32 {
-        slot if incoming && slot != 0 => row_of::<A, T>(tables, slot),
+    let left = incoming && gone(tables, sender);
+    let row = match sender & mark::SLOT {
+        slot if incoming && slot != 0 && !left => row_of::<A, T>(tables, slot),
         _ => {
-            let Some(known) = peer::<A, T>(tables, info.segment, remote, masqueraded) else { return Ok(false) };
+            let Some(known) = peer::<A, T>(tables, info.segment, remote, masqueraded && !left) else {
+                return Ok(false);
+            };
+            if left && replaced(known) {
+                return Ok(false);
+            }
             // Where it leads is judged with its next packet; what passes until then are errors about what did pass.
             if !incoming && translates(tables, &service_key::<A>(info, known, remote, value, protocol), known) {
                 return Ok(true);
@@ -890,6 +916,11 @@ fn asked<A: Family, T: Tables>(
     if ingress && forged(word, meta) {
         return Err(Reason::PlainOverlaySource);
     }
+    // Underway while its sender was removed. A flow that names who is gone would be that of the slot's next owner.
+    let caller = if ingress { sender(meta) } else { 0 };
+    if caller != 0 && tables.endpoint(caller).0 == 0 {
+        return Err(Reason::Changing);
+    }
     // Here and below: see `Tables::blur`.
     let word = AddressWord(tables.blur(word.0, case.now));
     // Of what has a node's address the marks tell who sent it.
@@ -897,7 +928,8 @@ fn asked<A: Family, T: Tables>(
     // Another flow on the same ports: begun by a SYN against the initiator's direction, or by somebody else with a node's address.
     let flow = flow.filter(|flow| {
         let answers = flow.initiator() != direction as u8;
-        if answers { !begins } else { !(ingress && at_node) || from_peer(*flow, meta, false) }
+        let same = || from_peer(*flow, meta, false) && flow.sender() == tenant_of(tables, caller);
+        if answers { !begins } else { !(ingress && at_node) || same() }
     });
     let initiator = flow.map_or(direction, |flow| Direction::from_u8(flow.initiator()));
     let transit = match flow {
@@ -912,14 +944,18 @@ fn asked<A: Family, T: Tables>(
     let known = if transit && incoming && at_node { A::prefix(tables, info.segment, case.remote) } else { word };
     // The local endpoint that the peer is, if it is one: by its mark where it is the initiator, since the node may have put an address in place of
     // its own, a node's or that of a service; else by its address.
-    let replaced = word.flags() & (AddressWord::NODE | AddressWord::SERVICE) != 0;
-    let party = match flow {
-        _ if incoming && ingress => sender(meta),
-        Some(flow) if incoming && replaced => flow.sender() as u32,
-        _ => known.slot(),
+    let replaced = replaced(word);
+    let (party, left) = match flow {
+        _ if incoming && ingress => (caller, false),
+        Some(flow) if incoming && replaced => match flow.sender() {
+            sender if gone(tables, sender) => (0, true),
+            sender => (sender & mark::SLOT, false),
+        },
+        _ => (known.slot(), false),
     };
     let known = AddressWord(tables.blur(known.0, case.now));
-    let party = tables.blur(party as u64, case.now) as u32;
+    let party = tables.blur(party as u64 | (left as u64) << 32, case.now);
+    let (party, left) = (party as u32, party >> 32 & 1);
     let row =
         if incoming && party != 0 && party != known.slot() { row_of::<A, T>(tables, party) } else { Some(known.row()) };
     let Some(row) = row else {
@@ -988,27 +1024,28 @@ fn asked<A: Family, T: Tables>(
     let itself = equal(tables, party as u64, meta.slot as u64, case.now);
     let fragment = tables.blur(case.fragment as u64, case.now) & 1;
     // What the lists say counts for its rule; what overrules them does not.
-    let ruled = !(itself | tunnelled | fragment) & 1;
+    let ruled = !(itself | tunnelled | fragment | left) & 1;
     let allow = equal(tables, decision.action() as u64, Action::Allow as u64, case.now);
-    let allow = (allow | itself | fragment) & !tunnelled;
+    let allow = (allow | itself | fragment) & !tunnelled & !left;
     let would_allow = equal(tables, would.action() as u64, Action::Allow as u64, case.now);
     let differs = ruled & (would_allow ^ allow);
     let choice = |bit, yes, no| choice(tables, bit, yes, no, case.now);
     let reason = choice(itself, Reason::Itself as u64, decision.reason() as u64);
     let reason = choice(fragment, Reason::NotIsolated as u64, reason);
+    let reason = choice(left, Reason::Revoked as u64, reason);
     let reason = choice(tunnelled, Reason::Tunnel as u64, reason);
     let observed = tables.blur((allow == 0 && observes(tables, meta.slot, case.now)) as u64, case.now) & 1;
     let flags = flags as u64 & !choice(observed | fragment, Flow::PROVISIONAL as u64, 0);
     let answers = (begun ^ case.direction as u64) & 1;
     let packed = reason
         | flags << 8
-        | (party as u64 & 0xfff) << 16
-        | allow << 32
-        | observed << 33
-        | ruled << 34
-        | differs << 35
-        | answers << 36
-        | itself << 37;
+        | allow << 16
+        | observed << 17
+        | ruled << 18
+        | differs << 19
+        | answers << 20
+        | itself << 21
+        | (tenant_of(tables, party) as u64) << 32;
     // Where no audited entry decided, an index beyond the table, which reads as 0.
     let first = half.counters;
     let audited = choice(would.audit() as u64, 0, u32::MAX as u64) as u32;
@@ -1050,7 +1087,8 @@ struct Verdict {
     counter: u32,
     /// Counter of the audited rule that says otherwise, 0 for none.
     would: u32,
-    party: u32,
+    /// The local endpoint that the peer is, see [`tenant`].
+    peer: u32,
 }
 
 impl Verdict {
@@ -1062,13 +1100,13 @@ impl Verdict {
         Self {
             reason: packed as u8,
             flags: (packed >> 8) as u8,
-            party: (packed >> 16) as u32 & 0xfff,
-            allow: set(32),
-            observed: set(33),
-            ruled: set(34),
-            differs: set(35),
-            answers: set(36),
-            itself: set(37),
+            allow: set(16),
+            observed: set(17),
+            ruled: set(18),
+            differs: set(19),
+            answers: set(20),
+            itself: set(21),
+            peer: (packed >> 32) as u32,
             counter: tables.blur(counter as u64, seed) as u32,
             would: tables.blur(would as u64, seed) as u32,
         }
@@ -1100,12 +1138,15 @@ fn finish<A: Family, T: Tables>(
         let word = if audit { 0 } else { case.good };
         let flags = if audit { flags | Flow::AUDIT } else { flags };
         let counter = if verdict.ruled && !observed { verdict.counter } else { 0 };
-        let expected = if flags & Flow::SERVICE != 0 { 0 } else { verdict.party as u16 };
+        let expected = if flags & Flow::SERVICE != 0 { 0 } else { verdict.peer };
         match flow {
             Some(flow) => {
                 flow.set_counter(counter);
                 flow.set_flags(flags);
-                flow.set_sender(expected);
+                // Whom an answer is for is who was heard last.
+                if !(answers && matches!(direction, Direction::Egress)) {
+                    flow.set_sender(expected);
+                }
                 flow.set_word(word);
                 flow.account(side as usize, size, case.now, case.tcp_flags);
             }
@@ -1128,7 +1169,6 @@ fn finish<A: Family, T: Tables>(
                     tcp_flags: [case.tcp_flags, 0],
                     flags,
                     sender: expected,
-                    padding: 0,
                 };
                 A::insert(tables, case.slot, &case.key, &flow);
                 new = true;

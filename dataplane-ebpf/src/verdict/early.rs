@@ -135,7 +135,7 @@ fn syn<A: Family, T: Tables, F: Frame + ?Sized>(
         itself: false,
         counter: tables.rule_counter(half.counters.wrapping_add(decision.rule() as u32)),
         would: 0,
-        party: 0,
+        peer: 0,
     };
     count_verified(tables, Size { packets: 1, bytes: len as u64 });
     finish::<A, T>(tables, &case, transport.destination_port, None, verdict);

@@ -28,6 +28,7 @@ crate::scenarios! {
     a_workload_reaches_itself
     errors_about_calls
     after_translation_the_sender_is_judged
+    a_caller_that_is_gone_gets_no_answer
     what_no_mark_vouches_for_enters_no_overlay
 }
 
@@ -244,6 +245,53 @@ fn after_translation_the_sender_is_judged() {
             gets(&from(peer).tcp(1, 5432, tcp::ACK)).mark(LOCAL).refused(Isolated, ISOLATED).starts(0).forgets();
         cut.set_name(Name::Rule(6, Direction::Egress, ISOLATED));
         lab.check([cut]);
+    }
+}
+
+fn a_caller_that_is_gone_gets_no_answer() {
+    for family in FAMILIES {
+        let (peer, node) = (local(family), NODE_A.ip(family));
+        let mut lab = Lab::new();
+        let call = |port, flags| gets(&from(node).tcp(port, 5432, flags)).mark(LOCAL | mark::FINAL);
+        let answer = |port| sends(&to(node).tcp(5432, port, SYN_ACK));
+        let calls = (1..=6).flat_map(|port| [call(port, tcp::SYN).begins(Rule, 1), answer(port).replies(1)]);
+        lab.check(calls.collect::<Vec<_>>());
+        let by_itself = gets(&from(peer).tcp(7, 5432, tcp::SYN)).mark(LOCAL | mark::FINAL);
+        lab.check([by_itself.begins(Rule, 1)]);
+
+        // As the publisher removes an endpoint: its word first, then a new epoch for the others.
+        let word = lab.tables.words.remove(&LOCAL).unwrap();
+        lab.publish(2, CLOSED, Mode::Enforce);
+        let quoted = Frame::bare().ip(node, A.ip(family)).tcp(2, 5432, tcp::ACK);
+        let error = sends(&to(node).icmp_error(IcmpError::PortUnreachable, &quoted));
+        lab.check([
+            answer(1).settled(Reason::Revoked).forgets(),
+            // What it sent before that gets nowhere, and leaves nothing that its slot's next owner could go on with.
+            call(2, tcp::ACK).settled(Reason::Changing),
+            call(8, tcp::SYN).settled(Reason::Changing),
+            error.clone().settled(Reason::NoFlow),
+        ]);
+        lab.publish(3, CLOSED, Mode::Observe);
+        lab.check([answer(2).settled(Reason::Observed), answer(2).settled(Reason::Observed)]);
+        lab.publish(4, CLOSED, Mode::Enforce);
+        lab.check([answer(2).settled(Reason::Revoked).forgets()]);
+
+        // Somebody else has its slot.
+        lab.tables.words.insert(LOCAL, word);
+        lab.tables.infos.get_mut(&LOCAL).unwrap().tenancy = 1;
+        lab.check([
+            answer(3).settled(Reason::Revoked).forgets(),
+            // On the ports of the one before it: a flow of its own.
+            call(4, tcp::ACK).begins(Rule, 1).grows(0),
+            answer(4).replies(1),
+            call(4, tcp::ACK).goes_on(1),
+        ]);
+        // Where nothing stands in place of an address, that says who is there now.
+        lab.tables.set_address(VNI, peer, row::PEER, 0, 0);
+        lab.check([sends(&to(peer).tcp(5432, 7, SYN_ACK)).replies(1)]);
+        lab.tables.set_address(VNI, peer, row::FAR, 0, 0);
+        lab.publish(5, CLOSED, Mode::Enforce);
+        lab.check([sends(&to(peer).tcp(5432, 7, SYN_ACK)).settled(Reason::Revoked).forgets()]);
     }
 }
 

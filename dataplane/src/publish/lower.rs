@@ -150,10 +150,12 @@ fn assign_slots<S: Store>(
         store.limit::<store::Endpoints>().min(store.limit::<store::EndpointInfos>()).min(MAX_SLOTS as usize) as u32;
     let mut owners: HashMap<u64, Vec<(u32, &EndpointInfo)>> = HashMap::new();
     state.infos.iter().for_each(|(slot, info)| owners.entry(info.identity).or_default().push((*slot, info)));
-    let kept: Vec<Option<u32>> = infos
+    let same = |own: &EndpointInfo, info: &EndpointInfo| *own == EndpointInfo { tenancy: own.tenancy, ..*info };
+    let kept: Vec<Option<(u32, EndpointInfo)>> = infos
         .iter()
         .map(|info| {
-            owners.get(&info.identity).and_then(|own| own.iter().find(|(_, own)| *own == info)).map(|(slot, _)| *slot)
+            let own = owners.get(&info.identity).and_then(|own| own.iter().find(|(_, own)| same(own, info)));
+            own.map(|(slot, own)| (*slot, **own))
         })
         .collect();
 
@@ -169,7 +171,11 @@ fn assign_slots<S: Store>(
     };
     let mut slots = Vec::new();
     for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
-        let slot = kept.or_else(|| {
+        if let Some((slot, own)) = kept {
+            slots.push((slot, own, false));
+            continue;
+        }
+        let slot = {
             let start = 1 + (info.identity % u64::from(limit.max(2) - 1)) as u32;
             let virgin = |slot: &&u32| !names.slots.contains_key(slot);
             let before = names
@@ -180,13 +186,14 @@ fn assign_slots<S: Store>(
             before
                 .or_else(|| free.range(start..).chain(free.range(..start)).find(virgin).copied())
                 .or_else(|| free.iter().copied().min_by_key(|slot| gone(slot)))
-        });
+        };
         let Some(slot) = slot else {
             capacity(display(&endpoint.name), store::Endpoints::NAME, need, limit as usize - 1)?;
             return invalid("there is no slot left");
         };
         free.remove(&slot);
-        slots.push((slot, info, kept.is_none()));
+        // An owner before this one had its number from an earlier epoch: to remove it took another.
+        slots.push((slot, EndpointInfo { tenancy: state.epoch, ..info }, true));
     }
     Ok(slots)
 }

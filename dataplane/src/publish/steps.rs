@@ -45,6 +45,7 @@ pub(crate) struct Steps {
     /// Step 3.
     last: Change,
     last_services: [ServiceChange; 2],
+    /// Likewise of step 3; all of them where step 2 removes an endpoint.
     last_epochs: Vec<u32>,
     /// With step 2, where it changes: the node only observes.
     observe: Option<bool>,
@@ -196,6 +197,10 @@ impl Steps {
             state.words.keys().filter(|slot| !words.contains_key(slot)).map(|slot| (*slot, EndpointWord::default())),
         );
 
+        // Flows know a local endpoint by its slot, which may be given away now.
+        let removes = flips.iter().any(|(_, word)| word.0 == 0);
+        let all = |words: &BTreeMap<u32, EndpointWord>| words.keys().copied().collect::<Vec<u32>>();
+
         let wanted = services.lower(state, places)?;
         let mut readers = Readers { old: Bits::NONE, new: Bits::NONE };
         let mut walker = Walker::new(state);
@@ -212,7 +217,7 @@ impl Steps {
                 flips,
                 last: Change::default(),
                 last_services: Default::default(),
-                last_epochs: Vec::new(),
+                last_epochs: if removes { all(words) } else { Vec::new() },
                 observe,
                 services: wanted,
             });
@@ -249,7 +254,7 @@ impl Steps {
         Ok(Self {
             first_epochs: affected(&state.words, &changed[0], &first_services),
             wait: changed[0].meets(&readers.new) || !unchanged(&first_services),
-            last_epochs: affected(words, &changed[1], &last_services),
+            last_epochs: if removes { all(words) } else { affected(words, &changed[1], &last_services) },
             first,
             first_services,
             flips,

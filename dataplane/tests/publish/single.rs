@@ -387,6 +387,30 @@ fn a_slot_that_changes_hands_takes_no_counts_along() {
 }
 
 #[test]
+fn flows_do_not_outlive_whom_they_name() {
+    let mut rig = Rig::with_limit::<EndpointInfos>(3);
+    let web = Build::default().endpoint(0, &[], &["a"], &[]);
+    let with = |at| web.clone().endpoint(at, &[], &[], &[]).0;
+    let word = |rig: &Rig| EndpointWord(rig.store.get::<Endpoints>(&rig.slots[&name(0)]).unwrap().unwrap());
+    let tenancy = |rig: &Rig, slot| rig.store.get::<EndpointInfos>(&slot).unwrap().unwrap().tenancy;
+    rig.publish(&with(1)).unwrap();
+    let (slot, first, before) = (rig.slots[&name(1)], tenancy(&rig, rig.slots[&name(1)]), word(&rig));
+    // Nothing that web's lists read changes with its neighbour.
+    rig.publish(&web.0).unwrap();
+    let after = word(&rig);
+    assert!(after.epoch() > before.epoch() && after.view() == before.view(), "{before:?}, {after:?}");
+    rig.publish(&with(2)).unwrap();
+    assert_eq!(word(&rig), after, "who comes is named by no flow yet");
+    assert_eq!(rig.slots[&name(2)], slot);
+    let second = tenancy(&rig, slot);
+    assert_ne!(second, first);
+    // It stays what it is for the next publisher.
+    let mut rig = rig.fork();
+    assert_eq!(rig.publish(&with(2)).unwrap().writes, 0);
+    assert_eq!(tenancy(&rig, slot), second);
+}
+
+#[test]
 fn a_new_address_is_a_new_slot_with_the_counters_of_the_old() {
     let mut rig = Rig::new();
     let mut desired = Build::default().endpoint(0, &["a"], &["a"], &[]).0;

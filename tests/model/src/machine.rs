@@ -142,6 +142,8 @@ enum Sender {
     Address { passing: bool },
     /// A local endpoint, and an own address of it: the node may have replaced the packet's.
     Endpoint(EndpointId, IpAddr),
+    /// A local endpoint that has left the node since. Should one of its name come, that is somebody else.
+    Gone,
 }
 
 /// Endpoints of one node, with what they remember.
@@ -279,6 +281,11 @@ impl Machine {
         let local: BTreeSet<_> = world.local().collect();
         self.flows.retain(|id, _| local.contains(id));
         self.modes.retain(|id, _| local.contains(id));
+        for flow in self.flows.values_mut().flat_map(BTreeMap::values_mut) {
+            if matches!(&flow.sender, Sender::Endpoint(id, _) if !local.contains(id)) {
+                flow.sender = Sender::Gone;
+            }
+        }
         self.world = world;
     }
 
@@ -547,6 +554,7 @@ impl Machine {
         let itself = |sender: &Sender| match sender {
             Sender::Endpoint(other, _) => other == id,
             Sender::Address { .. } => direction == Direction::Egress && own_address(passage.remote),
+            Sender::Gone => false,
         };
         let key = key(passage, ip);
         let at_node = world.peer(passage.endpoint.segment, passage.remote, false).node.is_some();
@@ -562,6 +570,9 @@ impl Machine {
             if flow.initiator == direction && direction == Direction::Ingress && flow.sender != passage.sender {
                 flow.sender = passage.sender.clone();
                 heard = Effect::Remember(key.clone(), flow.clone());
+            }
+            if direction == Direction::Egress && self.unknown(passage, &flow) {
+                return Opinion { effect: Effect::Forget(key), ..Opinion::drop(reason::REVOKED) };
             }
             if itself(&flow.sender) {
                 return Opinion { effect: heard, ..Opinion::pass(reason::ITSELF) };
@@ -605,6 +616,14 @@ impl Machine {
         Opinion { effect, ..Verdict { begins, ..verdict }.into() }
     }
 
+    /// Whether nobody can tell any more who called: it is gone, and the address that was put in place of its own names others as well.
+    fn unknown(&self, passage: &Passage<'_>, flow: &Flow) -> bool {
+        let address = passage.remote;
+        let shared = self.world.peer(passage.endpoint.segment, address, false).node.is_some()
+            || self.world.services.iter().any(|front| front.addresses.contains(&address));
+        flow.sender == Sender::Gone && shared
+    }
+
     /// Whether an error is about a flow of the endpoint that still holds, and goes to the one whose packet it is about.
     fn known(&self, reading: Reading, id: &EndpointId, passage: &Passage<'_>, error: &Ip, about: &Ip) -> bool {
         if about.v6() != error.v6() || about.source != error.destination || about.fragment == Some(Fragment::Later) {
@@ -624,6 +643,9 @@ impl Machine {
         let Some(flow) = self.flows.get(id).and_then(|flows| flows.get(&key(&quoted, about))) else {
             return false;
         };
+        if self.unknown(&quoted, flow) {
+            return false;
+        }
         // Whom a call may reach is asked with its next packet, not with errors about it: they carry nothing but what
         // their receiver has sent, and only as long as the node still translates the address.
         let segment = passage.endpoint.segment;
@@ -636,6 +658,7 @@ impl Machine {
 fn other_end<'a>(world: &'a World, segment: Segment, remote: IpAddr, sender: &Sender) -> Peer<'a> {
     match sender {
         Sender::Address { passing } => world.peer(segment, remote, *passing),
+        Sender::Gone => world.peer(segment, remote, false),
         Sender::Endpoint(id, own) => {
             let peer = world.peer(segment, *own, false);
             match world.endpoint(id) {

@@ -759,6 +759,34 @@ fn a_workload_reaches_itself() {
 }
 
 #[test]
+fn a_caller_that_is_gone_gets_no_answer() {
+    let world = || fronted(vec![], &["cart-1"]);
+    let gone = || {
+        let mut world = world();
+        world.workloads.retain(|workload| workload.name != "web-1");
+        world
+    };
+    let machine = &mut Machine::new(world());
+    let web = id("web-1");
+    assert_eq!(
+        reach(machine, &web, "cart-1", &translated("cart-1", "192.0.2.1", flag::SYN)).reason,
+        reason::NOT_ISOLATED
+    );
+    let answer = segment(5432, 4000, flag::ACK);
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", answer.clone()), reason::REPLY);
+    machine.change(gone());
+    // Nor does one of its name that comes after it.
+    machine.change(world());
+    assert_eq!(step(machine, "cart-1", Egress, "192.0.2.1", answer.clone()), reason::REVOKED);
+    assert_eq!(machine.remembered(&id("cart-1")), 0);
+    // By its own address it was called by whoever has that.
+    let own = world().workload("shop", "web-1").unwrap().endpoints[0].addresses[0].to_string();
+    assert_eq!(reach(machine, &web, "cart-1", &translated("cart-1", &own, flag::SYN)).reason, reason::NOT_ISOLATED);
+    machine.change(gone());
+    assert_eq!(step(machine, "cart-1", Egress, &own, answer), reason::REPLY);
+}
+
+#[test]
 fn no_service_leads_to_a_tunnel() {
     let udp = |destination| Transport::Udp { source: 1, destination };
     for (backend, seen) in [("192.0.2.2", reason::TUNNEL), ("203.0.113.5", reason::NOT_ISOLATED)] {

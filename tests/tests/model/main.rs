@@ -9,6 +9,7 @@
 
 mod compiled;
 mod frames;
+mod gone;
 mod host;
 mod kernel;
 mod refused;

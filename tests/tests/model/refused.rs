@@ -28,7 +28,7 @@ use crate::{
 
 const NODE_PORT: u16 = 30_080;
 
-fn node(n: u8) -> Node {
+pub(crate) fn node(n: u8) -> Node {
     let address = IpAddr::from([192, 0, 2, n]);
     let prefixes = vec![Prefix::literal(&format!("10.244.{n}.0/24"))];
     Node {
@@ -38,7 +38,7 @@ fn node(n: u8) -> Node {
     }
 }
 
-fn workload(name: &str, n: u8) -> Workload {
+pub(crate) fn workload(name: &str, n: u8) -> Workload {
     Workload {
         namespace: "shop".into(),
         name: name.into(),
