@@ -122,9 +122,9 @@ reasons! {
     PlainOverlaySource = 29, "plain_overlay_source", true;
     /// Encapsulated traffic that passed the underlay check.
     Verified = 30, "verified", false;
-    /// What is known of an address changed twice while it was looked up.
+    /// What is known of an address changed twice while it was looked up, or its sender was removed while it was underway.
     Changing = 31, "changing", true;
-    /// Reply of a flow that policy no longer allows; the flow is forgotten with it.
+    /// Reply of a flow that policy no longer allows, or to a caller that is gone; the flow is forgotten with it.
     Revoked = 32, "revoked", true;
     /// A workload that reaches itself, by way of a service address for one.
     Itself = 33, "itself", false;

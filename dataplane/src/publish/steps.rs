@@ -197,7 +197,7 @@ impl Steps {
             state.words.keys().filter(|slot| !words.contains_key(slot)).map(|slot| (*slot, EndpointWord::default())),
         );
 
-        // Flows know a local endpoint by its slot, which may be given away now.
+        // Flows that name who goes are no good from then on, nor are its slot's next owner's packets theirs.
         let removes = flips.iter().any(|(_, word)| word.0 == 0);
         let all = |words: &BTreeMap<u32, EndpointWord>| words.keys().copied().collect::<Vec<u32>>();
 
