@@ -7,6 +7,7 @@ mod topics;
 mod verify;
 
 use std::{
+    collections::BTreeSet,
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -31,7 +32,7 @@ use bulkhead_controller::{
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
     cni,
-    kernel::{KernelNode, Options, Reader, XdpMode, detach},
+    kernel::{KernelNode, Options, Reader, XdpMode, attached, detach},
     mark,
 };
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -112,7 +113,7 @@ enum Command {
     ///
     /// Still dropped are frames that were flooded past a workload, and by the input rule tunnel packets that no program has marked: by a link without
     /// programs, not to a VTEP of this node, or beyond parsing. Links whose programs are missing, since an agent died as it changed the mask, stay
-    /// shut: `bulkhead detach` opens them. Other nodes enforce as before: a call between nodes needs a bypass on each that forbids it.
+    /// shut: `bulkhead detach --all` opens them. Other nodes enforce as before: a call between nodes needs a bypass on each that forbids it.
     ///
     /// The programs watch the clock: the bypass ends by itself, with the agent alive or dead, and what is forbidden is then cut with its next packet,
     /// established connections included. An agent that starts, publishes or ends meanwhile does not change that.
@@ -122,15 +123,10 @@ enum Command {
         /// A topic or a verb; without one, all of them are listed.
         topic: Option<String>,
     },
-    /// Detach every program, remove the input rule and the pins. Needs no agent; stop it first.
-    Detach {
-        /// Directory on a bpffs.
-        #[arg(long, default_value = PINS)]
-        pins: PathBuf,
-        /// State directory that the agent was given, for the audit log.
-        #[arg(long, default_value = STATE)]
-        state: PathBuf,
-    },
+    /// Detach every program, remove the input rule and the pins: nothing is guarded afterwards. Needs no agent; stop it first.
+    ///
+    /// What others attached stays. Without --all it says what it would do, and does nothing.
+    Detach(DetachArgs),
 }
 
 const PINS: &str = "/sys/fs/bpf/bulkhead";
@@ -225,6 +221,19 @@ fn reason(text: &str) -> Result<String, &'static str> {
 }
 
 #[derive(Args)]
+struct DetachArgs {
+    /// All of it, for good: `bulkhead bypass` lifts enforcement for a while and needs nothing to be set up again.
+    #[arg(long)]
+    all: bool,
+    /// Directory on a bpffs that the agent was given.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// State directory that the agent was given, for the audit log.
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+}
+
+#[derive(Args)]
 struct ReaderArgs {
     /// Directory on a bpffs that the agent was given.
     #[arg(long, default_value = PINS)]
@@ -303,7 +312,7 @@ fn main() -> ExitCode {
         }
         Command::Bypass(args) => lift(&args),
         Command::Help { topic } => help(topic.as_deref()),
-        Command::Detach { pins, state } => take_away(&pins, &state),
+        Command::Detach(args) => take_away(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -510,7 +519,10 @@ fn told(args: &ReaderArgs, socket: &Path) -> Result<(String, bool), Report> {
 }
 
 /// Whatever cannot be recorded, it is done.
-fn take_away(pins: &Path, state: &Path) -> Result<(), Report> {
+fn take_away(DetachArgs { all, pins, state }: &DetachArgs) -> Result<(), Report> {
+    if !all {
+        return Err(would_take_away(pins));
+    }
     detach(pins).into_diagnostic()?;
     // Where no agent ever was, there is nothing to tell of.
     if state.exists()
@@ -521,14 +533,41 @@ fn take_away(pins: &Path, state: &Path) -> Result<(), Report> {
     Ok(())
 }
 
+/// Whoever has not said that all shall go may mean something smaller, or another verb.
+fn would_take_away(pins: &Path) -> Report {
+    let what = match attached(pins) {
+        Ok(found) if found.is_empty() => "no program, since none is attached".to_owned(),
+        Ok(found) => {
+            let links: BTreeSet<_> = found.into_iter().map(|found| found.link).collect();
+            format!("all programs from {}", Vec::from_iter(links).join(", "))
+        }
+        Err(error) => format!("all programs (which, cannot be told: {error})"),
+    };
+    let place = elsewhere(pins);
+    let help = format!(
+        "if that is meant: bulkhead detach --all{place}\n\
+         to let pass what is forbidden for a while, after which the walls stand again by themselves: bulkhead bypass --for 15m --reason TEXT{place}"
+    );
+    miette::miette!(
+        help = help,
+        "nothing was done. This would detach {what}, and remove the input rule and the pins below {}: this node would not be guarded any more, until \
+         an agent starts",
+        pins.display()
+    )
+}
+
+/// What a command needs to be said beside for pins that are not in the usual place.
+fn elsewhere(pins: &Path) -> String {
+    if pins == Path::new(PINS) { String::new() } else { format!(" --pins {}", pins.display()) }
+}
+
 /// The kernel first: whatever cannot be recorded or printed, the bypass holds.
 fn lift(args: &BypassArgs) -> Result<(), Report> {
     log();
     let (until, text) = match args.time {
         Some(time) => {
             let until = bypass(&args.pins, time).into_diagnostic()?;
-            let default = args.pins == Path::new(PINS);
-            let pins = if default { String::new() } else { format!(" --pins {}", args.pins.display()) };
+            let pins = elsewhere(&args.pins);
             let text = format!(
                 "until then this node drops nothing that its programs judge: no policy, Guard or quarantine holds, nothing spoofed or forged is kept \
                  out, and all of it is counted as observed; other nodes enforce as before\nto end it now: bulkhead bypass --end --reason TEXT{pins}\n"

@@ -22,7 +22,7 @@ use crate::{
 
 /// Shortest bypass.
 pub const SHORTEST: Duration = Duration::from_secs(1);
-/// Longest bypass: whoever needs more means `bulkhead detach`.
+/// Longest bypass: whoever needs more means `bulkhead detach --all`.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bypasses enforcement from now on for this time, in place of what is left of an earlier bypass. Says when it ends, in nanoseconds of Unix time; time

@@ -271,7 +271,7 @@ fn differs(have: &Shape, want: &Shape) -> Option<String> {
             )
         };
         return Some(format!(
-            "it is a {}, and this version means a {}: another version pinned it; run `bulkhead detach` of that version (enforcement ends until the \
+            "it is a {}, and this version means a {}: another version pinned it; run `bulkhead detach --all` of that version (enforcement ends until the \
              agent has started again)",
             text(have),
             text(want)
@@ -279,7 +279,7 @@ fn differs(have: &Shape, want: &Shape) -> Option<String> {
     }
     (have.max_entries != want.max_entries).then(|| {
         format!(
-            "it has {} entries, {} are configured; configure the size it has, or run `bulkhead detach` to make it anew (enforcement ends until \
+            "it has {} entries, {} are configured; configure the size it has, or run `bulkhead detach --all` to make it anew (enforcement ends until \
              the agent has started again)",
             have.max_entries, want.max_entries
         )

@@ -103,7 +103,7 @@ impl Pins {
                 "{} holds pins of another layout, which this version cannot read; ask the version that made them",
                 other.display()
             ),
-            None => "nothing is pinned there: no agent has run with this directory, or `bulkhead detach` has removed its pins".to_owned(),
+            None => "nothing is pinned there: no agent has run with this directory, or `bulkhead detach --all` has removed its pins".to_owned(),
         };
         Err(NodeError::Kernel { doing: format!("open the tables in {}", self.base.display()), why })
     }
@@ -118,7 +118,7 @@ impl Pins {
             return Err(NodeError::Kernel {
                 doing: format!("pin in {}", self.layout.display()),
                 why: format!(
-                    "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach` of the version that made them",
+                    "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach --all` of the version that made them",
                     other.display()
                 ),
             });

@@ -251,6 +251,18 @@ pub fn detach(pins: &Path) -> Result<(), NodeError> {
     remove(&pins)
 }
 
+/// What [`detach`] would detach, read from the pins alone. Changes nothing.
+///
+/// # Errors
+/// The pins cannot be read.
+pub fn attached(pins: &Path) -> Result<Vec<LinkStatus>, NodeError> {
+    Ok(Links::new(&Pins::new(pins), Classifiers::default()).list()?.iter().map(link_status).collect())
+}
+
+fn link_status(found: &Attachment) -> LinkStatus {
+    LinkStatus { link: found.link.clone(), guard: found.to_string() }
+}
+
 fn remove(pins: &Pins) -> Result<(), NodeError> {
     let ports = Maps::open(pins).and_then(KernelStore::new).and_then(|store| tunnel_ports(&store));
     // The rule first: without programs that mark, it would stop the overlay. When the pins cannot tell whether there is one, it is looked for.
@@ -486,8 +498,7 @@ fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, N
     let mut status = read::status(store, names)?;
     let attachments = links.list()?;
     set_attached(&mut status.endpoints, &attachments);
-    status.links =
-        attachments.iter().map(|found| LinkStatus { link: found.link.clone(), guard: found.to_string() }).collect();
+    status.links = attachments.iter().map(link_status).collect();
     let ports = tunnel_ports(store)?;
     let mask = store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
     let stands = |layout: Layout| input_rule::present(&ports, &layout);

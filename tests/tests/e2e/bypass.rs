@@ -171,7 +171,7 @@ fn a_bypass_is_ended_at_once_and_detach_works_meanwhile() {
     let pins = walls.lab.pins(0);
     let program = bulkhead().unwrap();
     let program = program.to_str().unwrap();
-    let detached = walls.run(program, &["detach", "--pins", pins.to_str().unwrap()]);
+    let detached = walls.run(program, &["detach", "--all", "--pins", pins.to_str().unwrap()]);
     assert!(detached.status.success(), "{:?}", text(&detached));
     assert!(!pins.exists());
     alive(&mut streams);

@@ -5,10 +5,13 @@
 mod agent;
 mod applies;
 mod bypass;
+mod detach;
 mod established;
 mod expiry;
+mod foreign;
 mod forged;
 mod kills;
+mod listing;
 mod observe;
 mod policy;
 mod probe;
