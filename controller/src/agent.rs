@@ -25,6 +25,7 @@ use crate::{
     compile::compile,
     control::Pending,
     diagnostic::Diagnostics,
+    drift::{self, Drift},
     input::{Files, Inputs, Locations},
     metrics::{Health, Totals, render},
     model::Model,
@@ -145,6 +146,7 @@ pub struct Agent<N> {
     marks: MarkConflicts,
     marks_at: Instant,
     bypass: bypass::Watch,
+    drift: Drift,
 }
 
 impl<N: Node> Agent<N> {
@@ -280,6 +282,7 @@ impl<N: Node> Agent<N> {
             marks: MarkConflicts::default(),
             marks_at: Instant::now(),
             bypass: bypass::Watch::default(),
+            drift: Drift::default(),
         };
         let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
         let after = Some(agent.revision.head.number);
@@ -422,21 +425,15 @@ impl<N: Node> Agent<N> {
         self.stale |= self.has_deadlines();
         match self.node.status() {
             Ok(status) => {
-                let unattached = status.endpoints.iter().any(|endpoint| !endpoint.attached);
-                if unattached || !self.desired.overlays.is_empty() && !self.desired.observe && !status.input_rule {
-                    tracing::warn!("a guard is missing: publishing again");
-                    self.stale = true;
+                let rule = !self.desired.overlays.is_empty() && !self.desired.observe;
+                if let Some(found) = self.drift.find(drift::missing(&status, rule), now()) {
+                    tracing::warn!("found missing, and put up again: {found}");
+                    self.record_seen("enforcement.drift", found);
                 }
+                self.stale |= !self.drift.is_whole();
                 if let Some(news) = self.bypass.see(status.bypassed_until, &self.settings.state) {
                     tracing::warn!("{news}");
-                    let event = Event {
-                        revision_before: Some(self.revision.head.number),
-                        revision_after: Some(self.revision.head.number),
-                        action: "enforcement.bypass_seen".to_owned(),
-                        detail: news,
-                        ..start(&self.settings.node)
-                    };
-                    record(&mut self.log, &event);
+                    self.record_seen("enforcement.bypass_seen", news);
                 }
             }
             Err(error) => tracing::warn!("what is in force cannot be read: {error}"),
@@ -444,6 +441,18 @@ impl<N: Node> Agent<N> {
         if self.marks_at.elapsed() >= MARKS {
             self.check_marks();
         }
+    }
+
+    /// What the agent has seen of what is in force.
+    fn record_seen(&mut self, action: &str, detail: String) {
+        let event = Event {
+            revision_before: Some(self.revision.head.number),
+            revision_after: Some(self.revision.head.number),
+            action: action.to_owned(),
+            detail,
+            ..start(&self.settings.node)
+        };
+        record(&mut self.log, &event);
     }
 
     /// Says who else uses our bits of packet marks. What others write there may let through what was not checked, and what they read was not
@@ -589,6 +598,12 @@ impl<N: Node> Agent<N> {
             Err(_) => true,
         };
         self.set_unguarded(result?);
+        let has = |desired: &Desired, link: &str| desired.endpoints.iter().any(|endpoint| endpoint.link == link);
+        let unwanted = |link: &str| has(&self.desired, link) && !has(&desired, link);
+        if let Some(back) = self.drift.repair(&self.unguarded, unwanted) {
+            tracing::info!("put up again: {back}");
+            self.record_seen("enforcement.drift_repaired", back);
+        }
         self.desired = desired;
         self.failed.clear();
         Ok(())
@@ -712,6 +727,9 @@ impl<N: Node> Agent<N> {
             failed: !self.failed.is_empty() || !self.unstored.is_empty(),
             unguarded: self.unguarded.len(),
             mark_conflicts: self.marks.users.len(),
+            audit_lost: self.log.losses().total,
+            drift_found: self.drift.found,
+            drift_repaired: self.drift.repaired,
         }
     }
 

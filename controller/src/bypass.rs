@@ -6,6 +6,7 @@ use std::path::Path;
 
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     audit::{AuditError, Event, Log, Outcome},
@@ -23,7 +24,8 @@ pub const FILE: &str = "bypass.json";
 const SLACK: u64 = 60_000_000_000;
 
 /// Somebody has bypassed enforcement, or has ended that.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BypassRecord)]
 pub struct Record {
     /// Whose process it was.
     pub uid: u32,

@@ -2,16 +2,17 @@
 
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use axum::http::{Method, Request, StatusCode, header};
+use axum::http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, runtime::Runtime, time::timeout};
 
 use crate::api::problem::Problem;
 
@@ -80,23 +81,70 @@ impl Client {
         self.ask(Method::POST, path, Some(body))
     }
 
-    fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T, ClientError> {
-        let away = |why: String| ClientError::Away { socket: self.socket.clone(), why };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| away(error.to_string()))?;
-        let answer = runtime.block_on(async { timeout(PATIENCE, self.exchange(method, path, body)).await });
-        let (status, bytes) = match answer {
-            Ok(answer) => answer.map_err(|error| away(error.to_string()))?,
-            Err(_) => return Err(away("it took too long".to_owned())),
-        };
-        let strange = |error: serde_json::Error| ClientError::Strange(format!("{status}, {error}"));
-        if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(strange);
-        }
-        Err(ClientError::Refused(Box::new(serde_json::from_slice(&bytes).map_err(strange)?)))
+    /// Hands on what a stream tells, an object a line, until it ends or `each` has enough. The agent may end it at any time.
+    ///
+    /// # Errors
+    /// There is no stream; see [`ClientError`].
+    pub fn follow<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut each: impl FnMut(T) -> ControlFlow<()>,
+    ) -> Result<(), ClientError> {
+        let runtime = self.runtime()?;
+        runtime.block_on(async {
+            let head = timeout(PATIENCE, self.send(Method::GET, path, None)).await;
+            let answer = head.map_err(|_| self.late())?.map_err(|error| self.away(error.to_string()))?;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if !status.is_success() {
+                let bytes = timeout(PATIENCE, body.collect()).await.map_err(|_| self.late())?;
+                return Err(refused(status, &bytes.map_err(|error| self.away(error.to_string()))?.to_bytes()));
+            }
+            let mut rest = Vec::new();
+            // An end that breaks off is an end.
+            while let Some(Ok(frame)) = body.frame().await {
+                rest.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    let told = serde_json::from_slice(&line).map_err(|error| strange(status, &error))?;
+                    if each(told).is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        })
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> io::Result<(StatusCode, Bytes)> {
+    fn away(&self, why: String) -> ClientError {
+        ClientError::Away { socket: self.socket.clone(), why }
+    }
+
+    fn late(&self) -> ClientError {
+        self.away("it took too long".to_owned())
+    }
+
+    fn runtime(&self) -> Result<Runtime, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| self.away(error.to_string()))
+    }
+
+    fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T, ClientError> {
+        let exchange = async {
+            let answer = self.send(method, path, body).await?;
+            let status = answer.status();
+            let bytes = answer.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+            Ok::<_, io::Error>((status, bytes))
+        };
+        let answer = self.runtime()?.block_on(async { timeout(PATIENCE, exchange).await });
+        let (status, bytes) = answer.map_err(|_| self.late())?.map_err(|error| self.away(error.to_string()))?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|error| strange(status, &error));
+        }
+        Err(refused(status, &bytes))
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> io::Result<Response<Incoming>> {
         let stream = UnixStream::connect(&self.socket).await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -108,9 +156,18 @@ impl Client {
             false => request,
         };
         let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(io::Error::other)?;
-        let answer: axum::http::Response<Incoming> = sender.send_request(request).await.map_err(io::Error::other)?;
-        let status = answer.status();
-        let bytes = answer.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-        Ok((status, bytes))
+        sender.send_request(request).await.map_err(io::Error::other)
     }
+}
+
+/// What an answer says that is no success.
+fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice(body) {
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(error) => strange(status, &error),
+    }
+}
+
+fn strange(status: StatusCode, error: &serde_json::Error) -> ClientError {
+    ClientError::Strange(format!("{status}, {error}"))
 }

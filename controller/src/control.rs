@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     agent::Unguarded,
     attachments::Attachments,
-    audit::Outcome,
+    audit::{Losses, Outcome},
+    bypass,
     diagnostic::Diagnostics,
+    drift::Drift,
     input::Files,
     metrics::Health,
     model::Model,
@@ -197,6 +199,12 @@ pub struct Report {
     pub held: Vec<String>,
     /// Samples of denied packets that the budget did not let through.
     pub lost: u64,
+    /// Who bypassed enforcement and why, as far as that was recorded.
+    pub bypass: Option<bypass::Record>,
+    /// What was found missing on the node, and put back.
+    pub drift: Drift,
+    /// What could not be written to the audit log.
+    pub audit: Losses,
 }
 
 /// What was seen on the node, and what names it.

@@ -24,6 +24,7 @@ pub mod cni;
 pub mod compile;
 pub mod control;
 pub mod diagnostic;
+pub mod drift;
 pub mod explain;
 pub mod guard;
 pub mod input;

@@ -1,6 +1,7 @@
 //! The command line: the agent, and what it shows.
 
 mod ask;
+mod look;
 mod online;
 mod survey;
 mod topics;
@@ -18,26 +19,22 @@ use std::{
 
 use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
-    api::{identity::Appliers, server::Socket, types::StatusBody},
+    api::{identity::Appliers, server::Socket},
     bypass,
-    client::Client,
     cni::Plugins,
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
-    model::Model,
     run::{Api, Life, Stopper},
-    show::{self, Names, News},
-    store::{self, Revision},
+    show,
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
     cni,
-    kernel::{KernelNode, Options, Reader, XdpMode, attached, detach},
+    kernel::{KernelNode, Options, XdpMode, attached, detach},
     mark,
 };
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _};
-use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -59,25 +56,13 @@ enum Command {
     Agent(AgentArgs),
     /// Show whether this node enforces, what is in force, and what is not well.
     ///
-    /// Reads the pins, and asks the agent. The exit status is 0 when all is well, 2 when something is not: no agent answers, enforcement is bypassed,
-    /// a workload is not guarded, not all input is used, a table is nearly full. It is 1 when nothing can be read.
-    Status(StatusArgs),
-    /// List what the node knows.
-    Get {
-        /// What to list.
-        #[arg(value_enum)]
-        what: What,
-        #[command(flatten)]
-        reader: ReaderArgs,
-    },
-    /// Show flows that were allowed and samples of what was blocked, each with its reason and line.
-    Observe {
-        /// Go on until interrupted.
-        #[arg(long, short)]
-        follow: bool,
-        #[command(flatten)]
-        reader: ReaderArgs,
-    },
+    /// Asks the agent; where none answers it says so, and reads the pins. The exit status is 0 when all is well, 2 when something is not: no agent
+    /// answers, enforcement is bypassed, a workload is not guarded, not all input is used, a table is nearly full. It is 1 when nothing can be read.
+    Status(look::StatusArgs),
+    /// List what the node knows. Asks the agent, or reads the pins with --offline.
+    Get(look::GetArgs),
+    /// Show flows that were allowed and samples of what was blocked, each with its reason and line. Asks the agent, or reads the pins with --offline.
+    Observe(look::ObserveArgs),
     /// Show who may call whom according to files, needing no agent.
     Simulate(ask::SimulateArgs),
     /// Tell whether a connection is allowed, by which lines, and what is missing: of files, needing no agent, or of what is in force.
@@ -233,28 +218,6 @@ struct DetachArgs {
     state: PathBuf,
 }
 
-#[derive(Args)]
-struct ReaderArgs {
-    /// Directory on a bpffs that the agent was given.
-    #[arg(long, default_value = PINS)]
-    pins: PathBuf,
-    /// State directory that the agent was given.
-    #[arg(long, default_value = STATE)]
-    state: PathBuf,
-    /// JSON instead of a table; of `observe` an object a line.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct StatusArgs {
-    #[command(flatten)]
-    reader: ReaderArgs,
-    /// Socket that the agent was given.
-    #[arg(long, value_name = "PATH", default_value = SOCKET)]
-    socket: PathBuf,
-}
-
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Xdp {
     /// TC alone.
@@ -276,24 +239,12 @@ impl From<Xdp> for XdpMode {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum What {
-    /// Endpoints, their services, and whether they are guarded.
-    Workloads,
-    /// Listed services as they are written.
-    Policies,
-    /// Rules, where they are written and what they decided here.
-    Rules,
-    /// Flows in the tables.
-    Flows,
-}
-
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(args) => return agent(&args),
-        Command::Status(args) => return status(&args.reader, &args.socket),
-        Command::Get { what, reader } => get(what, &reader),
-        Command::Observe { follow, reader } => observe(follow, &reader),
+        Command::Status(args) => return status(&args),
+        Command::Get(args) => look::get(&args).and_then(|text| out(&text)),
+        Command::Observe(args) => look::observe(&args),
         Command::Simulate(args) => return answer(ask::simulate(&args)),
         Command::Explain(args) if args.paths.is_empty() => return online_explain(&args),
         Command::Explain(args) => return answer(ask::explain(&args)),
@@ -446,76 +397,13 @@ fn end_on_signals(stopper: Stopper) -> Result<(), Report> {
     Ok(())
 }
 
-fn reader(args: &ReaderArgs) -> Result<Reader, Report> {
-    Reader::open(&args.pins, &args.state)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("nothing of this version is in force below {}", args.pins.display()))
-}
-
-fn in_force(state: &Path) -> Result<Option<Revision>, Report> {
-    let Some(reader) = store::Reader::open(state).into_diagnostic()? else { return Ok(None) };
-    reader.in_force().into_diagnostic()
-}
-
-fn revision(state: &Path) -> Result<Revision, Report> {
-    in_force(state)?.ok_or_else(|| miette::miette!("{} holds no revision: give the agent's `--state`", state.display()))
-}
-
-/// A revision was good when it was stored: what is wrong with it now is this version's doing.
-fn model(revision: &Revision) -> Result<Model, Report> {
-    revision.inputs.model().into_diagnostic().wrap_err("this version cannot read the stored revision")
-}
-
-fn json(value: &impl Serialize) -> Result<(), Report> {
-    out(&format!("{}\n", serde_json::to_string_pretty(value).into_diagnostic()?))
-}
-
-fn status(args: &ReaderArgs, socket: &Path) -> ExitCode {
-    match told(args, socket).and_then(|(text, well)| out(&text).map(|()| well)) {
+/// The exit status says whether all is well.
+fn status(args: &look::StatusArgs) -> ExitCode {
+    match look::status(args).and_then(|(text, well)| out(&text).map(|()| well)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(report) => fail(&report),
     }
-}
-
-/// What is in force, and whether all is well.
-fn told(args: &ReaderArgs, socket: &Path) -> Result<(String, bool), Report> {
-    let revision = in_force(&args.state)?;
-    let reader = reader(args)?;
-    let (status, marks) = (reader.status().into_diagnostic()?, reader.mark_conflicts().into_diagnostic()?);
-    let bypass = status.bypassed_until.map(|until| (until, bypass::Record::of(until, &args.state)));
-    let agent = Client::new(socket).get::<StatusBody>("/v1/status").map_err(|error| error.to_string());
-    let unguarded = status.endpoints.iter().any(|endpoint| !endpoint.attached);
-    let well = bypass.is_none() && !unguarded && agent.as_ref().is_ok_and(|agent| agent.troubles.is_empty());
-    if args.json {
-        let bypass = bypass.and_then(|(_, record)| record);
-        let revision = revision.map(|revision| {
-            let store::Head { number, node, time, summary, .. } = revision.head;
-            serde_json::json!({ "number": number, "node": node, "published": time, "summary": summary })
-        });
-        let (agent, unanswered) = (agent.as_ref().ok(), agent.as_ref().err());
-        let all = serde_json::json!({
-            "well": well, "bypass": bypass, "revision": revision, "status": status, "mark_conflicts": marks,
-            "agent": agent, "agent_does_not_answer": unanswered,
-        });
-        return Ok((ask::pretty(&all), well));
-    }
-    let mut text = match bypass {
-        Some((until, record)) => format!("{}\n", bypass::banner(until, record.as_ref())),
-        None if status.observe => "OBSERVING: nothing is dropped on this node\n".to_owned(),
-        None if status.endpoints.is_empty() => "NOTHING TO ENFORCE: no workload of this node is guarded\n".to_owned(),
-        None => "ENFORCING\n".to_owned(),
-    };
-    text.push_str(&match &agent {
-        Ok(agent) => {
-            let since = show::time(agent.started.saturating_mul(1_000_000_000));
-            let troubles: String = agent.troubles.iter().map(|trouble| format!("TROUBLE   {trouble}\n")).collect();
-            format!("agent     version {}, since {since}\n{troubles}", agent.version)
-        }
-        Err(why) => format!("AGENT     DOES NOT ANSWER, what is in force stays and nothing new takes effect: {why}\n"),
-    });
-    text.push_str(&show::status(revision.as_ref(), &status, &marks));
-    Ok((text, well))
 }
 
 /// Whatever cannot be recorded, it is done.
@@ -587,57 +475,6 @@ fn lift(args: &BypassArgs) -> Result<(), Report> {
     }
     let banner = until.map(|until| format!("{}\n", bypass::banner(until, Some(&record))));
     out(&format!("{}{text}", banner.unwrap_or_default()))
-}
-
-fn get(what: What, args: &ReaderArgs) -> Result<(), Report> {
-    let revision = revision(&args.state)?;
-    let model = model(&revision)?;
-    match what {
-        What::Workloads => {
-            let lines = show::workloads(&model, &revision.head.node, &reader(args)?.status().into_diagnostic()?);
-            if args.json { json(&lines) } else { out(&show::workloads_table(&lines)) }
-        }
-        What::Policies => {
-            let lines = show::policies(&revision, &model).into_diagnostic()?;
-            if args.json { json(&lines) } else { out(&show::policies_table(&lines)) }
-        }
-        What::Rules => {
-            let lines = show::rules(&model, &reader(args)?.counters().into_diagnostic()?);
-            if args.json { json(&lines) } else { out(&show::rules_table(&lines)) }
-        }
-        What::Flows => {
-            let flows = reader(args)?.flows().into_diagnostic()?;
-            let lines = show::flows(&Names::new(&model, &revision.head.node), &flows);
-            if args.json { json(&lines) } else { out(&show::flows_table(&lines)) }
-        }
-    }
-}
-
-/// How often `observe --follow` looks.
-const LOOK: Duration = Duration::from_millis(500);
-
-fn observe(follow: bool, args: &ReaderArgs) -> Result<(), Report> {
-    let reader = reader(args)?;
-    let mut news = News::default();
-    loop {
-        // The agent may have published meanwhile.
-        let revision = revision(&args.state)?;
-        let model = model(&revision)?;
-        let names = Names::new(&model, &revision.head.node);
-        let (flows, contacts) = (reader.flows().into_diagnostic()?, reader.contacts().into_diagnostic()?);
-        let found = news.of(show::observations(&names, &flows, &contacts));
-        for observation in &found {
-            if args.json {
-                out(&format!("{}\n", serde_json::to_string(observation).into_diagnostic()?))?;
-            } else {
-                out(&format!("{}  {}\n", show::time(observation.last), observation.text))?;
-            }
-        }
-        if !follow {
-            return Ok(());
-        }
-        thread::sleep(LOOK);
-    }
 }
 
 /// Whoever reads the output may have seen enough.

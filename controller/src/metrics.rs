@@ -275,6 +275,12 @@ pub struct Health {
     pub unguarded: usize,
     /// Rules of others that use bits of packet marks that are ours.
     pub mark_conflicts: usize,
+    /// Records that could not be written to the audit log.
+    pub audit_lost: u64,
+    /// Guards that were found missing.
+    pub drift_found: u64,
+    /// Those of them that were put back.
+    pub drift_repaired: u64,
 }
 
 const SIDE: [&str; 5] = ["workload", "namespace", "service", "direction", "verdict"];
@@ -305,6 +311,12 @@ pub fn render(
     };
     let unsent = "Denied packets that the budget for samples did not let through; they are counted all the same.";
     counter("bulkhead_samples_unsent_total", unsent, contacts.unsent)?;
+    let lost = "Records that the agent could not write to the audit log since it started.";
+    counter("bulkhead_audit_lost_total", lost, health.audit_lost)?;
+    let found = "Guards that stood and were found missing since the agent started: programs on links, the input rule; looked for every ten seconds.";
+    counter("bulkhead_drift_found_total", found, health.drift_found)?;
+    let repaired = "Those of the guards that were found missing that were put back.";
+    counter("bulkhead_drift_repaired_total", repaired, health.drift_repaired)?;
     let gauge = |name, help, value: u64| -> Result<(), prometheus::Error> {
         let gauge = IntGauge::new(name, help)?;
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));

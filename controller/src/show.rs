@@ -1,4 +1,4 @@
-//! What the command line shows of a node: tables for people, JSON for programs. Everything comes from the pins and the state directory.
+//! What the command line shows of a node: tables for people, JSON for programs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use bulkhead_dataplane::{
     desired::EndpointName,
-    node::{ContactRecord, Contacts, Discovered, FlowRecord, MarkConflicts, Reading, Status},
+    node::{ContactRecord, Contacts, Discovered, FlowRecord, Reading, Status},
 };
 use bulkhead_ebpf::{
     abi::{Class, Direction},
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
+    api::types::{NodeBody, RevisionBody, StatusBody},
     compile::{NODE_REACHES, NOT_ISOLATED, isolated},
     diagnostic::{Diagnostics, source},
     explain::{Party, Question, explain},
@@ -477,53 +478,50 @@ pub fn flows_table(flows: &[FlowLine]) -> String {
     table(["WORKLOAD", "DIRECTION", "PEER", "PORT", "PACKETS", "BYTES", "RULE", "LAST"], &rows)
 }
 
-/// `bulkhead status`.
+/// What `bulkhead status` says of a node, under whichever revision; `Err` says why that is not known.
 #[must_use]
-pub fn status(revision: Option<&Revision>, status: &Status, marks: &MarkConflicts) -> String {
+pub fn status(revision: Result<Option<&RevisionBody>, &str>, node: &NodeBody) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     match revision {
-        Some(revision) => {
-            let head = &revision.head;
-            let summary = &head.summary;
-            let at = time(head.time.saturating_mul(1_000_000_000));
-            let _ = writeln!(text, "revision  {} of node {}, published {at}", head.number, head.node);
+        Ok(Some(revision)) => {
+            let summary = &revision.summary;
+            let at = time(revision.time.saturating_mul(1_000_000_000));
+            let _ = writeln!(text, "revision  {} of node {}, published {at}", revision.number, revision.node);
             let _ = writeln!(
                 text,
                 "compiled  {} rules, {} selectors, {} policy sets, {} endpoints, {} addresses, {} prefixes",
                 summary.rules, summary.selectors, summary.sets, summary.endpoints, summary.addresses, summary.prefixes
             );
         }
-        None => text.push_str("revision  none is known\n"),
+        Ok(None) => text.push_str("revision  none is known\n"),
+        Err(why) => _ = writeln!(text, "revision  UNKNOWN, {why}"),
     }
-    let _ = writeln!(text, "epoch     {}", status.epoch);
-    let _ = writeln!(
-        text,
-        "boundary  input rule {}",
-        if status.input_rule { "stands or is not needed" } else { "MISSING" }
-    );
-    if status.mark_mask != 0 {
-        let _ = writeln!(text, "mark      {:#010x}", status.mark_mask);
+    let _ = writeln!(text, "epoch     {}", node.epoch);
+    let _ =
+        writeln!(text, "boundary  input rule {}", if node.input_rule { "stands or is not needed" } else { "MISSING" });
+    if node.mark_mask != NO_MASK {
+        let _ = writeln!(text, "mark      {}", node.mark_mask);
     }
-    for user in &marks.users {
-        let _ = writeln!(text, "CONFLICT  {:#010x} of it is used by {}", user.bits() & status.mark_mask, user.rule);
+    for user in &node.mark_users {
+        let _ = writeln!(text, "CONFLICT  {} of it is used by {}", user.bits, user.rule);
     }
-    for why in &marks.unread {
+    for why in &node.mark_unread {
         let _ = writeln!(text, "unknown   who else uses these bits: {why}");
     }
-    if !marks.remedy.is_empty() {
-        let _ = writeln!(text, "remedy    {}", marks.remedy);
+    if !node.mark_remedy.is_empty() {
+        let _ = writeln!(text, "remedy    {}", node.mark_remedy);
     }
     text.push('\n');
-    let endpoints: Vec<_> = status
+    let endpoints: Vec<_> = node
         .endpoints
         .iter()
         .map(|endpoint| {
             [
-                format!("{}/{}#{}", endpoint.name.namespace, endpoint.name.workload, endpoint.name.index),
+                endpoint.name.clone(),
                 endpoint.link.clone(),
-                format!("{:?}", endpoint.mode).to_lowercase(),
-                (if endpoint.attached { "guarded" } else { "NOT GUARDED" }).to_owned(),
+                endpoint.mode.clone(),
+                (if endpoint.guarded { "guarded" } else { "NOT GUARDED" }).to_owned(),
                 endpoint.epoch.to_string(),
                 endpoint.slot.to_string(),
             ]
@@ -531,16 +529,52 @@ pub fn status(revision: Option<&Revision>, status: &Status, marks: &MarkConflict
         .collect();
     text.push_str(&table(["ENDPOINT", "LINK", "MODE", "GUARD", "EPOCH", "SLOT"], &endpoints));
     text.push('\n');
-    let links: Vec<_> = status.links.iter().map(|link| [link.link.clone(), link.guard.clone()]).collect();
+    let links: Vec<_> = node.links.iter().map(|link| [link.link.clone(), link.guard.clone()]).collect();
     text.push_str(&table(["LINK", "GUARD"], &links));
     text.push('\n');
-    let tables: Vec<_> = status
+    let tables: Vec<_> = node
         .tables
         .iter()
-        .map(|table| [table.table.to_owned(), table.used.to_string(), table.limit.to_string()])
+        .map(|table| [table.table.clone(), table.used.to_string(), table.limit.to_string()])
         .collect();
     text.push_str(&table(["TABLE", "USED", "LIMIT"], &tables));
     text
+}
+
+/// How a mask is written where no programs are in force yet.
+const NO_MASK: &str = "0x00000000";
+
+/// What `bulkhead status` says of an agent that answers.
+#[must_use]
+pub fn agent(agent: &StatusBody) -> String {
+    let mut text = format!("agent     version {}, since {}\n", agent.version, seconds(agent.started));
+    for trouble in &agent.troubles {
+        let _ = writeln!(text, "TROUBLE   {trouble}");
+    }
+    let drift = &agent.drift;
+    if drift.found > 0 {
+        let latest = drift.latest.map(seconds).unwrap_or_default();
+        let what = drift.what.as_deref().unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "drift     {} guards were found missing since then, {} of them were put back; the latest at {latest}: {what}",
+            drift.found, drift.repaired
+        );
+    }
+    if agent.audit_lost > 0 {
+        let _ = writeln!(text, "audit     {} records could not be written since then", agent.audit_lost);
+    }
+    text
+}
+
+fn seconds(seconds: u64) -> String {
+    time(seconds.saturating_mul(1_000_000_000))
+}
+
+/// How an endpoint is called.
+#[must_use]
+pub fn full_name(EndpointName { namespace, workload, index }: &EndpointName) -> String {
+    format!("{namespace}/{workload}#{index}")
 }
 
 /// Names for what readers find, by the revision in force.
@@ -555,7 +589,6 @@ pub struct Names<'a> {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Observation {
     /// What stays the same while the same thing goes on.
-    #[serde(skip)]
     pub key: String,
     /// Latest packet, nanoseconds of Unix time.
     pub last: u64,
@@ -615,8 +648,8 @@ impl<'a> Names<'a> {
             format!("ALLOWED {from} -> {to} {port}  {at} {grounds}; {packets} packets, {replies} replies{stale}");
         Observation {
             key: format!(
-                "{:?} {} {}:{} {}:{} {}",
-                flow.endpoint,
+                "{} {} {}:{} {}:{} {}",
+                full_name(&flow.endpoint),
                 flow.direction,
                 flow.local,
                 flow.local_port,
@@ -676,8 +709,8 @@ impl<'a> Names<'a> {
         };
         Observation {
             key: format!(
-                "{:?} {} {} {} {} {} {verdict}",
-                contact.endpoint,
+                "{} {} {} {} {} {} {verdict}",
+                contact.endpoint.as_ref().map_or_else(|| "node".to_owned(), full_name),
                 contact.direction,
                 contact.peer,
                 contact.protocol,
@@ -746,6 +779,28 @@ impl News {
         });
         self.shown = now;
         found
+    }
+}
+
+/// What several streams tell one after the other, each thing once: every one begins with all that is there.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Packets of what the streams before told and this one has not told yet.
+    before: BTreeMap<String, u64>,
+    now: BTreeMap<String, u64>,
+}
+
+impl Streams {
+    /// Another stream begins.
+    pub fn begin(&mut self) {
+        self.before = std::mem::take(&mut self.now);
+    }
+
+    /// Whether no stream before told of an observation.
+    pub fn is_new(&mut self, observation: &Observation) -> bool {
+        let told = self.before.remove(&observation.key);
+        self.now.insert(observation.key.clone(), observation.packets);
+        told.is_none_or(|packets| observation.verdict != "allowed" && observation.packets != packets)
     }
 }
 

@@ -84,6 +84,34 @@ pub struct Guard {
     pub value: u32,
 }
 
+impl Guard {
+    /// Whether this attachment is what the guard asks for.
+    #[must_use]
+    pub fn is(&self, found: &Attachment) -> bool {
+        found.alive
+            && found.link == self.link
+            && found.place.hook() == Some(self.hook)
+            && found.stub == Some((self.program, self.value))
+    }
+}
+
+impl fmt::Display for Guard {
+    /// As in `ingress from_workload`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.hook {
+            Hook::Ingress => write!(f, "ingress {}", tc_name(self.program)),
+            Hook::Egress => write!(f, "egress {}", tc_name(self.program)),
+            Hook::XdpNative => f.write_str("xdp native underlay"),
+            Hook::XdpGeneric => f.write_str("xdp generic underlay"),
+        }
+    }
+}
+
+/// Name of a TC program.
+fn tc_name(program: u32) -> &'static str {
+    TC.iter().find(|(_, index)| *index == program).map_or("unknown", |(name, _)| name)
+}
+
 /// Where an attachment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
@@ -194,7 +222,7 @@ impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let program = match (self.place.hook(), self.stub) {
             (Some(Hook::XdpNative | Hook::XdpGeneric), Some(_)) => "underlay",
-            (_, Some((index, _))) => TC.iter().find(|(_, tc)| *tc == index).map_or("unknown", |(name, _)| name),
+            (_, Some((index, _))) => tc_name(index),
             (_, None) => "of another version",
         };
         write!(f, "{} {program}", self.place.name().replace('_', " "))?;

@@ -236,6 +236,8 @@ pub struct Status {
     pub endpoints: Vec<EndpointStatus>,
     /// Links that are guarded: name and programs.
     pub links: Vec<LinkStatus>,
+    /// Guards that stood after the latest publish and are not there any more. Who has not published knows of none.
+    pub missing: Vec<LinkStatus>,
     /// Use of each bounded table.
     pub tables: Vec<TableUse>,
     /// Whether the input rule stands.

@@ -328,6 +328,7 @@ pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
         bypassed_until: bypassed_until(store)?,
         endpoints: state.infos.iter().map(endpoint).collect(),
         links: Vec::new(),
+        missing: Vec::new(),
         tables,
         input_rule: false,
         mark_mask: 0,

@@ -11,6 +11,7 @@ use bulkhead_dataplane::{
 use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding};
 use crate::{
     audit::{Event, Outcome},
+    bypass::Record,
     control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
     input::Files,
     metrics::Health,
@@ -200,10 +201,12 @@ impl<N: Node> Control for Agent<N> {
 
     fn report(&mut self) -> Result<Report, NodeError> {
         let lost = self.node.contacts()?.unsent;
+        let status = self.node.status()?;
+        let bypass = status.bypassed_until.and_then(|until| Record::of(until, &self.settings.state));
         Ok(Report {
             head: self.revision.head.clone(),
             started: self.started,
-            status: self.node.status()?,
+            status,
             marks: self.marks.clone(),
             unguarded: Agent::unguarded(self).to_vec(),
             refused: self.refused.clone(),
@@ -212,6 +215,9 @@ impl<N: Node> Control for Agent<N> {
             pending: self.pending.clone(),
             held: self.overlay.held.keys().cloned().collect(),
             lost,
+            bypass,
+            drift: self.drift.clone(),
+            audit: self.log.losses(),
         })
     }
 

@@ -1,12 +1,13 @@
 //! What requests and answers say. Times are seconds of Unix time unless a field says otherwise.
 
-use bulkhead_dataplane::node::TableUse;
+use bulkhead_dataplane::node::{MarkConflicts, Status, TableUse};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
+    bypass::Record,
     control::Report,
-    show::time,
+    show::{full_name, time},
     simulate::{diff::ChangeLine, text::ConnectionLine},
     store::{Author, Condition, Head, Origin, Summary},
 };
@@ -185,6 +186,8 @@ impl Page {
 pub struct RevisionBody {
     /// Grows by one with each revision.
     pub number: u64,
+    /// Name of the node that it is compiled for.
+    pub node: String,
     /// The one that was in force before.
     pub parent: Option<u64>,
     /// Who changed.
@@ -245,6 +248,7 @@ impl From<&Head> for RevisionBody {
         };
         Self {
             number: head.number,
+            node: head.node.clone(),
             parent: head.parent,
             author: (&head.author).into(),
             origin: origin.to_owned(),
@@ -307,10 +311,6 @@ pub struct Connectivity {
 pub struct StatusBody {
     /// Version of the agent.
     pub version: String,
-    /// What happens to what policy forbids: `enforcing`, `observing`, `bypassed`.
-    pub state: String,
-    /// Until when enforcement is bypassed.
-    pub bypassed_until: Option<u64>,
     /// Since when the agent runs.
     pub started: u64,
     /// In force.
@@ -321,18 +321,105 @@ pub struct StatusBody {
     pub pending: Option<PendingBody>,
     /// Files that were rolled back, and stay so until somebody changes them.
     pub rolled_back: Vec<String>,
+    /// Samples of denied packets that did not fit the budget; the packets are counted all the same.
+    pub samples_lost: u64,
+    /// Records that the agent could not write to the audit log since it started.
+    pub audit_lost: u64,
+    /// Guards that were found missing since the agent started.
+    pub drift: DriftBody,
+    /// What its kernel says.
+    #[serde(flatten)]
+    pub node: NodeBody,
+}
+
+/// Guards that stood and were found missing: programs on links, the input rule.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DriftBody {
+    /// How many were found missing.
+    pub found: u64,
+    /// How many of them were put back.
+    pub repaired: u64,
+    /// When some were found missing last.
+    pub latest: Option<u64>,
+    /// Which these were: `ingress underlay on eth0`.
+    pub what: Option<String>,
+}
+
+/// What a node enforces, as its kernel says.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodeBody {
+    /// What happens to what policy forbids: `enforcing`, `observing`, `bypassed`.
+    pub state: String,
+    /// Until when enforcement is bypassed.
+    pub bypassed_until: Option<u64>,
+    /// Who bypassed it and why, as far as that was recorded.
+    pub bypass: Option<Record>,
     /// Node's epoch.
     pub epoch: u32,
+    /// The input rule stands, or is not needed.
+    pub input_rule: bool,
     /// Endpoints on the node.
     pub endpoints: Vec<EndpointBody>,
     /// Guards on links.
     pub links: Vec<LinkBody>,
     /// Use of bounded tables.
     pub tables: Vec<TableBody>,
-    /// Samples of denied packets that did not fit the budget; the packets are counted all the same.
-    pub samples_lost: u64,
     /// Bits of packet marks that are in use, `0x3f000fff`.
     pub mark_mask: String,
+    /// Who else uses some of these bits.
+    pub mark_users: Vec<MarkUserBody>,
+    /// What of that could not be looked at, and why.
+    pub mark_unread: Vec<String>,
+    /// How to get out of their way; empty without any.
+    pub mark_remedy: String,
+}
+
+/// A rule of somebody else that uses bits of packet marks.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MarkUserBody {
+    /// Which of those that are in use here, `0x00000100`.
+    pub bits: String,
+    /// Where it stands and, as far as it is known, how it reads.
+    pub rule: String,
+}
+
+impl NodeBody {
+    /// Of what was read; `bypass` is the record of the bypass that is in force.
+    #[must_use]
+    pub fn new(status: &Status, marks: &MarkConflicts, bypass: Option<Record>) -> Self {
+        let endpoints = status.endpoints.iter().map(|endpoint| EndpointBody {
+            name: full_name(&endpoint.name),
+            link: endpoint.link.clone(),
+            mode: format!("{:?}", endpoint.mode).to_lowercase(),
+            guarded: endpoint.attached,
+            epoch: endpoint.epoch,
+            slot: endpoint.slot,
+        });
+        let links = status.links.iter().map(|link| LinkBody { link: link.link.clone(), guard: link.guard.clone() });
+        let users = marks.users.iter().map(|user| MarkUserBody {
+            bits: format!("{:#010x}", user.bits() & status.mark_mask),
+            rule: user.rule.clone(),
+        });
+        Self {
+            state: match () {
+                () if status.bypassed_until.is_some() => "bypassed",
+                () if status.observe => "observing",
+                () => "enforcing",
+            }
+            .to_owned(),
+            bypassed_until: status.bypassed_until.map(|until| until / 1_000_000_000),
+            bypass,
+            epoch: status.epoch,
+            input_rule: status.input_rule,
+            endpoints: endpoints.collect(),
+            links: links.collect(),
+            tables: status.tables.iter().map(Into::into).collect(),
+            mark_mask: format!("{:#010x}", status.mark_mask),
+            mark_users: users.collect(),
+            mark_unread: marks.unread.clone(),
+            mark_remedy: marks.remedy.clone(),
+        }
+    }
 }
 
 /// A revision that waits to be confirmed.
@@ -373,37 +460,20 @@ pub struct LinkBody {
 impl From<Report> for StatusBody {
     fn from(report: Report) -> Self {
         let troubles = troubles(&report);
-        let Report { head, started, status, pending, held, lost, .. } = report;
-        let endpoints = status.endpoints.iter().map(|endpoint| EndpointBody {
-            name: format!("{}/{}#{}", endpoint.name.namespace, endpoint.name.workload, endpoint.name.index),
-            link: endpoint.link.clone(),
-            mode: format!("{:?}", endpoint.mode).to_lowercase(),
-            guarded: endpoint.attached,
-            epoch: endpoint.epoch,
-            slot: endpoint.slot,
-        });
-        let links = status.links.iter().map(|link| LinkBody { link: link.link.clone(), guard: link.guard.clone() });
+        let Report { head, started, status, marks, pending, held, lost, bypass, drift, audit, .. } = report;
+        let (latest, what) = drift.latest.map(|(at, what)| (at / 1_000_000_000, what)).unzip();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: match () {
-                () if status.bypassed_until.is_some() => "bypassed",
-                () if status.observe => "observing",
-                () => "enforcing",
-            }
-            .to_owned(),
-            bypassed_until: status.bypassed_until.map(|until| until / 1_000_000_000),
             started: started / 1_000_000_000,
             revision: (&head).into(),
             troubles,
             pending: pending
                 .map(|pending| PendingBody { revision: pending.revision, until: pending.until / 1_000_000_000 }),
             rolled_back: held,
-            epoch: status.epoch,
-            endpoints: endpoints.collect(),
-            links: links.collect(),
-            tables: status.tables.iter().map(Into::into).collect(),
             samples_lost: lost,
-            mark_mask: format!("{:#010x}", status.mark_mask),
+            audit_lost: audit.total,
+            drift: DriftBody { found: drift.found, repaired: drift.repaired, latest, what },
+            node: NodeBody::new(&status, &marks, bypass),
         }
     }
 }
@@ -422,6 +492,13 @@ fn troubles(report: &Report) -> Vec<String> {
     }
     if !report.unstored.is_empty() {
         add(format!("the database cannot be written: {}", report.unstored));
+    }
+    let audit = &report.audit;
+    if audit.unsaid > 0 {
+        add(format!("{} records could not be written to the audit log: {}", audit.unsaid, audit.why));
+    }
+    if !report.drift.missing().is_empty() {
+        add(format!("found missing, and tried to be put back: {}", report.drift.missing()));
     }
     for unguarded in &report.unguarded {
         add(format!("{} is not guarded: {}", unguarded.endpoint, unguarded.why));

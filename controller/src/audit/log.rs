@@ -41,6 +41,18 @@ pub struct Log {
     end: Option<End>,
     /// Records that could not be written by this process, and why the latest could not.
     lost: Option<(u64, String)>,
+    failures: u64,
+}
+
+/// Records that could not be written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Since the process began.
+    pub total: u64,
+    /// Those of which the log does not say yet that they are missing.
+    pub unsaid: u64,
+    /// Why the latest of these could not be written; empty without any.
+    pub why: String,
 }
 
 /// The end of the file that is written.
@@ -62,7 +74,7 @@ impl Log {
     /// The same with another size of its files.
     #[must_use]
     pub fn with_limits(state: &Path, limits: Limits) -> Self {
-        Self { state: state.to_owned(), limits, end: None, lost: None }
+        Self { state: state.to_owned(), limits, end: None, lost: None, failures: 0 }
     }
 
     /// Appends a record; it is on the disk when this returns. What a crash left unfinished, and records that could not be written before, are said in
@@ -74,9 +86,17 @@ impl Log {
         let written = self.try_record(event);
         if let Err(error) = &written {
             self.end = None;
+            self.failures += 1;
             self.lost = Some((self.lost.as_ref().map_or(1, |(count, _)| count + 1), error.to_string()));
         }
         written
+    }
+
+    /// What of it this process could not write.
+    #[must_use]
+    pub fn losses(&self) -> Losses {
+        let (unsaid, why) = self.lost.clone().unwrap_or_default();
+        Losses { total: self.failures, unsaid, why }
     }
 
     fn try_record(&mut self, event: &Event) -> Result<Head, AuditError> {

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    log::{Limits, Log},
+    log::{Limits, Log, Losses},
     verify::{Broken, Torn, Verified, Wanted, files, verify, verify_state},
 };
 use crate::store::Author;

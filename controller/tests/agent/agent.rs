@@ -351,10 +351,37 @@ fn a_guard_that_is_gone_is_put_up_again() {
     agent.check();
     agent.refresh();
     assert_eq!(agent.node().status().unwrap().epoch, epoch, "nothing is missing");
+    assert_eq!((agent.health().drift_found, agent.health().drift_repaired), (0, 0));
     home.links.network().attached.remove("veth-db");
     agent.check();
+    // It is told once, though it is looked at again before it is put up.
+    agent.check();
+    assert_eq!((agent.health().drift_found, agent.health().drift_repaired), (1, 0));
     agent.refresh();
     assert_eq!(home.attached(), ["veth-db", "veth-web"]);
+    agent.check();
+    assert_eq!((agent.health().drift_found, agent.health().drift_repaired), (1, 1));
+    let audit = fs::read_to_string(home.state().join("audit.jsonl")).unwrap();
+    let told = |action: &str| audit.lines().filter(|line| line.contains(&format!("\"{action}\""))).count();
+    assert_eq!((told("enforcement.drift"), told("enforcement.drift_repaired")), (1, 1), "{audit}");
+    assert!(audit.contains("guard of an endpoint on veth-db"), "{audit}");
+}
+
+/// A container that stops takes its guards with it, which nobody puts back.
+#[test]
+fn what_is_not_wanted_any_more_is_not_put_back() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    home.links.network().attached.remove("veth-db");
+    agent.check();
+    home.write(
+        "workloads.yaml",
+        &WORKLOADS.lines().filter(|line| !line.contains("db-1")).collect::<Vec<_>>().join("\n"),
+    );
+    agent.refresh();
+    assert_eq!(agent.refused(), "");
+    agent.check();
+    assert_eq!((agent.health().drift_found, agent.health().drift_repaired), (1, 0));
 }
 
 #[test]

@@ -98,7 +98,16 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 10 }],
         ..Status::default()
     };
-    let health = Health { revision: 4, refused: true, failed: true, unguarded: 2, mark_conflicts: 3 };
+    let health = Health {
+        revision: 4,
+        refused: true,
+        failed: true,
+        unguarded: 2,
+        mark_conflicts: 3,
+        audit_lost: 6,
+        drift_found: 8,
+        drift_repaired: 7,
+    };
     let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
     for (metric, labels, expected) in [
         ("bulkhead_underlay_packets_total", vec!["verdict=\"allowed\"", "reason=\"verified\""], 9),
@@ -114,6 +123,9 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_publish_error", vec![], 1),
         ("bulkhead_endpoints_unguarded", vec![], 2),
         ("bulkhead_mark_conflicts", vec![], 3),
+        ("bulkhead_audit_lost_total", vec![], 6),
+        ("bulkhead_drift_found_total", vec![], 8),
+        ("bulkhead_drift_repaired_total", vec![], 7),
         ("bulkhead_epoch", vec![], 5),
         ("bulkhead_input_rule", vec![], 1),
         ("bulkhead_bypass_active", vec![], 1),

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use bulkhead_controller::{
+    api::types::{NodeBody, StatusBody},
+    audit::Losses,
+    control::Report,
+    drift::Drift,
     input::Inputs,
     model::Model,
-    show::{self, Names},
+    show::{self, Names, Streams},
     store::{Author, Condition, Head, Origin, Revision, Summary},
 };
 use bulkhead_dataplane::node::{EndpointStatus, LinkStatus, MarkConflicts, MarkUser, Status, TableUse};
@@ -35,6 +39,29 @@ fn revision() -> (Revision, Model) {
     (Revision { head, inputs, documents: BTreeMap::new() }, model)
 }
 
+fn agent() -> StatusBody {
+    let latest = Some((1_700_000_000_000_000_000, "input rule, ingress underlay on eth0".to_owned()));
+    let mut drift = Drift::default();
+    (drift.found, drift.repaired, drift.latest) = (2, 1, latest);
+    let report = Report {
+        head: revision().0.head,
+        started: 1_700_000_000_000_000_000,
+        status: status(),
+        marks: MarkConflicts::default(),
+        unguarded: Vec::new(),
+        refused: String::new(),
+        failed: String::new(),
+        unstored: String::new(),
+        pending: None,
+        held: Vec::new(),
+        lost: 0,
+        bypass: None,
+        drift,
+        audit: Losses { total: 3, unsaid: 1, why: "audit.jsonl: cannot write: no space".to_owned() },
+    };
+    StatusBody { version: "1.2.3".to_owned(), ..report.into() }
+}
+
 fn conflicts() -> MarkConflicts {
     let rule = "iptables-nft -t mangle -A X -j MARK --set-xmark 0x20000/0xf0000".to_owned();
     MarkConflicts {
@@ -58,6 +85,7 @@ fn status() -> Status {
         bypassed_until: None,
         epoch: 3,
         endpoints: vec![endpoint("web-1", 1, true), endpoint("db-1", 2, false)],
+        missing: Vec::new(),
         links: vec![LinkStatus { link: "veth-web-1".to_owned(), guard: "tcx ingress".to_owned() }],
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 16384 }],
         input_rule: true,
@@ -76,8 +104,10 @@ fn tables_for_people() {
     ];
     let flows = [flow("web-1", "10.0.0.2", 5432, [7, 8], 1_700_000_000_000_000_000)];
     let text = [
-        show::status(Some(&revision), &status(), &conflicts()),
-        show::status(None, &Status::default(), &MarkConflicts::default()),
+        show::agent(&agent()),
+        show::status(Ok(Some(&(&revision.head).into())), &NodeBody::new(&status(), &conflicts(), None)),
+        show::status(Ok(None), &NodeBody::new(&Status::default(), &MarkConflicts::default(), None)),
+        show::status(Err("the disk is gone"), &NodeBody::new(&Status::default(), &MarkConflicts::default(), None)),
         show::workloads_table(&show::workloads(&model, "n1", &status())),
         show::policies_table(&show::policies(&revision, &model).unwrap()),
         show::rules_table(&show::rules(&model, &readings)),
@@ -142,6 +172,29 @@ fn observations() {
     lines.push(serde_json::to_string(&names.contact(&contacts[0])).unwrap());
     let lines = lines.join("\n");
     insta::assert_snapshot!(lines);
+}
+
+/// A stream that begins anew tells what the one before told, and more.
+#[test]
+fn what_a_stream_told_is_no_news_of_the_next() {
+    let (_, model) = revision();
+    let names = Names::new(&model, "n1");
+    let at = 1_700_000_000_000_000_000;
+    let flow = names.flow(&flow("web-1", "10.0.0.2", 5432, [7, 8], at));
+    let denied = |packets| names.contact(&contact("web-1", "egress", "203.0.113.9", 443, packets, at));
+    let mut streams = Streams::default();
+    for stream in 0..3 {
+        assert_eq!(streams.is_new(&flow), stream == 0, "a flow is told once");
+        assert_eq!(streams.is_new(&denied(2)), stream == 0);
+        // Each stream knows what it told itself.
+        assert!(streams.is_new(&flow));
+        assert!(streams.is_new(&denied(2)));
+        streams.begin();
+    }
+    assert!(streams.is_new(&denied(3)), "denied again");
+    // What was gone when the last stream began is new when it comes back.
+    streams.begin();
+    assert!(streams.is_new(&flow));
 }
 
 const AUDITED: &str = "\

@@ -2,6 +2,7 @@
 
 mod changes;
 mod client;
+mod command;
 mod confirm;
 mod contract;
 #[path = "../agent/home.rs"]

@@ -40,7 +40,7 @@ pub(crate) fn denied(store: &MemoryStore, slot: u16, port: u16, packets: u64) {
 /// Slot of a workload's only endpoint.
 pub(crate) fn slot(served: &Served, workload: &str) -> u16 {
     let name = format!("shop/{workload}#0");
-    let endpoint = served.status().endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap();
+    let endpoint = served.status().node.endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap();
     endpoint.slot.try_into().unwrap()
 }
 
@@ -63,7 +63,7 @@ fn lists_say_what_is_on_the_node() {
     assert!(metrics.status == 200 && metrics.text().contains("bulkhead_revision 1"), "{}", metrics.text());
     assert!(served.client.get("/v1/openapi.json").ok::<Value>()["paths"]["/v1/plan"].is_object());
     let status = served.status();
-    assert_eq!((status.state.as_str(), status.endpoints.len()), ("enforcing", 3));
+    assert_eq!((status.node.state.as_str(), status.node.endpoints.len()), ("enforcing", 3));
 
     denied(&home.store, slot(&served, "web-1"), 22, 3);
     let observations = list("observations");

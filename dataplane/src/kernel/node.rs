@@ -111,6 +111,8 @@ pub struct KernelNode {
     layout: Layout,
     /// Settings of the programs that this process has put in force.
     loaded: Option<abi::Config>,
+    /// What stood after the latest publish.
+    guards: Vec<Guard>,
     /// Held against a second agent.
     _lock: File,
 }
@@ -129,7 +131,7 @@ impl KernelNode {
         let store = KernelStore::new(Maps::create(&pins, &options.sizes)?)?;
         let links = Links::new(&pins, options.classifiers);
         let publisher = Publisher::open(store, &options.state)?;
-        Ok(Self { options, pins, links, publisher, layout, loaded: None, _lock: lock })
+        Ok(Self { options, pins, links, publisher, layout, loaded: None, guards: Vec::new(), _lock: lock })
     }
 
     /// The publisher, for tests that stop it half-way.
@@ -341,7 +343,7 @@ impl Node for KernelNode {
             }
         }
         self.attach(&guards)?;
-        let guards: Vec<Guard> = guards.into_iter().map(|(guard, _)| guard).collect();
+        self.guards = guards.into_iter().map(|(guard, _)| guard).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
@@ -349,7 +351,7 @@ impl Node for KernelNode {
         } else if !before.is_empty() {
             input_rule::remove()?;
         }
-        self.links.retain(&guards)?;
+        self.links.retain(&self.guards)?;
 
         self.publisher.release(&removed)?;
         let slots: Vec<u32> = removed.iter().map(|removed| removed.slot).collect();
@@ -383,7 +385,7 @@ impl Node for KernelNode {
     }
 
     fn status(&mut self) -> Result<Status, NodeError> {
-        status(self.publisher.store(), self.publisher.names(), &self.links)
+        status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)
     }
 
     fn guarded(&mut self, endpoints: &BTreeSet<EndpointName>) -> Result<BTreeSet<EndpointName>, NodeError> {
@@ -467,7 +469,7 @@ impl Reader {
     /// # Errors
     /// [`NodeError::Kernel`].
     pub fn status(&self) -> Result<Status, NodeError> {
-        read::with_names(&self.state, |names| status(&self.store, names, &self.links))
+        read::with_names(&self.state, |names| status(&self.store, names, &self.links, &[]))
     }
 }
 
@@ -494,11 +496,13 @@ fn counters(store: &KernelStore, names: &Names) -> Result<Vec<Reading>, NodeErro
 /// Name of the nftables input rule among the rules.
 pub const INPUT_RULE: &str = "input rule";
 
-fn status(store: &KernelStore, names: &Names, links: &Links) -> Result<Status, NodeError> {
+fn status(store: &KernelStore, names: &Names, links: &Links, wanted: &[Guard]) -> Result<Status, NodeError> {
     let mut status = read::status(store, names)?;
     let attachments = links.list()?;
     set_attached(&mut status.endpoints, &attachments);
     status.links = attachments.iter().map(link_status).collect();
+    let missing = wanted.iter().filter(|guard| !attachments.iter().any(|found| guard.is(found)));
+    status.missing = missing.map(|guard| LinkStatus { link: guard.link.clone(), guard: guard.to_string() }).collect();
     let ports = tunnel_ports(store)?;
     let mask = store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
     let stands = |layout: Layout| input_rule::present(&ports, &layout);

@@ -26,8 +26,7 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
     fs::write(Path::new(RECORDS).join(id), format!("{}\n{}\n", pins.display(), shop.directory().display()))?;
 
     let enter = |name: &str, netns: &Netns| format!("{name}() {{ nsenter --net={} \"$@\"; }}", netns.path().display());
-    let own =
-        |node: usize| format!("--pins {} --state {}", shop.lab.pins(node).display(), shop.lab.state(node).display());
+    let own = format!("--socket {}", shop.lab.socket(0).display());
     let call = |who: &str, name: &str, port: u16| {
         let address = shop.party(name).addresses[0];
         format!("{who} timeout 1 bash -c '</dev/tcp/{address}/{port}' && echo yes || echo no")
@@ -39,11 +38,11 @@ pub(crate) fn leave(shop: Shop) -> Result<()> {
         (enter("n2", &topology.node(1).netns), ""),
         (enter("web", &topology.workload("web").netns), ""),
         (enter("cart", &topology.workload("cart").netns), ""),
-        (format!("bulkhead() {{ n1 {} \"$@\" {}; }}", bulkhead_tests::bulkhead()?.display(), own(0)), ""),
+        (format!("bulkhead() {{ n1 {} \"$@\" {}; }}", bulkhead_tests::bulkhead()?.display(), own), ""),
     ]);
     show::blank();
     show::commands(&[
-        (format!("bulkhead status --socket {}", shop.lab.socket(0).display()), "what is in force on n1"),
+        ("bulkhead status".to_owned(), "what is in force on n1"),
         ("bulkhead get rules".to_owned(), "each rule, its line, and what it decided"),
         ("bulkhead observe".to_owned(), "who talked to whom, what was blocked, and why"),
         ("n1 curl -s http://127.0.0.1:9477/metrics".to_owned(), "metrics"),

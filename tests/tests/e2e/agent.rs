@@ -1,9 +1,9 @@
 //! The agent as its user sees it.
 
-use std::fs;
+use std::{fs, process::Stdio};
 
 use bulkhead_fixtures::skip;
-use bulkhead_tests::Agent;
+use bulkhead_tests::{Agent, bulkhead};
 
 use crate::{
     policy::{SHOP, shop},
@@ -109,7 +109,7 @@ fn the_mark_is_checked_against_other_users() {
     denied(&lab, "guest", "cart-1", Ask::Tcp(8080));
 }
 
-/// `status`, `get` and `observe` work from the pins, with no agent.
+/// `status` falls back on the pins when no agent answers; `get` and `observe` read them where they are told to, and say how otherwise.
 #[test]
 fn the_command_line_reads_the_pins_with_no_agent() {
     if !skip::root() {
@@ -117,15 +117,42 @@ fn the_command_line_reads_the_pins_with_no_agent() {
     }
     let lab = shop();
     let _servers = Servers::start(&lab, "cart-1", &[8080], &[]);
-    Agent::start(&lab, 0, &[]).unwrap().kill().unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let mut follow = lab.topology.node(0).netns.command(bulkhead().unwrap());
+    follow.args(["observe", "--follow"]).arg("--socket").arg(lab.socket(0));
+    let follow = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    denied(&lab, "guest", "cart-1", Ask::Tcp(8080));
+    agent.kill().unwrap();
+    // Who follows an agent that dies is told so.
+    let followed = follow.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&followed.stderr);
+    assert!(followed.status.code() == Some(1) && said.contains("no agent answers"), "{said}");
     allowed(&lab, "web", "cart-1", Ask::Tcp(8080));
     denied(&lab, "guest", "cart-1", Ask::Tcp(8080));
     let run = |words: &[&str]| command_line(&lab, 0, words);
     let status = run(&["status"]);
     assert!(status.contains("web") && status.contains("cart-1"), "{status}");
-    let flows = run(&["get", "flows"]);
+    assert!(
+        status.starts_with("ENFORCING\nAGENT     DOES NOT ANSWER") && status.contains("the pins below"),
+        "{status}"
+    );
+    for verb in [["get", "flows"].as_slice(), &["observe"], &["observe", "--follow"]] {
+        let mut command = lab.topology.node(0).netns.command(bulkhead().unwrap());
+        let output = command.args(verb).arg("--socket").arg(lab.socket(0)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{verb:?}: {said}");
+        assert!(said.contains("no agent answers") && said.contains("--offline"), "{verb:?}: {said}");
+    }
+    // Without its database the walls are told all the same.
+    let database = lab.state(0).join("bulkhead.db");
+    let whole = fs::read(&database).unwrap();
+    fs::write(&database, "no database").unwrap();
+    let status = run(&["status"]);
+    assert!(status.contains("revision  UNKNOWN, ") && status.contains("guarded"), "{status}");
+    fs::write(&database, whole).unwrap();
+    let flows = run(&["get", "flows", "--offline"]);
     assert!(flows.contains("8080"), "{flows}");
-    let observed = run(&["observe"]);
+    let observed = run(&["observe", "--offline"]);
     assert!(observed.contains("guest") && observed.contains("isolated"), "{observed}");
     assert!(fs::metadata(lab.pins(0)).is_ok(), "reading leaves the pins");
 }

@@ -103,7 +103,7 @@ fn text(output: &Output) -> (String, String) {
 
 /// Waits for what must come.
 #[track_caller]
-fn wait(what: &str, mut come: impl FnMut() -> bool) {
+pub(crate) fn wait(what: &str, mut come: impl FnMut() -> bool) {
     let start = Instant::now();
     while !come() {
         assert!(start.elapsed() < LONG, "{what}");

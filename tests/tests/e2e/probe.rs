@@ -76,11 +76,15 @@ pub(crate) fn denied(lab: &Lab, from: &str, to: &str, what: Ask) {
 #[track_caller]
 pub(crate) fn command_line(lab: &Lab, node: usize, words: &[&str]) -> String {
     let mut command = lab.topology.node(node).netns.command(bulkhead().unwrap());
-    command.args(words).arg("--pins").arg(lab.pins(node)).arg("--state").arg(lab.state(node));
+    command.args(words);
     // Where the agent is dead, or not all is well, the status says so in its exit status too.
     let status = words.first() == Some(&"status");
-    if status {
+    let asks = matches!(words.first(), Some(&("get" | "observe"))) && !words.contains(&"--offline");
+    if status || asks {
         command.arg("--socket").arg(lab.socket(node));
+    }
+    if !asks {
+        command.arg("--pins").arg(lab.pins(node)).arg("--state").arg(lab.state(node));
     }
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
