@@ -16,5 +16,6 @@ mod listing;
 mod observe;
 mod policy;
 mod probe;
+mod readme;
 mod services;
 mod spray;
