@@ -11,6 +11,7 @@ mod hostile;
 mod node;
 mod policies;
 mod refused;
+mod replay;
 mod requests;
 mod revisions;
 mod rollback;
