@@ -25,6 +25,7 @@ use bulkhead_controller::{
     store::{Author, Head},
 };
 use bulkhead_dataplane::{
+    cni::protocol as plugin,
     desired::Desired,
     memory::{Links, MemoryNode, MemoryStore},
     node::{NodeError, Reading, Rehearsal},
@@ -55,6 +56,10 @@ impl Control for Frozen {
 
     fn confirm(&mut self, revision: u64, _: &Author) -> Result<Head, PutError> {
         Err(PutError::NotPending(revision))
+    }
+
+    fn attach(&mut self, requests: &[plugin::Request]) -> Vec<plugin::Answer> {
+        self.0.attach(requests)
     }
 
     fn forbidden(&mut self, _: &Author, _: &str) {}
@@ -97,7 +102,7 @@ fn agent(directory: &Path) -> Frozen {
     fs::write(path("policies/shop.yaml"), POLICY).expect("a new file");
     fs::write(path("workloads.yaml"), WORKLOADS).expect("a new file");
     let locations = Locations { policies: path("policies"), workloads: path("workloads.yaml") };
-    let settings = Settings { locations, node: "n1".to_owned(), state: path("state"), observe: false };
+    let settings = Settings { locations, node: "n1".to_owned(), state: path("state"), observe: false, cni: None };
     let node = MemoryNode::open(MemoryStore::default(), Links::default(), &path("state")).expect("a node in memory");
     Frozen(Agent::start(node, settings).expect("policies to copy"))
 }
