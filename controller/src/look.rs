@@ -130,7 +130,7 @@ fn unanswered(error: ClientError) -> Report {
             help = "what is in force stays so without an agent; with `--offline` it is read from the pins and the state directory",
             "{error}"
         ),
-        error => Err::<(), _>(error).into_diagnostic().expect_err("it is one"),
+        error => Report::from_err(error),
     }
 }
 
