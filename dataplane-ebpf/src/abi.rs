@@ -6,8 +6,8 @@
 //! Addresses are kept as they lie in the packet (network byte order), in native integers that are only compared:
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
-/// Version of the map layout; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 3;
+/// Version of the layout of maps and pins; the directory below the pin path is `v{VERSION}`.
+pub const VERSION: u32 = 4;
 
 /// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has at most 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;

@@ -292,6 +292,7 @@ pub struct Maps {
     by_name: BTreeMap<String, Map>,
     /// Layouts of the flow tables, by name of the outer map.
     inner: BTreeMap<String, Shape>,
+    pins: Pins,
 }
 
 impl Maps {
@@ -302,7 +303,7 @@ impl Maps {
     pub fn create(pins: &Pins, sizes: &Sizes) -> Result<Self, NodeError> {
         sizes.check()?;
         pins.create()?;
-        Self::each(sizes, |definition| {
+        Self::each(pins, sizes, |definition| {
             let Definition { name, shape, inner } = definition;
             let path = pins.path(Kind::Map, name);
             match Map::from_pin(&path) {
@@ -329,7 +330,7 @@ impl Maps {
     /// Nothing is pinned, or not everything, or of another layout.
     pub fn open(pins: &Pins) -> Result<Self, NodeError> {
         pins.expect()?;
-        Self::each(&Sizes::default(), |definition| pinned(pins, definition))
+        Self::each(pins, &Sizes::default(), |definition| pinned(pins, definition))
     }
 
     /// Opens one of the pinned maps, whatever became of the others.
@@ -346,13 +347,17 @@ impl Maps {
         )
     }
 
-    fn each(sizes: &Sizes, mut map: impl FnMut(&Definition) -> Result<Map, NodeError>) -> Result<Self, NodeError> {
+    fn each(
+        pins: &Pins,
+        sizes: &Sizes,
+        mut map: impl FnMut(&Definition) -> Result<Map, NodeError>,
+    ) -> Result<Self, NodeError> {
         let (mut by_name, mut inner) = (BTreeMap::new(), BTreeMap::new());
         for definition in definitions(sizes)? {
             by_name.insert(definition.name.clone(), map(&definition)?);
             inner.extend(definition.inner.map(|shape| (definition.name, shape)));
         }
-        Ok(Self { by_name, inner })
+        Ok(Self { by_name, inner, pins: pins.clone() })
     }
 
     /// A map of that name.
@@ -377,6 +382,45 @@ impl Maps {
         })?;
         Map::create(outer, shape, None).doing(|| format!("create a flow table of {} entries", shape.max_entries))
     }
+
+    /// Pins what the outer map is about to hold at that index, in the place of what it held before. Without a pin nobody could open it again but by
+    /// its id, which needs CAP_SYS_ADMIN.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn pin_inner(&self, outer: &str, index: u32, map: &Map) -> Result<(), NodeError> {
+        self.pins.replace(Kind::Flows, &inner_name(outer, index), |path| map.pin(path))
+    }
+
+    /// Removes that pin; none is no error.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn unpin_inner(&self, outer: &str, index: u32) -> Result<(), NodeError> {
+        self.pins.remove(Kind::Flows, &inner_name(outer, index))
+    }
+
+    /// What an outer map holds at that index. `None` when it holds nothing there, or what an agent that died has not put in force.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn inner(&self, outer: &str, index: u32) -> Result<Option<Map>, NodeError> {
+        let doing = || format!("open the flow table {index} of {outer}");
+        // User space reads ids from a map of maps.
+        let mut id = [0; 4];
+        if !self.get(outer)?.get(&index.to_ne_bytes(), &mut id).doing(doing)? {
+            return Ok(None);
+        }
+        match Map::from_pin(&self.pins.path(Kind::Flows, &inner_name(outer, index))) {
+            Ok(map) => Ok(Some(map).filter(|map| map.id() == u32::from_ne_bytes(id))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).doing(doing),
+        }
+    }
+}
+
+fn inner_name(outer: &str, index: u32) -> String {
+    format!("{outer}-{index}")
 }
 
 /// The programs.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <pins>/v<layout>/maps/<name>       the tables
+//!                 /flows/<outer>-<n> flow tables of the endpoints, by slot
 //!                 /programs/<name>   the programs that the arrays PROGRAMS_TC and PROGRAMS_XDP point to, for test runs
 //!                 /stubs/<..>        what is attached to links, see `attach`
 //!                 /links/<..>        the attachments
@@ -36,6 +37,8 @@ pub struct Pins {
 pub enum Kind {
     /// The tables.
     Map,
+    /// The endpoints' flow tables, which an outer table holds too.
+    Flows,
     /// The programs.
     Program,
     /// Stubs of links.
@@ -46,11 +49,12 @@ pub enum Kind {
 
 impl Kind {
     /// In the order in which they are removed: nothing refers to what is not there any more.
-    const ALL: [Self; 4] = [Self::Link, Self::Stub, Self::Program, Self::Map];
+    const ALL: [Self; 5] = [Self::Link, Self::Stub, Self::Program, Self::Map, Self::Flows];
 
     const fn directory(self) -> &'static str {
         match self {
             Self::Map => "maps",
+            Self::Flows => "flows",
             Self::Program => "programs",
             Self::Stub => "stubs",
             Self::Link => "links",

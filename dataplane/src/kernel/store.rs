@@ -82,8 +82,9 @@ impl KernelStore {
     /// The kernel's.
     pub fn drop_flow_tables(&mut self, slots: &[u32]) -> Result<(), NodeError> {
         both(|outer| {
-            let outer = self.maps.get(outer)?;
-            outer.remove_batch(&keys(slots)).doing(|| "free flow tables")
+            // The pin first: one that is left over would keep the table's memory.
+            slots.iter().try_for_each(|slot| self.maps.unpin_inner(outer, *slot))?;
+            self.maps.get(outer)?.remove_batch(&keys(slots)).doing(|| "free flow tables")
         })
     }
 
@@ -226,6 +227,9 @@ impl Store for KernelStore {
         }
         both(|outer| {
             let family = usize::from(outer == FLOWS[1]);
+            for (slot, pair) in fresh.iter().zip(&tables) {
+                self.maps.pin_inner(outer, *slot, &pair[family])?;
+            }
             // A map of maps takes descriptors.
             let values: Vec<u8> =
                 tables.iter().flat_map(|pair| pair[family].as_fd().as_raw_fd().to_ne_bytes()).collect();
@@ -266,21 +270,11 @@ impl Store for KernelStore {
         &self,
         slot: u32,
     ) -> Result<(Vec<(abi::FlowKey4, abi::Flow)>, Vec<(abi::FlowKey6, abi::Flow)>), NodeError> {
-        let read = |outer: &str| -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
-            let mut id = [0; 4];
-            let outer = self.maps.get(outer).map_err(io::Error::other)?;
-            // User space reads ids from a map of maps.
-            if !outer.get(&slot.to_ne_bytes(), &mut id)? {
-                return Ok(None);
-            }
-            match Map::from_id(u32::from_ne_bytes(id)) {
-                Ok(map) => map.entries().map(Some),
-                // Replaced in between.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(e) => Err(e),
-            }
+        let read = |outer: &str| match self.maps.inner(outer, slot)? {
+            Some(map) => map.entries().map(Some).doing(|| format!("read {outer}")),
+            None => Ok(None),
         };
-        let (four, six) = (read(FLOWS[0]).doing(|| "read FLOWS4")?, read(FLOWS[1]).doing(|| "read FLOWS6")?);
+        let (four, six) = (read(FLOWS[0])?, read(FLOWS[1])?);
         Ok((four.as_ref().map(pairs).unwrap_or_default(), six.as_ref().map(pairs).unwrap_or_default()))
     }
 

@@ -460,6 +460,17 @@ fn endpoints_have_flow_tables_of_their_own() {
     assert_eq!(ids(&store, "FLOWS4").iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [1, 3, 4, 6, 7]);
     assert_eq!(ids(&store, "FLOWS6").iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [1, 3, 4, 6, 7]);
     assert_eq!(store.flows(100).unwrap(), (vec![], vec![]), "beyond the table");
+    let mut pinned = directory.pins().names(Kind::Flows).unwrap();
+    pinned.sort();
+    let named = |outer: &str| [1, 3, 4, 6, 7].map(|slot| format!("{outer}-{slot}"));
+    assert_eq!(pinned, [named("FLOWS4"), named("FLOWS6")].concat(), "no pin keeps the memory of what was freed");
+
+    // An agent that dies between pin and table leaves another table's pin: it is not taken for the one in force.
+    let maps = store.maps();
+    maps.pin_inner("FLOWS4", 1, &maps.create_inner("FLOWS4").unwrap()).unwrap();
+    assert!(maps.inner("FLOWS4", 1).unwrap().is_none());
+    store.flow_tables(&[1]).unwrap();
+    assert!(store.maps().inner("FLOWS4", 1).unwrap().is_some());
 }
 
 #[test]
