@@ -11,7 +11,8 @@
 //!
 //! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
 //! files some of which are bad. [`check`] says before all of this whether a node can be guarded, [`agent`] carries it there and keeps it, [`store`]
-//! and [`audit`] keep what was in force and who changed it, [`api`] lets others ask and change, [`metrics`] and [`show`] tell what the node counted.
+//! and [`audit`] keep what was in force and who changed it, [`confine`] gives away what none of this needs, [`api`] lets others ask and change,
+//! [`metrics`] and [`show`] tell what the node counted.
 
 pub mod agent;
 pub mod api;
@@ -22,6 +23,7 @@ pub mod check;
 pub mod client;
 pub mod cni;
 pub mod compile;
+pub mod confine;
 pub mod control;
 pub mod diagnostic;
 pub mod drift;

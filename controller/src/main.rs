@@ -22,6 +22,7 @@ use bulkhead_controller::{
     api::{identity::Appliers, server::Socket},
     bypass,
     cni::Plugins,
+    confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     run::{Api, Life, Stopper},
@@ -35,6 +36,7 @@ use bulkhead_dataplane::{
 };
 use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -346,10 +348,17 @@ fn agent(args: &AgentArgs) -> ExitCode {
 
 /// The inner error is what people wrote.
 fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
+    let socket = args.socket.parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."));
+    let (state, socket, pins) = (args.state.clone(), socket.to_owned(), args.pins.clone());
+    let needs = Needs { state, socket, pins, group: args.socket_group };
+    let confined = confine::confine(&needs)
+        .into_diagnostic()
+        .wrap_err("the agent does not start; what is in force stays as it is")?;
+    tracing::info!("{confined}");
+
     let locations = Locations { policies: args.policies.clone(), workloads: args.workloads.clone() };
     let refused = || format!("metrics cannot be served at {}; another agent may run here", args.metrics);
     let life = Life::new(Some(args.metrics)).into_diagnostic().wrap_err_with(refused)?;
-    std::fs::create_dir_all(&args.state).into_diagnostic().wrap_err_with(|| args.state.display().to_string())?;
     let refused = || format!("the API cannot be served at {}", args.socket.display());
     let socket = Socket::bind(&args.socket, args.socket_group).into_diagnostic().wrap_err_with(refused)?;
     let appliers = Appliers(args.apply_uid.iter().copied().collect());
@@ -373,6 +382,9 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         Err(StartError::Input(found)) => return Ok(Err(found)),
         Err(error) => return Err(error).into_diagnostic(),
     };
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!("systemd could not be told that the walls stand: {error}");
+    }
     if let Some(address) = life.address() {
         tracing::info!("metrics at http://{address}/metrics, the API at {}", args.socket.display());
     }

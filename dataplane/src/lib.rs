@@ -26,5 +26,6 @@ pub mod node;
 pub mod pins;
 pub mod publish;
 pub mod read;
+pub mod rights;
 pub mod store;
 pub mod sys;

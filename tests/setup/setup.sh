@@ -136,6 +136,7 @@ base_packages() {
     install_for podman podman "the tests start real containers"
     install_for runc runc "podman starts them with it"
     install_for busybox busybox-static "the image of these containers"
+    install_for systemd-analyze systemd "a test checks the unit file"
   fi
   if $lint; then
     install_for shellcheck shellcheck "make lint checks the shell scripts"

@@ -56,12 +56,23 @@ impl Agent {
     /// # Errors
     /// The program cannot be started.
     pub fn spawn(lab: &Lab, node: usize, arguments: &[&str]) -> Result<Self> {
+        Self::spawn_by(lab, node, &[], arguments)
+    }
+
+    /// The same by a command that changes what it needs to and becomes the agent, as `setpriv` does.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn spawn_by(lab: &Lab, node: usize, by: &[&str], arguments: &[&str]) -> Result<Self> {
+        let program = bulkhead()?;
+        let program = program.to_str().context("a path that is no UTF-8")?;
+        let words = [by, &[program, "agent"]].concat();
         let netns = lab.topology.node(node).netns.clone();
         let log = lab.state(node).with_extension("log");
         let file = fs::File::options().create(true).append(true).open(&log)?;
         let process = netns
-            .command(bulkhead()?)
-            .arg("agent")
+            .command(words[0])
+            .args(&words[1..])
             .arg("--policies")
             .arg(lab.policies())
             .arg("--workloads")

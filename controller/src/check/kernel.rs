@@ -1,6 +1,6 @@
 //! Kernel, rights, programs and the place for pins.
 
-use bulkhead_dataplane::{check::Facts, load::Rehearsal};
+use bulkhead_dataplane::{check::Facts, load::Rehearsal, rights};
 
 use super::{AS_ROOT, Line};
 
@@ -14,8 +14,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Line> {
 fn rights(facts: &Facts) -> Line {
     const TOPIC: &str = "rights";
     match &facts.kernel.lacking {
-        Ok(lacking) if lacking.is_empty() => Line::ok(TOPIC, "CAP_NET_ADMIN and CAP_SYS_ADMIN"),
-        Ok(lacking) => Line::problem(TOPIC, format!("this process lacks {}", lacking.join(" and ")), AS_ROOT),
+        Ok(lacking) if lacking.is_empty() => Line::ok(TOPIC, rights::NEEDED.map(|right| right.name).join(", ")),
+        Ok(lacking) => Line::problem(TOPIC, format!("this process lacks {}", lacking.join(", ")), AS_ROOT),
         Err(why) => Line::problem(TOPIC, why, "mount /proc (`mount -t proc proc /proc`)"),
     }
 }

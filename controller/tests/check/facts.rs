@@ -137,7 +137,7 @@ pub(crate) fn blind() -> Facts {
         release: Err(not("read /proc/sys/kernel/osrelease")),
         btf: false,
         tcx: Err(not("ask for the TCX programs of lo")),
-        lacking: Ok(vec!["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]),
+        lacking: Ok(vec!["CAP_NET_ADMIN", "CAP_BPF"]),
     };
     facts.rehearsal = Err(not("make the tables"));
     facts.pins = Err("pin in /sys/fs/bpf/bulkhead: /sys/fs/bpf is not on a BPF file system".to_owned());

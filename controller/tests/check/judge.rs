@@ -72,7 +72,7 @@ fn programs_read_lines_and_facts() {
 #[test]
 fn problems() {
     let cases: [(&str, &str, fn(&mut Facts)); 9] = [
-        ("rights", "lacks CAP_SYS_ADMIN", |facts| facts.kernel.lacking = Ok(vec!["CAP_SYS_ADMIN"])),
+        ("rights", "lacks CAP_BPF", |facts| facts.kernel.lacking = Ok(vec!["CAP_BPF"])),
         ("programs", "the verifier says no", |facts| facts.rehearsal = Err("the verifier says no".to_owned())),
         ("bpffs", "no bpffs", |facts| facts.pins = Err("no bpffs".to_owned())),
         ("network", "no netlink", |facts| facts.network = Err("no netlink".to_owned())),
