@@ -348,9 +348,11 @@ fn agent(args: &AgentArgs) -> ExitCode {
 
 /// The inner error is what people wrote.
 fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
-    let socket = args.socket.parent().filter(|directory| *directory != Path::new("")).unwrap_or(Path::new("."));
-    let (state, socket, pins) = (args.state.clone(), socket.to_owned(), args.pins.clone());
-    let needs = Needs { state, socket, pins, group: args.socket_group };
+    let parent =
+        |socket: &Path| socket.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new(".")).to_owned();
+    let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
+    let (state, pins) = (args.state.clone(), args.pins.clone());
+    let needs = Needs { state, sockets, pins, group: args.socket_group };
     let confined = confine::confine(&needs)
         .into_diagnostic()
         .wrap_err("the agent does not start; what is in force stays as it is")?;

@@ -19,8 +19,8 @@ use bulkhead_dataplane::rights::{self, Right};
 pub struct Needs {
     /// The state directory, made if it is missing.
     pub state: PathBuf,
-    /// The directory of the socket, made if it is missing.
-    pub socket: PathBuf,
+    /// The directories of the sockets, made if they are missing.
+    pub sockets: Vec<PathBuf>,
     /// The directory of pins, which the agent makes itself once it has looked at the file system.
     pub pins: PathBuf,
     /// A group that the agent gives its socket to.
@@ -107,7 +107,7 @@ pub fn confine(needs: &Needs) -> Result<Confined, ConfineError> {
     if threads != 1 {
         return Err(ConfineError::Threads(threads));
     }
-    for path in [&needs.state, &needs.socket] {
+    for path in std::iter::once(&needs.state).chain(&needs.sockets) {
         fs::create_dir_all(path).map_err(|why| ConfineError::Directory { path: path.clone(), why })?;
     }
     // SAFETY: no other thread runs that could read the environment meanwhile, as was just seen.
@@ -118,7 +118,10 @@ pub fn confine(needs: &Needs) -> Result<Confined, ConfineError> {
     capabilities::shed()?;
     let keeps = |what| move |why: nix::Error| ConfineError::Keeps { what, why: why.to_string() };
     nix::sys::prctl::set_no_new_privs().map_err(keeps("new rights by programs that are started"))?;
-    let writable = vec![needs.state.clone(), needs.socket.clone(), files::nearest(&needs.pins)];
+    let mut writable = vec![needs.state.clone(), files::nearest(&needs.pins)];
+    writable.extend(needs.sockets.iter().cloned());
+    writable.sort();
+    writable.dedup();
     let enforced = files::restrict(&writable)?;
     // The last: it refuses what stands above.
     syscalls::restrict()?;
