@@ -34,16 +34,22 @@ impl Patience {
     }
 }
 
-/// Asks, and waits for the answer.
+/// Asks, and waits for the answer. An agent that ends meanwhile is asked again when it is back, where that is waited for: nothing that is asked does more
+/// when it is asked twice.
 ///
 /// # Errors
 /// The agent is not there, is not root's, does not answer in time or speaks another version; or it refuses.
 pub fn ask(socket: &Path, request: &Request, patience: Patience) -> Result<(), Error> {
-    let stream = connect(socket, patience)?;
-    let reply = converse(stream, request, patience).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => timed_out(),
-        _ => away(socket, &error),
-    })?;
+    let reply = loop {
+        match connect(socket, patience).and_then(|stream| converse(stream, request, patience)) {
+            Ok(reply) => break reply,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Err(timed_out());
+            }
+            Err(_) if patience.for_agent && patience.left().is_some_and(|left| left > AGAIN) => thread::sleep(AGAIN),
+            Err(error) => return Err(away(socket, &error)),
+        }
+    };
     if reply.version != VERSION {
         return Err(Error::new(
             Code::AgentAway,
@@ -75,23 +81,7 @@ fn line(request: &Request) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn connect(socket: &Path, patience: Patience) -> Result<UnixStream, Error> {
-    loop {
-        let tried = try_connect(socket, patience);
-        match tried {
-            Ok(stream) => return Ok(stream),
-            Err(error) => {
-                let absent = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-                if !absent || !patience.for_agent || patience.left().is_none_or(|left| left < AGAIN) {
-                    return Err(away(socket, &error));
-                }
-            }
-        }
-        thread::sleep(AGAIN);
-    }
-}
-
-fn try_connect(path: &Path, patience: Patience) -> io::Result<UnixStream> {
+fn connect(path: &Path, patience: Patience) -> io::Result<UnixStream> {
     let left = patience.left().ok_or(io::ErrorKind::TimedOut)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // This bounds the connecting too, where the agent's queue is full.

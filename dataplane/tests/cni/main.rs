@@ -1,11 +1,20 @@
-//! The CNI plugin as a program: what it says of input that no runtime should hand to it. Nothing of it needs root, and no agent runs.
+//! The CNI plugin as a program: what it says of input that no runtime should hand to it. No agent runs.
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixListener,
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
+use bulkhead_dataplane::cni::{
+    Code,
+    ask::{Patience, ask},
+    protocol::{Answer, Ask, Reply, Request, VERSION},
+};
+use bulkhead_fixtures::skip;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -177,6 +186,37 @@ fn observing_gives_back_the_result() {
     let mut config = config();
     config["mode"] = json!("observe");
     assert_eq!(run(&environment(), config.to_string().as_bytes()), (config["prevResult"].clone(), true));
+}
+
+/// An agent that ends while it is asked, another that speaks another version, and one that says nothing.
+#[test]
+fn an_agent_that_ends_is_asked_again() {
+    if !skip::root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cni.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let request = Request { version: VERSION, network: "lab".to_owned(), ask: Ask::Status };
+    let patience = |seconds| Patience { until: Instant::now() + Duration::from_secs(seconds), for_agent: true };
+    let answer = |version| {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        let reply = Reply { version, answer: Answer::Done };
+        writeln!(stream, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
+    };
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&socket, &request, patience(60)));
+        drop(listener.accept().unwrap());
+        answer(VERSION);
+        assert_eq!(asked.join().unwrap(), Ok(()));
+        let asked = scope.spawn(|| ask(&socket, &request, patience(60)));
+        answer(VERSION + 1);
+        assert!(asked.join().unwrap().unwrap_err().message.contains("version"));
+    });
+    assert_eq!(ask(&socket, &request, patience(1)).unwrap_err().code, Code::TimedOut);
 }
 
 proptest! {
