@@ -33,7 +33,11 @@ use crate::{
     peers::Peers,
     policy::Policy,
     settle::{Settled, settle},
-    store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file, now, seconds},
+    store::{
+        Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError,
+        file::{self, FileError},
+        now, seconds,
+    },
     workloads::Workloads,
 };
 
@@ -76,6 +80,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Which containers run cannot be read.
+    #[error(transparent)]
+    Attachments(#[from] FileError),
 }
 
 /// An endpoint that is not guarded, and why.
@@ -167,7 +174,9 @@ impl<N: Node> Agent<N> {
         Self::begin(node, settings, compile).inspect_err(|error| {
             let (outcome, detail) = match error {
                 StartError::Input(_) => (Outcome::Refused, error.to_string()),
-                StartError::Node(_) | StartError::Store(_) => (Outcome::Failed, error.to_string()),
+                StartError::Node(_) | StartError::Store(_) | StartError::Attachments(_) => {
+                    (Outcome::Failed, error.to_string())
+                }
             };
             record(&mut Log::new(&state), &Event { outcome, detail, ..start(&target) });
         })
@@ -191,7 +200,7 @@ impl<N: Node> Agent<N> {
         let mut overlay = Overlay { documents, held: beside.held.clone() };
         let written = Files::read(&settings.locations);
         overlay.forget(&written);
-        let mut attachments = cni::load(&settings);
+        let mut attachments = cni::load(&settings)?;
         attachments.forget(&node.gone(&attachments.links())?);
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build =

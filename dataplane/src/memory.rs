@@ -394,6 +394,6 @@ impl Node for MemoryNode {
 
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         let network = self.links.network();
-        Ok(links.iter().filter(|(name, _)| network.broken.contains_key(name)).cloned().collect())
+        Ok(links.iter().filter(|(name, _)| network.gone.contains(name)).cloned().collect())
     }
 }

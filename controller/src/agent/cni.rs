@@ -15,7 +15,10 @@ use super::{Agent, Settings};
 use crate::{
     attachments::{Attachment, Attachments},
     model::Model,
-    store::{file, now},
+    store::{
+        file::{self, FileError},
+        now,
+    },
 };
 
 /// Name of the file beside the socket that tells the next agent.
@@ -26,12 +29,12 @@ fn directory(settings: &Settings) -> Option<&Path> {
 }
 
 /// What the agent before was told.
-pub(super) fn load(settings: &Settings) -> Attachments {
-    let known = directory(settings).map(|directory| file::load(directory, ATTACHMENTS)).transpose();
-    known.map(Option::flatten).map(Option::unwrap_or_default).unwrap_or_else(|error| {
-        tracing::error!("which containers run is not known, they are guarded again as the runtime tells: {error}");
-        Attachments::default()
-    })
+///
+/// # Errors
+/// It cannot be read. An agent that went on would take the guards of all of them for left-overs.
+pub(super) fn load(settings: &Settings) -> Result<Attachments, FileError> {
+    let known = directory(settings).map(|directory| file::load(directory, ATTACHMENTS)).transpose()?;
+    Ok(known.flatten().unwrap_or_default())
 }
 
 fn refused(message: impl Into<String>, remedy: impl Into<String>) -> Answer {
@@ -100,7 +103,14 @@ impl<N: Node> Agent<N> {
             .map_err(|found| found.to_string())?;
         // Before it takes effect: an agent that starts in between would take the guards for left-overs.
         let before = std::mem::replace(&mut self.attachments, next);
-        self.keep_attachments();
+        if let Err(error) = self.write_attachments() {
+            // Who goes may go all the same: the next agent finds its link gone.
+            if self.attachments.iter().any(|attachment| !before.iter().any(|known| known == attachment)) {
+                self.attachments = before;
+                return Err(format!("the next agent would not know which containers run: {error}"));
+            }
+            tracing::error!("the next agent does not know which containers went: {error}");
+        }
         match self.enforce(desired) {
             Ok(()) => {
                 self.mean(model);
@@ -161,11 +171,14 @@ impl<N: Node> Agent<N> {
 
     /// Writes down who is attached, for the next agent.
     pub(super) fn keep_attachments(&self) {
-        if let Some(directory) = directory(&self.settings)
-            && let Err(error) = file::store(directory, ATTACHMENTS, &self.attachments)
-        {
+        if let Err(error) = self.write_attachments() {
             tracing::error!("the next agent would not know which containers run: {error}");
         }
+    }
+
+    fn write_attachments(&self) -> Result<(), FileError> {
+        let write = |directory| file::store(directory, ATTACHMENTS, &self.attachments);
+        directory(&self.settings).map_or(Ok(()), write)
     }
 
     /// Forgets containers that are gone although nobody said so.

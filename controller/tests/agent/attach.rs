@@ -121,6 +121,20 @@ fn the_next_agent_knows_who_runs() {
     assert_eq!(guarded(&mut second), ["veth-db", "veth-web"]);
 }
 
+/// Whose containers nobody knows any more would lose their guards: no agent starts then, and what is pinned stays.
+#[test]
+fn an_agent_that_cannot_tell_who_runs_does_not_start() {
+    let home = home();
+    let mut first = agent(&home);
+    assert_eq!(first.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")]), [Answer::Done]);
+    drop(first);
+    home.write("state/attachments.json", "{");
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), ..home.settings() };
+    let refused = Agent::start(home.node().unwrap(), settings).unwrap_err().to_string();
+    assert!(refused.contains("attachments.json") && refused.contains("remove the file to start anew"), "{refused}");
+    assert!(home.attached().contains(&"veth-a".to_owned()));
+}
+
 /// A file that contradicts what runs is not used: the container stays guarded as it was.
 #[test]
 fn a_file_that_contradicts_a_running_container_is_refused() {
