@@ -7,7 +7,11 @@ mod netlink;
 mod overlay;
 mod survey;
 
-use std::{fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+};
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -138,22 +142,48 @@ impl LinkFacts {
 /// # Errors
 /// [`NodeError::Kernel`] when there is none, or when it is a veth pair whose other end the kernel does not show.
 pub fn link(name: &str) -> Result<LinkFacts, NodeError> {
-    netlink::run(&format!("read link {name}"), async |netlink| {
-        let link = get(netlink, 0, LinkAttribute::IfName(name.to_owned())).await.map_err(|error| {
-            match error.raw_os_error() {
-                Some(libc::ENODEV) => io::Error::other(
-                    "there is no such link in this network namespace; `ip -br link` lists those there are",
-                ),
-                _ => error,
-            }
-        })?;
-        let master = match link.master {
-            Some(index) => Some(get(netlink, index, None).await?.name),
-            None => None,
-        };
-        let peer = if link.veth { Some(peer_mac(netlink, &link).await?) } else { None };
-        Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, peer })
+    netlink::run(&reading(name), async |netlink| facts(netlink, name).await)
+}
+
+/// The same of several links, asked for together: each for itself takes a socket and a thread of its own.
+///
+/// # Errors
+/// [`NodeError::Kernel`] when none of them can be asked for.
+pub fn links<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeMap<&'a str, Result<LinkFacts, NodeError>>, NodeError> {
+    let names: BTreeSet<&str> = names.into_iter().collect();
+    netlink::run("read links", async |netlink| {
+        let mut found = BTreeMap::new();
+        for name in names {
+            let facts = facts(netlink, name).await;
+            found.insert(
+                name,
+                facts.map_err(|error| NodeError::Kernel { doing: reading(name), why: error.to_string() }),
+            );
+        }
+        Ok(found)
     })
+}
+
+fn reading(name: &str) -> String {
+    format!("read link {name}")
+}
+
+async fn facts(netlink: &mut Netlink, name: &str) -> io::Result<LinkFacts> {
+    let link =
+        get(netlink, 0, LinkAttribute::IfName(name.to_owned())).await.map_err(|error| match error.raw_os_error() {
+            Some(libc::ENODEV) => {
+                io::Error::other("there is no such link in this network namespace; `ip -br link` lists those there are")
+            }
+            _ => error,
+        })?;
+    let master = match link.master {
+        Some(index) => Some(get(netlink, index, None).await?.name),
+        None => None,
+    };
+    let peer = if link.veth { Some(peer_mac(netlink, &link).await?) } else { None };
+    Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, peer })
 }
 
 /// The other end is named by index and, where that is not ours, by our id of its namespace, which the kernel gives on

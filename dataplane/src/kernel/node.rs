@@ -113,6 +113,8 @@ pub struct KernelNode {
     loaded: Option<abi::Config>,
     /// What stood after the latest publish.
     guards: Vec<Guard>,
+    /// Ports of the input rule, where it stood when it was last looked at.
+    ruled: BTreeSet<u16>,
     /// Held against a second agent.
     _lock: File,
 }
@@ -131,7 +133,17 @@ impl KernelNode {
         let store = KernelStore::new(Maps::create(&pins, &options.sizes)?)?;
         let links = Links::new(&pins, options.classifiers);
         let publisher = Publisher::open(store, &options.state)?;
-        Ok(Self { options, pins, links, publisher, layout, loaded: None, guards: Vec::new(), _lock: lock })
+        Ok(Self {
+            options,
+            pins,
+            links,
+            publisher,
+            layout,
+            loaded: None,
+            guards: Vec::new(),
+            ruled: BTreeSet::new(),
+            _lock: lock,
+        })
     }
 
     /// The publisher, for tests that stop it half-way.
@@ -152,6 +164,7 @@ impl KernelNode {
         if self.loaded != Some(config) {
             // Between programs of two layouts the rule changes too: a slot of the one may be the bit of the other that opens the tunnel's socket.
             let remark = |layout: &Layout| input_rule::follow(&ports(desired), layout);
+            self.ruled.clear();
             Programs::load_with(&self.pins, self.publisher.store_mut().maps_mut(), &config, remark)?;
             self.loaded = Some(config);
         }
@@ -278,9 +291,15 @@ fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeErr
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
 
-fn container_mac(endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
-    let mac = network::link(&endpoint.link).and_then(|facts| facts.container_mac());
-    mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
+/// Tells MAC addresses of the containers behind the links of endpoints, as they are now.
+fn container_macs(desired: &Desired) -> Result<impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError>, NodeError> {
+    let mut links = network::links(desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()))?;
+    Ok(move |endpoint: &Endpoint| {
+        // Asked for once each; another one of the same link is asked for by itself.
+        let facts = links.remove(endpoint.link.as_str()).unwrap_or_else(|| network::link(&endpoint.link));
+        let mac = facts.and_then(|facts| facts.container_mac());
+        mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
+    })
 }
 
 /// UDP ports of the overlays.
@@ -326,7 +345,7 @@ impl Node for KernelNode {
     /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         let discovered = network::discover()?;
-        let plan = self.publisher.prepare(desired, &mut container_mac)?;
+        let plan = self.publisher.prepare(desired, &mut container_macs(desired)?)?;
         let before = tunnel_ports(self.publisher.store())?;
         self.load(desired)?;
         let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
@@ -347,8 +366,13 @@ impl Node for KernelNode {
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
-            input_rule::ensure(&ports, &self.layout)?;
+            // To look takes longer than all the rest of a publish that adds a container.
+            if self.ruled != ports {
+                input_rule::ensure(&ports, &self.layout)?;
+                self.ruled = ports;
+            }
         } else if !before.is_empty() {
+            self.ruled.clear();
             input_rule::remove()?;
         }
         self.links.retain(&self.guards)?;
@@ -363,7 +387,7 @@ impl Node for KernelNode {
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        let rehearsal = self.publisher.rehearse(desired, &mut container_mac)?;
+        let rehearsal = self.publisher.rehearse(desired, &mut container_macs(desired)?)?;
         settings(desired, self.options.budget)?;
         Ok(rehearsal)
     }
@@ -385,7 +409,11 @@ impl Node for KernelNode {
     }
 
     fn status(&mut self) -> Result<Status, NodeError> {
-        status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)
+        let status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)?;
+        if !status.input_rule {
+            self.ruled.clear();
+        }
+        Ok(status)
     }
 
     fn guarded(&mut self, endpoints: &BTreeSet<EndpointName>) -> Result<BTreeSet<EndpointName>, NodeError> {
