@@ -36,7 +36,7 @@ test-long: export BULKHEAD_LONG := 1
 test-long: test ## every test, in its long variant where it has one
 
 SUITE ?= datapath
-bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler; ARGS: see cargo run -p bulkhead-bench -- --help)
+bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts; ARGS: see cargo run -p bulkhead-bench -- --help)
 	cargo run --release $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
 lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies

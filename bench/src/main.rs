@@ -1,5 +1,6 @@
 //! Benchmarks of Bulkhead. Each measures against a baseline in the same run; `bench/README.md` says how to read what comes out.
 
+mod cni;
 mod datapath;
 mod policy;
 
@@ -21,12 +22,15 @@ enum Suite {
     Datapath(datapath::Options),
     /// Time and memory of the policy compiler by the size of the cluster.
     Policy(policy::Options),
+    /// Time that the CNI plugin adds to the start of a container. Needs root and the reference plugins.
+    Cni(cni::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().suite {
         Suite::Datapath(options) => datapath::run(&options),
         Suite::Policy(options) => policy::run(&options),
+        Suite::Cni(options) => cni::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

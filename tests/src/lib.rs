@@ -4,9 +4,12 @@
 //! [`Lab::publish`] runs compiler and node half in this process, so that what was published holds when the call returns; an [`Agent`] is
 //! the real program in a process of its own, which a test may kill.
 //!
+//! A [`chain::Chain`] makes containers on a node as a runtime with CNI plugins does.
+//!
 //! [`test_run`] needs no network at all: it asks the loaded programs about single packets.
 
 mod agent;
+pub mod chain;
 mod lab;
 mod proxy;
 pub mod test_run;

@@ -8,14 +8,17 @@ use std::{
 };
 
 use bulkhead_fixtures::skip;
-use bulkhead_tests::{Agent, Lab};
+use bulkhead_tests::{
+    Agent, Lab,
+    chain::{Chain, Container},
+};
 use bulkhead_topology::{
     Netns, Topology,
     traffic::{Capture, Frame, Outcome, TcpEcho},
 };
 use serde_json::{Map, json};
 
-use crate::chain::{Chain, Container, plugins};
+use crate::plugins;
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080', 'db:7777/udp', 'db:echo/icmp'] }\n  db: {}\n  guest: {}\n";
 /// What a witness knows datagrams by.
@@ -313,4 +316,67 @@ fn a_contradiction_keeps_a_container_from_starting() {
     let mut stranger = Container::new("stranger");
     chain.add(&mut stranger).unwrap();
     chain.del(&stranger);
+}
+
+/// Other plugins between the one that makes the pair and ours, and another one that makes it. In the end all is as before, after many of them too.
+#[test]
+fn other_chains_are_guarded_as_well() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1", "guest-1"]);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to: IpAddr = lab.topology.workload("db").v4.into();
+    let agents = [Agent::start(&lab, 0, &[]).unwrap(), Agent::start(&lab, 1, &[]).unwrap()];
+    // The other node knows nobody by address here, so db lets in whoever comes; what web and guest may call is judged on their own node.
+    let head = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\n";
+    let policy = "services:\n  web: { calls: ['there:8080'] }\n  guest: {}\n";
+    lab.policy("shop.yaml", &format!("{head}external: {{ there: {{ cidrs: ['{to}/32'] }} }}\n{policy}")).unwrap();
+    eventually("no wall of db", || agents.iter().all(|agent| agent.metric("bulkhead_revision", &[]).unwrap() >= 2.0));
+    let before = pinned(&lab, 0);
+    let between: [&[serde_json::Value]; 3] = [
+        &[json!({ "type": "portmap", "capabilities": { "portMappings": true } }), json!({ "type": "tuning" })],
+        &[json!({ "type": "bandwidth", "ingressRate": 100_000_000, "ingressBurst": 10_000_000 })],
+        &[json!({ "type": "firewall", "backend": "iptables" })],
+    ];
+    for plugins in between {
+        let mut chain = Chain::new(&lab, 0, &directory, "0.4.0", 100);
+        let last = chain.plugins.len() - 1;
+        chain.plugins.splice(last..last, plugins.iter().cloned());
+        guarded(&chain, to);
+    }
+    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    chain.plugins[0]["type"] = "ptp".into();
+    guarded(&chain, to);
+
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    // The first round fills what is kept ready for the next containers.
+    let rounds = if skip::long() { 6 } else { 2 };
+    let mut open = 0;
+    for round in 0..rounds {
+        let mut many: Vec<_> = (0..20).map(|n| Container::new(&format!("many-{n}"))).collect();
+        many.iter_mut().for_each(|container| chain.add(container).unwrap());
+        many.iter().for_each(|container| chain.del(container));
+        assert_eq!(pinned(&lab, 0), before, "round {round}");
+        if round == 0 {
+            open = descriptors(&agents[0]);
+        }
+    }
+    // It may just be looking at something.
+    eventually("no descriptor is left open", || descriptors(&agents[0]) <= open);
+}
+
+/// What the agent has open.
+fn descriptors(agent: &Agent) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", agent.id())).unwrap().count()
+}
+
+#[track_caller]
+fn guarded(chain: &Chain<'_>, to: IpAddr) {
+    let (mut web, mut guest) = (Container::new("web-1"), Container::new("guest-1"));
+    chain.add(&mut web).unwrap();
+    chain.add(&mut guest).unwrap();
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    calls(&guest.netns, to, 8080, BRIEF, Outcome::TimedOut);
+    chain.del(&web);
+    chain.del(&guest);
 }

@@ -2,6 +2,18 @@
 //!
 //! Containers are network namespaces; those of a real runtime are in `podman`.
 
-mod chain;
 mod lifecycle;
 mod podman;
+
+use std::path::PathBuf;
+
+use bulkhead_fixtures::skip;
+use bulkhead_tests::chain;
+
+/// Where the reference plugins are.
+#[track_caller]
+fn plugins() -> Option<PathBuf> {
+    let found = chain::reference_plugins();
+    let what = "the reference CNI plugins (`tests/setup/setup.sh --test` installs containernetworking-plugins)";
+    if skip::programs() && skip::require(what, found.is_some()) { found } else { None }
+}

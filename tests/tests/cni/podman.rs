@@ -9,7 +9,7 @@ use std::{
 };
 
 use bulkhead_fixtures::skip;
-use bulkhead_tests::{Agent, Lab};
+use bulkhead_tests::{Agent, Lab, chain::our_plugin};
 use bulkhead_topology::{
     Netns, Topology,
     traffic::{Capture, Frame},
@@ -17,7 +17,7 @@ use bulkhead_topology::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::chain::{ours, plugins};
+use crate::plugins;
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080'] }\n  db: {}\n  guest: {}\n";
 const BUSYBOX: &str = "/bin/busybox";
@@ -66,7 +66,7 @@ impl Podman {
             ]
         });
         fs::write(at("net.d/10-shop.conflist"), conflist.to_string()).unwrap();
-        let plugins = ours().parent().unwrap().to_owned();
+        let plugins = our_plugin().unwrap().parent().unwrap().to_owned();
         let settings = format!(
             "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
              [network]\nnetwork_backend = \"cni\"\nnetwork_config_dir = {:?}\ncni_plugin_dirs = [{reference:?}, {plugins:?}]\n\

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use bulkhead_dataplane::memory::MemoryStore;
 use bulkhead_fixtures::skip;
 use bulkhead_model::{
     World,
@@ -22,8 +21,7 @@ use proptest::{
 };
 
 use crate::{
-    host::Host,
-    kernel,
+    library, programs,
     refused::{node, workload},
     walls::{Programs, Walls},
 };
@@ -134,10 +132,7 @@ fn unanswered<P: Programs>(raise: impl Fn() -> Walls<P>) {
 
 #[test]
 fn by_the_library() {
-    unanswered(|| {
-        let store = MemoryStore::default();
-        Walls::new(store.clone(), Host::new(store), tempfile::tempdir().expect("a directory"))
-    });
+    unanswered(library);
 }
 
 #[test]
@@ -145,8 +140,5 @@ fn by_the_kernel() {
     if !skip::programs() {
         return;
     }
-    unanswered(|| {
-        let (store, kernel) = kernel::load().expect("programs load");
-        Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
-    });
+    unanswered(programs);
 }

@@ -23,6 +23,7 @@ use std::{
 use bulkhead_dataplane::memory::MemoryStore;
 use bulkhead_fixtures::skip;
 use bulkhead_model::generate::{self, Features};
+use bulkhead_tests::test_run::Kernel;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::{
@@ -89,13 +90,21 @@ fn scenarios<P: Programs>(features: Features, cases: u32, promised: usize, raise
     assert!(verdicts.get() >= promised, "fewer verdicts than the {promised} promised");
 }
 
+/// New tables in memory, judged by the library.
+fn library() -> Walls<Host> {
+    let store = MemoryStore::default();
+    Walls::new(store.clone(), Host::new(store), tempfile::tempdir().expect("a directory"))
+}
+
+/// New tables in the kernel, judged by its programs.
+fn programs() -> Walls<Kernel> {
+    let (store, kernel) = kernel::load().expect("programs load");
+    Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
+}
+
 #[test]
 fn verdicts_of_the_library() {
-    let raise = || {
-        let store = MemoryStore::default();
-        Walls::new(store.clone(), Host::new(store), tempfile::tempdir().expect("a directory"))
-    };
-    scenarios(FEATURES, 60, 10_000, raise);
+    scenarios(FEATURES, 60, 10_000, library);
 }
 
 #[test]
@@ -103,9 +112,5 @@ fn verdicts_of_the_kernel() {
     if !skip::programs() {
         return;
     }
-    let raise = || {
-        let (store, kernel) = kernel::load().expect("programs load");
-        Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
-    };
-    scenarios(FEATURES, 250, 100_000, raise);
+    scenarios(FEATURES, 250, 100_000, programs);
 }

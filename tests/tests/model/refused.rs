@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-use bulkhead_dataplane::memory::MemoryStore;
 use bulkhead_fixtures::skip;
 use bulkhead_model::{
     Prefix, World,
@@ -21,8 +20,7 @@ use proptest::{
 };
 
 use crate::{
-    host::Host,
-    kernel,
+    library, programs,
     walls::{Programs, Walls},
 };
 
@@ -136,10 +134,7 @@ fn either<P: Programs>(raise: impl Fn() -> Walls<P>) {
 
 #[test]
 fn by_the_library() {
-    either(|| {
-        let store = MemoryStore::default();
-        Walls::new(store.clone(), Host::new(store), tempfile::tempdir().expect("a directory"))
-    });
+    either(library);
 }
 
 #[test]
@@ -147,8 +142,5 @@ fn by_the_kernel() {
     if !skip::programs() {
         return;
     }
-    either(|| {
-        let (store, kernel) = kernel::load().expect("programs load");
-        Walls::new(store, kernel, tempfile::tempdir_in("/dev/shm").expect("a directory"))
-    });
+    either(programs);
 }

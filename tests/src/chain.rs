@@ -7,64 +7,84 @@ use std::{
     process::Stdio,
 };
 
-use bulkhead_fixtures::skip;
-use bulkhead_tests::{Lab, bulkhead};
+use anyhow::Result;
 use bulkhead_topology::Netns;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::{Lab, bulkhead};
+
 /// Where Debian, and where most others put the reference plugins.
 const DIRECTORIES: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
-/// Where the reference plugins are.
-#[track_caller]
-pub(crate) fn plugins() -> Option<PathBuf> {
-    let found = DIRECTORIES.map(PathBuf::from).into_iter().find(|directory| directory.join("bridge").is_file());
-    let what = "the reference CNI plugins (`tests/setup/setup.sh --test` installs containernetworking-plugins)";
-    if skip::programs() && skip::require(what, found.is_some()) { found } else { None }
+/// Where the reference plugins are, if they are installed.
+#[must_use]
+pub fn reference_plugins() -> Option<PathBuf> {
+    DIRECTORIES.map(PathBuf::from).into_iter().find(|directory| directory.join("bridge").is_file())
 }
 
 /// Our plugin, next to the program that runs.
-pub(crate) fn ours() -> PathBuf {
-    bulkhead().unwrap().with_file_name("bulkhead-cni")
+///
+/// # Errors
+/// As [`bulkhead`].
+pub fn our_plugin() -> Result<PathBuf> {
+    Ok(bulkhead()?.with_file_name("bulkhead-cni"))
 }
 
 /// A network of one node, and what was made in it.
-pub(crate) struct Chain<'a> {
+pub struct Chain<'a> {
     netns: &'a Netns,
     directory: PathBuf,
     version: &'static str,
     /// Version of the specification that ours is called with; the reference plugins of today do not know the newest.
-    pub(crate) ours: &'static str,
+    pub ours: &'static str,
     /// Plugins in order, as in a conflist.
-    pub(crate) plugins: Vec<Value>,
+    pub plugins: Vec<Value>,
     _ipam: TempDir,
 }
 
 /// A container of the tests: a network namespace, and what the plugins said of it.
-pub(crate) struct Container {
-    pub(crate) name: String,
-    pub(crate) netns: Netns,
-    pub(crate) result: Value,
+pub struct Container {
+    /// Name of the workload.
+    pub name: String,
+    /// Where its sockets are.
+    pub netns: Netns,
+    /// What ADD said last.
+    pub result: Value,
 }
 
 impl Container {
-    pub(crate) fn new(name: &str) -> Self {
+    /// One that has no interface yet.
+    ///
+    /// # Panics
+    /// No namespace can be made.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), netns: Netns::new(name).unwrap(), result: Value::Null }
     }
 
     /// The id that a runtime would give it.
-    pub(crate) fn id(&self) -> String {
+    #[must_use]
+    pub fn id(&self) -> String {
         format!("c0ffee-{}", self.name)
     }
 
-    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+    /// Its addresses, as the result says.
+    ///
+    /// # Panics
+    /// There is no result.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
         let ips = self.result["ips"].as_array().unwrap();
         ips.iter().map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
     }
 
     /// Name of its link on the node.
-    pub(crate) fn link(&self) -> String {
+    ///
+    /// # Panics
+    /// The result names none.
+    #[must_use]
+    pub fn link(&self) -> String {
         let interfaces = self.result["interfaces"].as_array().unwrap();
         let outside = |interface: &&Value| {
             interface["sandbox"].as_str().unwrap_or_default().is_empty()
@@ -76,7 +96,11 @@ impl Container {
 
 impl<'a> Chain<'a> {
     /// The bridge of a node of the lab, dual stack, as flannel's delegate makes it, and ours behind it. `first` is the last part of the first address.
-    pub(crate) fn new(lab: &'a Lab, node: usize, directory: &Path, version: &'static str, first: u8) -> Self {
+    ///
+    /// # Panics
+    /// The disk refuses a directory for the addresses in use.
+    #[must_use]
+    pub fn new(lab: &'a Lab, node: usize, directory: &Path, version: &'static str, first: u8) -> Self {
         let of = lab.topology.node(node);
         let ipam = tempfile::tempdir().unwrap();
         let ranges: Vec<_> = of
@@ -106,7 +130,10 @@ impl<'a> Chain<'a> {
     }
 
     /// Sets something in our plugin's configuration.
-    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
+    ///
+    /// # Panics
+    /// Ours is not in the chain.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let ours = self.plugins.iter_mut().find(|plugin| plugin["type"] == "bulkhead-cni").unwrap();
         ours[key] = value.into();
     }
@@ -120,7 +147,7 @@ impl<'a> Chain<'a> {
     ) -> Result<String, Value> {
         let mut config = plugin.as_object().unwrap().clone();
         let (program, version) = match plugin["type"].as_str().unwrap() {
-            "bulkhead-cni" => (ours(), self.ours),
+            "bulkhead-cni" => (our_plugin().expect("it is built"), self.ours),
             other => (self.directory.join(other), self.version),
         };
         config.extend([("cniVersion".to_owned(), json!(version)), ("name".to_owned(), json!("lab"))]);
@@ -148,8 +175,14 @@ impl<'a> Chain<'a> {
         }
     }
 
-    /// ADD of all plugins; what the last but one said is what the last one says.
-    pub(crate) fn add(&self, container: &mut Container) -> Result<(), Value> {
+    /// ADD of all plugins.
+    ///
+    /// # Errors
+    /// What a plugin said.
+    ///
+    /// # Panics
+    /// What a plugin says is no JSON, or ours changes the result of those before.
+    pub fn add(&self, container: &mut Container) -> Result<(), Value> {
         let mut previous: Option<Value> = None;
         for plugin in &self.plugins {
             let more = previous.iter().map(|result| ("prevResult".to_owned(), result.clone())).collect();
@@ -164,7 +197,13 @@ impl<'a> Chain<'a> {
     }
 
     /// One verb of our plugin alone, with the result.
-    pub(crate) fn ask(&self, verb: &str, container: &Container, more: Map<String, Value>) -> Result<String, Value> {
+    ///
+    /// # Errors
+    /// What it said.
+    ///
+    /// # Panics
+    /// Ours is not in the chain.
+    pub fn ask(&self, verb: &str, container: &Container, more: Map<String, Value>) -> Result<String, Value> {
         let mut with = more;
         if verb != "GC" && verb != "STATUS" {
             with.insert("prevResult".to_owned(), container.result.clone());
@@ -174,7 +213,10 @@ impl<'a> Chain<'a> {
     }
 
     /// DEL of all plugins, the last one first.
-    pub(crate) fn del(&self, container: &Container) {
+    ///
+    /// # Panics
+    /// A plugin refuses.
+    pub fn del(&self, container: &Container) {
         for plugin in self.plugins.iter().rev() {
             let more = [("prevResult".to_owned(), container.result.clone())].into_iter().collect();
             self.call("DEL", plugin, container, more).unwrap();
