@@ -141,7 +141,7 @@ fn a_confined_agent_does_all_of_its_work() {
     let removed = lab.topology.node(0).netns.command("nft").args(["delete", "table", "inet", "bulkhead"]).status();
     assert!(removed.unwrap().success());
     assert!(detached(&pins) > 0);
-    wait("what is missing is put up again", || detached(&pins) == 0 && agent.log().contains("a guard is missing"));
+    wait("what is missing is put up again", || detached(&pins) == 0 && agent.log().contains("found missing"));
     wait("the input rule too", || {
         command_line(&lab, 0, &["status"]).contains("agent     version") && {
             let listed = lab.topology.node(0).netns.command("nft").args(["list", "table", "inet", "bulkhead"]).output();
