@@ -66,7 +66,7 @@ impl Drop for PinDirectory {
     }
 }
 
-/// Programs and tables. Nothing is pinned any more: they go with this value, or with the process.
+/// Programs and tables. Their pins go with this value: flow tables that are made later are pinned beside the others.
 pub(crate) struct Rig {
     publisher: Publisher<KernelStore>,
     programs: Programs,
@@ -78,6 +78,7 @@ pub(crate) struct Rig {
     busy: Baseline,
     /// Where the publisher keeps names.
     _state: TempDir,
+    _pins: PinDirectory,
 }
 
 /// Exact counters: packets and flows by endpoint or node, direction, reason and rule.
@@ -106,7 +107,7 @@ impl Rig {
         let [attach] = &plan.attach[..] else { bail!("{} endpoints were published instead of one", plan.attach.len()) };
         let slot = attach.slot;
         publisher.commit(plan)?;
-        Ok(Self { publisher, programs, slot, idle, busy, _state: state })
+        Ok(Self { publisher, programs, slot, idle, busy, _state: state, _pins: directory })
     }
 
     /// Gives the endpoint empty flow tables.
