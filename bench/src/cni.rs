@@ -54,7 +54,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     lab.policy("shop.yaml", POLICY)?;
     let _agent = Agent::start(&lab, 0, &[])?;
     let chain = Chain::new(&lab, 0, &reference, "1.0.0", 100);
-    let mut bare = Chain::new(&lab, 0, &reference, "1.0.0", 3);
+    // The same store of addresses: no two containers have one.
+    let mut bare = Chain::new(&lab, 0, &reference, "1.0.0", 100);
+    bare.plugins.clone_from(&chain.plugins);
     bare.plugins.retain(|plugin| plugin["type"] != "bulkhead-cni");
 
     let mut running: Vec<Container> = Vec::new();
