@@ -10,7 +10,7 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::protocol::{Attached, Interface, Key},
-    desired::{EndpointName, Segment},
+    desired::Segment,
 };
 use bulkhead_ebpf::abi::{ENDPOINT_ADDRESSES, Mode};
 use serde::{Deserialize, Serialize};
@@ -92,21 +92,6 @@ impl Attachments {
             found.take(join(&mut joined, workloads, attachment, node));
         }
         found.or(joined)
-    }
-
-    /// Endpoints of one of them in what was joined.
-    #[must_use]
-    pub fn endpoints(joined: &Workloads, attachment: &Attachment) -> BTreeSet<EndpointName> {
-        let name = attachment.workload();
-        let endpoints = joined.workloads.get(&name).map(|workload| workload.endpoints.as_slice()).unwrap_or_default();
-        let here = |endpoint: &Endpoint| {
-            attachment.attached.interfaces.iter().any(|interface| interface.link == endpoint.link)
-        };
-        (0..)
-            .zip(endpoints)
-            .filter(|(_, endpoint)| here(endpoint))
-            .map(|(index, _)| EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index })
-            .collect()
     }
 }
 

@@ -477,7 +477,7 @@ impl Links {
         Ok(Stub { path, fd, id })
     }
 
-    /// A new loader reads and parses the kernel's BTF, which no stub needs and which takes most of the time of an ADD: one serves all.
+    /// A new loader reads and parses the kernel's BTF, which no stub needs: one serves all.
     fn load(&self, program: u32, value: u32) -> Result<Ebpf, EbpfError> {
         static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
             let mut loader = EbpfLoader::new();

@@ -17,7 +17,7 @@ use crate::{netlink, network::Link};
 ///
 /// # Errors
 /// There is no such namespace or interface, or it is not one end of a veth pair whose other end is here.
-pub fn host_side(netns: &Path, ifname: &str) -> Result<(String, u32), Error> {
+pub(super) fn host_side(netns: &Path, ifname: &str) -> Result<(String, u32), Error> {
     let bad = |why: String| {
         Error::new(
             Code::Link,
@@ -27,30 +27,20 @@ pub fn host_side(netns: &Path, ifname: &str) -> Result<(String, u32), Error> {
     };
     let inner = within(netns, || get(LinkMessage::default(), Some(LinkAttribute::IfName(ifname.to_owned()))))
         .map_err(|error| bad(error.to_string()))?;
-    let Some(index) = inner.lower.filter(|_| inner.veth) else {
+    if !inner.veth {
         return Err(bad("it is no end of a veth pair".to_owned()));
-    };
+    }
+    // An index that is equal on both sides may be left out.
+    let index = inner.lower.unwrap_or(inner.index);
     let mut message = LinkMessage::default();
     message.header.index = index;
     let outer =
         get(message, None).map_err(|error| bad(format!("its other end, link {index}, is not here: {error}")))?;
     // Indexes repeat in namespaces: this must be the pair of that one.
-    if !outer.veth || outer.lower != Some(inner.index) || outer.lower_netns.is_none() {
+    if !outer.veth || outer.lower.unwrap_or(outer.index) != inner.index || outer.lower_netns.is_none() {
         return Err(bad(format!("its other end is not link {index} of this network namespace")));
     }
     Ok((outer.name, outer.index))
-}
-
-/// Index of the link of that name; `None` when there is none.
-///
-/// # Errors
-/// The kernel's.
-pub fn index(name: &str) -> io::Result<Option<u32>> {
-    match get(LinkMessage::default(), Some(LinkAttribute::IfName(name.to_owned()))) {
-        Ok(link) => Ok(Some(link.index)),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn get(mut message: LinkMessage, attribute: Option<LinkAttribute>) -> io::Result<Link> {

@@ -9,7 +9,7 @@ pub mod call;
 mod close;
 pub mod config;
 mod error;
-pub mod links;
+mod links;
 pub mod protocol;
 pub mod run;
 pub mod spool;

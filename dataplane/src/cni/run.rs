@@ -113,8 +113,8 @@ fn guard(config: &Config, attached: Attached) -> Result<(), Error> {
 }
 
 fn check(config: &Config, subject: &Subject) -> Result<Output, Error> {
-    let attached = attached(config, subject)?;
-    match ask::ask(&config.socket, &request(config, Ask::Check(attached)), patience(config, false)) {
+    let ask = |attached| ask::ask(&config.socket, &request(config, Ask::Check(attached)), patience(config, false));
+    match attached(config, subject).and_then(ask) {
         Err(error) if config.mode == Mode::Enforce => {
             let code = if error.code == Code::Refused { Code::Drift } else { error.code };
             Err(Error { code, ..error })

@@ -14,11 +14,11 @@ use bulkhead_ebpf::{
     mark::Layout,
     reason::Reason,
 };
+use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::KernelStore;
 use crate::{
     attach::{Attachment, Classifiers, Guard, Hook, Links},
-    cni,
     desired::{Desired, Endpoint, EndpointName},
     input_rule,
     load::{Maps, Programs, Sizes},
@@ -366,7 +366,7 @@ impl Node for KernelNode {
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
-            // To look takes longer than all the rest of a publish that adds a container.
+            // To look is to run nft.
             if self.ruled != ports {
                 input_rule::ensure(&ports, &self.layout)?;
                 self.ruled = ports;
@@ -426,9 +426,10 @@ impl Node for KernelNode {
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         let mut gone = BTreeSet::new();
         for (name, index) in links {
-            let there = cni::links::index(name).doing(|| format!("look for link {name}"))?;
-            if there != Some(*index) {
-                gone.insert((name.clone(), *index));
+            match if_nametoindex(name.as_str()) {
+                Ok(there) if there == *index => {}
+                Ok(_) | Err(Errno::ENODEV) => _ = gone.insert((name.clone(), *index)),
+                Err(error) => return Err(error).doing(|| format!("look for link {name}")),
             }
         }
         Ok(gone)
