@@ -37,7 +37,8 @@ test-long: test ## every test, in its long variant where it has one
 
 SUITE ?= datapath
 bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts; ARGS: see cargo run -p bulkhead-bench -- --help)
-	cargo run --release $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
+	cargo build --release $(CARGO_FLAGS)
+	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
 lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies
 	@tests/setup/setup.sh --lint
