@@ -30,6 +30,7 @@ pub mod drift;
 pub mod explain;
 pub mod guard;
 pub mod input;
+pub mod install;
 pub mod intent;
 pub mod labels;
 pub mod lint;

@@ -3,6 +3,7 @@
 mod ask;
 mod look;
 mod online;
+mod setup;
 mod survey;
 mod topics;
 mod verify;
@@ -105,6 +106,20 @@ enum Command {
     /// The programs watch the clock: the bypass ends by itself, with the agent alive or dead, and what is forbidden is then cut with its next packet,
     /// established connections included. An agent that starts, publishes or ends meanwhile does not change that.
     Bypass(BypassArgs),
+    /// Put the CNI plugin into the networks of this node's container runtime. Needs no agent.
+    ///
+    /// Where the runtime takes its first network (containerd, CRI-O, k3s) it gets one of its own, 00-bulkhead.conflist: the owner's chain with the plugin
+    /// behind it. The owner's file stays as it is, and no rewriting of it lets a container start unguarded. podman's networks are changed in place, and
+    /// copies are kept. `bulkhead follow` keeps both up to date. Where systemd runs, units for it and for the agent are installed too; none is started.
+    ///
+    /// Unless --enforce is given, nothing is dropped and no container waits: look at what would be blocked, then install again with it.
+    Install(setup::InstallArgs),
+    /// Take Bulkhead out of this node's networks, detach every program, remove the pins. Needs no agent; stop it first.
+    ///
+    /// Networks get back what their owners wrote. The state directory stays, with the audit log.
+    Uninstall(setup::UninstallArgs),
+    /// Keep the CNI plugin in networks whose owners rewrite them. Needs no agent.
+    Follow(setup::FollowArgs),
     /// Show a runbook, or the help of a verb.
     Help {
         /// A topic or a verb; without one, all of them are listed.
@@ -264,6 +279,9 @@ fn main() -> ExitCode {
             verify::verify(args).into_diagnostic().and_then(|text| out(&text))
         }
         Command::Bypass(args) => lift(&args),
+        Command::Install(args) => setup::install(&args),
+        Command::Uninstall(args) => setup::uninstall(&args),
+        Command::Follow(args) => setup::follow(&args),
         Command::Help { topic } => help(topic.as_deref()),
         Command::Detach(args) => take_away(&args),
     };

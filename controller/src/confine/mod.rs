@@ -128,6 +128,15 @@ pub fn confine(needs: &Needs) -> Result<Confined, ConfineError> {
     Ok(Confined { writable, enforced })
 }
 
+/// Lets this thread, and threads that it starts, write below these directories and nowhere else, as far as the kernel has Landlock.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn write_below(directories: &[PathBuf]) -> Result<(), ConfineError> {
+    let there: Vec<_> = directories.iter().map(|directory| files::nearest(directory)).collect();
+    files::restrict(&there).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,12 @@
 //! The systemd unit says what the agent does.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use bulkhead_dataplane::rights;
 use bulkhead_fixtures::skip;
 
 const UNIT: &str = include_str!("../../deploy/bulkhead.service");
+const FOLLOW: &str = include_str!("../../deploy/bulkhead-follow.service");
 
 /// Words of a setting.
 fn setting(name: &str) -> BTreeSet<&str> {
@@ -24,26 +25,33 @@ fn the_unit_leaves_exactly_what_the_agent_keeps() {
 
 /// It would be killed or refused what it needs, where nobody looks.
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_takes_the_units() {
     if !skip::require("systemd-analyze", Command::new("systemd-analyze").arg("--version").output().is_ok()) {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
     let unit = directory.path().join("bulkhead.service");
-    // The program itself need not be installed here.
-    assert!(UNIT.contains("ExecStart=/usr/local/bin/bulkhead "));
-    fs::write(&unit, UNIT.replace("/usr/local/bin/bulkhead", "/bin/true")).unwrap();
-    let said = |words: &[&str], unit: &Path| {
-        let output = Command::new("systemd-analyze").args(words).arg(unit).output().unwrap();
-        (
-            output.status.success(),
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
-        )
+    let said = |text: &str| {
+        // The program itself need not be installed here.
+        assert!(text.contains("ExecStart=/usr/local/bin/bulkhead "));
+        fs::write(&unit, text.replace("/usr/local/bin/bulkhead", "/bin/true")).unwrap();
+        let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
     };
-    let (good, text) = said(&["verify", "--man=no"], &unit);
-    assert!(good && text.is_empty(), "{text}");
+    for text in [UNIT, FOLLOW] {
+        assert_eq!(said(text), (true, String::new()));
+    }
     // It finds settings that it does not know.
-    fs::write(&unit, UNIT.replace("/usr/local/bin/bulkhead", "/bin/true").replace("OOMPolicy", "OOMPolitics")).unwrap();
-    let (_, text) = said(&["verify", "--man=no"], &unit);
+    let (_, text) = said(&UNIT.replace("OOMPolicy", "OOMPolitics"));
     assert!(text.contains("OOMPolitics"), "{text}");
+}
+
+/// Whoever may write where a runtime reads which programs to start may do nothing else.
+#[test]
+fn who_follows_has_no_rights_but_to_write() {
+    for line in ["CapabilityBoundingSet=", "ProtectSystem=strict", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"] {
+        assert!(FOLLOW.lines().any(|of| of == line), "{line}");
+    }
+    assert!(!UNIT.contains("cni"), "the agent's unit lets it write to no directory of networks");
 }

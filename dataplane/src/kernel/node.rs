@@ -256,6 +256,15 @@ fn lock(pins: &Pins) -> Result<File, NodeError> {
     }
 }
 
+/// Whether somebody may take away what is pinned there.
+///
+/// # Errors
+/// An agent runs with these pins.
+pub fn idle(pins: &Path) -> Result<(), NodeError> {
+    let pins = Pins::new(pins);
+    if pins.exist() { lock(&pins).map(drop) } else { Ok(()) }
+}
+
 /// Detaches everything, removes the input rule and the pins. Needs no agent; call it in the network namespace of the node.
 ///
 /// # Errors

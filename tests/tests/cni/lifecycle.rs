@@ -24,12 +24,12 @@ const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nse
 /// What a witness knows datagrams by.
 const MARK: &[u8] = b"bulkhead first packets";
 /// For what must happen on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// For what must not happen.
-const BRIEF: Duration = Duration::from_millis(300);
+pub(crate) const BRIEF: Duration = Duration::from_millis(300);
 
 /// Two nodes; on the second one `db`, which `web` may call.
-fn lab(contained: &[&str]) -> Lab {
+pub(crate) fn lab(contained: &[&str]) -> Lab {
     let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1)).unwrap();
     lab.contained = contained.iter().map(|name| ((*name).to_owned(), (0, Vec::new()))).collect();
     lab.write_workloads().unwrap();
@@ -37,13 +37,24 @@ fn lab(contained: &[&str]) -> Lab {
     lab
 }
 
-fn db(lab: &Lab, port: u16) -> Vec<TcpEcho> {
+/// Has the file say which addresses a container will get that is the first of a chain from 100 on: then the other node knows them beforehand.
+pub(crate) fn foretell(lab: &mut Lab, name: &str) -> [IpAddr; 2] {
+    let addresses = lab.topology.node(0).overlays().map(|overlay| match overlay.prefix.network() {
+        IpAddr::V4(base) => IpAddr::from((u32::from(base) + 100).to_be_bytes()),
+        IpAddr::V6(base) => IpAddr::from((u128::from(base) + 0x64).to_be_bytes()),
+    });
+    lab.contained.insert(name.to_owned(), (0, addresses.to_vec()));
+    lab.write_workloads().unwrap();
+    addresses
+}
+
+pub(crate) fn db(lab: &Lab, port: u16) -> Vec<TcpEcho> {
     let db = lab.topology.workload("db");
     db.addresses().into_iter().map(|address| TcpEcho::start(&db.netns, (address, port).into()).unwrap()).collect()
 }
 
 #[track_caller]
-fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, expected: Outcome) {
+pub(crate) fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, expected: Outcome) {
     let start = Instant::now();
     loop {
         let outcome = from.client().deadline(deadline.min(Duration::from_secs(3))).tcp((to, port).into()).unwrap();
@@ -56,7 +67,7 @@ fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, expected: Outc
 }
 
 /// What is pinned for the links of a node.
-fn pinned(lab: &Lab, node: usize) -> Vec<String> {
+pub(crate) fn pinned(lab: &Lab, node: usize) -> Vec<String> {
     let layouts = fs::read_dir(lab.pins(node)).map(|entries| entries.map(|entry| entry.unwrap().path()).collect());
     let layouts: Vec<_> = layouts.unwrap_or_default();
     let links = layouts.iter().filter_map(|layout| fs::read_dir(layout.join("links")).ok());
@@ -66,7 +77,7 @@ fn pinned(lab: &Lab, node: usize) -> Vec<String> {
 }
 
 #[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what}");
@@ -83,13 +94,7 @@ fn none() -> Map<String, serde_json::Value> {
 fn a_container_is_guarded_from_add_to_del() {
     let Some(directory) = plugins() else { return };
     let mut lab = lab(&["web-1", "guest-1"]);
-    // The other node knows the addresses beforehand, as its file says them.
-    let addresses = lab.topology.node(0).overlays().map(|overlay| match overlay.prefix.network() {
-        IpAddr::V4(base) => IpAddr::from((u32::from(base) + 100).to_be_bytes()),
-        IpAddr::V6(base) => IpAddr::from((u128::from(base) + 0x64).to_be_bytes()),
-    });
-    lab.contained.insert("web-1".to_owned(), (0, addresses.to_vec()));
-    lab.write_workloads().unwrap();
+    let addresses = foretell(&mut lab, "web-1");
     let (_allowed, _denied) = (db(&lab, 8080), db(&lab, 9999));
     let targets = lab.topology.workload("db").addresses();
     let _agents = [Agent::start(&lab, 0, &[]).unwrap(), Agent::start(&lab, 1, &[]).unwrap()];

@@ -1,0 +1,72 @@
+//! Keeps our plugin in the networks while their owners rewrite them.
+//!
+//! It is a process of its own: the agent, which packets and plugins talk to, may not write where runtimes read which programs to start.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::mpsc::{self, RecvTimeoutError},
+    time::Duration,
+};
+
+use notify::{RecursiveMode, Watcher as _};
+
+use super::{InstallError, Record, lock};
+
+/// Files are looked at this often even if nobody says that they changed.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Does not return while something is installed. `look` is called after each look at the files.
+///
+/// # Errors
+/// The record cannot be read. Everything else is tried again.
+pub fn follow(directory: &Path, mut look: impl FnMut()) -> Result<(), InstallError> {
+    let (sender, changed) = mpsc::channel();
+    let heard = move |_| {
+        // When nobody listens, nobody follows any more.
+        let _ = sender.send(());
+    };
+    let mut watcher = notify::recommended_watcher(heard)
+        .inspect_err(|error| tracing::warn!("changes are seen within {} s only: {error}", LOOK.as_secs()))
+        .ok();
+    let mut watched = false;
+    let mut told = BTreeSet::new();
+    loop {
+        // Whoever uninstalls has done all of it, or nothing yet.
+        let locked = lock(directory)?;
+        let Some(record) = Record::load(directory)? else {
+            tracing::info!("nothing is installed any more");
+            return Ok(());
+        };
+        // The directory may be made later, by whoever installs the network.
+        if let Some(watcher) = watcher.as_mut().filter(|_| !watched) {
+            watched = watcher.watch(&record.networks, RecursiveMode::NonRecursive).is_ok();
+        }
+        let mut now = BTreeSet::new();
+        match record.changes() {
+            Ok(changes) => {
+                let written = record.steps(&changes, directory).run(|step| tracing::warn!("an owner changed it: {step}"));
+                now.extend(written.err().map(|error| error.to_string()));
+                now.extend(changes.unguarded.iter().map(|unguarded| format!("not guarded: {unguarded}")));
+            }
+            Err(error) => drop(now.insert(error.to_string())),
+        }
+        // Said when it begins, not every two seconds.
+        for why in now.difference(&told) {
+            tracing::error!("{why}");
+        }
+        told = now;
+        drop(locked);
+        look();
+        match changed.recv_timeout(LOOK) {
+            // What else has happened meanwhile is seen with it.
+            Ok(()) => while changed.try_recv().is_ok() {},
+            Err(RecvTimeoutError::Timeout) => {}
+            // There is no watcher.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+        }
+        if watched && !record.networks.is_dir() {
+            watched = false;
+        }
+    }
+}

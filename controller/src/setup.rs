@@ -1,0 +1,375 @@
+//! Verbs that put Bulkhead into a node's container networks and take it out again.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use bulkhead_controller::{
+    bypass, confine,
+    install::{self, Record, Steps, place::Placement, runtime::Runtime},
+};
+use bulkhead_dataplane::{
+    cni,
+    kernel::{attached, detach, idle},
+};
+use clap::{Args, ValueEnum};
+use miette::{IntoDiagnostic as _, Report, WrapErr as _, miette};
+use serde_json::{Map, Value, json};
+
+use crate::{PINS, STATE, elsewhere, log, out};
+
+/// What was installed is written down here.
+const RECORD: &str = "/etc/bulkhead/install";
+/// Where units of systemd are put.
+const UNITS: &str = "/etc/systemd/system";
+/// Where the unit says that the program is.
+const PROGRAM: &str = "/usr/local/bin/bulkhead";
+/// What of the agent's options belongs to the installation.
+const ENVIRONMENT: &str = "/etc/bulkhead/install.env";
+const NETWORKS: &str = "/etc/cni/net.d";
+const AGENT: (&str, &str) = ("bulkhead.service", include_str!("../deploy/bulkhead.service"));
+const FOLLOW: (&str, &str) = ("bulkhead-follow.service", include_str!("../deploy/bulkhead-follow.service"));
+
+#[derive(Args)]
+#[command(
+    after_help = "It may be run again, with other options too: what is there already is left as it is.\n\nExamples:\n  bulkhead install --dry-run\n  bulkhead install --runtime containerd\n  bulkhead install --runtime podman --network shop --enforce"
+)]
+pub(crate) struct InstallArgs {
+    /// The container runtime, where a node has several: it says where networks and plugins are, and how it chooses among networks.
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
+    /// Directory of the runtime's networks.
+    #[arg(long, value_name = "DIR")]
+    networks: Option<PathBuf>,
+    /// Directory of its plugins, to which `bulkhead-cni` is copied.
+    #[arg(long, value_name = "DIR")]
+    plugins: Option<PathBuf>,
+    /// Network whose containers are meant; may be given several times. All, unless said. For podman alone: the others take one network.
+    #[arg(long, value_name = "NAME")]
+    network: Vec<String>,
+    /// Enforce from the start. Without it containers start whatever becomes of Bulkhead, and the agent of the unit judges and counts, but drops
+    /// nothing.
+    #[arg(long)]
+    enforce: bool,
+    /// Namespace of containers whose runtime names none.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    /// How long a container waits for its policy when it starts, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
+    timeout: u64,
+    /// What becomes of it then.
+    #[arg(long, value_enum, default_value_t)]
+    on_timeout: OnTimeout,
+    /// The agent's --cni-socket.
+    #[arg(long, value_name = "PATH", default_value = cni::SOCKET)]
+    cni_socket: PathBuf,
+    /// The agent's --pins.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// Directory of systemd's units, for the agent's and for that of `bulkhead follow`. Where systemd runs, /etc/systemd/system.
+    #[arg(long, value_name = "DIR")]
+    units: Option<PathBuf>,
+    /// Install no units.
+    #[arg(long, conflicts_with = "units")]
+    no_units: bool,
+    /// Where units find this program; it is copied there.
+    #[arg(long, value_name = "PATH", default_value = PROGRAM)]
+    program: PathBuf,
+    /// File with what the agent's unit is told about this installation.
+    #[arg(long, value_name = "PATH", default_value = ENVIRONMENT)]
+    environment: PathBuf,
+    /// Directory for what was installed and for copies of what was changed.
+    #[arg(long, value_name = "DIR", default_value = RECORD)]
+    record: PathBuf,
+    /// Show what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Stop the agent first. Containers go on, and those that start afterwards know nothing of Bulkhead.\n\nExamples:\n  bulkhead uninstall --dry-run\n  bulkhead uninstall"
+)]
+pub(crate) struct UninstallArgs {
+    /// What `bulkhead install` was given.
+    #[arg(long, value_name = "DIR", default_value = RECORD)]
+    record: PathBuf,
+    /// Directory on a bpffs that the agent was given.
+    #[arg(long, default_value = PINS)]
+    pins: PathBuf,
+    /// State directory that the agent was given, for the audit log.
+    #[arg(long, default_value = STATE)]
+    state: PathBuf,
+    /// Where runtimes keep what CNI plugins answered.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cni")]
+    cni_cache: PathBuf,
+    /// Show what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "It writes to the directory of networks and beside the record alone, and ends when Bulkhead is uninstalled.\n\nExample:\n  bulkhead follow"
+)]
+pub(crate) struct FollowArgs {
+    /// What `bulkhead install` was given.
+    #[arg(long, value_name = "DIR", default_value = RECORD)]
+    record: PathBuf,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum OnTimeout {
+    /// It does not start.
+    #[default]
+    Fail,
+    /// It starts with its link shut.
+    Pending,
+}
+
+/// A runtime that the node has, unless one is named.
+fn runtime(named: Option<Runtime>) -> Result<Runtime, Report> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let names = |of: &[Runtime]| of.iter().map(|runtime| runtime.name()).collect::<Vec<_>>().join(", ");
+    match Runtime::found(Path::new("/"))[..] {
+        [one] => Ok(one),
+        [] => Err(miette!(
+            help = "bulkhead install --runtime NAME",
+            "no container runtime was found that uses CNI; name one of {}",
+            names(&Runtime::ALL)
+        )),
+        ref several => Err(miette!(
+            help = "bulkhead install --runtime NAME",
+            "this node has {}: say which one's networks are meant",
+            names(several)
+        )),
+    }
+}
+
+/// A containerd that is told to attach containers to more than the first network would attach them to ours and to its owner's.
+fn takes_one_network(configuration: &str) -> bool {
+    let lines = configuration.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let numbers = lines.filter_map(|line| line.split_once('=')).filter(|(key, _)| key.trim() == "max_conf_num");
+    numbers.into_iter().all(|(_, number)| number.trim() == "1")
+}
+
+/// Our entry in a chain: what differs from the plugin's defaults.
+fn entry(args: &InstallArgs) -> Map<String, Value> {
+    let path = |path: &Path| json!(path.display().to_string());
+    let fields = [
+        ("type", true, json!(cni::PLUGIN)),
+        ("mode", true, json!(if args.enforce { "enforce" } else { "observe" })),
+        ("namespace", args.namespace != "default", json!(args.namespace)),
+        ("timeoutSeconds", args.timeout != 10, json!(args.timeout)),
+        ("onTimeout", args.on_timeout == OnTimeout::Pending, json!("pending")),
+        ("socket", args.cni_socket != Path::new(cni::SOCKET), path(&args.cni_socket)),
+        ("pins", args.pins != Path::new(PINS), path(&args.pins)),
+    ];
+    fields.into_iter().filter(|(_, differs, _)| *differs).map(|(key, _, value)| (key.to_owned(), value)).collect()
+}
+
+pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
+    let runtime = runtime(args.runtime)?;
+    let placement = runtime.placement();
+    if placement == Placement::First && !args.network.is_empty() {
+        return Err(miette!("{} attaches containers to one network, its first: leave --network out", runtime.name()));
+    }
+    let configuration = "/etc/containerd/config.toml";
+    if runtime == Runtime::Containerd && fs::read_to_string(configuration).is_ok_and(|text| !takes_one_network(&text)) {
+        return Err(miette!(
+            help = "set max_conf_num = 1",
+            "{configuration} has containerd attach containers to several networks: to ours and to its owner's"
+        ));
+    }
+    let ours = env::current_exe().into_diagnostic()?;
+    let plugin = ours.with_file_name(cni::PLUGIN);
+    if !plugin.is_file() {
+        return Err(miette!("{} is not there: it comes with this program", plugin.display()));
+    }
+    let plugins = args.plugins.clone().unwrap_or_else(|| runtime.plugins(Path::new("/")));
+    let networks = args.networks.clone().unwrap_or_else(|| PathBuf::from(runtime.networks()));
+    let usual = || Path::new("/run/systemd/system").is_dir().then(|| PathBuf::from(UNITS));
+    let units = if args.no_units { None } else { args.units.clone().or_else(usual) };
+
+    // What is there is not touched by somebody else meanwhile; who only looks makes nothing, not even a directory.
+    let _locked = if args.dry_run { None } else { Some(install::lock(&args.record).into_diagnostic()?) };
+    let before = Record::load(&args.record).into_diagnostic()?;
+    if let Some(before) = &before
+        && (before.networks != networks || before.placement != placement || before.plugin != plugins.join(cni::PLUGIN))
+    {
+        return Err(miette!(
+            help = "bulkhead uninstall, and then install anew",
+            "it is installed in {} with the plugin {}",
+            before.networks.display(),
+            before.plugin.display()
+        ));
+    }
+    let mut steps = Steps::default();
+    let mut made: BTreeSet<PathBuf> = before.map(|before| before.made.into_iter().collect()).unwrap_or_default();
+    steps.copy(&plugin, &plugins.join(cni::PLUGIN));
+    if let Some(units) = &units {
+        steps.copy(&ours, &args.program);
+        for (name, text) in [AGENT, FOLLOW] {
+            let text = text
+                .replace(PROGRAM, &args.program.display().to_string())
+                .replace(NETWORKS, &networks.display().to_string())
+                .replace(RECORD, &args.record.display().to_string())
+                .replace(ENVIRONMENT, &args.environment.display().to_string());
+            steps.write(&units.join(name), text.into_bytes(), 0o644);
+            made.insert(units.join(name));
+        }
+        let text = format!(
+            "# Written by `bulkhead install`, which is how it is changed. Options of your own stand in agent.env.\nMODE={}\n",
+            if args.enforce { "" } else { "--observe" }
+        );
+        steps.write(&args.environment, text.into_bytes(), 0o644);
+        made.insert(args.environment.clone());
+    }
+    let record = Record {
+        placement,
+        networks,
+        only: args.network.clone(),
+        entry: entry(args),
+        plugin: plugins.join(cni::PLUGIN),
+        made: made.into_iter().collect(),
+    };
+    // Before anything is changed: what cannot be used is said now.
+    let changes = record.changes().into_diagnostic().wrap_err("nothing was installed")?;
+    let mut text = String::new();
+    if args.dry_run {
+        for step in steps.needed().into_iter().chain(record.steps(&changes, &args.record).needed()) {
+            text += &format!("would {step}\n");
+        }
+    } else {
+        let half = || "installed in part; once that is mended, the same again does the rest".to_owned();
+        let mut done = |step: &install::Step| text += &format!("{step}\n");
+        steps.run(&mut done).into_diagnostic().wrap_err_with(half)?;
+        record.store(&args.record).into_diagnostic().wrap_err_with(half)?;
+        record.steps(&changes, &args.record).run(&mut done).into_diagnostic().wrap_err_with(half)?;
+    }
+    let held = if args.enforce {
+        "its containers wait for their policy when they start"
+    } else {
+        "its containers are told to the agent when they start, and nothing waits"
+    };
+    for (network, file) in &changes.guarded {
+        text += &format!("network {network} ({file}): {held}\n");
+    }
+    for unguarded in &changes.unguarded {
+        text += &format!("not guarded: {unguarded}\n");
+    }
+    if changes.guarded.is_empty() {
+        text += &format!(
+            "no network is in {} yet: `bulkhead follow` adds the plugin when its owner writes one\n",
+            record.networks.display()
+        );
+    }
+    text += &next(args, units.as_deref());
+    out(&text)
+}
+
+/// What is left to do.
+fn next(args: &InstallArgs, units: Option<&Path>) -> String {
+    let mode = if args.enforce { "enforces" } else { "observes, until `bulkhead install --enforce`" };
+    match units {
+        Some(_) => format!(
+            "next: write /etc/bulkhead/policies and /etc/bulkhead/workloads.yaml, then\n  \
+             systemctl daemon-reload && systemctl enable --now bulkhead bulkhead-follow\nthe node then {mode}\n"
+        ),
+        None => format!(
+            "next: have `bulkhead agent{}` and `bulkhead follow` run, before the container runtime starts\nthe node then {mode}\n",
+            if args.enforce { "" } else { " --observe" }
+        ),
+    }
+}
+
+pub(crate) fn uninstall(args: &UninstallArgs) -> Result<(), Report> {
+    let found = Record::load(&args.record).into_diagnostic()?;
+    idle(&args.pins)
+        .into_diagnostic()
+        .wrap_err("nothing was changed; stop the agent first, such as by `systemctl disable --now bulkhead bulkhead-follow`")?;
+    let mut text = String::new();
+    let locked = match &found {
+        Some(_) if !args.dry_run => Some(install::lock(&args.record).into_diagnostic()?),
+        _ => None,
+    };
+    let record = Record::load(&args.record).into_diagnostic()?;
+    let attached_yet = |record: &Record| install::attached(record, &args.cni_cache).into_diagnostic();
+    let running = record.as_ref().map(attached_yet).transpose()?.unwrap_or_default();
+    let steps = match &record {
+        Some(record) => vec![
+            record.out(&args.record).into_diagnostic()?,
+            record.clear(&args.record, running > 0),
+        ],
+        None => Vec::new(),
+    };
+    let guards = attached(&args.pins).map_or(0, |found| found.len());
+    if args.dry_run {
+        for step in steps.iter().flat_map(Steps::needed) {
+            text += &format!("would {step}\n");
+        }
+        text += &format!("would detach {guards} programs, and remove the input rule and the pins\n");
+        return out(&text);
+    }
+    let half = || "uninstalled in part; once that is mended, the same again does the rest".to_owned();
+    let mut steps = steps.iter();
+    let mut done = |step: &install::Step| text += &format!("{step}\n");
+    // Networks first: no container shall wait for an agent that does not come.
+    if let Some(out) = steps.next() {
+        out.run(&mut done).into_diagnostic().wrap_err_with(half)?;
+    }
+    detach(&args.pins).into_diagnostic().wrap_err_with(half)?;
+    if args.state.exists()
+        && let Err(error) = bypass::record_detach(&args.pins, &args.state)
+    {
+        eprintln!("who did this could not be recorded: {error}");
+    }
+    for clear in steps {
+        clear.run(&mut done).into_diagnostic().wrap_err_with(half)?;
+    }
+    drop(locked);
+    text += &format!("detached {guards} programs; nothing is guarded any more\n");
+    match &record {
+        None => text += &format!("no network was changed: there is no record in {}\n", args.record.display()),
+        Some(record) if running > 0 => {
+            text += &format!(
+                "{} stays, since the runtime may call it when one of {running} attachments goes; remove it when they are gone\n",
+                record.plugin.display()
+            );
+        }
+        Some(_) => {}
+    }
+    let place = elsewhere(&args.pins);
+    text += &format!("left: {}, your policies, and this program{place}\n", args.state.display());
+    out(&text)
+}
+
+pub(crate) fn follow(args: &FollowArgs) -> Result<(), Report> {
+    log();
+    let Some(record) = Record::load(&args.record).into_diagnostic()? else {
+        return Err(miette!(
+            help = "bulkhead install",
+            "nothing is installed: there is no record in {}",
+            args.record.display()
+        ));
+    };
+    confine::write_below(&[record.networks, args.record.clone()]).into_diagnostic()?;
+    install::follow::follow(&args.record, || {}).into_diagnostic()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containerd_with_several_networks_is_told_apart() {
+        assert!(takes_one_network(""));
+        assert!(takes_one_network("[cni]\n  max_conf_num = 1\n# max_conf_num = 0\n"));
+        assert!(!takes_one_network("[cni]\n  max_conf_num = 0\n"));
+        assert!(!takes_one_network("  max_conf_num=2"));
+    }
+}
