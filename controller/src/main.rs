@@ -31,7 +31,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
-    cni,
+    cni, gate,
     kernel::{KernelNode, Options, XdpMode, attached, detach},
     mark,
 };
@@ -182,6 +182,10 @@ struct AgentArgs {
     /// Check tunnel traffic in XDP too, on the links that carry the overlay. Attaching in the driver resets many NICs.
     #[arg(long, value_enum, default_value_t)]
     xdp: Xdp,
+    /// Shut bridge ports of these names unless they are guarded, such as `veth*`: what a runtime starts past the plugin reaches nobody, also while no
+    /// agent runs. All bridges of this network namespace are meant, those of others too. `bulkhead bypass` does not open it, `detach` does.
+    #[arg(long, value_name = "NAME", value_parser = gate::pattern)]
+    gate: Option<String>,
     /// Judge and count, but drop nothing on this node: what would be blocked is reported and passes, also what is spoofed or forged. The next agent
     /// that starts without it enforces again.
     #[arg(long)]
@@ -389,6 +393,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     end_on_signals(life.stopper())?;
 
     let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
+    let options = options.gate(args.gate.clone());
     let node = KernelNode::open(options).into_diagnostic()?;
     let settings = Settings {
         locations: locations.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_dataplane::{
     desired::EndpointName,
-    kernel::INPUT_RULE,
+    kernel::{GATE, INPUT_RULE},
     node::{ContactRecord, Contacts, FlowRecord, Reading, Status},
 };
 use bulkhead_ebpf::reason::Reason;
@@ -416,10 +416,17 @@ fn counts(registry: &Registry, readings: &[Reading]) -> Result<(), prometheus::E
         "Tunnel packets that no program had checked, dropped before the socket.",
     )?;
     registry.register(Box::new(input.clone()))?;
+    let gate = IntCounter::new(
+        "bulkhead_gate_dropped_frames_total",
+        "Frames from and to ports of bridges that no program guards, dropped by the gate.",
+    )?;
+    registry.register(Box::new(gate.clone()))?;
     for reading in readings {
         let Some(endpoint) = &reading.endpoint else {
             if reading.rule == INPUT_RULE {
                 input.inc_by(reading.packets);
+            } else if reading.rule == GATE {
+                gate.inc_by(reading.packets);
             } else {
                 let labels = [reading.direction, verdict(reading.reason.blocked()), reading.reason.label()];
                 underlay.with_label_values(&labels).inc_by(reading.packets);

@@ -289,9 +289,9 @@ fn next(args: &InstallArgs, units: Option<&Path>) -> String {
 
 pub(crate) fn uninstall(args: &UninstallArgs) -> Result<(), Report> {
     let found = Record::load(&args.record).into_diagnostic()?;
-    idle(&args.pins)
-        .into_diagnostic()
-        .wrap_err("nothing was changed; stop the agent first, such as by `systemctl disable --now bulkhead bulkhead-follow`")?;
+    idle(&args.pins).into_diagnostic().wrap_err(
+        "nothing was changed; stop the agent first, such as by `systemctl disable --now bulkhead bulkhead-follow`",
+    )?;
     let mut text = String::new();
     let locked = match &found {
         Some(_) if !args.dry_run => Some(install::lock(&args.record).into_diagnostic()?),
@@ -301,10 +301,7 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> Result<(), Report> {
     let attached_yet = |record: &Record| install::attached(record, &args.cni_cache).into_diagnostic();
     let running = record.as_ref().map(attached_yet).transpose()?.unwrap_or_default();
     let steps = match &record {
-        Some(record) => vec![
-            record.out(&args.record).into_diagnostic()?,
-            record.clear(&args.record, running > 0),
-        ],
+        Some(record) => vec![record.out(&args.record).into_diagnostic()?, record.clear(&args.record, running > 0)],
         None => Vec::new(),
     };
     let guards = attached(&args.pins).map_or(0, |found| found.len());

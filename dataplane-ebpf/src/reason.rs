@@ -134,4 +134,6 @@ reasons! {
     WouldDeny = 35, "would_deny", false;
     /// It is dropped, and audited policies would allow it. Counted beside the verdict's own reason.
     WouldAllow = 36, "would_allow", false;
+    /// From or to a port of a bridge that no program guards, at the gate.
+    Unguarded = 37, "unguarded", true;
 }

@@ -4,6 +4,6 @@ mod node;
 mod store;
 
 pub use self::{
-    node::{INPUT_RULE, KernelNode, Options, Reader, XdpMode, attached, detach, idle},
+    node::{GATE, INPUT_RULE, KernelNode, Options, Reader, XdpMode, attached, detach, idle},
     store::KernelStore,
 };

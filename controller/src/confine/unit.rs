@@ -50,7 +50,9 @@ fn systemd_takes_the_units() {
 /// Whoever may write where a runtime reads which programs to start may do nothing else.
 #[test]
 fn who_follows_has_no_rights_but_to_write() {
-    for line in ["CapabilityBoundingSet=", "ProtectSystem=strict", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"] {
+    for line in
+        ["CapabilityBoundingSet=", "ProtectSystem=strict", "PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX"]
+    {
         assert!(FOLLOW.lines().any(|of| of == line), "{line}");
     }
     assert!(!UNIT.contains("cni"), "the agent's unit lets it write to no directory of networks");

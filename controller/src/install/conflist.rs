@@ -26,7 +26,9 @@ pub enum Unusable {
     #[error("speaks version {0} of CNI; {PLUGIN} speaks {versions}, and takes 0.3.0 and 0.3.1 for the first of them", versions = VERSIONS.join(", "))]
     Version(String),
     /// Containers of it have no link on the host.
-    #[error("is made by the plugin `{0}`, which makes no veth pair: its containers have no link on the node that could be guarded")]
+    #[error(
+        "is made by the plugin `{0}`, which makes no veth pair: its containers have no link on the node that could be guarded"
+    )]
     NoVeth(String),
 }
 
@@ -216,7 +218,10 @@ mod tests {
             (r#"{"name":"x","plugins":[]}"#, "is no network configuration: it has no `cniVersion`"),
             (r#"{"name":"x","cniVersion":"1.0.0"}"#, "is no network configuration: it has no `plugins`"),
             (r#"{"name":"x","cniVersion":"1.0.0","plugins":[]}"#, "is no network configuration: it has no `plugins`"),
-            (r#"{"name":"x","cniVersion":"1.0.0","plugins":[{}]}"#, "is no network configuration: missing field `type`"),
+            (
+                r#"{"name":"x","cniVersion":"1.0.0","plugins":[{}]}"#,
+                "is no network configuration: missing field `type`",
+            ),
             (r#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"bulkhead-cni"}]}"#, "it has no `plugins`"),
             (r#"{"name":"x","cniVersion":"0.2.0","plugins":[{"type":"bridge"}]}"#, "speaks version 0.2.0 of CNI"),
             (r#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"macvlan"}]}"#, "is made by the plugin `macvlan`"),

@@ -45,7 +45,8 @@ pub fn follow(directory: &Path, mut look: impl FnMut()) -> Result<(), InstallErr
         let mut now = BTreeSet::new();
         match record.changes() {
             Ok(changes) => {
-                let written = record.steps(&changes, directory).run(|step| tracing::warn!("an owner changed it: {step}"));
+                let written =
+                    record.steps(&changes, directory).run(|step| tracing::warn!("an owner changed it: {step}"));
                 now.extend(written.err().map(|error| error.to_string()));
                 now.extend(changes.unguarded.iter().map(|unguarded| format!("not guarded: {unguarded}")));
             }

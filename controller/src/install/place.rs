@@ -58,7 +58,9 @@ pub enum Refused {
     #[error("{0}; nothing is changed")]
     Owner(Unguarded),
     /// Another file would be taken instead of ours.
-    #[error("{0} comes before {FIRST}, and a runtime would take it instead: rename it to something that comes behind, such as 05-{0}")]
+    #[error(
+        "{0} comes before {FIRST}, and a runtime would take it instead: rename it to something that comes behind, such as 05-{0}"
+    )]
     Before(String),
 }
 

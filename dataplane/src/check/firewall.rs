@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Probe;
-use crate::{input_rule, iptables_save};
+use crate::{iptables_save, nft};
 
 /// Tables, chains and services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,7 +30,7 @@ impl Firewall {
     #[must_use]
     pub fn look() -> Self {
         let mut found = Self { ipvs: ipvs(), ..Self::empty() };
-        match input_rule::objects(&["-j", "-n", "list", "ruleset"]) {
+        match nft::objects(&["-j", "-n", "list", "ruleset"]) {
             Ok(objects) => found.add(&objects),
             Err(error) => found.nft = Err(error.to_string()),
         }

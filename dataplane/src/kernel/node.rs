@@ -20,7 +20,7 @@ use super::KernelStore;
 use crate::{
     attach::{Attachment, Classifiers, Guard, Hook, Links},
     desired::{Desired, Endpoint, EndpointName},
-    input_rule,
+    gate, input_rule,
     load::{Maps, Programs, Sizes},
     mark,
     names::Names,
@@ -67,6 +67,8 @@ pub struct Options {
     pub budget: u32,
     /// Bits of `skb->mark` that are ours; see [`mark::layout`].
     pub mark_mask: u32,
+    /// Names of bridge ports that are shut unless a program guards them; see [`gate::pattern`].
+    pub gate: Option<String>,
 }
 
 impl Options {
@@ -82,6 +84,7 @@ impl Options {
             sizes: Sizes::default(),
             budget: 512,
             mark_mask: mark::DEFAULT,
+            gate: None,
         }
     }
 
@@ -89,6 +92,13 @@ impl Options {
     #[must_use]
     pub fn xdp(mut self, xdp: XdpMode) -> Self {
         self.xdp = xdp;
+        self
+    }
+
+    /// Sets [`Self::gate`].
+    #[must_use]
+    pub fn gate(mut self, pattern: Option<String>) -> Self {
+        self.gate = pattern;
         self
     }
 
@@ -115,6 +125,8 @@ pub struct KernelNode {
     guards: Vec<Guard>,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
+    /// Ports that the gate lets through, as it was written last; none where there is to be no gate, `None` before that was seen to.
+    gated: Option<BTreeSet<String>>,
     /// Held against a second agent.
     _lock: File,
 }
@@ -142,6 +154,7 @@ impl KernelNode {
             loaded: None,
             guards: Vec::new(),
             ruled: BTreeSet::new(),
+            gated: None,
             _lock: lock,
         })
     }
@@ -225,6 +238,24 @@ impl KernelNode {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Brings the gate to what is guarded.
+    fn shut(&mut self, observe: bool) -> Result<(), NodeError> {
+        let wanted = self.options.gate.as_deref().filter(|_| !observe);
+        let guarded: BTreeSet<String> = match wanted {
+            Some(_) => self.guards.iter().map(|guard| guard.link.clone()).collect(),
+            None => BTreeSet::new(),
+        };
+        // To look is to run nft.
+        if self.gated.as_ref() != Some(&guarded) {
+            match wanted {
+                Some(pattern) => gate::ensure(pattern, &guarded)?,
+                None => gate::remove()?,
+            }
+            self.gated = Some(guarded);
+        }
+        Ok(())
+    }
+
     /// As [`detach`], by the agent itself. The node is of no use afterwards.
     ///
     /// # Errors
@@ -293,7 +324,7 @@ fn remove(pins: &Pins) -> Result<(), NodeError> {
     let rule = if ports.is_ok_and(|ports| ports.is_empty()) { Ok(()) } else { input_rule::remove() };
     Links::new(pins, Classifiers::default()).detach_all()?;
     pins.remove_all()?;
-    rule
+    rule.and(gate::remove())
 }
 
 fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeError {
@@ -384,6 +415,8 @@ impl Node for KernelNode {
             self.ruled.clear();
             input_rule::remove()?;
         }
+        // After what is new is attached, and before what is not guarded any more is let go.
+        self.shut(desired.observe)?;
         self.links.retain(&self.guards)?;
 
         self.publisher.release(&removed)?;
@@ -406,7 +439,7 @@ impl Node for KernelNode {
     }
 
     fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        counters(self.publisher.store(), self.publisher.names())
+        counters(self.publisher.store(), self.publisher.names(), self.options.gate.is_some())
     }
 
     fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
@@ -418,9 +451,15 @@ impl Node for KernelNode {
     }
 
     fn status(&mut self) -> Result<Status, NodeError> {
-        let status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)?;
+        let mut status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)?;
         if !status.input_rule {
             self.ruled.clear();
+        }
+        if let (Some(pattern), Some(gated), false) = (&self.options.gate, &self.gated, status.observe)
+            && !gate::stands(pattern, gated)?
+        {
+            status.missing.push(LinkStatus { link: String::new(), guard: GATE.to_owned() });
+            self.gated = None;
         }
         Ok(status)
     }
@@ -473,7 +512,7 @@ impl Reader {
     /// # Errors
     /// [`NodeError::Kernel`].
     pub fn counters(&self) -> Result<Vec<Reading>, NodeError> {
-        read::with_names(&self.state, |names| counters(&self.store, names))
+        read::with_names(&self.state, |names| counters(&self.store, names, true))
     }
 
     /// See [`Node::flows`].
@@ -511,26 +550,28 @@ impl Reader {
     }
 }
 
-/// What the tables counted, and what the input rule dropped before any program saw it.
-fn counters(store: &KernelStore, names: &Names) -> Result<Vec<Reading>, NodeError> {
+/// What the tables counted, and what nftables dropped where no program saw it: the input rule, and the gate where there is one.
+fn counters(store: &KernelStore, names: &Names, gated: bool) -> Result<Vec<Reading>, NodeError> {
     let mut readings = read::counters(store, names)?;
     // Without an overlay there is no rule, and nft need not be there.
-    let packets = if tunnel_ports(store)?.is_empty() { 0 } else { input_rule::counter()? };
-    if packets > 0 {
-        readings.push(Reading {
-            endpoint: None,
-            service: String::new(),
-            direction: "ingress",
-            reason: Reason::Unverified,
-            rule: INPUT_RULE.to_owned(),
-            packets,
-            bytes: 0,
-            flows: 0,
-        });
-    }
+    let input = if tunnel_ports(store)?.is_empty() { 0 } else { input_rule::counter()? };
+    let shut = if gated { gate::counter()? } else { 0 };
+    let counted = [(input, Reason::Unverified, INPUT_RULE), (shut, Reason::Unguarded, GATE)];
+    readings.extend(counted.into_iter().filter(|(packets, ..)| *packets > 0).map(|(packets, reason, rule)| Reading {
+        endpoint: None,
+        service: String::new(),
+        direction: "ingress",
+        reason,
+        rule: rule.to_owned(),
+        packets,
+        bytes: 0,
+        flows: 0,
+    }));
     Ok(readings)
 }
 
+/// Name of the gate among the rules and guards.
+pub const GATE: &str = "gate of bridges";
 /// Name of the nftables input rule among the rules.
 pub const INPUT_RULE: &str = "input rule";
 

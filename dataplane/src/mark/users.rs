@@ -6,7 +6,7 @@ use bulkhead_ebpf::abi::mark;
 
 use super::{iptables, nft, suggest};
 use crate::{
-    input_rule, iptables_save, network,
+    iptables_save, network,
     node::{MarkConflicts, MarkUser},
 };
 
@@ -39,7 +39,7 @@ fn remedy(users: &[MarkUser], slots: u32) -> String {
 /// All rules that use the mark, and what could not be read.
 fn users() -> (Vec<MarkUser>, Vec<String>) {
     let (mut users, mut unread) = (Vec::new(), Vec::new());
-    let found = match input_rule::objects(&["-j", "-n", "list", "ruleset"]) {
+    let found = match crate::nft::objects(&["-j", "-n", "list", "ruleset"]) {
         Ok(objects) => nft::read(&objects),
         Err(error) => {
             unread.push(error.to_string());

@@ -84,13 +84,19 @@ impl Files {
     fn bad(&self, words: &[&str]) -> String {
         let output = self.run(words);
         assert!(!output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap().split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ")
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .split_whitespace()
+            .filter(|word| *word != "│")
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// Words of `bulkhead install` for this directory.
     fn install(&self, runtime: &str, more: &[&str]) -> Vec<String> {
         let at = |path: &str| self.at(path).display().to_string();
-        let words = ["install", "--runtime", runtime, "--networks", &at("net.d"), "--plugins", &at("plugins"), "--no-units"];
+        let words =
+            ["install", "--runtime", runtime, "--networks", &at("net.d"), "--plugins", &at("plugins"), "--no-units"];
         words.iter().chain(more).map(|word| (*word).to_owned()).collect()
     }
 }
@@ -152,12 +158,16 @@ fn what_is_installed_is_shown_first_and_goes_again() {
     // Looking changes nothing, not even the record.
     let observe = files.install("containerd", &["--dry-run"]);
     let said = files.good(&words(&observe));
-    assert!(said.contains("would copy") && said.contains(&format!("would write  {}", files.at("net.d/00-").display())), "{said}");
+    assert!(
+        said.contains("would copy") && said.contains(&format!("would write  {}", files.at("net.d/00-").display())),
+        "{said}"
+    );
     assert_eq!(files.all(), before);
 
     // Units are put where they are wanted, with the paths of this node.
     let at = |path: &str| files.at(path).display().to_string();
-    let mut observe = files.install("containerd", &["--program", &at("bin/bulkhead"), "--environment", &at("install.env")]);
+    let mut observe =
+        files.install("containerd", &["--program", &at("bin/bulkhead"), "--environment", &at("install.env")]);
     observe.retain(|word| word != "--no-units");
     observe.extend(["--units".to_owned(), at("units")]);
     let said = files.good(&words(&observe));
@@ -215,8 +225,16 @@ fn what_cannot_be_installed_changes_nothing() {
     let files = Files::new(&netns);
     for (file, text, why) in [
         ("10-half.conflist", "{", "is no network configuration"),
-        ("10-old.conflist", r#"{"name":"x","cniVersion":"0.2.0","plugins":[{"type":"bridge"}]}"#, "speaks version 0.2.0"),
-        ("10-macvlan.conflist", r#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"macvlan"}]}"#, "makes no veth pair"),
+        (
+            "10-old.conflist",
+            r#"{"name":"x","cniVersion":"0.2.0","plugins":[{"type":"bridge"}]}"#,
+            "speaks version 0.2.0",
+        ),
+        (
+            "10-macvlan.conflist",
+            r#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"macvlan"}]}"#,
+            "makes no veth pair",
+        ),
         ("00-a.conflist", r#"{"name":"x","cniVersion":"1.0.0","plugins":[{"type":"bridge"}]}"#, "comes before 00-"),
     ] {
         files.write(file, text);

@@ -2,6 +2,7 @@
 //!
 //! Containers are network namespaces; those of a real runtime are in `podman`.
 
+mod gate;
 mod install;
 mod lifecycle;
 mod podman;
