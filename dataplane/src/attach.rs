@@ -286,11 +286,38 @@ impl Links {
         }
     }
 
+    /// Hangs before a link the programs of an endpoint that is none: in them one that no table knows lets nothing pass. What guards the link already
+    /// stays.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(crate) fn shut_both(&self, maps: &Maps, link: &str) -> Result<(), NodeError> {
+        for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
+            self.shut(maps, &Guard { link: link.to_owned(), hook, program, value: 0 })?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what [`Self::shut_both`] hung before a link of this network namespace.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or the kernel refuses.
+    pub(crate) fn unshut(&self, link: &str) -> Result<(), NodeError> {
+        let (found, here) = (self.list()?, network::namespace()?);
+        for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
+            let guard = Guard { link: link.to_owned(), hook, program, value: 0 };
+            if found.iter().any(|found| found.namespace == here && guard.is(found)) {
+                self.detach(&guard)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches a program where nothing of ours guards the link at that place; what does stays as it is.
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub(crate) fn shut(&self, maps: &Maps, guard: &Guard) -> Result<(), NodeError> {
+    fn shut(&self, maps: &Maps, guard: &Guard) -> Result<(), NodeError> {
         let guarded = self.list()?.into_iter().any(|found| {
             found.alive
                 && found.link == guard.link
@@ -697,6 +724,16 @@ impl Links {
         }
         Ok(())
     }
+}
+
+/// Whether both programs before a link are those of an endpoint that is none.
+pub(crate) fn is_shut(attachments: &[Attachment], namespace: u64, ifindex: u32) -> bool {
+    let hangs = |program| {
+        attachments.iter().any(|found| {
+            found.alive && (found.namespace, found.ifindex) == (namespace, ifindex) && found.stub == Some((program, 0))
+        })
+    };
+    hangs(program::FROM_WORKLOAD) && hangs(program::TO_WORKLOAD)
 }
 
 /// Filters at the place of a pin that run this program.

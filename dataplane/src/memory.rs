@@ -13,10 +13,14 @@ use crate::{
     bytes,
     desired::{Desired, Endpoint},
     names::Names,
-    node::{Contacts, Discovered, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Rehearsal, Status},
+    node::{
+        Contacts, Containers, Discovered, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Rehearsal,
+        Status,
+    },
     publish::{Publisher, Removed, display},
     read,
     store::{self, Kind, Plain, Store, Table},
+    sys::Doing as _,
 };
 
 /// Bytes of a table's entries: keys and values as they would lie in a map.
@@ -306,6 +310,8 @@ pub struct Network {
     pub broken: BTreeMap<String, String>,
     /// Links that are not there any more.
     pub gone: BTreeSet<String>,
+    /// What [`Node::containers`] answers.
+    pub containers: Containers,
     /// Links that are guarded, and with which slot.
     pub attached: BTreeMap<String, u32>,
 }
@@ -395,5 +401,24 @@ impl Node for MemoryNode {
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         let network = self.links.network();
         Ok(links.iter().filter(|(name, _)| network.gone.contains(name)).cloned().collect())
+    }
+
+    fn containers(&mut self) -> Result<Containers, NodeError> {
+        Ok(self.links.network().containers.clone())
+    }
+
+    fn shut(&mut self, link: &str) -> Result<(), NodeError> {
+        let mut network = self.links.network();
+        let Network { containers, attached, .. } = &mut *network;
+        let found = containers.links.iter_mut().find(|found| found.link == link);
+        let found = found.ok_or("there is no such link").doing(|| format!("shut link {link}"))?;
+        found.shut = !attached.contains_key(link);
+        Ok(())
+    }
+
+    fn unshut(&mut self, link: &str) -> Result<(), NodeError> {
+        let mut network = self.links.network();
+        network.containers.links.iter_mut().filter(|found| found.link == link).for_each(|found| found.shut = false);
+        Ok(())
     }
 }

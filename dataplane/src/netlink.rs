@@ -33,7 +33,8 @@ where
             }
             if let Ok(message) = NetlinkMessage::<M>::deserialize(&rest[..length]) {
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Done(done) if done.code == 0 => return Ok(()),
+                    NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(done.code.abs())),
                     NetlinkPayload::Error(error) => return error.code.map_or(Ok(()), |_| Err(error.to_io())),
                     NetlinkPayload::InnerMessage(message) => answer(message),
                     _ => {}

@@ -6,6 +6,8 @@ mod facts;
 mod netlink;
 mod overlay;
 mod survey;
+mod watch;
+mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +28,8 @@ pub(crate) use self::facts::Link;
 pub use self::{
     facts::Mac,
     survey::{PlainRoute, Reach, Survey, SurveyedLink, VxlanDevice, XdpPlace},
+    watch::LinkWatch,
+    workloads::KnownInside,
 };
 use self::{
     facts::{Assigned, Fdb, Neighbour, Route},

@@ -70,6 +70,25 @@ pub trait Node: Send {
     /// [`NodeError::Kernel`].
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError>;
 
+    /// Veth pairs of this network namespace whose other end is in another one: behind each of them somebody may run.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn containers(&mut self) -> Result<Containers, NodeError>;
+
+    /// Hangs programs before a link that let nothing pass, until a publish guards an endpoint there. What guards the link already stays. Needs the
+    /// programs of an earlier publish.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn shut(&mut self, link: &str) -> Result<(), NodeError>;
+
+    /// Takes away what [`Node::shut`] hung there; what guards an endpoint stays.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn unshut(&mut self, link: &str) -> Result<(), NodeError>;
+
     /// Who else on this node uses bits of packet marks that are ours. Takes as long as listing the firewall does.
     fn mark_conflicts(&mut self) -> MarkConflicts {
         MarkConflicts::default()
@@ -122,6 +141,36 @@ pub struct DiscoveredOverlay {
     pub underlays: Vec<String>,
     /// Permanent bindings of inner prefixes to VTEPs: routes by way of the device joined with neighbours and FDB.
     pub peers: Vec<(IpAddr, Vec<IpNetwork>)>,
+}
+
+/// Veth pairs that lead out of the node's network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Containers {
+    /// These pairs, by the index of the end that is here.
+    pub links: Vec<ContainerLink>,
+    /// Names of all links of this namespace.
+    pub names: BTreeSet<String>,
+}
+
+/// A veth pair whose other end is in another network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ContainerLink {
+    /// Name of the end that is here.
+    pub link: String,
+    /// Its index.
+    pub index: u32,
+    /// What this namespace calls the one in which the other end is.
+    pub netns: i32,
+    /// Name of the bridge that the end here is a port of.
+    pub bridge: Option<String>,
+    /// Name of the other end; empty where that cannot be read.
+    pub inside: String,
+    /// Addresses of the other end, sorted, those local to a link left out.
+    pub addresses: Vec<IpAddr>,
+    /// Why the other end cannot be read; empty where it can be.
+    pub unread: String,
+    /// Programs hang before it that let nothing pass, see [`Node::shut`].
+    pub shut: bool,
 }
 
 /// One exact counter.

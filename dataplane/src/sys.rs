@@ -18,8 +18,8 @@ use std::{
 };
 
 use aya_obj::generated::{
-    BPF_F_BEFORE, BPF_F_MMAPABLE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type,
-    bpf_map_info,
+    BPF_F_BEFORE, BPF_F_MMAPABLE, BPF_NOEXIST, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info,
+    bpf_link_type, bpf_map_info,
     bpf_map_type::{self, *},
     bpf_prog_info, bpf_prog_type,
 };
@@ -220,6 +220,22 @@ impl Map {
     pub fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.check(key.len(), value.len());
         self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, key.as_ptr(), value.as_ptr().cast_mut(), 0)
+    }
+
+    /// Writes a value under a key that is not there; `false` when it is, and nothing is written.
+    ///
+    /// # Errors
+    /// The kernel's.
+    ///
+    /// # Panics
+    /// When `key` or `value` have not the map's sizes.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.check(key.len(), value.len());
+        let flags = u64::from(BPF_NOEXIST);
+        match self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, key.as_ptr(), value.as_ptr().cast_mut(), flags) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 
     /// Removes a key; `false` when it was not there.

@@ -1,10 +1,10 @@
 //! Discovery against real links, routes, neighbours and forwarding entries.
 
-use std::{net::IpAddr, os::unix::fs::MetadataExt as _};
+use std::{net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use bulkhead_dataplane::{
-    network::{self, LinkFacts, Mac},
-    node::{Discovered, DiscoveredOverlay, NodeError},
+    network::{self, KnownInside, LinkFacts, LinkWatch, Mac},
+    node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError},
 };
 use bulkhead_fixtures::skip;
 use bulkhead_topology::{Netns, Overlay, Topology};
@@ -408,4 +408,63 @@ fn discovery_may_be_called_inside_an_async_runtime() {
         runtime.block_on(async { network::discover() })
     });
     assert_eq!(found.unwrap().addresses, [ip("192.0.2.1")]);
+}
+
+#[test]
+fn containers_are_found_with_what_their_far_ends_are_called_and_have() {
+    if !skip::root() {
+        return;
+    }
+    let (node, one, other) = (Netns::new("node").unwrap(), Netns::new("one").unwrap(), Netns::new("other").unwrap());
+    run(&node, "ip link add br0 type bridge");
+    run(&node, &format!("ip link add veth1 type veth peer name eth0 netns {}", one.name()));
+    run(&node, "ip link set veth1 master br0");
+    run(&node, &format!("ip link add veth2 type veth peer name net1 netns {}", other.name()));
+    // Both ends are here: nobody is behind it.
+    run(&node, "ip link add here type veth peer name there");
+    let mut known = KnownInside::default();
+    let mut look = || node.run(|| known.containers()).unwrap();
+    let found = look();
+    let names = ["br0", "here", "lo", "there", "veth1", "veth2"].map(str::to_owned);
+    assert_eq!(found.names, names.into());
+    let of = |found: &[ContainerLink], name: &str| found.iter().find(|link| link.link == name).cloned();
+    let first = of(&found.links, "veth1").unwrap();
+    assert_eq!((first.bridge.as_deref(), first.inside.as_str(), &first.addresses[..]), (Some("br0"), "eth0", &[][..]));
+    assert_eq!((found.links.len(), first.unread.as_str()), (2, ""));
+
+    // What came later is seen, of this link alone, without what is local to a link.
+    run(&one, "ip link set eth0 up");
+    run(&one, "ip address add 10.1.0.7/24 dev eth0");
+    run(&one, "ip address add 2001:db8::7/64 dev eth0 nodad");
+    run(&one, "ip address add 169.254.0.7/16 dev eth0");
+    run(&one, "ip address add 10.9.9.9/32 dev lo");
+    run(&other, "ip address add 10.1.0.8/24 dev net1");
+    let found = look();
+    let first = of(&found.links, "veth1").unwrap();
+    assert_eq!(first.addresses, [ip("10.1.0.7"), ip("2001:db8::7")]);
+    let second = of(&found.links, "veth2").unwrap();
+    assert_eq!((second.bridge, second.inside.as_str(), &second.addresses[..]), (None, "net1", &[ip("10.1.0.8")][..]));
+    assert_ne!(first.netns, second.netns);
+    assert!(!first.shut && !second.shut);
+
+    run(&node, "ip link delete veth1");
+    assert_eq!(look().links.into_iter().map(|link| link.link).collect::<Vec<_>>(), ["veth2"]);
+}
+
+#[test]
+fn a_link_that_comes_is_told_of() {
+    if !skip::root() {
+        return;
+    }
+    let node = Netns::new("node").unwrap();
+    let watch = node.run(LinkWatch::open).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let waiter = thread::spawn(move || {
+        watch.wait().unwrap();
+        tell.send(()).unwrap();
+    });
+    assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "nothing has come yet");
+    run(&node, "ip link add veth1 type veth peer name veth2");
+    told.recv_timeout(Duration::from_secs(60)).expect("a link came");
+    waiter.join().unwrap();
 }

@@ -12,7 +12,10 @@ use bulkhead_controller::store::Reader;
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
     memory::MemoryNode,
-    node::{ContactRecord, Contacts, Discovered, FlowRecord, Node, NodeError, Published, Reading, Rehearsal, Status},
+    node::{
+        ContactRecord, Contacts, Containers, Discovered, FlowRecord, Node, NodeError, Published, Reading, Rehearsal,
+        Status,
+    },
 };
 use bulkhead_ebpf::reason::Reason;
 
@@ -64,6 +67,18 @@ impl Node for Wrapped {
 
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         self.node.gone(links)
+    }
+
+    fn containers(&mut self) -> Result<Containers, NodeError> {
+        self.node.containers()
+    }
+
+    fn shut(&mut self, link: &str) -> Result<(), NodeError> {
+        self.node.shut(link)
+    }
+
+    fn unshut(&mut self, link: &str) -> Result<(), NodeError> {
+        self.node.unshut(link)
     }
 }
 

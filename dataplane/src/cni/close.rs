@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use bulkhead_ebpf::abi::program;
-
 use crate::{
-    attach::{Classifiers, Guard, Hook, Links},
+    attach::{Classifiers, Links},
     load::Maps,
     node::NodeError,
     pins::Pins,
@@ -19,8 +17,5 @@ pub(super) fn close(pins: &Path, link: &str) -> Result<(), NodeError> {
     let pins = Pins::new(pins);
     pins.expect()?;
     let (maps, links) = (Maps::open(&pins)?, Links::new(&pins, Classifiers::default()));
-    for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
-        links.shut(&maps, &Guard { link: link.to_owned(), hook, program, value: 0 })?;
-    }
-    Ok(())
+    links.shut_both(&maps, link)
 }

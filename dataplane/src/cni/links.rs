@@ -1,6 +1,6 @@
 //! The host's side of a container's interface.
 
-use std::{fs::File, io, os::fd::AsFd as _, path::Path, thread};
+use std::{fs::File, io, path::Path};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_route::{
@@ -8,10 +8,9 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
-use nix::sched::{CloneFlags, setns};
 
 use super::{Code, Error};
-use crate::{netlink, network::Link};
+use crate::{netlink, netns, network::Link};
 
 /// Name and index of the link on the host that is the other end of the interface of that name in a network namespace.
 ///
@@ -25,7 +24,10 @@ pub(super) fn host_side(netns: &Path, ifname: &str) -> Result<(String, u32), Err
             "`bulkhead-cni` guards veth pairs: it stands behind a plugin that makes one, such as bridge or ptp",
         )
     };
-    let inner = within(netns, || get(LinkMessage::default(), Some(LinkAttribute::IfName(ifname.to_owned()))))
+    let inner = File::open(netns)
+        .and_then(|netns| {
+            netns::within(&netns, || get(LinkMessage::default(), Some(LinkAttribute::IfName(ifname.to_owned()))))
+        })
         .map_err(|error| bad(error.to_string()))?;
     if !inner.veth {
         return Err(bad("it is no end of a veth pair".to_owned()));
@@ -50,16 +52,4 @@ fn get(mut message: LinkMessage, attribute: Option<LinkAttribute>) -> io::Result
         found = Link::read(&answer).or(found.take());
     })?;
     found.ok_or_else(|| io::Error::other("the kernel answered with something else than a link"))
-}
-
-/// Runs something in a network namespace, on a thread of its own: this one stays where it is.
-fn within<T: Send>(netns: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let namespace = File::open(netns)?;
-    thread::scope(|scope| {
-        let inside = scope.spawn(move || {
-            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended")))
-    })
 }

@@ -18,16 +18,16 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::KernelStore;
 use crate::{
-    attach::{Attachment, Classifiers, Guard, Hook, Links},
+    attach::{self, Attachment, Classifiers, Guard, Hook, Links},
     desired::{Desired, Endpoint, EndpointName},
     gate, input_rule,
     load::{Maps, Programs, Sizes},
     mark,
     names::Names,
-    network,
+    network::{self, KnownInside},
     node::{
-        Contacts, Discovered, DiscoveredOverlay, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts, Node,
-        NodeError, Published, Reading, Rehearsal, Status,
+        Contacts, Containers, Discovered, DiscoveredOverlay, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts,
+        Node, NodeError, Published, Reading, Rehearsal, Status,
     },
     pins::Pins,
     publish::{self, Publisher},
@@ -123,6 +123,8 @@ pub struct KernelNode {
     loaded: Option<abi::Config>,
     /// What stood after the latest publish.
     guards: Vec<Guard>,
+    /// What is known of the far ends of containers' links.
+    inside: KnownInside,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
     /// Ports that the gate lets through, as it was written last; none where there is to be no gate, `None` before that was seen to.
@@ -153,6 +155,7 @@ impl KernelNode {
             layout,
             loaded: None,
             guards: Vec::new(),
+            inside: KnownInside::default(),
             ruled: BTreeSet::new(),
             gated: None,
             _lock: lock,
@@ -481,6 +484,23 @@ impl Node for KernelNode {
             }
         }
         Ok(gone)
+    }
+
+    fn containers(&mut self) -> Result<Containers, NodeError> {
+        let mut found = self.inside.containers()?;
+        let (attachments, here) = (self.links.list()?, network::namespace()?);
+        for container in &mut found.links {
+            container.shut = attach::is_shut(&attachments, here, container.index);
+        }
+        Ok(found)
+    }
+
+    fn shut(&mut self, link: &str) -> Result<(), NodeError> {
+        self.links.shut_both(self.publisher.store().maps(), link)
+    }
+
+    fn unshut(&mut self, link: &str) -> Result<(), NodeError> {
+        self.links.unshut(link)
     }
 
     fn mark_conflicts(&mut self) -> MarkConflicts {

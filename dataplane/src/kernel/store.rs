@@ -88,6 +88,29 @@ impl KernelStore {
         })
     }
 
+    /// Puts flows into the tables of a slot, those that are not there yet. How many these were; `None` when the slot has no tables.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn add_flows(
+        &self,
+        slot: u32,
+        four: &[(abi::FlowKey4, abi::Flow)],
+        six: &[(abi::FlowKey6, abi::Flow)],
+    ) -> Result<Option<usize>, NodeError> {
+        let (Some(tables4), Some(tables6)) = (self.maps.inner(FLOWS[0], slot)?, self.maps.inner(FLOWS[1], slot)?)
+        else {
+            return Ok(None);
+        };
+        let four = four.iter().map(|(key, flow)| tables4.insert(bytes::of(key), bytes::of(flow)));
+        let six = six.iter().map(|(key, flow)| tables6.insert(bytes::of(key), bytes::of(flow)));
+        let mut added = 0;
+        for inserted in four.chain(six) {
+            added += usize::from(inserted.doing(|| format!("write the flows of slot {slot}"))?);
+        }
+        Ok(Some(added))
+    }
+
     fn words<T: Table>(&self) -> Result<&Words, NodeError> {
         match T::NAME {
             store::Node::NAME => Ok(&self.node),

@@ -7,6 +7,7 @@ use rtnetlink::{
     Handle,
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
+    sys::AsyncSocket as _,
 };
 use tokio::runtime;
 
@@ -26,9 +27,28 @@ pub(super) fn run<T: Send>(
     doing: &str,
     requests: impl AsyncFnOnce(&mut Netlink) -> io::Result<T> + Send,
 ) -> Result<T, NodeError> {
+    run_with(doing, false, requests)
+}
+
+/// The same with a socket whose requests the kernel checks strictly: only then lists can be of another namespace, or of one link.
+pub(super) fn run_strictly<T: Send>(
+    doing: &str,
+    requests: impl AsyncFnOnce(&mut Netlink) -> io::Result<T> + Send,
+) -> Result<T, NodeError> {
+    run_with(doing, true, requests)
+}
+
+fn run_with<T: Send>(
+    doing: &str,
+    strict: bool,
+    requests: impl AsyncFnOnce(&mut Netlink) -> io::Result<T> + Send,
+) -> Result<T, NodeError> {
     let work = || {
         runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
             let (mut connection, handle, _unsolicited) = rtnetlink::new_connection()?;
+            if strict {
+                connection.socket_mut().socket_ref().set_netlink_get_strict_chk(true)?;
+            }
             // The end of a list says whether it is whole.
             connection.set_forward_done(true);
             let connection = tokio::spawn(connection);

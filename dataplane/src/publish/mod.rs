@@ -44,7 +44,11 @@ use self::{
     places::put,
     recover::recover,
 };
-pub(crate) use self::{places::from_packet, recover::scan, state::State};
+pub(crate) use self::{
+    places::{from_packet, to_packet},
+    recover::scan,
+    state::State,
+};
 use crate::{
     desired::{Desired, Endpoint, EndpointName},
     names::{NamedEndpoint, Names, SlotOwner, Total},
