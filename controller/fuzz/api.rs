@@ -16,6 +16,7 @@ use axum::{
     http::{Method, Request, header},
 };
 use bulkhead_controller::{
+    adopt::Scope,
     agent::{Agent, Settings},
     api::{self, handle::Handle, identity::Identity, problem::Problem, types::PlanBody},
     control::{Basis, Control, Put, PutError, Report, Seen},
@@ -102,7 +103,14 @@ fn agent(directory: &Path) -> Frozen {
     fs::write(path("policies/shop.yaml"), POLICY).expect("a new file");
     fs::write(path("workloads.yaml"), WORKLOADS).expect("a new file");
     let locations = Locations { policies: path("policies"), workloads: path("workloads.yaml") };
-    let settings = Settings { locations, node: "n1".to_owned(), state: path("state"), observe: false, cni: None };
+    let settings = Settings {
+        locations,
+        node: "n1".to_owned(),
+        state: path("state"),
+        observe: false,
+        cni: None,
+        scope: Scope::default(),
+    };
     let node = MemoryNode::open(MemoryStore::default(), Links::default(), &path("state")).expect("a node in memory");
     Frozen(Agent::start(node, settings).expect("policies to copy"))
 }

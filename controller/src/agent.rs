@@ -2,6 +2,7 @@
 //!
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
+mod adopt;
 mod cni;
 mod control;
 
@@ -18,7 +19,9 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::adopt::Adoption;
 use crate::{
+    adopt::Scope,
     attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
@@ -66,6 +69,8 @@ pub struct Settings {
     /// Socket of the CNI plugin, where there is one. What runtimes tell is kept beside it, on a file system that a reboot empties, as it does away
     /// with the containers.
     pub cni: Option<PathBuf>,
+    /// What runs without a guard and shall have one.
+    pub scope: Scope,
 }
 
 /// Why an agent cannot begin.
@@ -154,6 +159,7 @@ pub struct Agent<N> {
     marks_at: Instant,
     bypass: bypass::Watch,
     drift: Drift,
+    adoption: Adoption,
 }
 
 impl<N: Node> Agent<N> {
@@ -292,6 +298,7 @@ impl<N: Node> Agent<N> {
             marks_at: Instant::now(),
             bypass: bypass::Watch::default(),
             drift: Drift::default(),
+            adoption: Adoption::default(),
         };
         let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
         let after = Some(agent.revision.head.number);
@@ -322,6 +329,7 @@ impl<N: Node> Agent<N> {
         agent.check_marks();
         agent.keep_attachments();
         agent.take_over_shut();
+        agent.adopt();
         Ok(agent)
     }
 
@@ -364,6 +372,7 @@ impl<N: Node> Agent<N> {
             self.renew();
         }
         self.take_over_shut();
+        self.adopt();
     }
 
     fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
@@ -739,6 +748,8 @@ impl<N: Node> Agent<N> {
             audit_lost: self.log.losses().total,
             drift_found: self.drift.found,
             drift_repaired: self.drift.repaired,
+            unenforced: self.adoption.found.unenforced,
+            strangers: self.adoption.found.strangers.len(),
         }
     }
 

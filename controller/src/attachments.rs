@@ -20,6 +20,9 @@ use crate::{
     workloads::{Endpoint, Workload, WorkloadName, Workloads},
 };
 
+/// Network of those that no runtime told of: the workloads file lists the addresses that their links were found with. No network of a runtime is called so.
+pub const LISTED: &str = "(workloads file)";
+
 /// One of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -48,8 +51,14 @@ impl Attachments {
         self.0.iter()
     }
 
-    /// Adds one, in the place of the one with its key.
+    /// Adds one, in the place of the one with its key, and of those that stand for its links since nobody had told of them.
     pub fn add(&mut self, attachment: Attachment) {
+        let Attached { key, interfaces, .. } = &attachment.attached;
+        self.0.retain(|known| {
+            let same =
+                |own: &Interface| interfaces.iter().any(|link| (&link.link, link.ifindex) == (&own.link, own.ifindex));
+            known.network != LISTED || known.attached.key == *key || !known.attached.interfaces.iter().any(same)
+        });
         match self.0.iter_mut().find(|known| known.attached.key == attachment.attached.key) {
             Some(known) => *known = attachment,
             None => self.0.push(attachment),

@@ -10,6 +10,7 @@ use bulkhead_dataplane::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    adopt::Found,
     agent::Unguarded,
     attachments::Attachments,
     audit::{Losses, Outcome},
@@ -203,6 +204,8 @@ pub struct Report {
     pub bypass: Option<bypass::Record>,
     /// What was found missing on the node, and put back.
     pub drift: Drift,
+    /// Containers that were found without a guard.
+    pub found: Found,
     /// What could not be written to the audit log.
     pub audit: Losses,
 }

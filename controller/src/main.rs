@@ -1,6 +1,7 @@
 //! The command line: the agent, and what it shows.
 
 mod ask;
+mod connections;
 mod look;
 mod online;
 mod setup;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use bulkhead_controller::{
+    adopt::Scope,
     agent::{Agent, Settings, StartError},
     api::{identity::Appliers, server::Socket},
     bypass,
@@ -120,6 +122,15 @@ enum Command {
     Uninstall(setup::UninstallArgs),
     /// Keep the CNI plugin in networks whose owners rewrite them. Needs no agent.
     Follow(setup::FollowArgs),
+    /// Keep or cut the TCP connections that workloads had before they were guarded. Needs no agent.
+    ///
+    /// The programs know a connection by its first packet. Of one that is older than its guard they have seen none, so that an answer which comes first
+    /// is nobody's and dropped. With `keep` each gets what its first packet would have left, and is judged with its next packet: what policy allows goes
+    /// on, what it does not is cut then, and where nothing is dropped it goes on and is reported. With `cut` all of them end, allowed or not.
+    ///
+    /// It looks at all guarded endpoints of the node. What the programs know already stays as it is, so that it does no harm at any time. It enters the
+    /// workloads' network namespaces and reads their sockets, which needs CAP_SYS_ADMIN beside what the agent has; that is why the agent does not do it.
+    Adopt(connections::AdoptArgs),
     /// Show a runbook, or the help of a verb.
     Help {
         /// A topic or a verb; without one, all of them are listed.
@@ -134,6 +145,7 @@ enum Command {
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 const STATE: &str = "/var/lib/bulkhead";
 const SOCKET: &str = "/run/bulkhead/api.sock";
+const CNI_CACHE: &str = "/var/lib/cni";
 
 /// Number of a group.
 fn group(text: &str) -> Result<u32, String> {
@@ -173,6 +185,13 @@ struct AgentArgs {
     /// Socket of the CNI plugin; what container runtimes tell is kept beside it, so put it on a file system that a reboot empties.
     #[arg(long, value_name = "PATH", default_value = cni::SOCKET)]
     cni_socket: PathBuf,
+    /// Directory in which libcni, which most runtimes call plugins by, keeps results: who runs without a guard is looked for there.
+    #[arg(long, value_name = "DIR", default_value = CNI_CACHE)]
+    cni_cache: PathBuf,
+    /// Bridge whose ports are all workloads'; may be given several times. Behind which nobody is known to run, that port is shut, unless this node
+    /// only observes.
+    #[arg(long, value_name = "NAME")]
+    bridge: Vec<String>,
     /// Group, by name or number, that may connect beside root.
     #[arg(long, value_name = "GROUP", value_parser = group)]
     socket_group: Option<u32>,
@@ -286,6 +305,7 @@ fn main() -> ExitCode {
         Command::Install(args) => setup::install(&args),
         Command::Uninstall(args) => setup::uninstall(&args),
         Command::Follow(args) => setup::follow(&args),
+        Command::Adopt(args) => return answer(connections::adopt(&args)),
         Command::Help { topic } => help(topic.as_deref()),
         Command::Detach(args) => take_away(&args),
     };
@@ -401,6 +421,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         state: args.state.clone(),
         observe: args.observe,
         cni: Some(args.cni_socket.clone()),
+        scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect() },
     };
     let mut agent = match Agent::start(node, settings) {
         Ok(agent) => agent,

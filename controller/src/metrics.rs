@@ -281,6 +281,10 @@ pub struct Health {
     pub drift_found: u64,
     /// Those of them that were put back.
     pub drift_repaired: u64,
+    /// Containers that started without a guard.
+    pub unenforced: u64,
+    /// Links of the node's networks that nobody is known for.
+    pub strangers: usize,
 }
 
 const SIDE: [&str; 5] = ["workload", "namespace", "service", "direction", "verdict"];
@@ -317,11 +321,15 @@ pub fn render(
     counter("bulkhead_drift_found_total", found, health.drift_found)?;
     let repaired = "Those of the guards that were found missing that were put back.";
     counter("bulkhead_drift_repaired_total", repaired, health.drift_repaired)?;
+    let unenforced = "Containers that started without a guard since the agent did, and were found running.";
+    counter("bulkhead_unenforced_starts_total", unenforced, health.unenforced)?;
     let gauge = |name, help, value: u64| -> Result<(), prometheus::Error> {
         let gauge = IntGauge::new(name, help)?;
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         registry.register(Box::new(gauge))
     };
+    let strangers = "Links of the node's networks behind which somebody runs whom nobody knows; they are shut on the bridges that the agent keeps.";
+    gauge("bulkhead_links_unknown", strangers, health.strangers as u64)?;
     gauge("bulkhead_revision", "Number of the revision in force.", health.revision)?;
     gauge(
         "bulkhead_policy_error",

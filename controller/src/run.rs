@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bulkhead_dataplane::node::Node;
+use bulkhead_dataplane::{
+    network::LinkWatch,
+    node::{Node, NodeError},
+};
 use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
@@ -52,6 +55,8 @@ pub type Ask = Box<dyn FnOnce(&mut dyn Control) + Send>;
 pub enum Wake {
     /// A file may have changed.
     Changed,
+    /// A link came or changed.
+    Linked,
     /// The wall clock was set.
     ClockStepped,
     /// Somebody asks.
@@ -158,6 +163,7 @@ impl Life {
         let Self { wake, waker, server, api, plugins } = self;
         let _watcher = watch(locations, waker.clone());
         watch_clock(waker.clone());
+        watch_links(waker.clone());
         serve(server, api.as_ref(), &handle)?;
         if let Some(plugins) = &plugins {
             plugins.serve(waker.clone())?;
@@ -166,8 +172,11 @@ impl Life {
         let mut account = Instant::now() + ACCOUNT;
         // When the first of several changes was seen, and until when it has been quiet.
         let mut changed: Option<(Instant, Instant)> = None;
+        // When links are looked at again: soon after one came, and when it has been there long enough.
+        let mut linked = agent.until_ripe().map(|left| Instant::now() + left);
         loop {
             let due = changed.map_or(refresh, |(_, quiet)| quiet).min(account);
+            let due = linked.map_or(due, |linked| due.min(linked));
             let wait = due.saturating_duration_since(Instant::now());
             match wake.recv_timeout(agent.until_deadline().map_or(wait, |left| left.min(wait))) {
                 Ok(Wake::Changed) => {
@@ -181,6 +190,8 @@ impl Life {
                 }
                 // Then on to what is due: questions without end must not keep a policy from being applied.
                 Ok(Wake::Ask(ask)) => ask(agent),
+                // A container's links come in swarms. The first one says when.
+                Ok(Wake::Linked) => linked = linked.or(Some(Instant::now() + QUIET)),
                 Ok(Wake::ClockStepped) => agent.clock_stepped(),
                 Ok(Wake::Stop) => break,
                 // `waker` lives as long as this loop.
@@ -197,6 +208,10 @@ impl Life {
                 changed = None;
                 agent.refresh();
                 refresh = Instant::now() + REFRESH;
+                linked = agent.until_ripe().map(|left| Instant::now() + left);
+            } else if linked.is_some_and(|linked| now >= linked) {
+                agent.adopt();
+                linked = agent.until_ripe().map(|left| Instant::now() + left);
             }
         }
         account_now(agent);
@@ -243,6 +258,24 @@ fn watch_clock(waker: Sender<Wake>) {
         .and_then(|timer| thread::Builder::new().name("clock".to_owned()).spawn(move || wait(timer)).map(drop));
     if let Err(error) = watched {
         tracing::warn!("a step of the wall clock is seen within {} s only: {error}", ACCOUNT.as_secs());
+    }
+}
+
+/// Wakes the agent after each link that comes or changes. The thread lives until one that comes after the agent's end.
+fn watch_links(waker: Sender<Wake>) {
+    let wait = move |links: LinkWatch| {
+        // Ends when nobody listens any more, or the kernel refuses.
+        while links.wait().is_ok() && waker.send(Wake::Linked).is_ok() {}
+    };
+    let watched = LinkWatch::open().and_then(|links| {
+        let spawned = thread::Builder::new().name("links".to_owned()).spawn(move || wait(links)).map(drop);
+        spawned.map_err(|error| NodeError::Kernel { doing: "start a thread".to_owned(), why: error.to_string() })
+    });
+    if let Err(error) = watched {
+        tracing::warn!(
+            "containers that start without a guard are looked for every {} s only: {error}",
+            REFRESH.as_secs()
+        );
     }
 }
 

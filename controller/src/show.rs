@@ -561,6 +561,14 @@ pub fn agent(agent: &StatusBody) -> String {
             drift.found, drift.repaired
         );
     }
+    let found = &agent.found;
+    if found.adopted > 0 || found.unenforced_starts > 0 {
+        let _ = writeln!(
+            text,
+            "found     {} containers that ran before the agent were adopted, {} started without a guard since then",
+            found.adopted, found.unenforced_starts
+        );
+    }
     if agent.audit_lost > 0 {
         let _ = writeln!(text, "audit     {} records could not be written since then", agent.audit_lost);
     }

@@ -217,6 +217,7 @@ impl<N: Node> Control for Agent<N> {
             lost,
             bypass,
             drift: self.drift.clone(),
+            found: self.adoption.found.clone(),
             audit: self.log.losses(),
         })
     }

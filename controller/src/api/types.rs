@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
+    adopt::{Found, Stranger},
     bypass::Record,
     control::Report,
     show::{full_name, time},
@@ -327,9 +328,37 @@ pub struct StatusBody {
     pub audit_lost: u64,
     /// Guards that were found missing since the agent started.
     pub drift: DriftBody,
+    /// Containers that were found without a guard.
+    pub found: FoundBody,
     /// What its kernel says.
     #[serde(flatten)]
     pub node: NodeBody,
+}
+
+/// Containers that nobody had told the agent of.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FoundBody {
+    /// Those that ran when the agent started, and are guarded since.
+    pub adopted: u64,
+    /// Those that started without a guard while the agent ran.
+    pub unenforced_starts: u64,
+    /// Links of the node's networks behind which somebody runs whom nobody knows.
+    pub unknown: Vec<UnknownBody>,
+}
+
+/// A link that nobody is known for.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UnknownBody {
+    /// Name of the link.
+    pub link: String,
+    /// Name of the bridge that it is a port of.
+    pub bridge: Option<String>,
+    /// Addresses at its other end.
+    pub addresses: Vec<String>,
+    /// Nothing passes it. If it is not, everything does.
+    pub shut: bool,
+    /// Why nobody is known.
+    pub why: String,
 }
 
 /// Guards that stood and were found missing: programs on links, the input rule.
@@ -460,7 +489,7 @@ pub struct LinkBody {
 impl From<Report> for StatusBody {
     fn from(report: Report) -> Self {
         let troubles = troubles(&report);
-        let Report { head, started, status, marks, pending, held, lost, bypass, drift, audit, .. } = report;
+        let Report { head, started, status, marks, pending, held, lost, bypass, drift, found, audit, .. } = report;
         let (latest, what) = drift.latest.map(|(at, what)| (at / 1_000_000_000, what)).unzip();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -472,9 +501,20 @@ impl From<Report> for StatusBody {
             rolled_back: held,
             samples_lost: lost,
             audit_lost: audit.total,
+            found: found.into(),
             drift: DriftBody { found: drift.found, repaired: drift.repaired, latest, what },
             node: NodeBody::new(&status, &marks, bypass),
         }
+    }
+}
+
+impl From<Found> for FoundBody {
+    fn from(found: Found) -> Self {
+        let unknown = found.strangers.into_iter().map(|Stranger { link, bridge, addresses, shut, why }| {
+            let addresses = addresses.iter().map(ToString::to_string).collect();
+            UnknownBody { link, bridge, addresses, shut, why }
+        });
+        Self { adopted: found.adopted, unenforced_starts: found.unenforced, unknown: unknown.collect() }
     }
 }
 
@@ -502,6 +542,10 @@ fn troubles(report: &Report) -> Vec<String> {
     }
     for unguarded in &report.unguarded {
         add(format!("{} is not guarded: {}", unguarded.endpoint, unguarded.why));
+    }
+    for Stranger { link, shut, why, .. } in &report.found.strangers {
+        let state = if *shut { "is shut" } else { "is not guarded" };
+        add(format!("link {link} {state}, and nobody is known who runs behind it: {why}"));
     }
     let status = &report.status;
     if !status.input_rule {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bulkhead_controller::{
+    adopt::Scope,
     agent::{Agent, Settings, StartError},
     input::Locations,
 };
@@ -75,7 +76,14 @@ impl Home {
     }
 
     pub(crate) fn settings(&self) -> Settings {
-        Settings { locations: self.locations(), node: "n1".to_owned(), state: self.state(), observe: false, cni: None }
+        Settings {
+            locations: self.locations(),
+            node: "n1".to_owned(),
+            state: self.state(),
+            observe: false,
+            cni: None,
+            scope: Scope::default(),
+        }
     }
 
     pub(crate) fn agent(&self) -> Agent<MemoryNode> {

@@ -1,5 +1,6 @@
 //! From files to a node and back: the agent, its metrics and what the command line shows, over a node in memory.
 
+mod adopt;
 mod agent;
 mod attach;
 mod deadlines;

@@ -107,6 +107,8 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         audit_lost: 6,
         drift_found: 8,
         drift_repaired: 7,
+        unenforced: 9,
+        strangers: 5,
     };
     let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
     for (metric, labels, expected) in [
@@ -126,6 +128,8 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_audit_lost_total", vec![], 6),
         ("bulkhead_drift_found_total", vec![], 8),
         ("bulkhead_drift_repaired_total", vec![], 7),
+        ("bulkhead_unenforced_starts_total", vec![], 9),
+        ("bulkhead_links_unknown", vec![], 5),
         ("bulkhead_epoch", vec![], 5),
         ("bulkhead_input_rule", vec![], 1),
         ("bulkhead_bypass_active", vec![], 1),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_controller::{
+    adopt::{Found, Stranger},
     api::types::{NodeBody, StatusBody},
     audit::Losses,
     control::Report,
@@ -43,6 +44,15 @@ fn agent() -> StatusBody {
     let latest = Some((1_700_000_000_000_000_000, "input rule, ingress underlay on eth0".to_owned()));
     let mut drift = Drift::default();
     (drift.found, drift.repaired, drift.latest) = (2, 1, latest);
+    let stranger = Stranger {
+        link: "veth-9".to_owned(),
+        bridge: Some("br0".to_owned()),
+        addresses: vec!["10.0.0.9".parse().unwrap()],
+        shut: true,
+        why: "no workload of the file has its addresses".to_owned(),
+    };
+    let open = Stranger { link: "veth-8".to_owned(), shut: false, ..stranger.clone() };
+    let found = Found { adopted: 4, unenforced: 1, strangers: vec![stranger, open] };
     let report = Report {
         head: revision().0.head,
         started: 1_700_000_000_000_000_000,
@@ -57,6 +67,7 @@ fn agent() -> StatusBody {
         lost: 0,
         bypass: None,
         drift,
+        found,
         audit: Losses { total: 3, unsaid: 1, why: "audit.jsonl: cannot write: no space".to_owned() },
     };
     StatusBody { version: "1.2.3".to_owned(), ..report.into() }

@@ -1,0 +1,244 @@
+//! Containers that run without a guard are found, and guarded: see [`crate::adopt`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use bulkhead_dataplane::{
+    cni::protocol::{Answer, Ask, Attached, Request},
+    node::{ContainerLink, Containers, Node},
+};
+
+use super::Agent;
+use crate::adopt::{Found, Stranger, cache, identify, unguarded};
+
+/// How long a link may be there before it is taken for one that nobody tells of. A chain of plugins takes about a tenth of it from making the link to
+/// telling of it.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A link that was seen without a guard.
+#[derive(Debug)]
+struct Sighting {
+    since: Instant,
+    /// It was there when the agent started.
+    before: bool,
+    /// It has been counted.
+    counted: bool,
+    /// What was said of it last.
+    told: String,
+}
+
+/// What is remembered of them.
+#[derive(Debug, Default)]
+pub(super) struct Adoption {
+    /// By name and index.
+    sightings: BTreeMap<(String, u32), Sighting>,
+    /// Results that could not be read.
+    unreadable: BTreeSet<PathBuf>,
+    /// Why links could not be looked for; empty when they could.
+    failed: String,
+    pub(super) found: Found,
+    /// It has been looked once.
+    started: bool,
+}
+
+impl Adoption {
+    /// Takes what is there now, and forgets what is not.
+    fn see(&mut self, links: &[&ContainerLink], now: Instant) {
+        let key = |link: &ContainerLink| (link.link.clone(), link.index);
+        let there: BTreeSet<_> = links.iter().map(|link| key(link)).collect();
+        self.sightings.retain(|key, _| there.contains(key));
+        for key in there {
+            let before = !self.started;
+            self.sightings.entry(key).or_insert(Sighting { since: now, before, counted: false, told: String::new() });
+        }
+        self.started = true;
+    }
+}
+
+impl<N: Node> Agent<N> {
+    /// Looks for containers that run without a guard, and guards those that somebody knows; links of nobody on the bridges that the agent is to keep are
+    /// shut. A link is looked at when it has been there for a second, so that those whose ADD is under way are none.
+    pub fn adopt(&mut self) {
+        let containers = match self.node.containers() {
+            Ok(containers) => containers,
+            Err(error) => {
+                let error = error.to_string();
+                if self.adoption.failed != error {
+                    tracing::warn!("whether containers run without a guard is not known: {error}");
+                }
+                self.adoption.failed = error;
+                return;
+            }
+        };
+        self.adoption.failed.clear();
+        let guarded: BTreeSet<&str> = self.desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
+        let of_node = (&self.parts.workloads, self.settings.node.as_str());
+        let links = unguarded(&containers, &guarded, of_node, &self.settings.scope.bridges);
+        let now = Instant::now();
+        self.adoption.see(&links, now);
+        let ripe =
+            |link: &&ContainerLink| self.sighting(link).is_some_and(|seen| seen.before || now >= seen.since + GRACE);
+        let ripe: Vec<ContainerLink> = links.into_iter().filter(ripe).cloned().collect();
+        let mut strangers = Vec::new();
+        for (link, who) in self.who(&ripe, &containers) {
+            self.count(&link, who.as_ref());
+            let why = match who {
+                Ok((request, Answer::Done)) => {
+                    self.tell_guarded(&link, &request);
+                    continue;
+                }
+                Ok((_, Answer::Refused { message, .. })) => message,
+                Err(why) => why,
+            };
+            // Of those that were there before, some plugin may just be about to tell.
+            if self.sighting(&link).is_some_and(|seen| now >= seen.since + GRACE) {
+                strangers.push(self.receive(link, why));
+            }
+        }
+        self.adoption.found.strangers = strangers;
+    }
+
+    /// How long until a link that was seen has been there long enough.
+    #[must_use]
+    pub fn until_ripe(&self) -> Option<Duration> {
+        let ripens = self.adoption.sightings.values().map(|seen| seen.since + GRACE);
+        let left = ripens.map(|at| at.saturating_duration_since(Instant::now()));
+        // What is ripe has been looked at, and is again with the next refresh.
+        left.filter(|left| !left.is_zero()).min()
+    }
+
+    fn sighting(&self, link: &ContainerLink) -> Option<&Sighting> {
+        self.adoption.sightings.get(&(link.link.clone(), link.index))
+    }
+
+    /// Asks who runs behind these links, and guards whom somebody knows, all at once.
+    fn who(
+        &mut self,
+        links: &[ContainerLink],
+        containers: &Containers,
+    ) -> Vec<(ContainerLink, Result<(Request, Answer), String>)> {
+        if links.is_empty() {
+            return Vec::new();
+        }
+        let cached = match &self.settings.scope.cache {
+            Some(directory) => cache::read(directory, &mut self.adoption.unreadable),
+            None => Vec::new(),
+        };
+        let node = self.settings.node.as_str();
+        let joined = self.attachments.join(&self.parts.workloads, node);
+        let joined = joined.as_ref().unwrap_or(&self.parts.workloads);
+        let mut requests: Vec<Request> = Vec::new();
+        let found: Vec<Result<usize, String>> = links
+            .iter()
+            .map(|link| {
+                let request = identify(link, containers, &cached, (joined, node))?;
+                self.not_another(&request)?;
+                // A container with two interfaces is found twice.
+                Ok(requests.iter().position(|known| *known == request).unwrap_or_else(|| {
+                    requests.push(request);
+                    requests.len() - 1
+                }))
+            })
+            .collect();
+        let answers = if requests.is_empty() { Vec::new() } else { self.attach(&requests) };
+        let of = |at: usize| Some((requests.get(at)?.clone(), answers.get(at)?.clone()));
+        let answered = |who: Result<usize, String>| {
+            who.and_then(|at| of(at).ok_or_else(|| "it was asked for, and nothing came of it".to_owned()))
+        };
+        links.iter().cloned().zip(found.into_iter().map(answered)).collect()
+    }
+
+    /// A container that is attached by another link has not moved: somebody has its addresses.
+    fn not_another(&self, request: &Request) -> Result<(), String> {
+        let Some(attached) = attached(request) else { return Ok(()) };
+        let known = self.attachments.iter().find(|known| known.attached.key == attached.key);
+        match known.filter(|known| known.attached.interfaces != attached.interfaces) {
+            Some(known) => Err(format!(
+                "what is known of it is of container {}, which has another link",
+                known.attached.key.container
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a container that started without a guard while the agent ran, once.
+    fn count(&mut self, link: &ContainerLink, who: Result<&(Request, Answer), &String>) {
+        let Some(seen) = self.adoption.sightings.get_mut(&(link.link.clone(), link.index)) else { return };
+        // One that is shut never ran without.
+        if seen.counted || seen.before || link.shut {
+            return;
+        }
+        seen.counted = true;
+        self.adoption.found.unenforced += 1;
+        let attached = who.ok().and_then(|(request, _)| attached(request));
+        let container = attached.map_or("unknown", |attached| attached.key.container.as_str());
+        let workload = attached.map_or_else(|| "unknown".to_owned(), workload);
+        let addresses = addresses(link);
+        tracing::warn!(link = link.link, container, workload, addresses, "a container started without a guard");
+        let detail = format!("link {}, container {container}, workload {workload}, addresses {addresses}", link.link);
+        self.record_seen("enforcement.unenforced_start", detail);
+    }
+
+    fn tell_guarded(&mut self, link: &ContainerLink, request: &Request) {
+        let seen = self.adoption.sightings.remove(&(link.link.clone(), link.index));
+        let before = seen.is_some_and(|seen| seen.before);
+        let attached = attached(request);
+        let container = attached.map_or("", |attached| attached.key.container.as_str());
+        let workload = attached.map_or_else(String::new, workload);
+        if before {
+            self.adoption.found.adopted += 1;
+            tracing::info!(
+                link = link.link,
+                container,
+                workload,
+                "adopted: it ran before the agent, and is guarded now"
+            );
+        } else {
+            tracing::info!(link = link.link, container, workload, "it is guarded now");
+        }
+    }
+
+    /// A link of nobody: shut where its bridge is to be kept, opened again where nothing is to be dropped.
+    fn receive(&mut self, link: ContainerLink, why: String) -> Stranger {
+        let kept = link.bridge.as_ref().is_some_and(|bridge| self.settings.scope.bridges.contains(bridge));
+        let mut shut = link.shut;
+        let mut why = why;
+        let done = match (link.shut, self.settings.observe) {
+            (false, false) if kept => self.node.shut(&link.link).map(|()| shut = true),
+            (true, true) => self.node.unshut(&link.link).map(|()| shut = false),
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            why = format!("{why}; {error}");
+        }
+        let told = format!("{}: {why}", if shut { "it is shut" } else { "everything passes it" });
+        if let Some(seen) = self.adoption.sightings.get_mut(&(link.link.clone(), link.index))
+            && seen.told != told
+        {
+            let addresses = addresses(&link);
+            tracing::error!(link = link.link, addresses, "nobody is known who runs behind this link, {told}");
+            seen.told = told;
+        }
+        let ContainerLink { link, bridge, addresses, .. } = link;
+        Stranger { link, bridge, addresses, shut, why }
+    }
+}
+
+fn attached(request: &Request) -> Option<&Attached> {
+    match &request.ask {
+        Ask::Add(attached) => Some(attached),
+        _ => None,
+    }
+}
+
+fn workload(attached: &Attached) -> String {
+    format!("{}/{}", attached.namespace, attached.name)
+}
+
+fn addresses(link: &ContainerLink) -> String {
+    let all: Vec<_> = link.addresses.iter().map(ToString::to_string).collect();
+    all.join(" ")
+}

@@ -1,0 +1,185 @@
+//! Containers that nobody told of, found by an agent on a node in memory.
+
+use std::fs;
+
+use bulkhead_controller::{
+    adopt::Scope,
+    agent::{Agent, Settings},
+    control::Control as _,
+};
+use bulkhead_dataplane::{
+    cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
+    memory::MemoryNode,
+    node::{ContainerLink, Containers},
+};
+
+use crate::home::{Home, WORKLOADS, eventually};
+
+fn home() -> Home {
+    let home = Home::new();
+    let listed = "  - { name: cart-1, namespace: shop, labels: { app: web }, node: n1, endpoints: [{ addresses: [10.0.0.7] }] }\n";
+    home.write("workloads.yaml", &format!("{WORKLOADS}{listed}"));
+    fs::create_dir_all(home.path("cache/results")).unwrap();
+    home
+}
+
+fn agent(home: &Home, observe: bool) -> Agent<MemoryNode> {
+    let scope = Scope { cache: Some(home.path("cache")), bridges: ["br0".to_owned()].into() };
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), observe, scope, ..home.settings() };
+    Agent::start(home.node().unwrap(), settings).unwrap()
+}
+
+/// A link on the bridge that is to be kept.
+fn link(name: &str, index: u32, address: &str) -> ContainerLink {
+    ContainerLink {
+        link: name.to_owned(),
+        index,
+        bridge: Some("br0".to_owned()),
+        inside: "eth0".to_owned(),
+        addresses: vec![address.parse().unwrap()],
+        ..ContainerLink::default()
+    }
+}
+
+fn set(home: &Home, links: &[ContainerLink]) {
+    let names = links.iter().map(|link| link.link.clone()).chain(["br0".to_owned()]).collect();
+    home.links.network().containers = Containers { links: links.to_vec(), names };
+}
+
+/// A runtime's result.
+fn result(home: &Home, container: &str, link: &str, address: &str) {
+    let text = format!(
+        r#"{{"kind":"cniCacheV1","containerId":"{container}","ifName":"eth0","networkName":"net","cniArgs":[["K8S_POD_NAMESPACE","shop"],
+        ["K8S_POD_NAME","{container}"]],"result":{{"interfaces":[{{"name":"{link}"}},{{"name":"eth0","sandbox":"/run/netns/x"}}],
+        "ips":[{{"interface":1,"address":"{address}/24"}}]}}}}"#
+    );
+    fs::write(home.path(&format!("cache/results/net-{container}-eth0")), text).unwrap();
+}
+
+fn guarded(home: &Home) -> Vec<String> {
+    home.attached()
+}
+
+#[test]
+fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
+    let home = home();
+    result(&home, "early", "veth-e", "10.0.0.8");
+    let mut links = vec![link("veth-e", 1, "10.0.0.8"), link("veth-c", 2, "10.0.0.7")];
+    set(&home, &links);
+    let mut agent = agent(&home, false);
+    assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
+    let found = agent.report().unwrap().found;
+    assert_eq!((found.adopted, found.unenforced, found.strangers), (2, 0, vec![]));
+    assert_eq!(agent.until_ripe(), None);
+
+    // Not at once: its ADD may be under way.
+    links.push(link("veth-l", 3, "10.0.0.9"));
+    result(&home, "late", "veth-l", "10.0.0.9");
+    set(&home, &links);
+    agent.adopt();
+    assert!(!guarded(&home).contains(&"veth-l".to_owned()));
+    assert!(agent.until_ripe().is_some_and(|left| left <= std::time::Duration::from_secs(1)));
+    eventually("it is guarded", || {
+        agent.adopt();
+        guarded(&home).contains(&"veth-l".to_owned())
+    });
+    agent.adopt();
+    let found = agent.report().unwrap().found;
+    assert_eq!((found.adopted, found.unenforced, found.strangers), (2, 1, vec![]));
+    assert_eq!((agent.health().unenforced, agent.health().strangers), (1, 0));
+    let audit = fs::read_to_string(home.path("state/audit.jsonl")).unwrap();
+    assert_eq!(audit.matches("enforcement.unenforced_start").count(), 1, "{audit}");
+
+    // The runtime's DEL is about it as about any other.
+    let key = Key { container: "late".to_owned(), ifname: "eth0".to_owned() };
+    let gone = Request { version: VERSION, network: "net".to_owned(), ask: Ask::Del { key } };
+    assert_eq!(agent.attach(&[gone]), [Answer::Done]);
+    assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
+}
+
+/// A container whose ADD tells of it in time is no unguarded one.
+#[test]
+fn who_is_told_of_in_time_is_not_counted() {
+    let home = home();
+    let mut agent = agent(&home, false);
+    set(&home, &[link("veth-t", 3, "10.0.0.9")]);
+    agent.adopt();
+    let interface = Interface {
+        name: "eth0".to_owned(),
+        link: "veth-t".to_owned(),
+        ifindex: 3,
+        addresses: vec!["10.0.0.9".parse().unwrap()],
+    };
+    let attached = Attached {
+        key: Key { container: "told".to_owned(), ifname: "eth0".to_owned() },
+        namespace: "shop".to_owned(),
+        name: "told".to_owned(),
+        uid: None,
+        labels: [].into(),
+        interfaces: vec![interface],
+    };
+    let add = Request { version: VERSION, network: "net".to_owned(), ask: Ask::Add(attached) };
+    assert_eq!(agent.attach(&[add]), [Answer::Done]);
+    agent.adopt();
+    assert_eq!(agent.until_ripe(), None, "there is nothing to wait for");
+    assert_eq!(agent.health().unenforced, 0);
+}
+
+#[test]
+fn who_is_nobody_is_shut_and_opened_where_nothing_is_dropped() {
+    let home = home();
+    let elsewhere = ContainerLink { bridge: None, ..link("veth-f", 5, "203.0.113.1") };
+    set(&home, &[link("veth-n", 4, "10.0.0.10"), elsewhere]);
+    let shut = |name: &str| {
+        home.links.network().containers.links.iter().find(|link| link.link == name).is_some_and(|link| link.shut)
+    };
+    let mut first = agent(&home, false);
+    eventually("it is shut", || {
+        first.adopt();
+        shut("veth-n")
+    });
+    assert!(!shut("veth-f"), "that one is none of ours");
+    let report = first.report().unwrap();
+    let [stranger] = &report.found.strangers[..] else { panic!("{:?}", report.found) };
+    assert_eq!((stranger.link.as_str(), stranger.shut), ("veth-n", true));
+    assert!(stranger.why.contains("no workload of the file"), "{}", stranger.why);
+    drop(first);
+    let mut second = agent(&home, true);
+    eventually("it is open", || {
+        second.adopt();
+        !shut("veth-n")
+    });
+    assert_eq!(second.health().strangers, 1);
+    drop(second);
+    // Somebody knows it at last.
+    let mut third = agent(&home, false);
+    result(&home, "nobody", "veth-n", "10.0.0.10");
+    eventually("it is guarded", || {
+        third.adopt();
+        guarded(&home).contains(&"veth-n".to_owned())
+    });
+    assert_eq!(third.health().strangers, 0);
+}
+
+/// Whoever gives itself the address of a container does not get its place.
+#[test]
+fn nobody_takes_the_place_of_another() {
+    let home = home();
+    result(&home, "victim", "veth-v", "10.0.0.8");
+    let victim = link("veth-v", 1, "10.0.0.8");
+    set(&home, &[victim.clone()]);
+    let mut agent = agent(&home, false);
+    assert!(guarded(&home).contains(&"veth-v".to_owned()));
+    // With a result that names no link at all, too.
+    let text = fs::read_to_string(home.path("cache/results/net-victim-eth0")).unwrap();
+    let without = text.replace(r#"{"name":"veth-v"},"#, "").replace(r#""interface":1"#, r#""interface":0"#);
+    for written in [text, without] {
+        fs::write(home.path("cache/results/net-victim-eth0"), written).unwrap();
+        set(&home, &[victim.clone(), link("veth-a", 2, "10.0.0.8")]);
+        eventually("it is a stranger", || {
+            agent.adopt();
+            agent.health().strangers == 1
+        });
+        assert!(guarded(&home).contains(&"veth-v".to_owned()) && !guarded(&home).contains(&"veth-a".to_owned()));
+    }
+}
