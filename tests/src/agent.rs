@@ -86,6 +86,8 @@ impl Agent {
             .arg(lab.socket(node))
             .arg("--cni-socket")
             .arg(lab.cni_socket(node))
+            .arg("--cni-cache")
+            .arg(lab.cni_cache(node))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)

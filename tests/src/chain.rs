@@ -1,6 +1,7 @@
 //! Calls the plugins of a network as a runtime does.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -194,6 +195,30 @@ impl<'a> Chain<'a> {
             previous = Some(result);
         }
         Ok(())
+    }
+
+    /// Takes ours out of the chain, as in a network that nobody has told of us. What it was is for who puts it back.
+    ///
+    /// # Panics
+    /// Ours is not in the chain.
+    pub fn without_ours(&mut self) -> Value {
+        let at = self.plugins.iter().position(|plugin| plugin["type"] == "bulkhead-cni").unwrap();
+        self.plugins.remove(at)
+    }
+
+    /// Keeps the result of an ADD below a directory, where and as libcni does when its chain is through.
+    ///
+    /// # Panics
+    /// The disk refuses.
+    pub fn keep_result(&self, container: &Container, directory: &Path) {
+        let results = directory.join("results");
+        fs::create_dir_all(&results).unwrap();
+        let cached = json!({
+            "kind": "cniCacheV1", "containerId": container.id(), "config": "", "ifName": "eth0", "networkName": "lab",
+            "netns": container.netns.path(), "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAME", container.name]],
+            "result": container.result,
+        });
+        fs::write(results.join(format!("lab-{}-eth0", container.id())), cached.to_string()).unwrap();
     }
 
     /// One verb of our plugin alone, with the result.

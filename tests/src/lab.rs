@@ -111,6 +111,12 @@ impl Lab {
         self.directory.path().join(format!("cni-{node}/cni.sock"))
     }
 
+    /// Directory in which a runtime of a node would keep results.
+    #[must_use]
+    pub fn cni_cache(&self, node: usize) -> PathBuf {
+        self.directory.path().join(format!("cache-{node}"))
+    }
+
     /// Writes a policy file, as an editor does: all of it, then in place.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use bulkhead_tests::{
 use bulkhead_topology::{Netns, traffic::Outcome};
 
 use crate::{
-    lifecycle::{BRIEF, PATIENCE, calls, db, eventually, foretell, lab},
+    BRIEF, PATIENCE, eventually,
+    lifecycle::{calls, db, foretell, lab},
     plugins,
 };
 

@@ -22,8 +22,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    lifecycle::{BRIEF, PATIENCE, calls, db, eventually, foretell, lab, pinned},
-    plugins,
+    BRIEF, PATIENCE, eventually,
+    lifecycle::{calls, db, foretell, lab},
+    pinned, plugins,
 };
 
 /// The name of ours that comes before all others.

@@ -18,15 +18,11 @@ use bulkhead_topology::{
 };
 use serde_json::{Map, json};
 
-use crate::plugins;
+use crate::{BRIEF, PATIENCE, eventually, pinned, plugins};
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080', 'db:7777/udp', 'db:echo/icmp'] }\n  db: {}\n  guest: {}\n";
 /// What a witness knows datagrams by.
 const MARK: &[u8] = b"bulkhead first packets";
-/// For what must happen on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-/// For what must not happen.
-pub(crate) const BRIEF: Duration = Duration::from_millis(300);
 
 /// Two nodes; on the second one `db`, which `web` may call.
 pub(crate) fn lab(contained: &[&str]) -> Lab {
@@ -66,26 +62,7 @@ pub(crate) fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, exp
     }
 }
 
-/// What is pinned for the links of a node.
-pub(crate) fn pinned(lab: &Lab, node: usize) -> Vec<String> {
-    let layouts = fs::read_dir(lab.pins(node)).map(|entries| entries.map(|entry| entry.unwrap().path()).collect());
-    let layouts: Vec<_> = layouts.unwrap_or_default();
-    let links = layouts.iter().filter_map(|layout| fs::read_dir(layout.join("links")).ok());
-    let mut names: Vec<_> = links.flatten().map(|pin| pin.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn none() -> Map<String, serde_json::Value> {
+pub(crate) fn none() -> Map<String, serde_json::Value> {
     Map::new()
 }
 

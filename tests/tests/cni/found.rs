@@ -1,0 +1,139 @@
+//! Containers whose start nobody told of: a chain without our plugin, or one that was through before there was an agent.
+
+use std::{net::IpAddr, process::Command};
+
+use bulkhead_tests::{
+    Agent, Lab, bulkhead,
+    chain::{Chain, Container},
+};
+use bulkhead_topology::traffic::{Outcome, TcpEcho};
+
+use crate::{
+    BRIEF, PATIENCE, eventually,
+    lifecycle::{calls, db, lab, none},
+    pinned, plugins,
+};
+
+fn started(agent: &Agent) -> f64 {
+    agent.metric("bulkhead_unenforced_starts_total", &[]).unwrap()
+}
+
+fn unknown(agent: &Agent) -> f64 {
+    agent.metric("bulkhead_links_unknown", &[]).unwrap()
+}
+
+/// What `bulkhead status` says of an agent.
+fn status(lab: &Lab, node: usize) -> String {
+    let mut command = Command::new(bulkhead().unwrap());
+    let output = command.arg("status").arg("--socket").arg(lab.socket(node)).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn guards(lab: &Lab, link: &str) -> bool {
+    pinned(lab, 0).iter().filter(|pin| pin.starts_with(link)).count() == 2
+}
+
+/// It is found by the result that its runtime keeps, counted once, guarded like any other, and goes like any other.
+#[test]
+fn a_start_without_the_plugin_is_found() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1"]);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to = lab.topology.workload("db").v4.into();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let before = pinned(&lab, 0);
+    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let ours = chain.without_ours();
+    let mut web = Container::new("web-1");
+    chain.add(&mut web).unwrap();
+    chain.keep_result(&web, &lab.cni_cache(0));
+    eventually("it is counted", || started(&agent) == 1.0);
+    eventually("it is guarded", || guards(&lab, &web.link()));
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    // One whose chain has ours is none, and nothing is counted twice.
+    chain.plugins.push(ours);
+    let mut other = Container::new("other");
+    chain.add(&mut other).unwrap();
+    let mut late = Container::new("late");
+    let ours = chain.without_ours();
+    chain.add(&mut late).unwrap();
+    chain.keep_result(&late, &lab.cni_cache(0));
+    chain.plugins.push(ours);
+    eventually("a second one is counted", || started(&agent) >= 2.0);
+    assert_eq!(started(&agent), 2.0, "{}", agent.log());
+    let said = status(&lab, 0);
+    assert!(said.contains("2 started without a guard"), "{said}");
+    let log = agent.log();
+    assert!(log.contains("a container started without a guard") && log.contains("shop/web-1"), "{log}");
+
+    assert_eq!(chain.ask("CHECK", &web, none()).unwrap(), "");
+    for container in [&web, &other, &late] {
+        chain.del(container);
+    }
+    assert_eq!(pinned(&lab, 0), before);
+    assert_eq!(unknown(&agent), 0.0);
+}
+
+/// Who ran before the agent is adopted, by a runtime's result or by the addresses of the file. Who is nobody is shut on a bridge that is to be kept.
+#[test]
+fn what_ran_before_the_agent_is_adopted_or_shut() {
+    let Some(directory) = plugins() else { return };
+    let mut lab = lab(&["web-1"]);
+    let first = lab.topology.node(0).overlays().map(|overlay| match overlay.prefix.network() {
+        IpAddr::V4(base) => IpAddr::from((u32::from(base) + 100).to_be_bytes()),
+        IpAddr::V6(base) => IpAddr::from((u128::from(base) + 0x64).to_be_bytes()),
+    });
+    lab.contained.insert("guest-1".to_owned(), (0, first.to_vec()));
+    lab.write_workloads().unwrap();
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to = lab.topology.workload("db").v4.into();
+    let gateway = IpAddr::from(lab.topology.node(0).overlay4.gateway);
+    let _node = TcpEcho::start(&lab.topology.node(0).netns, (gateway, 9999).into()).unwrap();
+    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let ours = chain.without_ours();
+    let [mut guest, mut web, mut stranger] = ["guest-1", "web-1", "stranger"].map(Container::new);
+    chain.add(&mut guest).unwrap();
+    chain.add(&mut web).unwrap();
+    chain.add(&mut stranger).unwrap();
+    assert_eq!(guest.addresses(), first);
+    chain.keep_result(&web, &lab.cni_cache(0));
+    let bridge = lab.topology.node(0).bridge.name.clone();
+    calls(&stranger.netns, gateway, 9999, PATIENCE, Outcome::Answered);
+
+    // When it is ready it has adopted those whom somebody knows.
+    let agent = Agent::start(&lab, 0, &["--bridge", &bridge]).unwrap();
+    assert!(guards(&lab, &web.link()) && guards(&lab, &guest.link()), "{}", agent.log());
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    calls(&guest.netns, to, 8080, BRIEF, Outcome::TimedOut);
+    eventually("the stranger is shut", || unknown(&agent) == 1.0);
+    calls(&stranger.netns, gateway, 9999, BRIEF, Outcome::TimedOut);
+    assert_eq!(started(&agent), 0.0, "they ran before");
+    let said = status(&lab, 0);
+    assert!(said.contains("2 containers that ran before the agent were adopted, 0 started"), "{said}");
+    assert!(said.contains(&format!("TROUBLE   link {} is shut, and nobody is known", stranger.link())), "{said}");
+
+    // It stays shut without that option, and is open where nothing is dropped.
+    agent.kill().unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    eventually("the stranger is known as one", || unknown(&agent) == 1.0);
+    calls(&stranger.netns, gateway, 9999, BRIEF, Outcome::TimedOut);
+    agent.kill().unwrap();
+    let agent = Agent::start(&lab, 0, &["--observe", "--bridge", &bridge]).unwrap();
+    calls(&stranger.netns, gateway, 9999, PATIENCE, Outcome::Answered);
+    agent.kill().unwrap();
+    let agent = Agent::start(&lab, 0, &["--bridge", &bridge]).unwrap();
+    eventually("the stranger is shut again", || guards(&lab, &stranger.link()));
+
+    // Once somebody knows it, it is a workload like others: this one may call nobody, and is called by nobody.
+    chain.keep_result(&stranger, &lab.cni_cache(0));
+    eventually("the stranger is known", || unknown(&agent) == 0.0);
+    chain.plugins.push(ours);
+    assert_eq!(chain.ask("CHECK", &stranger, none()).unwrap(), "");
+    for container in [&web, &guest, &stranger] {
+        chain.del(container);
+    }
+    let links = [web.link(), guest.link(), stranger.link()];
+    eventually("nothing is left", || !pinned(&lab, 0).iter().any(|pin| links.iter().any(|link| pin.starts_with(link))));
+}
