@@ -190,8 +190,11 @@ impl Life {
                 }
                 // Then on to what is due: questions without end must not keep a policy from being applied.
                 Ok(Wake::Ask(ask)) => ask(agent),
-                // A container's links come in swarms. The first one says when.
-                Ok(Wake::Linked) => linked = linked.or(Some(Instant::now() + QUIET)),
+                // Changes of links come in swarms. The first one says when.
+                Ok(Wake::Linked) => {
+                    let soon = Instant::now() + QUIET;
+                    linked = Some(linked.map_or(soon, |linked| linked.min(soon)));
+                }
                 Ok(Wake::ClockStepped) => agent.clock_stepped(),
                 Ok(Wake::Stop) => break,
                 // `waker` lives as long as this loop.

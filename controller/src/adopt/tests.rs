@@ -125,7 +125,7 @@ fn a_result_is_found_by_its_link_and_else_by_its_addresses() {
 #[test]
 fn what_is_made_of_a_result_is_what_add_would_have_told() {
     let here = link("veth1", 1, Some("cni0"), &["10.244.1.7"]);
-    let all = containers(&[here.clone()]);
+    let all = containers(std::slice::from_ref(&here));
     let request = identify(&here, &all, &[cached("web", &["veth1"], &["10.244.1.7"])], (&file(), "n1")).unwrap();
     assert_eq!((request.network.as_str(), request.version), ("shop", VERSION));
     let attached = told(&request);
@@ -149,7 +149,7 @@ fn what_is_made_of_a_result_is_what_add_would_have_told() {
 #[test]
 fn a_workload_without_a_link_is_found_by_exactly_its_addresses() {
     let exact = link("veth1", 1, None, &["fd00::9", "10.244.1.9"]);
-    let all = containers(&[exact.clone()]);
+    let all = containers(std::slice::from_ref(&exact));
     let request = identify(&exact, &all, &[], (&file(), "n1")).unwrap();
     assert_eq!(request.network, LISTED);
     assert_eq!((told(&request).namespace.as_str(), told(&request).name.as_str()), ("shop", "listed"));

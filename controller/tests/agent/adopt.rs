@@ -167,7 +167,7 @@ fn nobody_takes_the_place_of_another() {
     let home = home();
     result(&home, "victim", "veth-v", "10.0.0.8");
     let victim = link("veth-v", 1, "10.0.0.8");
-    set(&home, &[victim.clone()]);
+    set(&home, std::slice::from_ref(&victim));
     let mut agent = agent(&home, false);
     assert!(guarded(&home).contains(&"veth-v".to_owned()));
     // With a result that names no link at all, too.

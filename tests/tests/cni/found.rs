@@ -88,7 +88,7 @@ fn what_ran_before_the_agent_is_adopted_or_shut() {
     lab.write_workloads().unwrap();
     let _servers = (db(&lab, 8080), db(&lab, 9999));
     let to = lab.topology.workload("db").v4.into();
-    let gateway = IpAddr::from(lab.topology.node(0).overlay4.gateway);
+    let gateway = lab.topology.node(0).overlay4.gateway;
     let _node = TcpEcho::start(&lab.topology.node(0).netns, (gateway, 9999).into()).unwrap();
     let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
     let ours = chain.without_ours();
