@@ -4,6 +4,7 @@
 
 mod adopt;
 mod cni;
+mod compiling;
 mod control;
 
 use std::{
@@ -19,13 +20,13 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::adopt::Adoption;
+use self::{adopt::Adoption, compiling::Compiling};
 use crate::{
     adopt::Scope,
     attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
-    compile::compile,
+    compile::Compiler,
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
@@ -51,9 +52,6 @@ const BESIDE: &str = "beside";
 const BESIDE_STAGED: &str = "beside staged";
 /// Name of the file with totals by peer in the state directory.
 const TOTALS: &str = "peers.json";
-
-/// What compiles for a node what holds at a moment, in nanoseconds of Unix time.
-pub type Compile = fn(&Model, &str, &Discovered, u64) -> Result<Desired, Diagnostics>;
 
 /// What an agent is for.
 #[derive(Clone, Debug)]
@@ -119,7 +117,6 @@ pub struct Agent<N> {
     settings: Settings,
     store: Store,
     log: Log,
-    compile: Compile,
     discovered: Discovered,
     /// In force, as people wrote it and as it is meant. It is still marked as staged while the database cannot say that it is in force.
     revision: Revision,
@@ -129,14 +126,15 @@ pub struct Agent<N> {
     overlay: Overlay,
     /// What comes back unless somebody confirms what is in force.
     pending: Option<Pending>,
-    model: Arc<Model>,
-    /// What it was built from, but for the attachments.
+    /// What that means, compiled. It may be of a newer network and time than what is in force.
+    compiling: Compiling,
+    /// What the model was built from, but for the attachments.
     parts: Parts,
     /// What runtimes told of this node's containers.
     attachments: Attachments,
-    /// Compiled from it.
+    /// Published.
     desired: Desired,
-    /// When that was tried last, nanoseconds of Unix time.
+    /// When it was compiled last, nanoseconds of Unix time.
     compiled: u64,
     /// It must be published again although the input is the same.
     stale: bool,
@@ -149,7 +147,8 @@ pub struct Agent<N> {
     failed: String,
     /// Why the database could not be written; empty when it can.
     unstored: String,
-    peers: Peers,
+    /// Names for addresses, once somebody asks.
+    peers: Option<Peers>,
     totals: Totals,
     read_at: u64,
     /// Since when it runs, nanoseconds of Unix time.
@@ -168,16 +167,8 @@ impl<N: Node> Agent<N> {
     /// # Errors
     /// Bad input and no good revision in the state directory; a node that refuses.
     pub fn start(node: N, settings: Settings) -> Result<Self, StartError> {
-        Self::start_with(node, settings, compile)
-    }
-
-    /// The same with another compiler, for tests.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub fn start_with(node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
         let (state, target) = (settings.state.clone(), settings.node.clone());
-        Self::begin(node, settings, compile).inspect_err(|error| {
+        Self::begin(node, settings).inspect_err(|error| {
             let (outcome, detail) = match error {
                 StartError::Input(_) => (Outcome::Refused, error.to_string()),
                 StartError::Node(_) | StartError::Store(_) | StartError::Attachments(_) => {
@@ -188,7 +179,7 @@ impl<N: Node> Agent<N> {
         })
     }
 
-    fn begin(mut node: N, settings: Settings, compile: Compile) -> Result<Self, StartError> {
+    fn begin(mut node: N, settings: Settings) -> Result<Self, StartError> {
         let compiled = now();
         let discovered = node.discover()?;
         let mut log = Log::new(&settings.state);
@@ -209,24 +200,26 @@ impl<N: Node> Agent<N> {
         let mut attachments = cni::load(&settings)?;
         attachments.forget(&node.gone(&attachments.links())?);
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
-            let build =
-                |model: &Model| for_node(compile, model, &settings.node, &discovered, settings.observe, compiled);
+            let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
             let joined = (&attachments, settings.node.as_str());
             let prepared = prepare(files, base_inputs, joined, build).map_err(StartError::Input)?;
+            let Prepared { inputs, parts, built, refused } = prepared;
+            let compiling = Compiling::new(built, settings.observe);
+            let desired = compiling.desired();
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
-            let same = |known: &&Revision| known.inputs == prepared.inputs && known.documents == documents;
+            let same = |known: &&Revision| known.inputs == inputs && known.documents == documents;
             let revision = match (last.as_ref().filter(same), staged.as_ref().filter(same)) {
                 (Some(last), _) => last.clone(),
                 // Whoever wrote it is still its author.
                 (None, Some(staged)) => store.stage(&staged.into())?,
                 (None, None) => {
-                    let draft = draft(&settings, &prepared.inputs, &prepared.desired);
+                    let draft = draft(&settings, &inputs, &desired);
                     store.stage(&Draft { documents: Some(documents), ..draft })?
                 }
             };
-            match publish(&mut node, &prepared.desired) {
-                Ok(unguarded) => Ok((prepared, revision, unguarded)),
+            match publish(&mut node, &desired) {
+                Ok(unguarded) => Ok((compiling, parts, refused, desired, revision, unguarded)),
                 Err(error) => {
                     if matches!(error, NodeError::Capacity { .. }) && revision.head.condition == Condition::Staged {
                         store.refuse(revision.head.number, &error.to_string())?;
@@ -255,15 +248,14 @@ impl<N: Node> Agent<N> {
             }
             now = force(&good.inputs.clone().into(), Some(good), false);
         }
-        let (Prepared { model, parts, desired, refused, .. }, revision, unguarded) = now?;
-        for warning in &model.warnings.0 {
+        let (compiling, parts, refused, desired, revision, unguarded) = now?;
+        for warning in &compiling.model().warnings.0 {
             tracing::warn!("{warning}");
         }
         let overlay = Overlay { documents: revision.documents.clone(), held: beside.held };
         let before = last.map(|last| last.head.number);
         let leftover = store.reader().staged()?.map(|staged| staged.head.number);
         let leftover = leftover.filter(|&number| number != revision.head.number);
-        let peers = Peers::new(&model, &settings.node, &discovered);
         let totals = file::load(&settings.state, TOTALS).unwrap_or_else(|error| {
             tracing::warn!("{error}; totals by peer begin anew");
             None
@@ -273,13 +265,12 @@ impl<N: Node> Agent<N> {
             settings,
             store,
             log,
-            compile,
             discovered,
             staged: leftover,
             revision,
             overlay,
             pending: beside.pending,
-            model: Arc::new(model),
+            compiling,
             parts,
             attachments,
             desired,
@@ -290,7 +281,7 @@ impl<N: Node> Agent<N> {
             refused: String::new(),
             failed: String::new(),
             unstored: String::new(),
-            peers,
+            peers: None,
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
             started: compiled,
@@ -339,7 +330,7 @@ impl<N: Node> Agent<N> {
             Ok(discovered) if discovered != self.discovered => {
                 tracing::info!("the node's network changed");
                 self.discovered = discovered;
-                self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+                self.peers = None;
                 self.stale = true;
             }
             Ok(_) => {}
@@ -360,11 +351,22 @@ impl<N: Node> Agent<N> {
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
             let joined = (&self.attachments, self.settings.node.as_str());
-            let prepared = prepare(&files, Some(&self.revision.inputs), joined, |model| self.compile(model));
+            self.compiling.begin();
+            let prepared = prepare(&files, Some(&self.revision.inputs), joined, |model| {
+                self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
+            });
             self.seen = Some(files);
-            match prepared {
+            let used = match prepared {
                 Ok(prepared) => self.apply(prepared),
-                Err(found) => self.refuse(found.to_string()),
+                Err(found) => {
+                    self.refuse(found.to_string());
+                    false
+                }
+            };
+            if used {
+                self.compiling.keep();
+            } else {
+                self.compiling.go_back();
             }
         }
         if self.stale {
@@ -375,17 +377,12 @@ impl<N: Node> Agent<N> {
         self.adopt();
     }
 
-    fn compile(&self, model: &Model) -> Result<Desired, Diagnostics> {
-        let Settings { node, observe, .. } = &self.settings;
-        for_node(self.compile, model, node, &self.discovered, *observe, self.compiled)
-    }
-
     /// Compiles what is in force again, and publishes it if it changed or is stale.
     fn renew(&mut self) {
         self.compiled = now();
-        match self.compile(&self.model) {
-            Ok(desired) => {
-                if let Err(error) = self.enforce(desired) {
+        match self.compiling.renew(&self.discovered, self.compiled) {
+            Ok(()) => {
+                if let Err(error) = self.enforce(self.compiling.desired()) {
                     self.fail(&error);
                 }
             }
@@ -495,15 +492,17 @@ impl<N: Node> Agent<N> {
         self.marks_at = Instant::now();
     }
 
-    fn apply(&mut self, prepared: Prepared) {
-        let Prepared { inputs, model, parts, desired, refused } = prepared;
+    /// Puts in force what was compiled. Whether it is.
+    fn apply(&mut self, prepared: Prepared<()>) -> bool {
+        let Prepared { inputs, parts, built: (), refused } = prepared;
+        let desired = self.compiling.desired();
         let revision = match self.stage(&inputs, &desired) {
             Ok(revision) => revision,
             Err(error) => {
                 // Nothing that would not survive the agent takes effect. It is tried again.
                 self.seen = None;
                 self.stored(Err(error));
-                return;
+                return false;
             }
         };
         match self.enforce(desired) {
@@ -511,36 +510,32 @@ impl<N: Node> Agent<N> {
             Err(error @ NodeError::Capacity { .. }) => {
                 let why = [error.to_string(), refused.to_string()].join("\n").trim_end().to_owned();
                 self.close_staged(&why);
-                return self.refuse(why);
+                self.refuse(why);
+                return false;
             }
             Err(error) => {
                 // Not the input's fault: it is tried again.
                 self.seen = None;
-                return self.fail(&error);
+                self.fail(&error);
+                return false;
             }
         }
         self.refuse_some(&refused);
-        self.parts = parts;
+        (self.parts, self.peers) = (parts, None);
         let Some(revision) = revision else {
-            self.mean(model);
-            return self.close_staged("publishing it failed, and then the input was again what is in force");
+            self.close_staged("publishing it failed, and then the input was again what is in force");
+            return true;
         };
         let before = Some(self.revision.head.number);
         (self.revision, self.staged) = (revision, None);
         let marked = self.mark();
         self.stored(marked);
         self.record_change(before);
-        for warning in &model.warnings.0 {
+        for warning in &self.compiling.model().warnings.0 {
             tracing::warn!("{warning}");
         }
-        self.mean(model);
         tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
-    }
-
-    /// What is in force now.
-    fn mean(&mut self, model: Model) {
-        self.model = Arc::new(model);
-        self.peers = Peers::new(&self.model, &self.settings.node, &self.discovered);
+        true
     }
 
     /// Writes a revision that is about to take effect; `None` when it is the one in force.
@@ -720,7 +715,9 @@ impl<N: Node> Agent<N> {
         let readings = self.node.counters()?;
         let flows = self.node.flows()?;
         let contacts = self.node.contacts()?;
-        self.totals.update(&readings, &flows, &contacts.records, &self.peers);
+        let Self { peers, compiling, settings, discovered, .. } = self;
+        let peers = peers.get_or_insert_with(|| Peers::new(compiling.model(), &settings.node, discovered));
+        self.totals.update(&readings, &flows, &contacts.records, peers);
         self.read_at = now;
         Ok((readings, contacts))
     }
@@ -750,6 +747,7 @@ impl<N: Node> Agent<N> {
             drift_repaired: self.drift.repaired,
             unenforced: self.adoption.found.unenforced,
             strangers: self.adoption.found.strangers.len(),
+            compiles: self.compiling.compiles(),
         }
     }
 
@@ -818,11 +816,11 @@ fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
 }
 
 /// Input that can be published.
-pub(crate) struct Prepared {
+pub(crate) struct Prepared<T> {
     pub(crate) inputs: Inputs,
-    pub(crate) model: Model,
     pub(crate) parts: Parts,
-    pub(crate) desired: Desired,
+    /// What was made of the model.
+    pub(crate) built: T,
     /// What of the files is not in it, and why.
     pub(crate) refused: Diagnostics,
 }
@@ -835,34 +833,26 @@ pub(crate) struct Parts {
 }
 
 /// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node.
-pub(crate) fn prepare(
+/// `compile` was called last, of those times that it succeeded, for what is used.
+pub(crate) fn prepare<T>(
     files: &Files,
     last: Option<&Inputs>,
     (attachments, node): (&Attachments, &str),
-    compile: impl Fn(&Model) -> Result<Desired, Diagnostics>,
-) -> Result<Prepared, Diagnostics> {
+    mut compile: impl FnMut(Model) -> Result<T, Diagnostics>,
+) -> Result<Prepared<T>, Diagnostics> {
     let settled = settle(files, last, |policies, workloads| {
         let model = Model::build(policies, &attachments.join(workloads, node)?)?;
-        let desired = compile(&model)?;
-        Ok((model, desired, Parts { policies: policies.to_vec(), workloads: workloads.clone() }))
+        Ok((compile(model)?, Parts { policies: policies.to_vec(), workloads: workloads.clone() }))
     })?;
-    let Settled { inputs, built: (model, desired, parts), refused } = settled;
-    Ok(Prepared { inputs, model, parts, desired, refused })
+    let Settled { inputs, built: (built, parts), refused } = settled;
+    Ok(Prepared { inputs, parts, built, refused })
 }
 
-/// What a node shall enforce.
-pub(crate) fn for_node(
-    compile: Compile,
-    model: &Model,
-    node: &str,
-    discovered: &Discovered,
-    observe: bool,
-    now: u64,
-) -> Result<Desired, Diagnostics> {
-    let mut desired = compile(model, node, discovered, now)?;
+/// What of it a node can be asked to enforce.
+pub(crate) fn for_node(mut desired: Desired, observe: bool) -> Desired {
     // A workload that is listed and does not run yet has no link that could be guarded.
     leave_out(&mut desired, |endpoint| endpoint.link.is_empty());
-    Ok(Desired { observe, ..desired })
+    Desired { observe, ..desired }
 }
 
 /// Takes endpoints out, and says which.

@@ -97,18 +97,71 @@ impl Attachments {
     pub fn join(&self, workloads: &Workloads, node: &str) -> Result<Workloads, Diagnostics> {
         let mut joined = workloads.clone();
         let mut found = Diagnostics::default();
+        if self.0.is_empty() {
+            return Ok(joined);
+        }
+        let mut owners: BTreeMap<(Segment, IpAddr), BTreeSet<WorkloadName>> = BTreeMap::new();
+        let own = |name: &WorkloadName, workload: &Workload, owners: &mut BTreeMap<_, BTreeSet<_>>| {
+            for endpoint in &workload.endpoints {
+                for address in &endpoint.addresses {
+                    owners.entry((endpoint.segment, *address)).or_default().insert(name.clone());
+                }
+            }
+        };
+        workloads.workloads.iter().for_each(|(name, workload)| own(name, workload, &mut owners));
         for attachment in &self.0 {
-            found.take(join(&mut joined, workloads, attachment, node));
+            let name = attachment.workload();
+            let owner =
+                |segment, address| owners.get(&(segment, address))?.iter().find(|owner| **owner != name).cloned();
+            let before = joined.workloads.remove(&name);
+            if let Some(workload) = found.take(join(before, workloads, attachment, node, owner)) {
+                own(&name, &workload, &mut owners);
+                joined.workloads.insert(name, workload);
+            }
         }
         found.or(joined)
     }
+
+    /// One workload of those that [`Attachments::join`] gives; `None` for nobody. `owner` says who else has an address.
+    ///
+    /// # Errors
+    /// As [`Attachments::join`].
+    pub fn joined(
+        &self,
+        workloads: &Workloads,
+        node: &str,
+        name: &WorkloadName,
+        owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
+    ) -> Result<Option<Workload>, Diagnostics> {
+        let of = self.0.iter().filter(|attachment| attachment.workload() == *name);
+        of.into_iter().try_fold(workloads.workloads.get(name).cloned(), |before, attachment| {
+            join(before, workloads, attachment, node, &owner).map(Some)
+        })
+    }
+
+    /// Workloads that others have otherwise: first those of which something went, then those of which something came.
+    #[must_use]
+    pub fn differing(&self, others: &Self) -> Vec<WorkloadName> {
+        let less = |some: &Self, than: &Self| -> BTreeSet<WorkloadName> {
+            some.0.iter().filter(|attachment| !than.0.contains(attachment)).map(Attachment::workload).collect()
+        };
+        let (gone, new) = (less(self, others), less(others, self));
+        gone.difference(&new).chain(&new).cloned().collect()
+    }
 }
 
-fn join(to: &mut Workloads, file: &Workloads, attachment: &Attachment, node: &str) -> Result<(), Diagnostics> {
+/// What a workload is with one more attachment.
+fn join(
+    before: Option<Workload>,
+    file: &Workloads,
+    attachment: &Attachment,
+    node: &str,
+    owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
+) -> Result<Workload, Diagnostics> {
     let name = attachment.workload();
     let Attached { key, labels, interfaces, .. } = &attachment.attached;
     let written = file.workloads.get(&name);
-    let refuse = |message: String, help: &str| -> Result<(), Diagnostics> {
+    let refuse = |message: String, help: &str| -> Result<Workload, Diagnostics> {
         let message = format!("container {} is workload `{name}`, but {message}", key.container);
         let error = match written {
             Some(written) => Diagnostic::error(&written.place, message),
@@ -132,17 +185,13 @@ fn join(to: &mut Workloads, file: &Workloads, attachment: &Attachment, node: &st
             }
         }
         let segment = segment(file, node, interface);
-        let owner = to.workloads.iter().find(|(other, workload)| {
-            let mut endpoints = workload.endpoints.iter().filter(|of| of.segment == segment);
-            **other != name && endpoints.any(|of| of.addresses.iter().any(|own| interface.addresses.contains(own)))
-        });
-        if let Some((owner, _)) = owner {
+        if let Some(owner) = interface.addresses.iter().find_map(|address| owner(segment, *address)) {
             let message = format!("an address of its interface {} belongs to {owner} already", interface.name);
             return refuse(message, "an address has one owner: correct the workloads file, or the runtime's ranges");
         }
     }
     let listed = written.is_some_and(|written| !written.endpoints.is_empty());
-    let workload = to.workloads.entry(name.clone()).or_insert_with(|| Workload {
+    let mut workload = before.unwrap_or_else(|| Workload {
         place: Place::start(&source(format!("network {}", attachment.network), String::new())),
         labels: labels.clone(),
         node: node.to_owned(),
@@ -174,7 +223,7 @@ fn join(to: &mut Workloads, file: &Workloads, attachment: &Attachment, node: &st
             }
         }
     }
-    Ok(())
+    Ok(workload)
 }
 
 /// The overlay in whose prefixes of this node the interface has its addresses; 0 for none.

@@ -285,6 +285,17 @@ pub struct Health {
     pub unenforced: u64,
     /// Links of the node's networks that nobody is known for.
     pub strangers: usize,
+    /// How much was compiled how often.
+    pub compiles: Compiles,
+}
+
+/// How often what shall be enforced was compiled, by how much of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compiles {
+    /// All of it.
+    pub whole: u64,
+    /// What differed.
+    pub changes: u64,
 }
 
 const SIDE: [&str; 5] = ["workload", "namespace", "service", "direction", "verdict"];
@@ -323,6 +334,12 @@ pub fn render(
     counter("bulkhead_drift_repaired_total", repaired, health.drift_repaired)?;
     let unenforced = "Containers that started without a guard since the agent did, and were found running.";
     counter("bulkhead_unenforced_starts_total", unenforced, health.unenforced)?;
+    let help = "How often the agent compiled since it started: all of it (whole), or what differed (changes).";
+    let compiles = IntCounterVec::new(Opts::new("bulkhead_compiles_total", help), &["extent"])?;
+    for (extent, times) in [("whole", health.compiles.whole), ("changes", health.compiles.changes)] {
+        compiles.with_label_values(&[extent]).inc_by(times);
+    }
+    registry.register(Box::new(compiles))?;
     let gauge = |name, help, value: u64| -> Result<(), prometheus::Error> {
         let gauge = IntGauge::new(name, help)?;
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));

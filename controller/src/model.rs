@@ -181,7 +181,7 @@ impl Workload {
 }
 
 /// Opens one wall of somebody to somebody.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Stable and without line numbers: `shop: cart calls db:5432/tcp`. One line that opens both ends is two rules of one name.
     pub name: String,

@@ -9,6 +9,7 @@ use crate::{
     compile::compile,
     control::{Basis, Fingerprint},
     diagnostic::{Diagnostic, Diagnostics},
+    model::Model,
     overlay::{Overlay, digest, file_name},
     simulate::{
         Simulation,
@@ -38,17 +39,20 @@ pub struct Plan {
 /// # Errors
 /// What is wrong with documents that are new or other than before, and files that would not be used because of them.
 pub fn plan(basis: &Basis, overlay: Overlay, now: u64) -> Result<Plan, Diagnostics> {
-    let prepared =
-        check(basis, &overlay, |model| for_node(compile, model, &basis.node, &basis.discovered, basis.observe, now))?;
-    let (before, after) = (Simulation::new(&basis.model, now)?, Simulation::new(&prepared.model, now)?);
+    let prepared = check(basis, &overlay, |model| {
+        let desired = compile(&model, &basis.node, &basis.discovered, now)?;
+        Ok((model, for_node(desired, basis.observe)))
+    })?;
+    let (model, desired) = prepared.built;
+    let (before, after) = (Simulation::new(&basis.model, now)?, Simulation::new(&model, now)?);
     let changes = json(&diff(&before, &after));
     // Plain data: nothing of it can fail.
     let what = serde_json::to_string(&(&basis.fingerprint, texts(&overlay), &overlay.held)).unwrap_or_default();
     let mut id = digest(&what);
     id.truncate(32);
-    let notes = prepared.model.warnings.clone();
+    let notes = model.warnings.clone();
     let basis = basis.fingerprint.clone();
-    Ok(Plan { id, basis, overlay, desired: prepared.desired, changes, notes })
+    Ok(Plan { id, basis, overlay, desired, changes, notes })
 }
 
 fn texts(overlay: &Overlay) -> BTreeMap<&str, &str> {
@@ -56,11 +60,11 @@ fn texts(overlay: &Overlay) -> BTreeMap<&str, &str> {
 }
 
 /// Builds what would be in force under `overlay`, strictly: all its documents are used as they are written, and no file is left out for them.
-pub(crate) fn check(
+pub(crate) fn check<T>(
     basis: &Basis,
     overlay: &Overlay,
-    compile: impl Fn(&crate::model::Model) -> Result<Desired, Diagnostics>,
-) -> Result<Prepared, Diagnostics> {
+    compile: impl FnMut(Model) -> Result<T, Diagnostics>,
+) -> Result<Prepared<T>, Diagnostics> {
     let files = overlay.over(basis.files.clone());
     if let Err(unreadable) = &files.policies {
         return Err(unreadable.clone().into());

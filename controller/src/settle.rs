@@ -29,14 +29,15 @@ pub struct Settled<T> {
     pub refused: Diagnostics,
 }
 
-/// Takes files as they are as far as `build` can do with them, and the texts of `last`, the inputs of the revision in force, for the others.
+/// Takes files as they are as far as `build` can do with them, and the texts of `last`, the inputs of the revision in force, for the others. What is
+/// used was built last, of all that was built without an error.
 ///
 /// # Errors
 /// Without `last` everything that is wrong with any file; else what no mix of old and new texts mends.
 pub fn settle<T>(
     files: &Files,
     last: Option<&Inputs>,
-    build: impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+    mut build: impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
 ) -> Result<Settled<T>, Diagnostics> {
     let mut refused = Diagnostics::default();
     let mut mix = Mix::new(files, last, &mut refused);
@@ -50,7 +51,7 @@ pub fn settle<T>(
     }
     let mut tried = refused.clone();
     let mut built = loop {
-        match mix.build(&build) {
+        match mix.build(&mut build) {
             Ok(built) => break built,
             Err(found) => {
                 let blamed = mix.blame(&found);
@@ -68,7 +69,7 @@ pub fn settle<T>(
         for file in (0..mix.0.len()).filter(|file| !bad.contains(file)) {
             if mix.0[file].held {
                 mix.0[file].held = false;
-                match mix.build(&build) {
+                match mix.build(&mut build) {
                     Ok(more) => (built, better) = (more, true),
                     Err(found) => {
                         mix.0[file].held = true;
@@ -86,7 +87,7 @@ pub fn settle<T>(
     if mix.0.iter().any(File::is_left_out) {
         for file in 0..mix.0.len() {
             if mix.0[file].is_gone() {
-                let safer = mix.hold(&BTreeSet::from([file])).then(|| mix.build(&build));
+                let safer = mix.hold(&BTreeSet::from([file])).then(|| mix.build(&mut build));
                 match safer {
                     Some(Ok(safer)) => built = safer,
                     _ => mix.0[file].held = false,
@@ -99,7 +100,7 @@ pub fn settle<T>(
         if isolated.is_empty() {
             continue;
         }
-        if let Ok(safer) = mix.isolate(file, &isolated, &build) {
+        if let Ok(safer) = mix.isolate(file, &isolated, &mut build) {
             built = safer;
             continue;
         }
@@ -107,7 +108,7 @@ pub fn settle<T>(
         let mut fit = Vec::new();
         for one in &isolated {
             fit.push(one.clone());
-            match mix.isolate(file, &fit, &build) {
+            match mix.isolate(file, &fit, &mut build) {
                 Ok(safer) => built = safer,
                 Err(found) => {
                     fit.pop();
@@ -318,7 +319,7 @@ impl<'a> Mix<'a> {
         &mut self,
         index: usize,
         isolated: &[isolation::Isolated],
-        build: &impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+        build: &mut impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
     ) -> Result<T, Diagnostics> {
         self.0[index].kept = Some(Version::isolating(self.0[index].name, isolated));
         self.build(build)
@@ -343,7 +344,10 @@ impl<'a> Mix<'a> {
         tiers.into_iter().map(those).find(|blamed| !blamed.is_empty()).unwrap_or_default()
     }
 
-    fn build<T>(&self, build: &impl Fn(&[Policy], &Workloads) -> Result<T, Diagnostics>) -> Result<T, Diagnostics> {
+    fn build<T>(
+        &self,
+        build: &mut impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+    ) -> Result<T, Diagnostics> {
         let (mut intents, mut all) = (Vec::new(), None);
         for version in self.0.iter().filter_map(File::current) {
             match &version.content {

@@ -77,7 +77,7 @@ pub struct Node {
 }
 
 /// Membership of a node in an overlay. A dual-stack overlay may be written as two with the same VNI.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSegment {
     /// VNI.
     pub vni: Segment,
@@ -135,7 +135,7 @@ pub struct Owner {
 }
 
 /// An endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// VNI, 0 for none.
     pub segment: Segment,

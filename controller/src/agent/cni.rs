@@ -1,6 +1,6 @@
 //! What container runtimes tell, and what becomes of it: see [`crate::attachments`].
 
-use std::{collections::BTreeSet, path::Path, slice};
+use std::{collections::BTreeSet, path::Path, slice, sync::Arc};
 
 use bulkhead_dataplane::{
     cni::{
@@ -14,6 +14,7 @@ use bulkhead_dataplane::{
 use super::{Agent, Settings};
 use crate::{
     attachments::{Attachment, Attachments},
+    diagnostic::Diagnostics,
     model::Model,
     store::{
         file::{self, FileError},
@@ -46,6 +47,7 @@ const LOG: &str = "the agent's log and `bulkhead status` say more";
 impl<N: Node> Agent<N> {
     /// What CNI plugins ask, all at once: those that come together share one publish.
     pub fn attach(&mut self, requests: &[Request]) -> Vec<Answer> {
+        self.compiling.begin();
         let (next, refusals) = self.told(requests);
         let changed = if next == self.attachments { Ok(()) } else { self.change_attachments(next) };
         match changed {
@@ -54,6 +56,7 @@ impl<N: Node> Agent<N> {
                 requests.iter().flat_map(|request| self.attach(slice::from_ref(request))).collect()
             }
             changed => {
+                self.compiling.keep();
                 let answers = refusals.into_iter().zip(requests).map(|(refusal, request)| {
                     refusal.unwrap_or_else(|| match &changed {
                         Ok(()) => self.answer(request),
@@ -65,55 +68,74 @@ impl<N: Node> Agent<N> {
         }
     }
 
-    /// What would be attached, and what of it cannot be.
-    fn told(&self, requests: &[Request]) -> (Attachments, Vec<Option<Answer>>) {
+    /// What would be attached, compiled, and what of it cannot be.
+    fn told(&mut self, requests: &[Request]) -> (Attachments, Vec<Option<Answer>>) {
         let mut next = self.attachments.clone();
         let refusals = requests.iter().map(|request| {
             if request.version != VERSION {
                 let message = format!("the plugin speaks version {}, this agent version {VERSION}", request.version);
                 return Some(refused(message, "put the plugin of the agent's release in its place"));
             }
+            let mut tried = next.clone();
             match &request.ask {
                 Ask::Add(attached) => {
-                    let mut tried = next.clone();
                     tried.add(Attachment { network: request.network.clone(), attached: attached.clone() });
-                    if let Err(found) = tried.join(&self.parts.workloads, &self.settings.node) {
-                        return Some(refused(found.to_string(), LOG));
-                    }
-                    next = tried;
                 }
-                Ask::Del { key } => next.remove(key),
-                Ask::Gc { valid } => next.keep(&request.network, valid),
+                Ask::Del { key } => tried.remove(key),
+                Ask::Gc { valid } => tried.keep(&request.network, valid),
                 Ask::Check(_) | Ask::Status => {}
             }
+            if tried == next {
+                return None;
+            }
+            if let Err(found) = self.compile_attached(&next, &tried) {
+                return Some(refused(found.to_string(), LOG));
+            }
+            next = tried;
             None
         });
         let refusals = refusals.collect();
         (next, refusals)
     }
 
+    /// Compiles what other attachments make of the workloads, all of it or nothing.
+    fn compile_attached(&mut self, before: &Attachments, after: &Attachments) -> Result<(), Diagnostics> {
+        self.compiled = now();
+        let (parts, node) = (&self.parts, self.settings.node.as_str());
+        let (discovered, now) = (&self.discovered, self.compiled);
+        self.compiling.together(|compiling| {
+            compiling.renew(discovered, now)?;
+            for name in before.differing(after) {
+                let owner = |segment, address| compiling.owner(&name, segment, address);
+                let workload = after.joined(&parts.workloads, node, &name, owner)?;
+                // What names ports may want to know who has them: that is asked where the model is built.
+                let selected = workload.as_ref().map(|workload| compiling.model().selected(&name, workload));
+                if selected.is_some_and(|selected| compiling.model().may_miss_port(&name, &selected)) {
+                    let model = Model::build(&parts.policies, &after.join(&parts.workloads, node)?)?;
+                    return compiling.follow(Arc::new(model), discovered, now);
+                }
+                compiling.put(&name, workload.as_ref())?;
+            }
+            Ok(())
+        })
+    }
+
     /// Guards what is attached, and nothing else that was.
     fn change_attachments(&mut self, next: Attachments) -> Result<(), String> {
-        let built = next
-            .join(&self.parts.workloads, &self.settings.node)
-            .and_then(|workloads| Model::build(&self.parts.policies, &workloads));
-        self.compiled = now();
-        let (model, desired) = built
-            .and_then(|model| self.compile(&model).map(|desired| (model, desired)))
-            .map_err(|found| found.to_string())?;
         // Before it takes effect: an agent that starts in between would take the guards for left-overs.
         let before = std::mem::replace(&mut self.attachments, next);
         if let Err(error) = self.write_attachments() {
             // Who goes may go all the same: the next agent finds its link gone.
             if self.attachments.iter().any(|attachment| !before.iter().any(|known| known == attachment)) {
                 self.attachments = before;
+                self.compiling.go_back();
                 return Err(format!("the next agent would not know which containers run: {error}"));
             }
             tracing::error!("the next agent does not know which containers went: {error}");
         }
-        match self.enforce(desired) {
+        match self.enforce(self.compiling.desired()) {
             Ok(()) => {
-                self.mean(model);
+                self.peers = None;
                 // A file that contradicted what ran may fit now.
                 if !self.refused.is_empty() {
                     self.seen = None;
@@ -122,6 +144,7 @@ impl<N: Node> Agent<N> {
             }
             Err(error) => {
                 self.attachments = before;
+                self.compiling.go_back();
                 self.keep_attachments();
                 if self.stale {
                     self.renew();

@@ -13,7 +13,7 @@ use crate::{
     audit::{Event, Outcome},
     bypass::Record,
     control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
-    input::Files,
+    input::{Files, Inputs},
     metrics::Health,
     plan,
     show::time,
@@ -60,7 +60,7 @@ impl<N: Node> Agent<N> {
                 &self.discovered,
             ),
             revision: Arc::new(self.revision.clone()),
-            model: Arc::clone(&self.model),
+            model: Arc::clone(self.compiling.model()),
             files,
             overlay: self.overlay.clone(),
             node: self.settings.node.clone(),
@@ -71,13 +71,18 @@ impl<N: Node> Agent<N> {
     }
 
     /// Writes a change and what holds beside it, before it takes effect.
-    fn stage_put(&mut self, put: &Put, prepared: &Prepared) -> Result<(Revision, Option<Pending>), StoreError> {
+    fn stage_put(
+        &mut self,
+        put: &Put,
+        inputs: &Inputs,
+        desired: &Desired,
+    ) -> Result<(Revision, Option<Pending>), StoreError> {
         let draft = Draft {
             author: put.author.clone(),
             origin: put.origin,
             reason: put.reason.clone(),
             documents: Some(put.overlay.documents.clone()),
-            ..draft(&self.settings, &prepared.inputs, &prepared.desired)
+            ..draft(&self.settings, inputs, desired)
         };
         self.mark()?;
         let back = &self.overlay;
@@ -108,26 +113,39 @@ impl<N: Node> Agent<N> {
             }
         }
         self.compiled = now();
-        let prepared = plan::check(&basis, &put.overlay, |model| self.compile(model)).map_err(PutError::Invalid)?;
-        let (revision, pending) = self.stage_put(&put, &prepared)?;
-        let Prepared { model, parts, desired, refused, .. } = prepared;
+        self.compiling.begin();
+        let prepared = plan::check(&basis, &put.overlay, |model| {
+            self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
+        });
+        let done =
+            prepared.map_err(PutError::Invalid).and_then(|prepared| self.take_effect(put, &basis.files, prepared));
+        match &done {
+            Ok(_) => self.compiling.keep(),
+            Err(_) => self.compiling.go_back(),
+        }
+        // The kernel may have refused in the middle: what was in force takes back what has changed.
+        if matches!(done, Err(PutError::Node(_))) && self.stale {
+            self.renew();
+        }
+        done
+    }
+
+    fn take_effect(&mut self, put: Put, files: &Files, prepared: Prepared<()>) -> Result<Head, PutError> {
+        let Prepared { inputs, parts, built: (), refused } = prepared;
+        let desired = self.compiling.desired();
+        let (revision, pending) = self.stage_put(&put, &inputs, &desired)?;
         if let Err(error) = self.enforce(desired) {
             let closed = self.drop_staged(&error.to_string());
             self.stored(closed);
-            // The kernel may have refused in the middle: what was in force takes back what has changed.
-            if self.stale {
-                self.renew();
-            }
             return Err(error.into());
         }
         (self.revision, self.pending, self.staged) = (revision, pending, None);
-        self.seen = Some(put.overlay.over(basis.files));
+        self.seen = Some(put.overlay.over(files.clone()));
         self.overlay = put.overlay;
         let marked = self.mark();
         self.stored(marked);
         self.refuse_some(&refused);
-        self.parts = parts;
-        self.mean(model);
+        (self.parts, self.peers) = (parts, None);
         let head = &self.revision.head;
         tracing::info!(revision = head.number, author = head.author.name, reason = head.reason, "in force");
         Ok(head.clone())
@@ -224,7 +242,7 @@ impl<N: Node> Control for Agent<N> {
 
     fn seen(&mut self) -> Result<Seen, NodeError> {
         Ok(Seen {
-            model: Arc::clone(&self.model),
+            model: Arc::clone(self.compiling.model()),
             node: self.settings.node.clone(),
             flows: self.node.flows()?,
             contacts: self.node.contacts()?,

@@ -12,7 +12,7 @@ use std::{
     fmt,
 };
 
-pub use self::incremental::{Change, Compiler, Moved};
+pub use self::incremental::{Change, Compiler, Extent, Moved};
 
 use bulkhead_dataplane::{
     desired::{self, Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},

@@ -20,7 +20,7 @@ pub(crate) use resolve::resolve;
 /// One document. Its first rule that matches decides; when none does, what comes after it is asked.
 ///
 /// Kubernetes' `AdminNetworkPolicy`, `BaselineAdminNetworkPolicy` and `ClusterNetworkPolicy` are the same by another name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
     /// Its kind, as texts name it.
     pub kind: Kind,
@@ -89,7 +89,7 @@ pub enum Tier {
 }
 
 /// Whom a Guard concerns: every workload that fulfils all conditions. Without a condition every workload.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subjects {
     /// Where they stand; `None` when they are left out.
     pub place: Option<Place>,
@@ -116,7 +116,7 @@ impl fmt::Display for Subjects {
 }
 
 /// A rule for one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Stable, unique and without line numbers: `guard tenants: deny to node:22/tcp`.
     pub name: String,

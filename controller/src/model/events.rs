@@ -8,18 +8,66 @@ use std::{
     ops::Bound,
 };
 
-use super::{Model, Peer, PolicyName, Scope, ServiceName, Wall, Workload, opened, select};
+use bulkhead_ebpf::abi::Direction;
+
+use super::{Model, Peer, PolicyName, Rule, Scope, ServiceName, Wall, Workload, opened, select};
 use crate::{
+    guard,
     intent::Entity,
     labels::{Labels, Requirement, Selector},
     network_policy::NetworkPolicy,
-    workloads::{self, Frontend, WorkloadName},
+    ports::Ports,
+    workloads::{self, Frontend, Node, WorkloadName},
 };
 
 /// Whoever some peer may match, by name.
 type Candidates<'a> = Box<dyn Iterator<Item = (&'a WorkloadName, &'a Workload)> + 'a>;
 
 impl Model {
+    /// Whether all is the same that no event changes: nodes, resolvers, the service label, Intents and Guards. Where a rule is written is part of it,
+    /// where anything else is written is not.
+    pub(crate) fn has_frame_of(&self, other: &Self) -> bool {
+        let node = |(a, b): ((&String, &Node), (&String, &Node))| {
+            (a.0, &a.1.labels, &a.1.addresses, &a.1.segments) == (b.0, &b.1.labels, &b.1.addresses, &b.1.segments)
+        };
+        self.nodes.len() == other.nodes.len()
+            && self.nodes.iter().zip(&other.nodes).all(node)
+            && self.resolvers == other.resolvers
+            && self.service_label == other.service_label
+            && self.services == other.services
+            && self.guards == other.guards
+            && self.of_intents().eq(other.of_intents())
+    }
+
+    /// Whether [`Model::build`] may refuse one more workload, since nobody would have a port by the name that an Intent or a Guard writes.
+    pub(crate) fn may_miss_port(&self, name: &WorkloadName, workload: &Workload) -> bool {
+        let lacks = |ports: &Ports| matches!(ports, Ports::Named { name, .. } if !workload.ports.contains_key(name));
+        let listens = |rule: &Rule| match (&rule.wall, rule.direction) {
+            (Wall::Service(service), Direction::Ingress) => self.is_member(service, name, workload),
+            _ => self.matches(&rule.peer, name, workload),
+        };
+        if self.of_intents().any(|rule| lacks(&rule.ports) && listens(rule)) {
+            return true;
+        }
+        let own = self.guards.iter().filter(|guard| guard.kind == guard::Kind::Guard);
+        own.flat_map(|guard| guard.rules.iter().map(move |rule| (guard, rule))).any(|(guard, rule)| {
+            let concerns = || guard.subjects.hold(self, name, workload);
+            match rule.direction {
+                Direction::Ingress => rule.ports.iter().any(lacks) && concerns(),
+                // Whoever is concerned brings peers along.
+                Direction::Egress => {
+                    let named = rule.ports.iter().any(|ports| matches!(ports, Ports::Named { .. }));
+                    named && (rule.ports.iter().any(lacks) || concerns())
+                }
+            }
+        })
+    }
+
+    /// Rules of Intents.
+    fn of_intents(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().take_while(|rule| !matches!(rule.wall, Wall::Policy(_)))
+    }
+
     /// What the model would say of a workload.
     pub(crate) fn selected(&self, name: &WorkloadName, workload: &workloads::Workload) -> Workload {
         let frontends = self.leading(name).clone();

@@ -36,7 +36,7 @@ pub struct Frontend {
 }
 
 /// A port of a [`Frontend`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendPort {
     /// Protocol.
     pub transport: Transport,

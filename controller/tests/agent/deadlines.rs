@@ -2,46 +2,27 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bulkhead_controller::{agent::Agent, compile::compile, diagnostic::Diagnostics, model::Model};
 use bulkhead_dataplane::{
-    desired::{Desired, View},
-    memory::MemoryNode,
-    node::{Discovered, Node as _},
+    node::Node as _,
     store::{Endpoints, Store as _, Views},
 };
 
 use bulkhead_ebpf::abi::EndpointWord;
 
-use crate::{
-    home::eventually,
-    life::alive,
-    support::{Home, WORKLOADS},
-};
+use crate::{home::eventually, life::alive, support::Home};
 
-/// Every view ends when the label `until` of web-1 says so, unless that has passed; then the same holds for ever.
-fn ending(model: &Model, node: &str, discovered: &Discovered, now: u64) -> Result<Desired, Diagnostics> {
-    let mut desired = compile(model, node, discovered, now)?;
-    let until = model.workloads.values().find_map(|workload| workload.labels.get("until")?.parse().ok());
-    if let Some(until) = until.filter(|&until| until > now) {
-        for endpoint in &mut desired.endpoints {
-            let last = endpoint.views[0];
-            endpoint.views = vec![View { until: Some(until), ..last }, last];
-        }
-    }
-    Ok(desired)
-}
-
+/// A time that policies can write, at least so far ahead; nanoseconds of Unix time.
 fn after(time: Duration) -> u64 {
     let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + time;
-    until.as_nanos().try_into().unwrap()
+    (until.as_secs() + 1) * 1_000_000_000
 }
 
+/// A Guard one of whose rules ends then.
 fn write(home: &Home, until: u64) {
-    home.write("workloads.yaml", &WORKLOADS.replace("{ app: web }", &format!("{{ app: web, until: '{until}' }}")));
-}
-
-fn start(home: &Home) -> Agent<MemoryNode> {
-    Agent::start_with(home.node().unwrap(), home.settings(), ending).unwrap_or_else(|error| panic!("{error}"))
+    let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_nanos(until));
+    let rule = format!("deny: {{ to: world:25, expires: {until} }}");
+    let guard = format!("apiVersion: bulkhead/v1\nkind: Guard\nname: g\npriority: 1\nrules:\n  - {rule}\n");
+    home.write("policies/guard.yaml", &guard);
 }
 
 /// Deadlines in force, in jiffies.
@@ -62,7 +43,7 @@ fn deadlines_follow_the_wall_clock() {
     let until = after(HOUR);
     write(&home, until);
     home.store.set_jiffies(1_000_000);
-    let mut agent = start(&home);
+    let mut agent = home.agent();
     assert_eq!(agent.earliest_deadline(), Some(until));
     let near = |jiffies: u64| {
         let exact = jiffies + HOUR.as_secs() * HZ;
@@ -107,7 +88,7 @@ fn a_step_is_nothing_to_what_does_not_end() {
 fn what_has_ended_is_taken_out_though_no_file_changes() {
     let home = Home::new();
     write(&home, after(Duration::from_secs(2)));
-    let agent = start(&home);
+    let agent = home.agent();
     alive(&home, agent, |_| {
         eventually("what has ended is gone", || in_force(&home) == [u64::MAX; 2]);
     });
@@ -116,8 +97,8 @@ fn what_has_ended_is_taken_out_though_no_file_changes() {
 #[test]
 fn a_deadline_that_the_node_refuses_to_take_out_does_not_keep_the_agent_awake() {
     let home = Home::new();
-    write(&home, after(Duration::ZERO));
-    let mut agent = start(&home);
+    write(&home, after(Duration::ZERO) - 1_000_000_000);
+    let mut agent = home.agent();
     assert_eq!(agent.earliest_deadline(), None, "it had passed already");
     let mut ahead = Duration::from_millis(200);
     while agent.earliest_deadline().is_none() {

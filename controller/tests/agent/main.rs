@@ -3,6 +3,9 @@
 mod adopt;
 mod agent;
 mod attach;
+#[path = "../incremental/canonical.rs"]
+mod canonical;
+mod changes;
 mod deadlines;
 mod home;
 mod life;

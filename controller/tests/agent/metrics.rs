@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_controller::{
     diagnostic::source,
-    metrics::{Health, Totals, render},
+    metrics::{Compiles, Health, Totals, render},
     model::Model,
     peers::Peers,
     policy, workloads,
@@ -109,6 +109,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         drift_repaired: 7,
         unenforced: 9,
         strangers: 5,
+        compiles: Compiles { whole: 5, changes: 6 },
     };
     let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
     for (metric, labels, expected) in [
@@ -130,6 +131,8 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_drift_repaired_total", vec![], 7),
         ("bulkhead_unenforced_starts_total", vec![], 9),
         ("bulkhead_links_unknown", vec![], 5),
+        ("bulkhead_compiles_total", vec!["extent=\"whole\""], 5),
+        ("bulkhead_compiles_total", vec!["extent=\"changes\""], 6),
         ("bulkhead_epoch", vec![], 5),
         ("bulkhead_input_rule", vec![], 1),
         ("bulkhead_bypass_active", vec![], 1),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    compile::{Change, Compiler, compile},
+    compile::{Change, Compiler, Extent, compile},
     diagnostic::{Diagnostics, Place, Source, source},
     intent::{Cidrs, Entity},
     labels::{Labels, Requirement, Selector},
@@ -182,6 +182,11 @@ impl Cluster {
     pub(crate) fn compiler(&self) -> Compiler {
         let model = self.model().unwrap_or_else(|found| panic!("{found}"));
         Compiler::new(model, "n0", self.discovered.clone(), self.now).unwrap_or_else(|found| panic!("{found}"))
+    }
+
+    /// Has a compiler follow to a model of this cluster.
+    pub(crate) fn follow(&self, compiler: &mut Compiler, model: Arc<Model>) -> Result<Extent, Diagnostics> {
+        compiler.follow(model, &self.discovered, self.now)
     }
 
     /// The same with an event.

@@ -2,6 +2,7 @@
 
 mod canonical;
 mod cluster;
+mod moved;
 mod named;
 mod oracle;
 mod refusals;

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use crate::{
-    canonical::{Canonical, assert_tells},
+    canonical::Canonical,
     cluster::{Cluster, DOCUMENTS, Event, event},
+    moved::assert_tells,
 };
 
 fn check(events: &[Event]) {

@@ -1,13 +1,19 @@
 //! What does not fit is refused as a full compile refuses it, and changes nothing.
 
+use std::sync::Arc;
+
 use bulkhead_controller::{
+    compile::Extent,
     labels::Selector,
     model::Peer,
     ports::{Ports, Transport},
 };
 use bulkhead_ebpf::abi::Direction;
 
-use crate::cluster::{Cluster, Event, name, policy, service, workload};
+use crate::{
+    canonical::Canonical,
+    cluster::{Cluster, Event, name, policy, service, workload},
+};
 
 fn refused(event: &Event, says: &str) {
     let local = Event::Workload(name("a", "w0"), workload("n0", "web", &["10.0.0.2"], "veth0"));
@@ -52,4 +58,34 @@ fn too_many_ends() {
     let refusal = cluster.tell(&mut compiler, &event).unwrap().unwrap_err();
     assert!(refusal.to_string().contains("8 times, 7 fit"), "{refusal}");
     assert_eq!(compiler.desired(), &before);
+}
+
+/// Each of two policies fits beside the other as that was, but the new one not beside the old one.
+#[test]
+fn what_fits_in_the_end_alone_is_compiled_whole() {
+    let local = Event::Workload(name("a", "w0"), workload("n0", "web", &["10.0.0.2"], "veth0"));
+    let with = |first: u16, second: u16| {
+        let ports = |from, count: u16| (0..count).map(|at| Ports::one(Transport::Tcp, from + 2 * at)).collect();
+        let rules = |ports| vec![(Direction::Ingress, vec![Peer::Any], ports)];
+        let first = policy(&service("a", "first"), Selector::everybody(), &rules(ports(1, first)));
+        let second = policy(&service("a", "second"), Selector::everybody(), &rules(ports(101, second)));
+        Cluster::new().with(&local).with(&Event::Policy(first)).with(&Event::Policy(second))
+    };
+    let (before, after) = (with(1, 10), with(10, 1));
+    let mut compiler = before.compiler();
+    let follow = |compiler: &mut bulkhead_controller::compile::Compiler, to: &Cluster| {
+        let model = to.model().unwrap_or_else(|found| panic!("{found}"));
+        let extent = to.follow(compiler, Arc::new(model)).unwrap_or_else(|found| panic!("{found}"));
+        let whole = to.compile(compiler.model()).unwrap_or_else(|found| panic!("{found}"));
+        Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), "afterwards");
+        extent
+    };
+    compiler.begin();
+    assert_eq!(follow(&mut compiler, &after), Extent::Whole);
+    compiler.go_back();
+    let whole = before.compile(compiler.model()).unwrap_or_else(|found| panic!("{found}"));
+    Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), "taken back");
+    // The other way what goes makes room.
+    let mut compiler = after.compiler();
+    assert_eq!(follow(&mut compiler, &before), Extent::Changes);
 }

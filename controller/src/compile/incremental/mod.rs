@@ -6,6 +6,7 @@
 mod bindings;
 mod change;
 mod edit;
+mod follow;
 mod frontends;
 mod kinds;
 mod registry;
@@ -15,6 +16,8 @@ mod watches;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -23,14 +26,18 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::abi::Direction;
 
-pub use self::change::{Change, Moved};
 use self::{
     bindings::Bindings,
     change::{Touch, Touched},
     edit::Edit,
+    follow::Back,
     frontends::Frontends,
     kinds::{Key, Kind, Refused, Symbols, Turnover},
     rows::{Pen, Rows, keys},
+};
+pub use self::{
+    change::{Change, Moved},
+    follow::Extent,
 };
 use super::{compile, draft::Selector, endpoints_of, network::Underlay};
 use crate::{
@@ -44,7 +51,8 @@ use crate::{
 /// What all of it is compiled from.
 #[derive(Debug)]
 struct Cluster {
-    model: Model,
+    /// Shared with whoever reads it: an event then changes a copy.
+    model: Arc<Model>,
     node: String,
     discovered: Discovered,
     now: u64,
@@ -65,6 +73,10 @@ pub struct Compiler {
     frontends: Frontends,
     bindings: Bindings,
     desired: Desired,
+    /// The way back, while it is kept.
+    way: Option<Vec<Back>>,
+    /// The way back failed: nothing but the model holds any more.
+    doubtful: bool,
 }
 
 /// Kinds that are compiled but not in force.
@@ -81,7 +93,13 @@ impl Compiler {
     ///
     /// # Errors
     /// See [`compile`].
-    pub fn new(model: Model, node: &str, discovered: Discovered, now: u64) -> Result<Self, Diagnostics> {
+    pub fn new(
+        model: impl Into<Arc<Model>>,
+        node: &str,
+        discovered: Discovered,
+        now: u64,
+    ) -> Result<Self, Diagnostics> {
+        let model = model.into();
         let underlay = Underlay::new(&model, node, &discovered);
         let mut compiler = Self {
             cluster: Cluster { model, node: node.to_owned(), discovered, now, underlay },
@@ -93,6 +111,8 @@ impl Compiler {
             frontends: Frontends::default(),
             bindings: Bindings::default(),
             desired: Desired::default(),
+            way: None,
+            doubtful: false,
         };
         compiler.renew(&mut Touch::default()).map_err(|Refused| compiler.refusal())?;
         Ok(compiler)
@@ -106,8 +126,13 @@ impl Compiler {
 
     /// What it is compiled from. Warnings are those of when the model was built.
     #[must_use]
-    pub const fn model(&self) -> &Model {
+    pub const fn model(&self) -> &Arc<Model> {
         &self.cluster.model
+    }
+
+    /// Who has an address in a segment: workloads of all nodes, those included whose address nobody knows yet.
+    pub fn owners(&self, segment: Segment, address: IpAddr) -> impl Iterator<Item = &WorkloadName> {
+        self.rows.owners_of((segment, address))
     }
 
     /// A workload is new, or is another now.
@@ -175,21 +200,38 @@ impl Compiler {
     ///
     /// # Errors
     /// See [`compile`]; then nothing changed.
-    pub fn replace(&mut self, model: Model, discovered: Discovered, now: u64) -> Result<Change, Diagnostics> {
+    pub fn replace(
+        &mut self,
+        model: impl Into<Arc<Model>>,
+        discovered: Discovered,
+        now: u64,
+    ) -> Result<Change, Diagnostics> {
+        let model = model.into();
         let underlay = Underlay::new(&model, &self.cluster.node, &discovered);
         let cluster = Cluster { model, node: self.cluster.node.clone(), discovered, now, underlay };
-        let before = mem::replace(&mut self.cluster, cluster);
         let mut touch = Touch::default();
-        if self.renew(&mut touch).is_err() {
+        self.put_cluster(cluster, &mut touch)?;
+        Ok(touch.into())
+    }
+
+    fn put_cluster(&mut self, cluster: Cluster, touch: &mut Touch) -> Result<(), Diagnostics> {
+        let before = mem::replace(&mut self.cluster, cluster);
+        if self.renew(touch).is_err() {
             let refusal = self.refusal();
             self.cluster = before;
             return Err(refusal);
         }
-        Ok(touch.into())
+        self.remember(|| Back::Cluster(Box::new(before)));
+        Ok(())
     }
 
     /// Carries one event out, or leaves all as it is.
     fn event(&mut self, edit: Edit) -> Result<Change, Diagnostics> {
+        self.carry_out(edit).map_err(|refused| refused.1)
+    }
+
+    /// The same; an edit that is refused is given back.
+    fn carry_out(&mut self, edit: Edit) -> Result<Change, Box<(Edit, Diagnostics)>> {
         let Self { cluster, symbols, .. } = self;
         let affected = edit.affected(&cluster.model);
         let mut stale = self.locals.keys().filter(|name| affected.contains(name)).cloned().collect::<BTreeSet<_>>();
@@ -207,7 +249,7 @@ impl Compiler {
             some.flat_map(|(name, workload)| symbols.watches.of(model, name, workload)).collect::<Vec<_>>()
         };
         let listened = counted(symbols, &cluster.model);
-        let back = edit.apply(&mut cluster.model);
+        let back = edit.apply(Arc::make_mut(&mut cluster.model));
         let listening = counted(symbols, &cluster.model);
         let touched = symbols.watches.recount(&listened, &listening);
         for (key, kind) in self.kinds.iter().filter(|(_, kind)| !kind.watches.is_disjoint(&touched)) {
@@ -224,13 +266,14 @@ impl Compiler {
             Ok(staged) => {
                 let mut touch = Touch::default();
                 self.commit(staged, &back, &affected, &mut touch);
+                self.remember(|| Back::Edit(back));
                 Ok(touch.into())
             }
             Err(Refused) => {
                 let refusal = self.refusal();
                 self.symbols.watches.recount(&listening, &listened);
-                back.apply(&mut self.cluster.model);
-                Err(refusal)
+                let edit = back.apply(Arc::make_mut(&mut self.cluster.model));
+                Err(Box::new((edit, refusal)))
             }
         }
     }

@@ -105,7 +105,10 @@ impl Rows {
         }
     }
 
-    fn owners_of(&self, (segment, address): (Segment, IpAddr)) -> impl DoubleEndedIterator<Item = &WorkloadName> {
+    pub(super) fn owners_of(
+        &self,
+        (segment, address): (Segment, IpAddr),
+    ) -> impl DoubleEndedIterator<Item = &WorkloadName> {
         let first = WorkloadName { namespace: String::new(), name: String::new() };
         let from = self.owners.range((segment, address, first)..);
         let some: Vec<_> = from.take_while(|owner| (owner.0, owner.1) == (segment, address)).collect();

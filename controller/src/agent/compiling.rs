@@ -1,0 +1,100 @@
+//! What is compiled for the node, and how much of it at a time.
+
+use std::{net::IpAddr, sync::Arc};
+
+use bulkhead_dataplane::{
+    desired::{Desired, Segment},
+    node::Discovered,
+};
+
+use super::for_node;
+use crate::{
+    compile::{Compiler, Extent},
+    diagnostic::Diagnostics,
+    metrics::Compiles,
+    model::Model,
+    workloads::{Workload, WorkloadName},
+};
+
+/// Keeps what is compiled up to date. Where a change was compiled and does not take effect after all, its way back is gone.
+#[derive(Debug)]
+pub(super) struct Compiling {
+    compiler: Compiler,
+    /// The node only observes.
+    observe: bool,
+    compiles: Compiles,
+}
+
+impl Compiling {
+    /// Goes on from what was compiled whole.
+    pub(super) const fn new(compiler: Compiler, observe: bool) -> Self {
+        Self { compiler, observe, compiles: Compiles { whole: 1, changes: 0 } }
+    }
+
+    pub(super) const fn model(&self) -> &Arc<Model> {
+        self.compiler.model()
+    }
+
+    /// What the node shall enforce.
+    pub(super) fn desired(&self) -> Desired {
+        for_node(self.compiler.desired().clone(), self.observe)
+    }
+
+    pub(super) const fn compiles(&self) -> Compiles {
+        self.compiles
+    }
+
+    /// What follows holds when [`Self::keep`] is called, and not when [`Self::go_back`] is.
+    pub(super) fn begin(&mut self) {
+        self.compiler.begin();
+    }
+
+    pub(super) fn keep(&mut self) {
+        self.compiler.keep();
+    }
+
+    pub(super) fn go_back(&mut self) {
+        self.compiler.go_back();
+    }
+
+    /// Carries out several changes, all of them or none.
+    pub(super) fn together<T>(
+        &mut self,
+        changes: impl FnOnce(&mut Self) -> Result<T, Diagnostics>,
+    ) -> Result<T, Diagnostics> {
+        let outer = self.compiler.branch();
+        let done = changes(self);
+        self.compiler.join(outer, done.is_ok());
+        done
+    }
+
+    /// Compiles another model, and what is so by now.
+    pub(super) fn follow(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<(), Diagnostics> {
+        match self.compiler.follow(model, discovered, now)? {
+            Extent::Whole => self.compiles.whole += 1,
+            Extent::Changes => self.compiles.changes += 1,
+            Extent::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The same model, and what is so by now.
+    pub(super) fn renew(&mut self, discovered: &Discovered, now: u64) -> Result<(), Diagnostics> {
+        self.follow(Arc::clone(self.model()), discovered, now)
+    }
+
+    /// A workload is new, other than before, or gone.
+    pub(super) fn put(&mut self, name: &WorkloadName, workload: Option<&Workload>) -> Result<(), Diagnostics> {
+        match workload {
+            Some(workload) => self.compiler.upsert_workload(name, workload),
+            None => self.compiler.remove_workload(name),
+        }?;
+        self.compiles.changes += 1;
+        Ok(())
+    }
+
+    /// Somebody else who has an address.
+    pub(super) fn owner(&self, name: &WorkloadName, segment: Segment, address: IpAddr) -> Option<WorkloadName> {
+        self.compiler.owners(segment, address).find(|owner| *owner != name).cloned()
+    }
+}
