@@ -10,6 +10,8 @@ BPF_LINKER=0.13.0
 # Tools of `make lint`.
 CARGO_DENY=0.20.2
 TYPOS=1.52.0
+# The release of the reference CNI plugins that last had flannel's among them; its own repository went on from there.
+FLANNEL_PLUGIN=0.9.1
 
 usage() {
   cat <<'USAGE'
@@ -17,8 +19,8 @@ usage: tests/setup/setup.sh [--dry-run] [--lint | --test]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
-  --test     what `make test` needs too: the reference CNI plugins, podman, runc, busybox, and schemathesis in an environment
-             of its own below target/
+  --test     what `make test` needs too: the reference CNI plugins, podman, runc, busybox, Go, and below target/ flannel's CNI
+             plugin and schemathesis in an environment of its own
 
 environment:
   BULKHEAD_EBPF_TOOLCHAIN  rustup toolchain that builds the eBPF half (it needs the sources of the standard library);
@@ -332,6 +334,23 @@ make_environment() {
     "$1/bin/pip" --disable-pip-version-check install --quiet --no-deps --requirement "$2" && cp "$2" "$1/requirements.txt"
 }
 
+# --- flannel's CNI plugin --------------------------------------------------------------------------------------------
+
+# Debian has it nowhere. A built program knows the version of its module.
+flannel_plugin() {
+  local directory
+  directory=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}/cni")
+  install_for go golang-go "builds flannel's CNI plugin"
+  if have go; then
+    go version -m "$directory/flannel" 2>/dev/null | grep -qw "github.com/containernetworking/plugins.v$FLANNEL_PLUGIN" && return
+  elif ! $dry_run; then
+    return 0 # a problem that is noted already
+  fi
+  step "build flannel's CNI plugin $FLANNEL_PLUGIN into $directory" "the tests call the CNI plugin behind it" \
+    env CGO_ENABLED=0 GOBIN="$directory" \
+    go install "github.com/containernetworking/plugins/plugins/meta/flannel@v$FLANNEL_PLUGIN" || true
+}
+
 # --- kernel ---------------------------------------------------------------------------------------------------------
 
 # The kernel is asked by doing, in a network namespace that ends with the command: a configuration file may be absent,
@@ -400,7 +419,10 @@ if $lint; then
   cargo_tool cargo-deny cargo-deny "$CARGO_DENY" "licences, sources and bans of the dependencies"
   cargo_tool typos-cli typos "$TYPOS" "spelling"
 else
-  if $tests; then schemathesis; fi
+  if $tests; then
+    schemathesis
+    flannel_plugin
+  fi
   kernel
 fi
 finish

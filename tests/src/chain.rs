@@ -1,6 +1,7 @@
 //! Calls the plugins of a network as a runtime does.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::IpAddr,
@@ -32,6 +33,12 @@ pub fn our_plugin() -> Result<PathBuf> {
     Ok(bulkhead()?.with_file_name("bulkhead-cni"))
 }
 
+/// Flannel's own plugin, where `tests/setup/setup.sh --test` puts it: in `cni` beside the directory of our programs.
+#[must_use]
+pub fn flannel_plugin() -> Option<PathBuf> {
+    Some(our_plugin().ok()?.parent()?.parent()?.join("cni/flannel"))
+}
+
 /// A network of one node, and what was made in it.
 pub struct Chain<'a> {
     netns: &'a Netns,
@@ -41,6 +48,8 @@ pub struct Chain<'a> {
     pub ours: &'static str,
     /// Plugins in order, as in a conflist.
     pub plugins: Vec<Value>,
+    /// Programs of types that are neither ours nor reference plugins.
+    pub programs: BTreeMap<String, PathBuf>,
     _ipam: TempDir,
 }
 
@@ -127,7 +136,8 @@ impl<'a> Chain<'a> {
             "type": "bulkhead-cni", "namespace": "shop", "socket": lab.cni_socket(node), "pins": lab.pins(node), "timeoutSeconds": 60
         });
         let directory = directory.to_owned();
-        Self { netns: &of.netns, directory, version, ours: version, plugins: vec![bridge, ours], _ipam: ipam }
+        let (plugins, programs) = (vec![bridge, ours], BTreeMap::new());
+        Self { netns: &of.netns, directory, version, ours: version, plugins, programs, _ipam: ipam }
     }
 
     /// Sets something in our plugin's configuration.
@@ -149,7 +159,10 @@ impl<'a> Chain<'a> {
         let mut config = plugin.as_object().unwrap().clone();
         let (program, version) = match plugin["type"].as_str().unwrap() {
             "bulkhead-cni" => (our_plugin().expect("it is built"), self.ours),
-            other => (self.directory.join(other), self.version),
+            other => match self.programs.get(other) {
+                Some(program) => (program.clone(), self.version),
+                None => (self.directory.join(other), self.version),
+            },
         };
         config.extend([("cniVersion".to_owned(), json!(version)), ("name".to_owned(), json!("lab"))]);
         config.extend(more);

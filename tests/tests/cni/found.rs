@@ -9,9 +9,8 @@ use bulkhead_tests::{
 use bulkhead_topology::traffic::{Outcome, TcpEcho};
 
 use crate::{
-    BRIEF, PATIENCE, eventually,
-    lifecycle::{calls, db, lab, none},
-    pinned, plugins,
+    plugins,
+    support::{BRIEF, PATIENCE, calls, db, eventually, lab, none, pinned},
 };
 
 fn started(agent: &Agent) -> f64 {

@@ -9,9 +9,8 @@ use bulkhead_tests::{
 use bulkhead_topology::{Netns, traffic::Outcome};
 
 use crate::{
-    BRIEF, PATIENCE, eventually,
-    lifecycle::{calls, db, foretell, lab},
     plugins,
+    support::{BRIEF, PATIENCE, calls, db, eventually, foretell, lab},
 };
 
 fn nft(netns: &Netns, words: &[&str]) -> Output {

@@ -22,9 +22,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    BRIEF, PATIENCE, eventually,
-    lifecycle::{calls, db, foretell, lab},
-    pinned, plugins,
+    plugins,
+    support::{BRIEF, PATIENCE, calls, db, eventually, foretell, lab, pinned},
 };
 
 /// The name of ours that comes before all others.

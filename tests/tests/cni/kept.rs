@@ -14,7 +14,7 @@ use bulkhead_fixtures::skip;
 use bulkhead_tests::{Agent, Lab, bulkhead};
 use bulkhead_topology::Topology;
 
-use crate::{BRIEF, PATIENCE, eventually};
+use crate::support::{BRIEF, PATIENCE, eventually};
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['cart:8080', 'db:8080'] }\n  cart: {}\n  db: {}\n  guest: {}\n";
 const PORT: u16 = 8080;

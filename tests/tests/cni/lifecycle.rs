@@ -1,70 +1,18 @@
 //! From ADD to DEL.
 
-use std::{
-    fs,
-    net::{IpAddr, UdpSocket},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
-use bulkhead_fixtures::skip;
 use bulkhead_tests::{
-    Agent, Lab,
+    Agent,
     chain::{Chain, Container},
 };
-use bulkhead_topology::{
-    Netns, Topology,
-    traffic::{Capture, Frame, Outcome, TcpEcho},
+use bulkhead_topology::traffic::{Outcome, TcpEcho};
+use serde_json::json;
+
+use crate::{
+    plugins,
+    support::{BRIEF, PATIENCE, POLICY, calls, db, eventually, foretell, lab, none, pinned},
 };
-use serde_json::{Map, json};
-
-use crate::{BRIEF, PATIENCE, eventually, pinned, plugins};
-
-const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080', 'db:7777/udp', 'db:echo/icmp'] }\n  db: {}\n  guest: {}\n";
-/// What a witness knows datagrams by.
-const MARK: &[u8] = b"bulkhead first packets";
-
-/// Two nodes; on the second one `db`, which `web` may call.
-pub(crate) fn lab(contained: &[&str]) -> Lab {
-    let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1)).unwrap();
-    lab.contained = contained.iter().map(|name| ((*name).to_owned(), (0, Vec::new()))).collect();
-    lab.write_workloads().unwrap();
-    lab.policy("shop.yaml", POLICY).unwrap();
-    lab
-}
-
-/// Has the file say which addresses a container will get that is the first of a chain from 100 on: then the other node knows them beforehand.
-pub(crate) fn foretell(lab: &mut Lab, name: &str) -> [IpAddr; 2] {
-    let addresses = lab.topology.node(0).overlays().map(|overlay| match overlay.prefix.network() {
-        IpAddr::V4(base) => IpAddr::from((u32::from(base) + 100).to_be_bytes()),
-        IpAddr::V6(base) => IpAddr::from((u128::from(base) + 0x64).to_be_bytes()),
-    });
-    lab.contained.insert(name.to_owned(), (0, addresses.to_vec()));
-    lab.write_workloads().unwrap();
-    addresses
-}
-
-pub(crate) fn db(lab: &Lab, port: u16) -> Vec<TcpEcho> {
-    let db = lab.topology.workload("db");
-    db.addresses().into_iter().map(|address| TcpEcho::start(&db.netns, (address, port).into()).unwrap()).collect()
-}
-
-#[track_caller]
-pub(crate) fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, expected: Outcome) {
-    let start = Instant::now();
-    loop {
-        let outcome = from.client().deadline(deadline.min(Duration::from_secs(3))).tcp((to, port).into()).unwrap();
-        // A node that has just heard of a container may still be busy telling its tables.
-        if outcome == expected || expected != Outcome::Answered || start.elapsed() > deadline {
-            assert_eq!(outcome, expected, "{to} {port}");
-            return;
-        }
-    }
-}
-
-pub(crate) fn none() -> Map<String, serde_json::Value> {
-    Map::new()
-}
 
 /// In each version of the specification: guarded when ADD returns, on this node and across the overlay; all verbs; and nothing is left.
 #[test]
@@ -112,55 +60,6 @@ fn a_container_is_guarded_from_add_to_del() {
         chain.del(&web);
         assert_eq!(pinned(&lab, 0), before, "{version}");
     }
-}
-
-/// Nothing that is denied gets out, from the first packet of a container on; what is allowed does.
-#[test]
-fn nothing_denied_leaves_a_container_that_starts() {
-    let Some(directory) = plugins() else { return };
-    let lab = lab(&["web-1", "guest-1"]);
-    let _servers = db(&lab, 8080);
-    let to = lab.topology.workload("db").v4;
-    let _agents = [Agent::start(&lab, 0, &[]).unwrap(), Agent::start(&lab, 1, &[]).unwrap()];
-    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
-    // The witnesses stand before the first container: at the other node's end of the underlay, and on the bridge of this one.
-    let mark = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
-    let (here, there) = (lab.topology.node(0), lab.topology.node(1));
-    let wire = Capture::count(&there.netns, &there.underlay.link.name, mark).unwrap();
-    let bridge = Capture::count(&here.netns, &here.bridge.name, mark).unwrap();
-    let starts = if skip::long() { 200 } else { 25 };
-    for start in 0..starts {
-        let mut guest = Container::new("guest-1");
-        chain.add(&mut guest).unwrap();
-        let sent = send(&guest.netns, to);
-        assert!(sent >= 10, "start {start} counts for nothing: {sent} packets");
-        chain.del(&guest);
-    }
-    thread::sleep(BRIEF);
-    assert_eq!((wire.counts().frames, bridge.counts().frames), (0, 0));
-    // They do see what passes, from the first packet on.
-    let mut web = Container::new("web-1");
-    chain.add(&mut web).unwrap();
-    let sent = send(&web.netns, to);
-    assert!(
-        wire.wait_for(sent, PATIENCE) && bridge.wait_for(sent, PATIENCE),
-        "{sent}: {:?} {:?}",
-        wire.counts(),
-        bridge.counts()
-    );
-}
-
-/// Sends marked datagrams for the first 100 ms of a container. Returns how many.
-fn send(from: &Netns, to: std::net::Ipv4Addr) -> u64 {
-    from.run(|| {
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
-        let (begin, mut sent) = (Instant::now(), 0);
-        while begin.elapsed() < Duration::from_millis(100) {
-            sent += u64::from(socket.send_to(MARK, (to, 7777)).is_ok());
-            thread::sleep(Duration::from_millis(2));
-        }
-        sent
-    })
 }
 
 /// Without an agent nothing starts; where the operator chose so, it starts shut, and an agent that comes later opens what its policy allows.
@@ -298,67 +197,4 @@ fn a_contradiction_keeps_a_container_from_starting() {
     let mut stranger = Container::new("stranger");
     chain.add(&mut stranger).unwrap();
     chain.del(&stranger);
-}
-
-/// Other plugins between the one that makes the pair and ours, and another one that makes it. In the end all is as before, after many of them too.
-#[test]
-fn other_chains_are_guarded_as_well() {
-    let Some(directory) = plugins() else { return };
-    let lab = lab(&["web-1", "guest-1"]);
-    let _servers = (db(&lab, 8080), db(&lab, 9999));
-    let to: IpAddr = lab.topology.workload("db").v4.into();
-    let agents = [Agent::start(&lab, 0, &[]).unwrap(), Agent::start(&lab, 1, &[]).unwrap()];
-    // The other node knows nobody by address here, so db lets in whoever comes; what web and guest may call is judged on their own node.
-    let head = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\n";
-    let policy = "services:\n  web: { calls: ['there:8080'] }\n  guest: {}\n";
-    lab.policy("shop.yaml", &format!("{head}external: {{ there: {{ cidrs: ['{to}/32'] }} }}\n{policy}")).unwrap();
-    eventually("no wall of db", || agents.iter().all(|agent| agent.metric("bulkhead_revision", &[]).unwrap() >= 2.0));
-    let before = pinned(&lab, 0);
-    let between: [&[serde_json::Value]; 3] = [
-        &[json!({ "type": "portmap", "capabilities": { "portMappings": true } }), json!({ "type": "tuning" })],
-        &[json!({ "type": "bandwidth", "ingressRate": 100_000_000, "ingressBurst": 10_000_000 })],
-        &[json!({ "type": "firewall", "backend": "iptables" })],
-    ];
-    for plugins in between {
-        let mut chain = Chain::new(&lab, 0, &directory, "0.4.0", 100);
-        let last = chain.plugins.len() - 1;
-        chain.plugins.splice(last..last, plugins.iter().cloned());
-        guarded(&chain, to);
-    }
-    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
-    chain.plugins[0]["type"] = "ptp".into();
-    guarded(&chain, to);
-
-    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
-    // The first round fills what is kept ready for the next containers.
-    let rounds = if skip::long() { 6 } else { 2 };
-    let mut open = 0;
-    for round in 0..rounds {
-        let mut many: Vec<_> = (0..20).map(|n| Container::new(&format!("many-{n}"))).collect();
-        many.iter_mut().for_each(|container| chain.add(container).unwrap());
-        many.iter().for_each(|container| chain.del(container));
-        assert_eq!(pinned(&lab, 0), before, "round {round}");
-        if round == 0 {
-            open = descriptors(&agents[0]);
-        }
-    }
-    // It may just be looking at something.
-    eventually("no descriptor is left open", || descriptors(&agents[0]) <= open);
-}
-
-/// What the agent has open.
-fn descriptors(agent: &Agent) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", agent.id())).unwrap().count()
-}
-
-#[track_caller]
-fn guarded(chain: &Chain<'_>, to: IpAddr) {
-    let (mut web, mut guest) = (Container::new("web-1"), Container::new("guest-1"));
-    chain.add(&mut web).unwrap();
-    chain.add(&mut guest).unwrap();
-    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
-    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
-    calls(&guest.netns, to, 8080, BRIEF, Outcome::TimedOut);
-    chain.del(&web);
-    chain.del(&guest);
 }

@@ -1,0 +1,104 @@
+//! What the tests of the plugin have in common.
+
+use std::{
+    fs,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_tests::{
+    Lab,
+    chain::{Chain, Container},
+};
+use bulkhead_topology::{
+    Netns, Topology,
+    traffic::{Outcome, TcpEcho},
+};
+use serde_json::Map;
+
+pub(crate) const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080', 'db:7777/udp', 'db:echo/icmp'] }\n  db: {}\n  guest: {}\n";
+/// For what must happen on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// For what must not happen.
+pub(crate) const BRIEF: Duration = Duration::from_millis(300);
+
+/// Two nodes; on the second one `db`, which `web` may call.
+pub(crate) fn lab(contained: &[&str]) -> Lab {
+    let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1)).unwrap();
+    lab.contained = contained.iter().map(|name| ((*name).to_owned(), (0, Vec::new()))).collect();
+    lab.write_workloads().unwrap();
+    lab.policy("shop.yaml", POLICY).unwrap();
+    lab
+}
+
+/// Has the file say which addresses a container will get that is the first of a chain from 100 on: then the other node knows them beforehand.
+pub(crate) fn foretell(lab: &mut Lab, name: &str) -> [IpAddr; 2] {
+    let addresses = lab.topology.node(0).overlays().map(|overlay| match overlay.prefix.network() {
+        IpAddr::V4(base) => IpAddr::from((u32::from(base) + 100).to_be_bytes()),
+        IpAddr::V6(base) => IpAddr::from((u128::from(base) + 0x64).to_be_bytes()),
+    });
+    lab.contained.insert(name.to_owned(), (0, addresses.to_vec()));
+    lab.write_workloads().unwrap();
+    addresses
+}
+
+/// Servers of `db` on a port, one for each of its addresses.
+pub(crate) fn db(lab: &Lab, port: u16) -> Vec<TcpEcho> {
+    let db = lab.topology.workload("db");
+    db.addresses().into_iter().map(|address| TcpEcho::start(&db.netns, (address, port).into()).unwrap()).collect()
+}
+
+#[track_caller]
+pub(crate) fn calls(from: &Netns, to: IpAddr, port: u16, deadline: Duration, expected: Outcome) {
+    let start = Instant::now();
+    loop {
+        let outcome = from.client().deadline(deadline.min(Duration::from_secs(3))).tcp((to, port).into()).unwrap();
+        // A node that has just heard of a container may still be busy telling its tables.
+        if outcome == expected || expected != Outcome::Answered || start.elapsed() > deadline {
+            assert_eq!(outcome, expected, "{to} {port}");
+            return;
+        }
+    }
+}
+
+/// A container that may call 8080 of `db` and no other port, and one that may call nobody.
+#[track_caller]
+pub(crate) fn guarded(chain: &Chain<'_>, to: IpAddr) {
+    let (mut web, mut guest) = (Container::new("web-1"), Container::new("guest-1"));
+    chain.add(&mut web).unwrap();
+    chain.add(&mut guest).unwrap();
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    calls(&guest.netns, to, 8080, BRIEF, Outcome::TimedOut);
+    chain.del(&web);
+    chain.del(&guest);
+}
+
+/// What a node has pinned of a kind, as in `links`; nothing where nothing is pinned.
+pub(crate) fn pins(lab: &Lab, node: usize, kind: &str) -> Vec<String> {
+    let layouts = fs::read_dir(lab.pins(node)).map(|entries| entries.map(|entry| entry.unwrap().path()).collect());
+    let layouts: Vec<_> = layouts.unwrap_or_default();
+    let directories = layouts.iter().filter_map(|layout| fs::read_dir(layout.join(kind)).ok());
+    let mut names: Vec<_> = directories.flatten().map(|pin| pin.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What is pinned for the links of a node.
+pub(crate) fn pinned(lab: &Lab, node: usize) -> Vec<String> {
+    pins(lab, node, "links")
+}
+
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+pub(crate) fn none() -> Map<String, serde_json::Value> {
+    Map::new()
+}
