@@ -36,6 +36,7 @@ use crate::{
     overlay::{Held, Overlay},
     peers::Peers,
     policy::Policy,
+    room::no_room,
     settle::{Settled, settle},
     store::{
         Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError,
@@ -221,10 +222,14 @@ impl<N: Node> Agent<N> {
             match publish(&mut node, &desired) {
                 Ok(unguarded) => Ok((compiling, parts, refused, desired, revision, unguarded)),
                 Err(error) => {
-                    if matches!(error, NodeError::Capacity { .. }) && revision.head.condition == Condition::Staged {
-                        store.refuse(revision.head.number, &error.to_string())?;
+                    let stays = last.as_ref().map(|last| last.head.number);
+                    let found = no_room(&error, &desired, compiling.model(), stays);
+                    if let Some(found) = &found
+                        && revision.head.condition == Condition::Staged
+                    {
+                        store.refuse(revision.head.number, &found.to_string())?;
                     }
-                    Err(error.into())
+                    Err(found.map_or(StartError::Node(error), StartError::Input))
                 }
             }
         };
@@ -233,10 +238,7 @@ impl<N: Node> Agent<N> {
         for good in [&staged, &last].into_iter().flatten() {
             match &now {
                 // What was good may be refused now: the node's addresses changed.
-                Err(
-                    error
-                    @ (StartError::Input(_) | StartError::Node(NodeError::Capacity { .. }) | StartError::Store(_)),
-                ) => {
+                Err(error @ (StartError::Input(_) | StartError::Store(_))) => {
                     if whole.is_empty() {
                         whole = error.to_string();
                     }
@@ -508,7 +510,7 @@ impl<N: Node> Agent<N> {
         match self.enforce(desired) {
             Ok(()) => {}
             Err(error @ NodeError::Capacity { .. }) => {
-                let why = [error.to_string(), refused.to_string()].join("\n").trim_end().to_owned();
+                let why = [self.why(&error), refused.to_string()].join("\n").trim_end().to_owned();
                 self.close_staged(&why);
                 self.refuse(why);
                 return false;
@@ -622,8 +624,15 @@ impl<N: Node> Agent<N> {
         Ok(())
     }
 
+    /// Why what was compiled last cannot be published.
+    fn why(&self, error: &NodeError) -> String {
+        let stays = Some(self.revision.head.number);
+        let found = no_room(error, &self.compiling.desired(), self.compiling.model(), stays);
+        found.map_or_else(|| error.to_string(), |found| found.to_string())
+    }
+
     fn fail(&mut self, error: &NodeError) {
-        let error = error.to_string();
+        let error = self.why(error);
         if self.failed != error {
             tracing::error!(revision = self.revision.head.number, "publishing failed and is tried again: {error}");
             if self.failed.is_empty() {

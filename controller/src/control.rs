@@ -136,10 +136,10 @@ pub enum PutError {
     /// The basis of the plan does not hold any more.
     #[error("{}", .0.join("; "))]
     Changed(Vec<String>),
-    /// It cannot be used.
+    /// It cannot be used, or does not fit the tables.
     #[error("{0}")]
     Invalid(Diagnostics),
-    /// It does not fit the tables, or the kernel refused.
+    /// The kernel refused.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// It cannot be written.
@@ -165,11 +165,7 @@ impl PutError {
     #[must_use]
     pub const fn outcome(&self) -> Outcome {
         match self {
-            Self::Node(NodeError::Capacity { .. })
-            | Self::Changed(_)
-            | Self::Invalid(_)
-            | Self::Pending { .. }
-            | Self::NotPending(_) => Outcome::Refused,
+            Self::Changed(_) | Self::Invalid(_) | Self::Pending { .. } | Self::NotPending(_) => Outcome::Refused,
             Self::Node(_) | Self::Store(_) => Outcome::Failed,
         }
     }

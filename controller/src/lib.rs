@@ -45,6 +45,7 @@ pub mod peers;
 pub mod plan;
 pub mod policy;
 pub mod ports;
+pub mod room;
 pub mod run;
 pub mod settle;
 pub mod show;

@@ -1,6 +1,6 @@
 //! What a change would do, before anybody makes it: connections added and removed. Pure; takes as long as comparing all pairs of workloads does.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bulkhead_dataplane::desired::Desired;
 
@@ -26,6 +26,8 @@ pub struct Plan {
     pub basis: Fingerprint,
     /// What would hold over the files.
     pub overlay: Overlay,
+    /// What that would mean.
+    pub model: Arc<Model>,
     /// What would be in force.
     pub desired: Desired,
     /// Connections that are added and removed.
@@ -52,7 +54,7 @@ pub fn plan(basis: &Basis, overlay: Overlay, now: u64) -> Result<Plan, Diagnosti
     id.truncate(32);
     let notes = model.warnings.clone();
     let basis = basis.fingerprint.clone();
-    Ok(Plan { id, basis, overlay, desired, changes, notes })
+    Ok(Plan { id, basis, overlay, model: Arc::new(model), desired, changes, notes })
 }
 
 fn texts(overlay: &Overlay) -> BTreeMap<&str, &str> {

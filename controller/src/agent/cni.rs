@@ -143,13 +143,14 @@ impl<N: Node> Agent<N> {
                 Ok(())
             }
             Err(error) => {
+                let error = self.why(&error);
                 self.attachments = before;
                 self.compiling.go_back();
                 self.keep_attachments();
                 if self.stale {
                     self.renew();
                 }
-                Err(error.to_string())
+                Err(error)
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     input::{Files, Inputs},
     metrics::Health,
     plan,
+    room::no_room,
     show::time,
     store::{Author, Draft, Head, Origin, Revision, StoreError, now},
 };
@@ -135,9 +136,12 @@ impl<N: Node> Agent<N> {
         let desired = self.compiling.desired();
         let (revision, pending) = self.stage_put(&put, &inputs, &desired)?;
         if let Err(error) = self.enforce(desired) {
+            let stays = Some(self.revision.head.number);
+            let found = no_room(&error, &self.compiling.desired(), self.compiling.model(), stays);
+            let error = found.map_or(PutError::Node(error), PutError::Invalid);
             let closed = self.drop_staged(&error.to_string());
             self.stored(closed);
-            return Err(error.into());
+            return Err(error);
         }
         (self.revision, self.pending, self.staged) = (revision, pending, None);
         self.seen = Some(put.overlay.over(files.clone()));

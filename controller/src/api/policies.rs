@@ -21,6 +21,7 @@ use crate::{
     control::{Basis, Put, PutError},
     overlay::{Overlay, digest, document_name, file_name, is_name},
     plan::plan as make_plan,
+    room::no_room,
     show::{self, PolicyLine},
     store::{Author, Document, Origin, now, seconds},
 };
@@ -63,9 +64,6 @@ pub(super) fn problem(error: PutError) -> Problem {
             Problem { errors, ..Problem::new(Kind::Changed, "the plan does not hold any more; plan again") }
         }
         PutError::Invalid(found) => Problem::documents(&found, |_| String::new()),
-        PutError::Node(error @ bulkhead_dataplane::node::NodeError::Capacity { .. }) => {
-            Problem::fault(Kind::Invalid, "", error.to_string())
-        }
         PutError::Node(_) => {
             Problem::new(Kind::Busy, format!("the node refused, what was in force is put back: {text}"))
         }
@@ -146,7 +144,10 @@ pub(super) async fn plan(
         .await?;
     let desired = plan.desired.clone();
     let rehearsed = app.handle.ask(move |agent| agent.rehearse(&desired)).await?;
-    let rehearsal = rehearsed.map_err(|error| problem(error.into()))?;
+    let rehearsal = rehearsed.map_err(|error| {
+        let found = no_room(&error, &plan.desired, &plan.model, Some(plan.basis.revision));
+        problem(found.map_or(PutError::Node(error), PutError::Invalid))
+    })?;
     let body = PlanBody {
         id: plan.id.clone(),
         revision: plan.basis.revision,

@@ -303,7 +303,8 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     home.store.set_limit::<Prefixes4>(used);
     home.write("policies/shop.yaml", &INTENT.replace("db: {}", "db: { accepts: [stripe:1] }"));
     agent.refresh();
-    let need = format!("needs {} PREFIXES4, {used} are configured; nothing was changed", used + 1);
+    let need =
+        format!("needs 1 of {} prefixes (PREFIXES4), {used} are configured; not applied, revision 1 stays", used + 1);
     assert!(agent.refused().contains(&need), "{}", agent.refused());
     assert!(!agent.health().failed);
     assert_eq!(home.store.snapshot(), before);

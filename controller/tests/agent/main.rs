@@ -10,6 +10,7 @@ mod deadlines;
 mod home;
 mod life;
 mod metrics;
+mod room;
 mod settle;
 mod show;
 mod store;

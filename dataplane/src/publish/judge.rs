@@ -53,28 +53,44 @@ pub struct Judge {
     by_row: HashMap<Bits, Row>,
 }
 
+/// Policy sets in tables that have room.
+pub(crate) struct Lowered {
+    pub(crate) state: State,
+    /// Bits of selectors.
+    pub(crate) bits: Vec<u16>,
+    pub(crate) sets: BTreeMap<SetId, LoweredSet>,
+    /// Hashes of rules.
+    pub(crate) hashes: Vec<u64>,
+}
+
+/// Lowers all sets that endpoints use.
+pub(crate) fn lower_sets(desired: &Desired) -> Result<Lowered, NodeError> {
+    let store = MemoryStore::default();
+    store.set_limit::<store::Lists>(ROOM);
+    store.set_limit::<store::Ports>(ROOM);
+    let mut state = scan(&store)?;
+    let selectors: Vec<(&str, [u64; 2])> =
+        desired.selectors.iter().map(|text| (text.as_str(), selector_hash(text))).collect();
+    let used = used_sets(desired);
+    state.selectors.place(&selectors, &groups(desired, used.keys()))?;
+    let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
+    let hashes: Vec<u64> = desired.rules.iter().map(|rule| rule_hash(&rule.name)).collect();
+    let mut sets = BTreeMap::new();
+    for (set, who) in &used {
+        sets.insert(*set, SetLowering::new(&mut state, &bits, &hashes, who).lower(set.of(desired))?);
+    }
+    state.sets.check()?;
+    state.lists.check()?;
+    Ok(Lowered { state, bits, sets, hashes })
+}
+
 impl Judge {
     /// Lowers all sets that endpoints use.
     ///
     /// # Errors
     /// What no size of the tables has room for: too many selectors, or rules of one set.
     pub fn new(desired: &Desired) -> Result<Self, NodeError> {
-        let store = MemoryStore::default();
-        store.set_limit::<store::Lists>(ROOM);
-        store.set_limit::<store::Ports>(ROOM);
-        let mut state = scan(&store)?;
-        let selectors: Vec<(&str, [u64; 2])> =
-            desired.selectors.iter().map(|text| (text.as_str(), selector_hash(text))).collect();
-        let used = used_sets(desired);
-        state.selectors.place(&selectors, &groups(desired, used.keys()))?;
-        let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
-        let hashes: Vec<u64> = desired.rules.iter().map(|rule| rule_hash(&rule.name)).collect();
-        let mut sets = BTreeMap::new();
-        for (set, who) in &used {
-            sets.insert(*set, SetLowering::new(&mut state, &bits, &hashes, who).lower(set.of(desired))?);
-        }
-        state.sets.check()?;
-        state.lists.check()?;
+        let Lowered { state, bits, sets, hashes } = lower_sets(desired)?;
         let rules = (0..).map(RuleId).zip(hashes).map(|(rule, hash)| (hash, rule)).collect();
         Ok(Self { state, bits, sets, rules, rows: Vec::new(), by_row: HashMap::new() })
     }

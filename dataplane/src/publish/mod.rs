@@ -19,6 +19,7 @@ mod recover;
 mod rehearse;
 mod services;
 mod sets;
+mod shares;
 mod state;
 mod steps;
 
@@ -38,6 +39,7 @@ use bulkhead_ebpf::{
 pub use self::{
     judge::{Answer, Judge, Row},
     lower::display,
+    shares::shares,
 };
 use self::{
     lower::{Target, lower},

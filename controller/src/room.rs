@@ -1,0 +1,164 @@
+//! Why policies do not fit a node's tables: which of them fill the table that is full, and where they are written. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bulkhead_dataplane::{
+    desired::{Desired, RuleId},
+    node::NodeError,
+    publish::shares,
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, Place},
+    guard::Whom,
+    model::{Model, Peer, Wall},
+};
+
+/// So many policies are named.
+const NAMED: usize = 3;
+
+/// A policy as people know it.
+struct Author<'a> {
+    name: String,
+    /// Where it begins.
+    place: &'a Place,
+    /// Prefixes that it mentions.
+    nets: BTreeSet<IpNetwork>,
+}
+
+/// What to say when a node has no room for what a model means: of whatever fills the table when that is no policy. `None` for other errors. `stays` is the
+/// revision that stays in force.
+#[must_use]
+pub fn no_room(error: &NodeError, desired: &Desired, model: &Model, stays: Option<u64>) -> Option<Diagnostics> {
+    let NodeError::Capacity { table, need, limit, .. } = error else { return None };
+    let stays = match stays {
+        Some(revision) => format!("not applied, revision {revision} stays in force"),
+        None => "not applied, nothing was in force".to_owned(),
+    };
+    let filled = filled(desired, model, (table, *need, *limit), &stays);
+    Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {stays}"))).into())
+}
+
+fn filled(
+    desired: &Desired,
+    model: &Model,
+    (table, need, limit): (&str, usize, usize),
+    stays: &str,
+) -> Option<Diagnostic> {
+    let authors = authors(model);
+    let shares = if let Some(v4) = (table == "PREFIXES4").then_some(true).or((table == "PREFIXES6").then_some(false)) {
+        let nets = || desired.prefixes.keys().map(|(_, net)| net).filter(|net| net.is_ipv4() == v4);
+        let of = |author: &Author<'_>| nets().filter(|net| author.nets.contains(*net)).count();
+        authors.all.iter().map(of).enumerate().filter(|(_, share)| *share > 0).collect()
+    } else {
+        let policy = |rule: RuleId| authors.by_rule.get(desired.rules.get(rule.0 as usize)?.name.as_str()).copied();
+        shares(desired, table, policy).ok()?
+    };
+    let mut largest: Vec<_> = shares.into_iter().map(|(at, share)| (share, &authors.all[at])).collect();
+    largest.sort_by(|(a, one), (b, other)| b.cmp(a).then_with(|| one.name.cmp(&other.name)));
+    let (share, first) = largest.first()?;
+    let message = format!(
+        "`{}` needs {} of {} {}, {} are configured; {stays}",
+        first.name,
+        thousands(*share),
+        thousands(need),
+        unit(table),
+        thousands(limit)
+    );
+    let error = Diagnostic::error(first.place, message).help(help(table));
+    let others = largest.iter().skip(1).take(NAMED - 1);
+    let error = others.fold(error, |error, (share, other)| {
+        error.note(other.place, format!("`{}` needs {}", other.name, thousands(*share)))
+    });
+    Some(error)
+}
+
+/// What a table has room for.
+fn unit(table: &str) -> String {
+    let what = match table {
+        "LISTS" => "blocks of rules",
+        "PORTS" => "policy sets",
+        "ROWS" => "kinds of peers",
+        "RULE_COUNTERS" | "COUNTER_KEYS" => "counters of rules",
+        "PREFIXES4" | "PREFIXES6" => "prefixes",
+        _ => "distinct peers",
+    };
+    format!("{what} ({table})")
+}
+
+/// How fewer are needed.
+fn help(table: &str) -> &'static str {
+    match table {
+        "LISTS" | "PORTS" => {
+            "policies that open the same ports to the same peers share; write neighbouring ports as one range, and fewer kinds of peers for each port"
+        }
+        "RULE_COUNTERS" | "COUNTER_KEYS" => {
+            "each rule is counted for each workload of the node: write fewer rules, or one for several peers"
+        }
+        "PREFIXES4" | "PREFIXES6" => "write neighbouring prefixes as one",
+        _ => "write fewer distinct peers: the same labels or prefixes in several rules are one",
+    }
+}
+
+/// Who wrote the rules of a model. That nothing else passes is nobody's: it ends whatever others open.
+#[derive(Default)]
+struct Authors<'a> {
+    all: Vec<Author<'a>>,
+    by_rule: BTreeMap<&'a str, usize>,
+}
+
+impl<'a> Authors<'a> {
+    /// Adds one, with the names and peers of its rules.
+    fn add(&mut self, name: String, place: &'a Place, rules: impl IntoIterator<Item = (&'a str, Option<&'a Peer>)>) {
+        let mut nets = BTreeSet::new();
+        for (rule, peer) in rules {
+            self.by_rule.insert(rule, self.all.len());
+            if let Some(Peer::Cidrs(cidrs)) = peer {
+                nets.extend(cidrs.cidrs.iter().chain(&cidrs.except).copied());
+            }
+        }
+        self.all.push(Author { name, place, nets });
+    }
+}
+
+fn authors(model: &Model) -> Authors<'_> {
+    let mut authors = Authors::default();
+    for (name, policy) in &model.network_policies {
+        let rules = policy.rules.iter();
+        let rules = rules.flat_map(|rule| rule.peers.iter().map(|peer| (rule.name.as_str(), Some(peer))));
+        authors.add(format!("networkpolicy {name}"), &policy.place, rules);
+    }
+    for guard in &model.guards {
+        let rules = guard.rules.iter().map(|rule| match &rule.peer {
+            Whom::Is(peer) => (rule.name.as_str(), Some(peer)),
+            Whom::Same | Whom::Other => (rule.name.as_str(), None),
+        });
+        authors.add(format!("{} {}", guard.kind.name().to_lowercase(), guard.name), &guard.place, rules);
+    }
+    // An Intent has no name of its own: it is its namespace's part of a file.
+    let mut intents: BTreeMap<(&str, &str), (&Place, Vec<(&str, Option<&Peer>)>)> = BTreeMap::new();
+    for rule in &model.rules {
+        let namespace = match (&rule.wall, &rule.peer) {
+            (Wall::Service(name), _) | (Wall::Resolvers | Wall::Backends(_), Peer::Service(name)) => &name.namespace,
+            _ => continue,
+        };
+        let key = (namespace.as_str(), rule.place.file());
+        let (place, rules) = intents.entry(key).or_insert((&rule.place, Vec::new()));
+        if rule.place.line < place.line {
+            *place = &rule.place;
+        }
+        rules.push((rule.name.as_str(), Some(&rule.peer)));
+    }
+    for ((namespace, _), (place, rules)) in intents {
+        authors.add(format!("intent {namespace}"), place, rules);
+    }
+    authors
+}
+
+/// `17,102`.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
