@@ -213,9 +213,15 @@ impl<N: Node> Agent<N> {
                 for (link, _) in &gone {
                     tracing::info!(link, "the container behind it is gone, and no runtime said so");
                 }
+                let before = self.attachments.clone();
                 self.attachments.forget(&gone);
+                // Whatever becomes of the files, their addresses are free.
+                let after = self.attachments.clone();
+                if let Err(found) = self.compile_attached(&before, &after) {
+                    tracing::error!("what is in force still names containers that are gone: {found}");
+                }
                 self.keep_attachments();
-                self.seen = None;
+                (self.seen, self.stale) = (None, true);
             }
             Err(error) => tracing::warn!("which containers still run is not known: {error}"),
         }

@@ -16,7 +16,7 @@ use crate::{
     workloads::{Workload, WorkloadName},
 };
 
-/// Keeps what is compiled up to date. Where a change was compiled and does not take effect after all, its way back is gone.
+/// Keeps what is compiled up to date. What does not take effect after all is taken back.
 #[derive(Debug)]
 pub(super) struct Compiling {
     compiler: Compiler,

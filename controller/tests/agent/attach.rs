@@ -7,9 +7,10 @@ use bulkhead_dataplane::{
     cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
     memory::MemoryNode,
     node::Node as _,
+    store::{Prefixes4, Store as _},
 };
 
-use crate::support::{Home, WORKLOADS};
+use crate::support::{Home, INTENT, WORKLOADS};
 
 fn key(container: &str) -> Key {
     Key { container: container.to_owned(), ifname: "eth0".to_owned() }
@@ -152,4 +153,20 @@ fn a_file_that_contradicts_a_running_container_is_refused() {
     assert_eq!(agent.refused(), "");
     refused(&agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")])[0], "lists no endpoint");
     assert_eq!(agent.attach(&[add("a", "cart-1", "veth-a", "10.0.0.99")]), [Answer::Done]);
+}
+
+/// Whatever is wrong with the files, who is gone has no address any more.
+#[test]
+fn an_address_of_one_who_is_gone_is_free_while_files_are_refused() {
+    let home = home();
+    let mut agent = agent(&home);
+    assert_eq!(agent.attach(&[add("a", "one", "veth-a", "10.0.0.7")]), [Answer::Done]);
+    home.store.set_limit::<Prefixes4>(home.store.entries::<Prefixes4>().unwrap().len());
+    home.write("policies/shop.yaml", &INTENT.replace("db: {}", "db: { accepts: [stripe:1] }"));
+    home.links.network().gone.insert("veth-a".to_owned());
+    agent.refresh();
+    assert!(agent.refused().contains("PREFIXES4"), "{}", agent.refused());
+    assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
+    assert_eq!(agent.attach(&[add("b", "other", "veth-b", "10.0.0.7")]), [Answer::Done]);
+    assert_eq!(guarded(&mut agent), ["veth-b", "veth-db", "veth-web"]);
 }
