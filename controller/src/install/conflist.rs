@@ -118,7 +118,7 @@ impl Conflist {
     /// The text with this entry of ours at the end, and nowhere else.
     #[must_use]
     pub fn with(&self, entry: &Map<String, Value>) -> String {
-        self.text(Some(raw(entry)))
+        self.text(Some(&raw(entry)))
     }
 
     /// The text without ours.
@@ -133,9 +133,9 @@ impl Conflist {
         self.plugins.iter().any(|plugin| Self::is_ours(plugin))
     }
 
-    fn text(&self, last: Option<Box<RawValue>>) -> String {
-        let plugins: Vec<_> = self.plugins.iter().filter(|plugin| !Self::is_ours(plugin)).chain(&last).collect();
-        let plugins: Vec<_> = plugins.iter().map(|plugin| format!("    {}", plugin.get())).collect();
+    fn text(&self, last: Option<&RawValue>) -> String {
+        let others = self.plugins.iter().map(AsRef::as_ref).filter(|plugin| !Self::is_ours(plugin));
+        let plugins: Vec<_> = others.chain(last).map(|plugin| format!("    {}", plugin.get())).collect();
         let fields = self.fields.iter().map(|(field, value)| {
             let value = if field == "plugins" { format!("[\n{}\n  ]", plugins.join(",\n")) } else { value.to_string() };
             format!("  {}: {value}", Value::from(field.as_str()))
