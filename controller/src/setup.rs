@@ -18,7 +18,7 @@ use clap::{Args, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _, miette};
 use serde_json::{Map, Value, json};
 
-use crate::{PINS, STATE, elsewhere, log, out};
+use crate::{PINS, STATE, log, out};
 
 /// What was installed is written down here.
 const RECORD: &str = "/etc/bulkhead/install";
@@ -247,8 +247,9 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
     } else {
         let half = || "installed in part; once that is mended, the same again does the rest".to_owned();
         let mut done = |step: &install::Step| text += &format!("{step}\n");
-        steps.run(&mut done).into_diagnostic().wrap_err_with(half)?;
+        // First, so that whatever comes of the rest can be taken away again.
         record.store(&args.record).into_diagnostic().wrap_err_with(half)?;
+        steps.run(&mut done).into_diagnostic().wrap_err_with(half)?;
         record.steps(&changes, &args.record).run(&mut done).into_diagnostic().wrap_err_with(half)?;
     }
     let held = if args.enforce {
@@ -340,8 +341,7 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> Result<(), Report> {
         }
         Some(_) => {}
     }
-    let place = elsewhere(&args.pins);
-    text += &format!("left: {}, your policies, and this program{place}\n", args.state.display());
+    text += &format!("left: {}, your policies, and this program\n", args.state.display());
     out(&text)
 }
 
