@@ -51,5 +51,6 @@ pub mod settle;
 pub mod show;
 pub mod simulate;
 pub mod store;
+mod watch;
 pub mod workloads;
 mod yaml;

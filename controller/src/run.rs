@@ -17,10 +17,7 @@ use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use notify::{
-    EventKind, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode},
-};
+use notify::{RecursiveMode, Watcher as _};
 
 use crate::{
     agent::Agent,
@@ -33,6 +30,7 @@ use crate::{
     cni::Plugins,
     control::Control,
     input::Locations,
+    watch::watcher,
 };
 
 /// Quiet time after a change before it is read: editors and tools write in several steps.
@@ -231,17 +229,11 @@ fn account_now<N: Node>(agent: &mut Agent<N>) {
 
 /// Watches the directories in which the files are: a file that is replaced is another one. What cannot be watched is looked at all the same.
 fn watch(locations: &Locations, waker: Sender<Wake>) -> Option<notify::RecommendedWatcher> {
-    let heard = move |event: notify::Result<notify::Event>| {
-        // Reading is no change; this process reads.
-        let read = event.is_ok_and(
-            |event| matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)),
-        );
-        if !read {
-            // When nobody listens the agent has stopped.
-            let _ = waker.send(Wake::Changed);
-        }
+    let heard = move || {
+        // When nobody listens the agent has stopped.
+        let _ = waker.send(Wake::Changed);
     };
-    let watched = notify::recommended_watcher(heard).and_then(|mut watcher| {
+    let watched = watcher(heard).and_then(|mut watcher| {
         for directory in [&locations.policies, &parent(&locations.workloads)] {
             watcher.watch(directory, RecursiveMode::NonRecursive)?;
         }

@@ -289,15 +289,13 @@ fn next(args: &InstallArgs, units: Option<&Path>) -> String {
 }
 
 pub(crate) fn uninstall(args: &UninstallArgs) -> Result<(), Report> {
-    let found = Record::load(&args.record).into_diagnostic()?;
     idle(&args.pins).into_diagnostic().wrap_err(
         "nothing was changed; stop the agent first, such as by `systemctl disable --now bulkhead bulkhead-follow`",
     )?;
     let mut text = String::new();
-    let locked = match &found {
-        Some(_) if !args.dry_run => Some(install::lock(&args.record).into_diagnostic()?),
-        _ => None,
-    };
+    // To lock is to make the directory, which whoever installed nothing is spared.
+    let locked =
+        if args.record.is_dir() && !args.dry_run { Some(install::lock(&args.record).into_diagnostic()?) } else { None };
     let record = Record::load(&args.record).into_diagnostic()?;
     let attached_yet = |record: &Record| install::attached(record, &args.cni_cache).into_diagnostic();
     let running = record.as_ref().map(attached_yet).transpose()?.unwrap_or_default();
@@ -355,7 +353,7 @@ pub(crate) fn follow(args: &FollowArgs) -> Result<(), Report> {
         ));
     };
     confine::write_below(&[record.networks, args.record.clone()]).into_diagnostic()?;
-    install::follow::follow(&args.record, || {}).into_diagnostic()
+    install::follow::follow(&args.record).into_diagnostic()
 }
 
 #[cfg(test)]

@@ -124,10 +124,6 @@ pub fn counter() -> Result<u64, NodeError> {
 /// # Errors
 /// [`NodeError::Kernel`] when nft is missing or refuses.
 pub fn remove() -> Result<(), NodeError> {
-    // A node without overlays needs no nft.
-    if !is_installed() {
-        return Ok(());
-    }
     if list()?.is_some_and(|table| is_ours(&table)) {
         nft(&["delete", "table", "bridge", TABLE], "")?;
     }
@@ -168,6 +164,10 @@ fn is_ours(table: &[serde_json::Value]) -> bool {
 
 /// `None` if there is no such table.
 fn list() -> Result<Option<Vec<serde_json::Value>>, NodeError> {
+    // A node that has neither overlays nor a gate needs no nft.
+    if !is_installed() {
+        return Ok(None);
+    }
     let tables = objects(&["-j", "list", "tables", "bridge"])?;
     if !tables.iter().any(|object| object["table"]["name"] == TABLE) {
         return Ok(None);

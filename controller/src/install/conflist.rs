@@ -37,6 +37,7 @@ pub enum Unusable {
 pub struct Conflist {
     /// Name of the network.
     pub name: String,
+    version: String,
     fields: Fields,
     plugins: Vec<Box<RawValue>>,
 }
@@ -61,7 +62,7 @@ impl Conflist {
     /// Reads a `.conflist`, or (`single`) a `.conf` or `.json`, which holds one plugin and becomes a list of it.
     ///
     /// # Errors
-    /// It is none, or none that can be guarded.
+    /// It is none.
     pub fn read(text: &[u8], single: bool) -> Result<Self, Unusable> {
         let form = |error: serde_json::Error| Unusable::Form(error.to_string());
         let missing = |field: &str| Unusable::Form(format!("it has no `{field}`"));
@@ -81,17 +82,31 @@ impl Conflist {
             Some(plugins) => serde_json::from_str(plugins.get()).map_err(form)?,
             None => return Err(missing("plugins")),
         };
-        let kinds = plugins.iter().map(|plugin| kind(plugin)).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = kinds.iter().find(|kind| *kind != PLUGIN) else { return Err(missing("plugins")) };
+        for plugin in &plugins {
+            kind(plugin)?;
+        }
+        Ok(Self { name, version, fields, plugins })
+    }
+
+    /// The same for one whose containers are to be guarded, and that speaks a version that our plugin does.
+    ///
+    /// # Errors
+    /// It is none, or none that can be guarded.
+    pub fn guardable(text: &[u8], single: bool) -> Result<Self, Unusable> {
+        let mut chain = Self::read(text, single)?;
+        let others = chain.plugins.iter().filter(|plugin| !Self::is_ours(plugin));
+        let Some(first) = others.map(|plugin| kind(plugin)).next().transpose()? else {
+            return Err(Unusable::Form("it has no `plugins` but ours".to_owned()));
+        };
         if NO_VETH.contains(&first.as_str()) {
-            return Err(Unusable::NoVeth(first.clone()));
+            return Err(Unusable::NoVeth(first));
         }
-        if RAISED.contains(&version.as_str()) {
-            fields.insert("cniVersion".to_owned(), raw(&VERSIONS[0]));
-        } else if !VERSIONS.contains(&version.as_str()) {
-            return Err(Unusable::Version(version));
+        if RAISED.contains(&chain.version.as_str()) {
+            chain.fields.insert("cniVersion".to_owned(), raw(&VERSIONS[0]));
+        } else if !VERSIONS.contains(&chain.version.as_str()) {
+            return Err(Unusable::Version(chain.version));
         }
-        Ok(Self { name, fields, plugins })
+        Ok(chain)
     }
 
     /// The name of a network in a file that may be unusable.
@@ -166,7 +181,7 @@ mod tests {
 
     #[test]
     fn ours_comes_last_and_the_rest_keeps_its_order_and_spelling() {
-        let chain = Conflist::read(FLANNEL.as_bytes(), false).unwrap();
+        let chain = Conflist::guardable(FLANNEL.as_bytes(), false).unwrap();
         assert!(!chain.has_ours() && !chain.ends_with(&ours()));
         insta::assert_snapshot!(chain.with(&ours()), @r#"
         {
@@ -184,17 +199,17 @@ mod tests {
     #[test]
     fn twice_is_once_and_back_is_where_it_was() {
         let text = FLANNEL.replace("0.3.1", "1.0.0");
-        let chain = Conflist::read(text.as_bytes(), false).unwrap();
-        let with = Conflist::read(chain.with(&ours()).as_bytes(), false).unwrap();
+        let chain = Conflist::guardable(text.as_bytes(), false).unwrap();
+        let with = Conflist::guardable(chain.with(&ours()).as_bytes(), false).unwrap();
         assert!(with.ends_with(&ours()));
         assert_eq!(with.with(&ours()), chain.with(&ours()));
         assert_eq!(with.without(), chain.without());
         let changed: Map<_, _> = json!({ "type": PLUGIN }).as_object().unwrap().clone();
         assert!(!with.ends_with(&changed));
-        assert!(Conflist::read(with.with(&changed).as_bytes(), false).unwrap().ends_with(&changed));
+        assert!(Conflist::guardable(with.with(&changed).as_bytes(), false).unwrap().ends_with(&changed));
         // Before others it sees no address that they still give.
         let first = chain.without().replacen("[\n", "[\n{ \"type\": \"bulkhead-cni\", \"mode\": \"observe\" },\n", 1);
-        let first = Conflist::read(first.as_bytes(), false).unwrap();
+        let first = Conflist::guardable(first.as_bytes(), false).unwrap();
         assert!(first.has_ours() && !first.ends_with(&ours()));
         assert_eq!(first.with(&ours()), chain.with(&ours()));
     }
@@ -202,16 +217,16 @@ mod tests {
     #[test]
     fn one_plugin_becomes_a_list() {
         let text = r#"{"cniVersion":"1.0.0","name":"one","type":"bridge","bridge":"cni0"}"#;
-        let chain = Conflist::read(text.as_bytes(), true).unwrap();
+        let chain = Conflist::guardable(text.as_bytes(), true).unwrap();
         let list: Value = serde_json::from_str(&chain.with(&ours())).unwrap();
         assert_eq!(list["plugins"][0]["bridge"], "cni0");
         assert_eq!(list["plugins"][1], Value::Object(ours()));
-        assert!(Conflist::read(list.to_string().as_bytes(), false).unwrap().ends_with(&ours()));
+        assert!(Conflist::guardable(list.to_string().as_bytes(), false).unwrap().ends_with(&ours()));
     }
 
     #[test]
     fn what_cannot_be_guarded_is_said() {
-        let refused = |text: &str| Conflist::read(text.as_bytes(), false).unwrap_err().to_string();
+        let refused = |text: &str| Conflist::guardable(text.as_bytes(), false).unwrap_err().to_string();
         for (text, why) in [
             ("{", "is no network configuration: EOF"),
             (r#"{"cniVersion":"1.0.0","plugins":[]}"#, "is no network configuration: it has no `name`"),

@@ -12,21 +12,22 @@ use std::{
 use notify::{RecursiveMode, Watcher as _};
 
 use super::{InstallError, Record, lock};
+use crate::watch::watcher;
 
 /// Files are looked at this often even if nobody says that they changed.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Does not return while something is installed. `look` is called after each look at the files.
+/// Does not return while something is installed.
 ///
 /// # Errors
 /// The record cannot be read. Everything else is tried again.
-pub fn follow(directory: &Path, mut look: impl FnMut()) -> Result<(), InstallError> {
+pub fn follow(directory: &Path) -> Result<(), InstallError> {
     let (sender, changed) = mpsc::channel();
-    let heard = move |_| {
+    let heard = move || {
         // When nobody listens, nobody follows any more.
         let _ = sender.send(());
     };
-    let mut watcher = notify::recommended_watcher(heard)
+    let mut watcher = watcher(heard)
         .inspect_err(|error| tracing::warn!("changes are seen within {} s only: {error}", LOOK.as_secs()))
         .ok();
     let mut watched = false;
@@ -50,7 +51,7 @@ pub fn follow(directory: &Path, mut look: impl FnMut()) -> Result<(), InstallErr
                 now.extend(written.err().map(|error| error.to_string()));
                 now.extend(changes.unguarded.iter().map(|unguarded| format!("not guarded: {unguarded}")));
             }
-            Err(error) => drop(now.insert(error.to_string())),
+            Err(error) => _ = now.insert(error.to_string()),
         }
         // Said when it begins, not every two seconds.
         for why in now.difference(&told) {
@@ -58,7 +59,6 @@ pub fn follow(directory: &Path, mut look: impl FnMut()) -> Result<(), InstallErr
         }
         told = now;
         drop(locked);
-        look();
         match changed.recv_timeout(LOOK) {
             // What else has happened meanwhile is seen with it.
             Ok(()) => while changed.try_recv().is_ok() {},

@@ -126,10 +126,11 @@ impl Record {
     /// Steps that take our plugin out of the networks.
     ///
     /// # Errors
-    /// A directory cannot be read.
+    /// A directory cannot be read, or a file that has our plugin.
     pub fn out(&self, directory: &Path) -> Result<Steps, InstallError> {
         let originals = read(&directory.join(ORIGINALS))?;
-        let (write, remove) = place::out(&read(&self.networks)?, &originals, &self.entry);
+        let (write, remove) = place::out(&read(&self.networks)?, &originals, &self.entry)
+            .map_err(|why| InstallError::Refused { networks: self.networks.clone(), why })?;
         let mut steps = Steps::default();
         for name in remove {
             steps.remove(&self.networks.join(name));
@@ -207,11 +208,16 @@ fn read(directory: &Path) -> Result<Directory, InstallError> {
 /// our plugin: their DEL may still call it.
 ///
 /// # Errors
-/// The directory of networks cannot be read.
+/// A directory cannot be read.
 pub fn attached(record: &Record, cache: &Path) -> Result<usize, InstallError> {
     let files = read(&record.networks)?;
     let names: Vec<_> = files.values().filter_map(|text| conflist::Conflist::name_of(text)).collect();
-    let Ok(entries) = fs::read_dir(cache.join("results")) else { return Ok(0) };
+    let results = cache.join("results");
+    let entries = match fs::read_dir(&results) {
+        // No runtime has kept a result yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => at(&results, entries)?,
+    };
     let of_ours = |file: &str| names.iter().any(|name| file.starts_with(&format!("{name}-")));
     Ok(entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(of_ours)).count())
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::Path};
 
+use bulkhead_dataplane::cni::PLUGIN;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -72,7 +73,12 @@ pub fn is_network(name: &str) -> bool {
 }
 
 fn read(name: &str, text: &[u8]) -> Result<Conflist, Unguarded> {
-    Conflist::read(text, !name.ends_with(".conflist")).map_err(|why| Unguarded { file: name.to_owned(), why })
+    Conflist::guardable(text, is_single(name)).map_err(|why| Unguarded { file: name.to_owned(), why })
+}
+
+/// Whether a file of this name holds one plugin instead of a list.
+fn is_single(name: &str) -> bool {
+    !name.ends_with(".conflist")
 }
 
 /// Our file out of the owner's, who need not be there yet: his rewriting it takes nothing away.
@@ -102,7 +108,7 @@ pub fn in_place(files: &Directory, only: &[String], entry: &Map<String, Value>) 
         if !only.is_empty() && Conflist::name_of(text).is_none_or(|name| !only.contains(&name)) {
             continue;
         }
-        let list = if file.ends_with(".conflist") {
+        let list = if !is_single(file) {
             read(file, text)
         } else {
             let why = "it holds one plugin, behind which no other can stand: make a .conflist of it".to_owned();
@@ -125,26 +131,32 @@ pub fn in_place(files: &Directory, only: &[String], entry: &Map<String, Value>) 
     changes
 }
 
-/// What takes our plugin out again: texts to be written, and files to be removed. An original is put back where nobody has written since.
-#[must_use]
+/// What takes our plugin out again: texts to be written, and files to be removed. An original is put back where nobody has written since. Whether a
+/// network could be guarded does not matter here.
+///
+/// # Errors
+/// A file that names our plugin cannot be read, so that it would stay there.
 pub fn out(
     files: &Directory,
     originals: &Directory,
     entry: &Map<String, Value>,
-) -> (BTreeMap<String, Vec<u8>>, Vec<String>) {
+) -> Result<(BTreeMap<String, Vec<u8>>, Vec<String>), Refused> {
     let mut write = BTreeMap::new();
     for (file, text) in files.iter().filter(|(file, _)| *file != FIRST) {
-        let Ok(chain) = read(file, text) else { continue };
-        if !chain.has_ours() {
-            continue;
-        }
+        let chain = match Conflist::read(text, is_single(file)) {
+            Ok(chain) if chain.has_ours() => chain,
+            Err(why) if String::from_utf8_lossy(text).contains(PLUGIN) => {
+                return Err(Refused::Owner(Unguarded { file: file.clone(), why }));
+            }
+            _ => continue,
+        };
         let original = originals.get(file);
         let untouched = original.filter(|original| {
             read(file, original).is_ok_and(|original| original.with(entry).as_bytes() == text.as_slice())
         });
         write.insert(file.clone(), untouched.cloned().unwrap_or_else(|| chain.without().into_bytes()));
     }
-    (write, files.keys().filter(|file| *file == FIRST).cloned().collect())
+    Ok((write, files.keys().filter(|file| *file == FIRST).cloned().collect()))
 }
 
 #[cfg(test)]
@@ -178,7 +190,7 @@ mod tests {
         files.remove("10-flannel.conflist");
         files.remove("20.conf");
         assert_eq!(first(&files, &entry()).unwrap(), Changes::default());
-        assert_eq!(out(&files, &Directory::new(), &entry()), (BTreeMap::new(), vec![FIRST.to_owned()]));
+        assert_eq!(out(&files, &Directory::new(), &entry()), Ok((BTreeMap::new(), vec![FIRST.to_owned()])));
     }
 
     #[test]
@@ -206,6 +218,21 @@ mod tests {
         let changes = in_place(&files, &["d".to_owned()], &entry());
         assert_eq!(changes.write.keys().collect::<Vec<_>>(), ["d.conflist"]);
         assert!(changes.unguarded.is_empty());
+    }
+
+    /// Whatever else its owner made of it meanwhile.
+    #[test]
+    fn ours_goes_out_of_what_could_not_be_guarded_any_more() {
+        let text = String::from_utf8(chain("a", "bridge")).unwrap();
+        let with = Conflist::guardable(text.as_bytes(), false).unwrap().with(&entry());
+        for (from, to) in [("bridge", "macvlan"), ("1.0.0", "0.2.0")] {
+            let files = directory(&[("a.conflist", with.replace(from, to).into_bytes())]);
+            let (write, _) = out(&files, &Directory::new(), &entry()).unwrap();
+            let left: Value = serde_json::from_slice(&write["a.conflist"]).unwrap();
+            assert_eq!(left, serde_json::from_str::<Value>(&text.replace(from, to)).unwrap());
+        }
+        let files = directory(&[("a.conflist", with.as_bytes()[..with.len() - 3].to_vec())]);
+        assert!(out(&files, &Directory::new(), &entry()).is_err());
     }
 
     #[derive(Clone, Debug)]
@@ -247,7 +274,7 @@ mod tests {
                         count += 1;
                         let text = chain(&format!("n{count}"), "bridge");
                         meant.insert(name(file), serde_json::from_slice(&text).unwrap());
-                        let list = Conflist::read(&text, false).unwrap();
+                        let list = Conflist::guardable(&text, false).unwrap();
                         files.insert(name(file), if ours { list.with(&entry()).into_bytes() } else { text });
                     }
                     Step::Reformat(file) => {
@@ -265,10 +292,10 @@ mod tests {
             }
             follow(&mut files, &mut originals);
             for text in files.values() {
-                prop_assert!(Conflist::read(text, false).unwrap().ends_with(&entry()));
+                prop_assert!(Conflist::guardable(text, false).unwrap().ends_with(&entry()));
             }
             prop_assert!(in_place(&files, &[], &entry()).write.is_empty());
-            let (write, remove) = out(&files, &originals, &entry());
+            let (write, remove) = out(&files, &originals, &entry()).unwrap();
             prop_assert!(remove.is_empty());
             files.extend(write);
             let left: BTreeMap<_, Value> =

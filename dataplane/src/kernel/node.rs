@@ -127,8 +127,8 @@ pub struct KernelNode {
     inside: KnownInside,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
-    /// Ports that the gate lets through, as it was written last; none where there is to be no gate, `None` before that was seen to.
-    gated: Option<BTreeSet<String>>,
+    /// What was made of the gate last: the ports that it lets through, or that there is none. `None` before anything was.
+    gated: Option<Option<BTreeSet<String>>>,
     /// Held against a second agent.
     _lock: File,
 }
@@ -243,18 +243,15 @@ impl KernelNode {
 
     /// Brings the gate to what is guarded.
     fn shut(&mut self, observe: bool) -> Result<(), NodeError> {
-        let wanted = self.options.gate.as_deref().filter(|_| !observe);
-        let guarded: BTreeSet<String> = match wanted {
-            Some(_) => self.guards.iter().map(|guard| guard.link.clone()).collect(),
-            None => BTreeSet::new(),
-        };
+        let pattern = self.options.gate.as_deref().filter(|_| !observe);
+        let wanted = pattern.map(|_| self.guards.iter().map(|guard| guard.link.clone()).collect());
         // To look is to run nft.
-        if self.gated.as_ref() != Some(&guarded) {
-            match wanted {
-                Some(pattern) => gate::ensure(pattern, &guarded)?,
-                None => gate::remove()?,
+        if self.gated.as_ref() != Some(&wanted) {
+            match (pattern, &wanted) {
+                (Some(pattern), Some(guarded)) => gate::ensure(pattern, guarded)?,
+                _ => gate::remove()?,
             }
-            self.gated = Some(guarded);
+            self.gated = Some(wanted);
         }
         Ok(())
     }
@@ -458,7 +455,7 @@ impl Node for KernelNode {
         if !status.input_rule {
             self.ruled.clear();
         }
-        if let (Some(pattern), Some(gated), false) = (&self.options.gate, &self.gated, status.observe)
+        if let (Some(pattern), Some(Some(gated))) = (&self.options.gate, &self.gated)
             && !gate::stands(pattern, gated)?
         {
             status.missing.push(LinkStatus { link: String::new(), guard: GATE.to_owned() });
