@@ -537,8 +537,8 @@ pub const TRANSLATED: u8 = u8::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// The endpoint's word under which it was judged, with the view that held; another word means judge again. 0 for what is judged at each packet
-    /// ([`Flow::AUDIT`]).
+    /// The endpoint's word under which it was judged, with the view that held; another word means judge again. 0 for what is judged at each packet:
+    /// [`Flow::AUDIT`], and what was revoked.
     pub word: u64,
     /// Wire segments.
     pub packets: [u64; 2],
@@ -557,8 +557,7 @@ pub struct Flow {
     /// [`Flow::AUDIT`] and the others.
     pub flags: u8,
     /// The local endpoint that the peer is, see [`tenant`]; 0 for none. Its packets carry the slot in their mark. Where the node has put another
-    /// address in place of a caller's, nothing else tells whom an answer is for: once that endpoint is gone, an answer is dropped as revoked, and
-    /// the flow forgotten.
+    /// address in place of a caller's, nothing else tells whom an answer is for: once that endpoint is gone, an answer is dropped as revoked.
     pub sender: u32,
 }
 

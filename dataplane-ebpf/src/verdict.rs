@@ -1175,8 +1175,15 @@ fn finish<A: Family, T: Tables>(
             }
             None => {}
         }
-    } else if flow.is_some() {
-        A::remove(tables, case.slot, &case.key);
+    } else if let Some(flow) = flow {
+        if matches!(role, Role::Begin | Role::Continue) && !icmp {
+            // It is known whose it was: forgotten, what the called side sends once more would begin a flow of its own where it may send, and turn the
+            // caller's packets into answers. Under the word of nobody it is judged by its initiator's direction, however often it comes.
+            flow.set_flags(flags);
+            flow.set_word(0);
+        } else {
+            A::remove(tables, case.slot, &case.key);
+        }
     }
 
     let (mut reason, mut ruled) = (verdict.reason, verdict.ruled);

@@ -87,7 +87,7 @@ fn a_call_is_provisional_while_a_backend_is_judged_later() {
         lab.tables.set_service(key(service, 80, proto::TCP), 1, &[backend(row::PEER, 80, LATER)]);
         lab.check([syn(2).refused(Isolated, ISOLATED), syn(1).goes_on(1).provisional()]);
         lab.publish(2, CLOSED, Mode::Enforce);
-        lab.check([gets(&from(service).tcp(80, 1, SYN_ACK)).settled(Reason::Revoked).forgets()]);
+        lab.check([gets(&from(service).tcp(80, 1, SYN_ACK)).settled(Reason::Revoked)]);
         // An entry of another key.
         lab.tables.services.values_mut().for_each(|word| *word ^= 1 << 40);
         lab.check([syn(3).settled(Reason::Changing)]);
@@ -241,8 +241,7 @@ fn after_translation_the_sender_is_judged() {
         // A revoked rule of the sender cuts what is established, though the receiver's policy is as it was.
         lab.tables.set_view(6, 3, 2, View::OPEN_INGRESS);
         lab.tables.words.insert(LOCAL, EndpointWord::new(2, 6, Mode::Enforce));
-        let mut cut =
-            gets(&from(peer).tcp(1, 5432, tcp::ACK)).mark(LOCAL).refused(Isolated, ISOLATED).starts(0).forgets();
+        let mut cut = gets(&from(peer).tcp(1, 5432, tcp::ACK)).mark(LOCAL).refused(Isolated, ISOLATED).starts(0);
         cut.set_name(Name::Rule(6, Direction::Egress, ISOLATED));
         lab.check([cut]);
     }
@@ -265,7 +264,7 @@ fn a_caller_that_is_gone_gets_no_answer() {
         let quoted = Frame::bare().ip(node, A.ip(family)).tcp(2, 5432, tcp::ACK);
         let error = sends(&to(node).icmp_error(IcmpError::PortUnreachable, &quoted));
         lab.check([
-            answer(1).settled(Reason::Revoked).forgets(),
+            answer(1).settled(Reason::Revoked),
             // What it sent before that gets nowhere, and leaves nothing that its slot's next owner could go on with.
             call(2, tcp::ACK).settled(Reason::Changing),
             call(8, tcp::SYN).settled(Reason::Changing),
@@ -274,13 +273,13 @@ fn a_caller_that_is_gone_gets_no_answer() {
         lab.publish(3, CLOSED, Mode::Observe);
         lab.check([answer(2).settled(Reason::Observed), answer(2).settled(Reason::Observed)]);
         lab.publish(4, CLOSED, Mode::Enforce);
-        lab.check([answer(2).settled(Reason::Revoked).forgets()]);
+        lab.check([answer(2).settled(Reason::Revoked)]);
 
         // Somebody else has its slot.
         lab.tables.words.insert(LOCAL, word);
         lab.tables.infos.get_mut(&LOCAL).unwrap().tenancy = 1;
         lab.check([
-            answer(3).settled(Reason::Revoked).forgets(),
+            answer(3).settled(Reason::Revoked),
             // On the ports of the one before it: a flow of its own.
             call(4, tcp::ACK).begins(Rule, 1).grows(0),
             answer(4).replies(1),
@@ -291,7 +290,7 @@ fn a_caller_that_is_gone_gets_no_answer() {
         lab.check([sends(&to(peer).tcp(5432, 7, SYN_ACK)).replies(1)]);
         lab.tables.set_address(VNI, peer, row::FAR, 0, 0);
         lab.publish(5, CLOSED, Mode::Enforce);
-        lab.check([sends(&to(peer).tcp(5432, 7, SYN_ACK)).settled(Reason::Revoked).forgets()]);
+        lab.check([sends(&to(peer).tcp(5432, 7, SYN_ACK)).settled(Reason::Revoked)]);
     }
 }
 

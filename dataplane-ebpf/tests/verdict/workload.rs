@@ -30,6 +30,7 @@ crate::scenarios! {
     replies_without_a_flow_are_refused
     a_new_epoch_has_flows_judged_again
     revocation_cuts_both_directions
+    what_is_sent_again_after_a_revocation_is_no_call
     a_revoked_and_restored_flow_counts_for_its_new_rule
     echoes_are_told_apart_by_who_asks
     an_unasked_echo_reply_begins_nothing
@@ -237,21 +238,50 @@ fn revocation_cuts_both_directions() {
         revoke(&mut lab, 3);
         lab.check([
             // From the initiator.
-            gets(&from(b).tcp(40_000, 5432, DATA)).view(3).refused(Isolated, 1).starts(0).forgets(),
-            gets(&from(b).tcp(40_000, 5432, DATA)).settled(NoFlow),
+            gets(&from(b).tcp(40_000, 5432, DATA)).view(3).refused(Isolated, 1).starts(0),
+            gets(&from(b).tcp(40_000, 5432, DATA)).view(3).refused(Isolated, 1).starts(0),
             gets(&from(b).udp(40_000, 53)).view(3).refused(Isolated, 2).forgets(),
             gets(&from(b).udp(40_000, 53)).view(3).refused(Isolated, 2),
             gets(&from(b).icmp_echo(40_000, 1)).view(3).refused(Isolated, 3).forgets(),
-            sends(&to(b).tcp(40_000, 8080, DATA)).view(3).refused(Isolated, 1).starts(0).forgets(),
+            sends(&to(b).tcp(40_000, 8080, DATA)).view(3).refused(Isolated, 1).starts(0),
             // From who answers.
-            sends(&to(b).tcp(5432, 40_001, DATA)).settled(Revoked).forgets(),
-            sends(&to(b).tcp(5432, 40_001, DATA)).settled(NoFlow),
+            sends(&to(b).tcp(5432, 40_001, DATA)).settled(Revoked),
+            sends(&to(b).tcp(5432, 40_001, DATA)).settled(Revoked),
             sends(&to(b).udp(53, 40_001)).settled(Revoked).starts(1).forgets(),
             sends(&to(b).udp(53, 40_001)).view(3).refused(Isolated, ISOLATED),
             sends(&to(b).icmp_echo_reply(40_001, 1)).settled(Revoked).forgets(),
-            gets(&from(b).tcp(8080, 40_001, DATA)).settled(Revoked).forgets(),
+            gets(&from(b).tcp(8080, 40_001, DATA)).settled(Revoked),
+            // Whoever begins anew begins a flow of its own.
+            sends(&to(b).tcp(5432, 40_001, tcp::SYN)).view(3).refused(Isolated, ISOLATED),
         ]);
-        assert_eq!(lab.flows(), 0);
+        // Those of TCP are known, and good for nothing.
+        assert_eq!(lab.flows(), 4);
+    }
+}
+
+/// Where only what comes in is walled, as by most policies of Kubernetes.
+fn what_is_sent_again_after_a_revocation_is_no_call() {
+    for family in FAMILIES {
+        let b = B.ip(family);
+        let mut lab = Lab::new();
+        lab.tables.set_view(4, 1, 3, View::OPEN_EGRESS);
+        lab.publish(2, 4, Mode::Enforce);
+        let (asks, answers) = (gets(&from(b).tcp(1, 5432, DATA)), sends(&to(b).tcp(5432, 1, DATA)));
+        lab.check([gets(&from(b).tcp(1, 5432, tcp::SYN)).view(4).begins(Rule, 1), answers.clone().view(4).replies(1)]);
+        let deny = |rule, selector| entry(Action::Deny, Isolated, rule, &[selector]);
+        lab.tables.set_policy(11, &ingress(&deny));
+        lab.tables.set_view(5, 11, 3, View::OPEN_EGRESS);
+        lab.publish(3, 5, Mode::Enforce);
+        let asks = asks.view(5);
+        lab.check([
+            answers.clone().settled(Revoked),
+            answers.clone().settled(Revoked),
+            asks.clone().refused(Isolated, 1).starts(0),
+            answers.settled(Revoked),
+            asks.refused(Isolated, 1).starts(0),
+        ]);
+        // Its own calls to there are free, on the same ports too.
+        lab.check([sends(&to(b).tcp(5432, 1, tcp::SYN)).view(5).begins(NotIsolated, 0).replaces()]);
     }
 }
 
@@ -653,10 +683,7 @@ fn deadlines_pass_from_view_to_view() {
         lab.tables.now = end - 1;
         lab.check([sends(&to(b).tcp(5432, 2, SYN_ACK)).view(last - 1).replies(1)]);
         lab.tables.now = end;
-        lab.check([
-            syn(1).view(last).refused(Isolated, 0).forgets(),
-            sends(&to(b).tcp(5432, 2, DATA)).settled(Revoked).forgets(),
-        ]);
+        lab.check([syn(1).view(last).refused(Isolated, 0), sends(&to(b).tcp(5432, 2, DATA)).settled(Revoked)]);
         // A chain ends, whatever it points to.
         lab.tables.now = end + 10;
         lab.check([syn(1).settled(Pending), sends(&to(b).tcp(1, 8080, tcp::SYN)).settled(Pending)]);

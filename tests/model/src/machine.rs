@@ -117,6 +117,12 @@ struct Key {
     what: What,
 }
 
+impl Key {
+    const fn is_tcp(&self) -> bool {
+        matches!(self.what, What::Ports(Protocol::Tcp, ..))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
     Ports(Protocol, u16, u16),
@@ -404,7 +410,8 @@ impl Machine {
             Effect::Remember(key, flow) => _ = flows.insert(key, flow),
             Effect::Refuse(key, flow) if observed => _ = flows.insert(key, flow),
             Effect::Hear(key, flow) if observed => _ = flows.insert(key, flow),
-            Effect::Forget(key) | Effect::Hear(key, _) if !observed => _ = flows.remove(&key),
+            // Of TCP it stays known who began: what the other side sends once more would begin anew where it may send.
+            Effect::Forget(key) | Effect::Hear(key, _) if !observed && !key.is_tcp() => _ = flows.remove(&key),
             _ => {}
         }
         verdict
