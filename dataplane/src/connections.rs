@@ -5,7 +5,8 @@
 //! packet comes, in the direction of who began it. What is allowed goes on, what is not is cut; no verdict is made here.
 //!
 //! Who began it, sockets do not say. Whoever has a listening socket on its own port was called; without one, whose own port is none that the kernel
-//! gives away by itself, while the other's is. A wrong guess is judged by the other direction's rules, and opens nothing that these do not.
+//! gives away by itself, while the other's is. A wrong guess is judged by the other direction's rules, and opens nothing that these do not. What the
+//! programs heard before is as good as that only if it was the beginning: see [`NewFlow::replaces`].
 //!
 //! Entering the workloads' network namespaces needs `CAP_SYS_ADMIN`, which the agent has not: this is for a process of its own, which needs the pins and
 //! no agent.
@@ -23,9 +24,10 @@ use std::{
 use bulkhead_ebpf::{
     abi::{Direction, EndpointInfo, Flow, FlowKey4, FlowKey6},
     family::{Family, V4, V6},
+    packet::Transport,
 };
 
-use self::sockets::{Connection, Sockets};
+use self::sockets::{Began, Connection, Sockets};
 use crate::{
     desired::EndpointName,
     kernel::KernelStore,
@@ -69,7 +71,7 @@ pub struct Adopted {
 pub struct Counts {
     /// Those that got a flow.
     pub kept: usize,
-    /// Those that had one: the programs have seen them already.
+    /// Those that had one already, which stays.
     pub known: usize,
     /// Those that were ended.
     pub cut: usize,
@@ -134,8 +136,26 @@ pub fn adopt(pins: &Path, state: &Path, fate: Fate) -> Result<Vec<Adopted>, Node
 /// Flows of an endpoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Flows {
-    four: Vec<(FlowKey4, Flow)>,
-    six: Vec<(FlowKey6, Flow)>,
+    four: Vec<(FlowKey4, NewFlow)>,
+    six: Vec<(FlowKey6, NewFlow)>,
+}
+
+/// The flow of a connection that sockets tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NewFlow {
+    pub(crate) flow: Flow,
+    /// Who began it is no mere guess.
+    sure: bool,
+}
+
+impl NewFlow {
+    /// Whether it takes the place of one that the programs have made. They take whom they hear first for who began it, and are right where they saw both
+    /// sides' SYN. Elsewhere an answer may have come first, and have made the caller's packets answers.
+    pub(crate) fn replaces(&self, there: &Flow) -> bool {
+        self.sure
+            && there.initiator != self.flow.initiator
+            && there.tcp_flags.iter().any(|flags| flags & Transport::SYN == 0)
+    }
 }
 
 /// The flows that an endpoint's connections would have.
@@ -143,7 +163,7 @@ fn flows(sockets: &Sockets, info: &EndpointInfo, node: &Sockets, jiffies: u64) -
     let mut flows = Flows::default();
     for connection in &sockets.connections {
         let Connection { local, remote } = *connection;
-        let inbound = sockets.inbound(connection);
+        let Began { inbound, sure } = sockets.began(connection);
         // All else came to the node by some interface.
         let of_node = inbound && node.connections.contains(&Connection { local: remote, remote: local });
         let flow = Flow {
@@ -155,6 +175,7 @@ fn flows(sockets: &Sockets, info: &EndpointInfo, node: &Sockets, jiffies: u64) -
             flags: if of_node { 0 } else { Flow::TRANSIT },
             ..Flow::default()
         };
+        let flow = NewFlow { flow, sure };
         let (local_port, remote_port) = (local.port(), remote.port());
         match (local.ip(), remote.ip()) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
@@ -209,19 +230,39 @@ mod tests {
 
     #[test]
     fn who_began_is_told_by_listeners_and_ports() {
-        for (listening, local, remote, inbound) in [
-            (&[8080][..], 8080, 40000, true),
+        for (listening, local, remote, inbound, sure) in [
+            (&[8080][..], 8080, 40000, true, true),
             // A server whose listener is closed, or which inherited its connection.
-            (&[], 8080, 40000, true),
-            (&[], 40000, 8080, false),
+            (&[], 8080, 40000, true, true),
+            (&[], 40000, 8080, false, true),
             // A server on a port that the kernel may give away.
-            (&[40000], 40000, 40001, true),
-            (&[], 40000, 40001, false),
+            (&[40000], 40000, 40001, true, true),
+            (&[], 40000, 40001, false, false),
             // A client that chose its port, as those of NFS do.
-            (&[], 800, 2049, false),
+            (&[], 800, 2049, false, false),
         ] {
             let connection = connection(&format!("10.0.0.1:{local}"), &format!("10.0.0.2:{remote}"));
-            assert_eq!(sockets(listening, &[connection]).inbound(&connection), inbound, "{listening:?} {connection:?}");
+            let began = sockets(listening, &[connection]).began(&connection);
+            assert_eq!(began, Began { inbound, sure }, "{listening:?} {connection:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_know_better_than_who_was_heard_first() {
+        let (ingress, egress) = (Direction::Ingress, Direction::Egress);
+        let (syn, ack) = (Transport::SYN | Transport::ACK, Transport::ACK);
+        for (initiator, sure, heard, tcp_flags, replaces) in [
+            (ingress, true, egress, [ack; 2], true),
+            (egress, true, ingress, [ack; 2], true),
+            // The last packet of its beginning was the first that was heard.
+            (ingress, true, egress, [syn, ack], true),
+            (ingress, true, egress, [syn; 2], false),
+            (ingress, true, ingress, [ack; 2], false),
+            (egress, false, ingress, [ack; 2], false),
+        ] {
+            let flow = |initiator, tcp_flags| Flow { initiator: initiator as u8, tcp_flags, ..Flow::default() };
+            let new = NewFlow { flow: flow(initiator, [0; 2]), sure };
+            assert_eq!(new.replaces(&flow(heard, tcp_flags)), replaces, "{initiator:?} {sure} {tcp_flags:?}");
         }
     }
 
@@ -240,12 +281,9 @@ mod tests {
         let mut flows = flows(&sockets(&[8080], &all), &info(), &node, 1 << 32 | 5);
         flows.four.sort_by_key(|(key, _)| key.remote_port);
         flows.six.sort_by_key(|(key, _)| key.local_port);
-        let flow = |initiator: Direction, flags| Flow {
-            last: 1 << 32 | 5,
-            first: 5,
-            initiator: initiator as u8,
-            flags,
-            ..Flow::default()
+        let flow = |initiator: Direction, flags| NewFlow {
+            flow: Flow { last: 1 << 32 | 5, first: 5, initiator: initiator as u8, flags, ..Flow::default() },
+            sure: true,
         };
         let four = |remote: [u8; 4], remote_port| FlowKey4 {
             local: u32::from_ne_bytes([10, 0, 0, 1]),

@@ -27,6 +27,15 @@ pub(super) struct Connection {
     pub(super) remote: SocketAddr,
 }
 
+/// Who began a connection, as far as its sockets tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Began {
+    /// The other side.
+    pub(super) inbound: bool,
+    /// A listening socket or both ports say so.
+    pub(super) sure: bool,
+}
+
 /// Those of one namespace.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -64,10 +73,13 @@ impl Sockets {
         Ok(Self { listening, connections, given_away: given_away()? })
     }
 
-    /// Whether the other side began it.
-    pub(super) fn inbound(&self, connection: &Connection) -> bool {
+    /// Who began it.
+    pub(super) fn began(&self, connection: &Connection) -> Began {
         let [own, other] = [connection.local, connection.remote].map(|end| end.port());
-        self.listening.contains(&own) || !self.given_away.contains(&own) && self.given_away.contains(&other)
+        let listens = self.listening.contains(&own);
+        let [called, calls] = [(own, other), (other, own)]
+            .map(|(fixed, given)| !self.given_away.contains(&fixed) && self.given_away.contains(&given));
+        Began { inbound: listens || called, sure: listens || called || calls }
     }
 
     /// Ends connections of the calling thread's namespace: both sides see that, the other one when it is reached. How many.

@@ -12,6 +12,7 @@ use bulkhead_ebpf::abi;
 use crate::{
     bytes,
     clock::Clock,
+    connections::NewFlow,
     grace::Grace,
     load::Maps,
     node::NodeError,
@@ -88,25 +89,36 @@ impl KernelStore {
         })
     }
 
-    /// Puts flows into the tables of a slot, those that are not there yet. How many these were; `None` when the slot has no tables.
+    /// Puts flows into the tables of a slot, each unless one is there already and it does not replace that. How many were put; `None` when the slot has no
+    /// tables.
     ///
     /// # Errors
     /// The kernel's.
     pub(crate) fn add_flows(
         &self,
         slot: u32,
-        four: &[(abi::FlowKey4, abi::Flow)],
-        six: &[(abi::FlowKey6, abi::Flow)],
+        four: &[(abi::FlowKey4, NewFlow)],
+        six: &[(abi::FlowKey6, NewFlow)],
     ) -> Result<Option<usize>, NodeError> {
         let (Some(tables4), Some(tables6)) = (self.maps.inner(FLOWS[0], slot)?, self.maps.inner(FLOWS[1], slot)?)
         else {
             return Ok(None);
         };
-        let four = four.iter().map(|(key, flow)| tables4.insert(bytes::of(key), bytes::of(flow)));
-        let six = six.iter().map(|(key, flow)| tables6.insert(bytes::of(key), bytes::of(flow)));
+        let put = |table: &Map, key: &[u8], new: &NewFlow| {
+            if table.insert(key, bytes::of(&new.flow))? {
+                return Ok(true);
+            }
+            let mut there = vec![0; table.value_len()];
+            if table.get(key, &mut there)? && !new.replaces(&bytes::to(&there)) {
+                return Ok(false);
+            }
+            table.put(key, bytes::of(&new.flow)).map(|()| true)
+        };
+        let four = four.iter().map(|(key, flow)| put(&tables4, bytes::of(key), flow));
+        let six = six.iter().map(|(key, flow)| put(&tables6, bytes::of(key), flow));
         let mut added = 0;
-        for inserted in four.chain(six) {
-            added += usize::from(inserted.doing(|| format!("write the flows of slot {slot}"))?);
+        for put in four.chain(six) {
+            added += usize::from(put.doing(|| format!("write the flows of slot {slot}"))?);
         }
         Ok(Some(added))
     }

@@ -19,11 +19,18 @@ use crate::support::{BRIEF, PATIENCE, eventually};
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['cart:8080', 'db:8080'] }\n  cart: {}\n  db: {}\n  guest: {}\n";
 const PORT: u16 = 8080;
 
-/// Callers and servers on one node, and a server on another.
+/// As most policies of Kubernetes: only what comes in is walled.
+const INGRESS: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: servers, namespace: shop }\nspec:\n  podSelector: { matchExpressions: [{ key: app, operator: In, values: [cart, db] }] }\n  ingress: [{ from: [{ podSelector: { matchLabels: { app: web } } }] }]\n";
+
 fn lab() -> Lab {
+    lab_under(POLICY)
+}
+
+/// Callers and servers on one node, and a server on another.
+fn lab_under(policy: &str) -> Lab {
     let builder = Topology::builder().nodes(2).workload("web", 0).workload("guest", 0).workload("cart", 0);
     let lab = Lab::new(builder.workload("db", 1)).unwrap();
-    lab.policy("shop.yaml", POLICY).unwrap();
+    lab.policy("shop.yaml", policy).unwrap();
     lab
 }
 
@@ -260,6 +267,30 @@ fn an_idle_servers_word_passes_by_what_was_kept_alone() {
         assert!(hears(client, PATIENCE).is_some(), "{name}");
     }
     alive(&mut pairs, true);
+}
+
+/// A server that is heard first where it may call looks as if it had begun: its word passes, and then the denied caller's as an answer. Its listening socket
+/// says otherwise.
+#[test]
+fn a_server_that_was_heard_first_was_called_all_the_same() {
+    if !skip::programs() {
+        return;
+    }
+    let lab = lab_under(INGRESS);
+    let listeners = listen(&lab);
+    let mut allowed = connect(&lab, &listeners, "web", 1);
+    let mut denied = connect(&lab, &listeners, "guest", 1);
+    let _agents = agents(&lab, &[]);
+    alive(&mut allowed, true);
+    alive(&mut denied, true);
+    let said = [0, 1].map(|node| run(&lab, node, &["adopt"]));
+    // At both ends of each.
+    assert_eq!([0, 1].map(|node| count(&said[node], "kept")), [12, 4], "{said:?}");
+    dead(&mut denied, true);
+    dead(&mut denied, false);
+    alive(&mut allowed, true);
+    let said = [0, 1].map(|node| run(&lab, node, &["adopt"]));
+    assert_eq!([0, 1].map(|node| count(&said[node], "kept")), [0, 0], "{said:?}");
 }
 
 /// Where nothing is dropped, what policy is against goes on, and is reported.
