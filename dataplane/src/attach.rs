@@ -88,7 +88,7 @@ impl Guard {
     /// Whether this attachment is what the guard asks for.
     #[must_use]
     pub fn is(&self, found: &Attachment) -> bool {
-        found.alive
+        found.guards()
             && found.link == self.link
             && found.place.hook() == Some(self.hook)
             && found.stub == Some((self.program, self.value))
@@ -158,6 +158,15 @@ impl Place {
         }
     }
 
+    /// The kind of a TCX link.
+    const fn tcx(self) -> Option<LinkKind> {
+        match self {
+            Self::TcxIngress => Some(LinkKind::TcxIngress),
+            Self::TcxEgress => Some(LinkKind::TcxEgress),
+            _ => None,
+        }
+    }
+
     /// The side of a clsact filter.
     const fn filter(self) -> Option<(Parent, TcAttachType)> {
         match self {
@@ -215,6 +224,16 @@ pub struct Attachment {
     pub stub: Option<Says>,
     /// The link is there and the stub hangs on it. Of filters in another network namespace this is not known, and said to be so.
     pub alive: bool,
+    /// Program of somebody else that runs before it, by its id: what that one lets pass may never be judged. Known of TCX in this network namespace.
+    pub behind: Option<u32>,
+}
+
+impl Attachment {
+    /// Whether no packet passes it unjudged.
+    #[must_use]
+    pub const fn guards(&self) -> bool {
+        self.alive && self.behind.is_none()
+    }
 }
 
 impl fmt::Display for Attachment {
@@ -226,7 +245,11 @@ impl fmt::Display for Attachment {
             (_, None) => "of another version",
         };
         write!(f, "{} {program}", self.place.name().replace('_', " "))?;
-        if self.alive { Ok(()) } else { f.write_str(" (gone)") }
+        match self.behind {
+            _ if !self.alive => f.write_str(" (gone)"),
+            Some(id) => write!(f, " (behind program {id})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -305,9 +328,11 @@ impl Links {
     pub(crate) fn unshut(&self, link: &str) -> Result<(), NodeError> {
         let (found, here) = (self.list()?, network::namespace()?);
         for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
-            let guard = Guard { link: link.to_owned(), hook, program, value: 0 };
-            if found.iter().any(|found| found.namespace == here && guard.is(found)) {
-                self.detach(&guard)?;
+            let shuts = |found: &Attachment| {
+                found.link == link && found.place.hook() == Some(hook) && found.stub == Some((program, 0))
+            };
+            if found.iter().any(|found| found.namespace == here && shuts(found)) {
+                self.detach(&Guard { link: link.to_owned(), hook, program, value: 0 })?;
             }
         }
         Ok(())
@@ -319,7 +344,7 @@ impl Links {
     /// As [`Self::attach`].
     fn shut(&self, maps: &Maps, guard: &Guard) -> Result<(), NodeError> {
         let guarded = self.list()?.into_iter().any(|found| {
-            found.alive
+            found.guards()
                 && found.link == guard.link
                 && found.place.hook() == Some(guard.hook)
                 && Ok(found.ifindex) == if_nametoindex(guard.link.as_str())
@@ -339,6 +364,10 @@ impl Links {
         let stub = self.stub(maps, PROGRAMS_TC, guard.program, guard.value)?;
         if self.classifiers == Classifiers::Auto {
             if self.keep(tcx, &stub)? {
+                if let Some(other) = before(tcx, kind, stub.id).doing(|| format!("look at {tcx}"))? {
+                    self.overtake(guard, kind, tcx, &stub)?;
+                    tracing::warn!("program {other} ran before ours on {}: ours is the first again", guard.link);
+                }
                 self.remove(clsact)?;
                 return Ok(false);
             }
@@ -355,6 +384,18 @@ impl Links {
         }
         let new = self.filter(&stub, clsact)?;
         Ok(!self.remove(tcx)? && new)
+    }
+
+    /// Puts what is attached before the programs of others, without a gap: another link is made there before this one goes. A hook takes no program twice,
+    /// so that a copy of the stub holds the place meanwhile.
+    fn overtake(&self, guard: &Guard, kind: LinkKind, pin: &Pin, stub: &Stub) -> Result<(), NodeError> {
+        let doing = || format!("put {pin} first");
+        let behind = self.open(&pin.to_string())?;
+        let copy = self.copy(PROGRAMS_TC, guard.program, guard.value)?;
+        let link = sys::link_create(&copy, pin.ifindex, kind).doing(doing)?;
+        self.pins.replace(Kind::Link, &pin.to_string(), |path| sys::obj_pin(&link, path))?;
+        behind.map_or(Ok(()), |behind| sys::link_detach(&behind)).doing(doing)?;
+        sys::link_update(&link, &stub.fd).doing(doing)
     }
 
     /// Hangs the stub into clsact, in place of the stub of ours that hangs there.
@@ -485,6 +526,15 @@ impl Links {
             let id = sys::program_id(&fd).doing(doing)?;
             return Ok(Stub { path, fd, id });
         }
+        let fd = self.copy(array, program, value)?;
+        self.pins.replace(Kind::Stub, &name, |path| sys::obj_pin(&fd, path))?;
+        let id = sys::program_id(&fd).doing(doing)?;
+        Ok(Stub { path, fd, id })
+    }
+
+    /// Loads a stub, whatever is pinned.
+    fn copy(&self, array: &str, program: u32, value: u32) -> Result<OwnedFd, NodeError> {
+        let doing = || format!("load the stub {}", self.stub_name(array, program, value));
         let mut object = self.load(program, value).doing(doing)?;
         let program = object.program_mut(match array {
             PROGRAMS_TC => "tc_stub",
@@ -498,10 +548,7 @@ impl Links {
             _ => return Err("the object has another type of program").doing(doing),
         }
         .doing(doing)?;
-        let fd = program.fd().doing(doing)?.as_fd().try_clone_to_owned().doing(doing)?;
-        self.pins.replace(Kind::Stub, &name, |path| sys::obj_pin(&fd, path))?;
-        let id = sys::program_id(&fd).doing(doing)?;
-        Ok(Stub { path, fd, id })
+        program.fd().doing(doing)?.as_fd().try_clone_to_owned().doing(doing)
     }
 
     /// A new loader reads and parses the kernel's BTF, which no stub needs: one serves all.
@@ -552,6 +599,7 @@ impl Links {
             let Some(pin) = Pin::parse(&name) else { continue };
             let Some(fd) = self.open(&name)? else { continue };
             let doing = || format!("look at {name}");
+            let mut behind = None;
             let (id, alive) = match pin.place {
                 Place::Clsact => continue,
                 Place::ClsactIngress | Place::ClsactEgress => {
@@ -560,7 +608,11 @@ impl Links {
                 }
                 _ => {
                     let facts = sys::link_facts(&fd).doing(doing)?;
-                    (facts.program, facts.ifindex == pin.ifindex)
+                    let alive = facts.ifindex == pin.ifindex;
+                    if let Some(kind) = pin.place.tcx().filter(|_| alive && pin.namespace == here) {
+                        behind = before(&pin, kind, facts.program).doing(doing)?;
+                    }
+                    (facts.program, alive)
                 }
             };
             let Pin { link, ifindex, namespace, place } = pin;
@@ -571,6 +623,7 @@ impl Links {
                 place,
                 stub: stubs.get(&id).and_then(|(_, says)| *says),
                 alive,
+                behind,
             });
         }
         attachments.sort();
@@ -726,11 +779,23 @@ impl Links {
     }
 }
 
+/// Who runs before a program of ours at a TCX place of this network namespace.
+fn before(pin: &Pin, kind: LinkKind, ours: u32) -> io::Result<Option<u32>> {
+    match sys::tcx_programs(pin.ifindex, kind) {
+        Ok(programs) => Ok(programs.first().copied().filter(|first| *first != ours)),
+        // The link went meanwhile.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether both programs before a link are those of an endpoint that is none.
 pub(crate) fn is_shut(attachments: &[Attachment], namespace: u64, ifindex: u32) -> bool {
     let hangs = |program| {
         attachments.iter().any(|found| {
-            found.alive && (found.namespace, found.ifindex) == (namespace, ifindex) && found.stub == Some((program, 0))
+            found.guards()
+                && (found.namespace, found.ifindex) == (namespace, ifindex)
+                && found.stub == Some((program, 0))
         })
     };
     hangs(program::FROM_WORKLOAD) && hangs(program::TO_WORKLOAD)

@@ -611,9 +611,9 @@ fn status(store: &KernelStore, names: &Names, links: &Links, wanted: &[Guard]) -
 fn set_attached(endpoints: &mut [EndpointStatus], attachments: &[Attachment]) {
     for endpoint in endpoints {
         let guards = |program| {
-            attachments
-                .iter()
-                .any(|found| found.alive && found.link == endpoint.link && found.stub == Some((program, endpoint.slot)))
+            attachments.iter().any(|found| {
+                found.guards() && found.link == endpoint.link && found.stub == Some((program, endpoint.slot))
+            })
         };
         endpoint.attached = guards(program::FROM_WORKLOAD) && guards(program::TO_WORKLOAD);
     }

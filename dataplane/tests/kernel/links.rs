@@ -347,6 +347,35 @@ fn ours_comes_first() {
     assert!(!pair.passes(Hook::Ingress));
 }
 
+/// Who comes later and goes before ours is named, and overtaken: it stays, and runs behind.
+#[test]
+fn who_goes_before_ours_is_overtaken() {
+    if !ready_with_tcx() {
+        return;
+    }
+    let (pair, kernel) = (Pair::new(), Kernel::new(&[(UNDERLAY, &always(DROP))]));
+    let links = kernel.links(Classifiers::Auto);
+    for (hook, kind) in [(Hook::Ingress, LinkKind::TcxIngress), (Hook::Egress, LinkKind::TcxEgress)] {
+        let guard = pair.guard(hook, UNDERLAY, 7);
+        pair.near.run(|| links.attach(&kernel.maps, &guard)).unwrap();
+        let theirs = pair.foreign(0, kind);
+        let programs = || pair.near.run(|| sys::tcx_programs(pair.ifindex(), kind)).unwrap();
+        let (listed, before) = (|| pair.near.run(|| links.list()).unwrap().pop().unwrap(), programs());
+        assert!(pair.passes(hook), "what they let pass is not judged");
+        assert_eq!((listed().alive, listed().behind, before.len()), (true, Some(before[0]), 2));
+        assert!(!guard.is(&listed()));
+        assert!(listed().to_string().ends_with(&format!(" (behind program {})", before[0])), "{}", listed());
+
+        assert!(!pair.near.run(|| links.attach(&kernel.maps, &guard)).unwrap(), "it is no new one");
+        assert!(!pair.passes(hook));
+        assert!(guard.is(&listed()));
+        assert_eq!(programs(), [before[1], before[0]]);
+        assert_eq!((kernel.pinned(Kind::Link), kernel.pinned(Kind::Stub)), (1, 1));
+        drop(theirs);
+        pair.near.run(|| links.detach(&guard)).unwrap();
+    }
+}
+
 #[test]
 fn a_clsact_of_ours_goes_with_the_last_filter() {
     if !ready() {
