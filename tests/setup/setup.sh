@@ -19,7 +19,7 @@ usage: tests/setup/setup.sh [--dry-run] [--lint | --test]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
-  --test     what `make test` needs too: the reference CNI plugins, podman, runc, busybox, Go, and below target/ flannel's CNI
+  --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, Go, and below target/ flannel's CNI
              plugin and schemathesis in an environment of its own
 
 environment:
@@ -137,6 +137,7 @@ base_packages() {
     install "the tests call the CNI plugin behind the reference plugins" containernetworking-plugins || true
     install_for podman podman "the tests start real containers"
     install_for runc runc "podman starts them with it"
+    install_for containerd containerd "the tests start containers with this one too"
     install_for busybox busybox-static "the image of these containers"
     install_for systemd-analyze systemd "a test checks the unit file"
   fi

@@ -12,6 +12,7 @@ mod agent;
 pub mod chain;
 mod lab;
 mod proxy;
+pub mod systemd;
 pub mod test_run;
 mod visit;
 

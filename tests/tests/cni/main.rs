@@ -1,8 +1,10 @@
 //! The CNI plugin, called as a container runtime calls it, behind the reference plugins on real links and a real overlay.
 //!
-//! Containers are network namespaces; those of a real runtime are in `podman`.
+//! Containers are network namespaces; those of real runtimes are in `podman` and `containerd`.
 
 mod chains;
+mod containerd;
+mod files;
 mod found;
 mod gate;
 mod install;
@@ -12,6 +14,7 @@ mod lifecycle;
 mod podman;
 mod starts;
 mod support;
+mod systemd;
 
 use std::path::PathBuf;
 

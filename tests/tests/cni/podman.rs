@@ -4,31 +4,21 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    thread,
     time::{Duration, Instant},
 };
 
 use bulkhead_fixtures::skip;
 use bulkhead_tests::{Agent, Lab, chain::our_plugin};
-use bulkhead_topology::{
-    Netns, Topology,
-    traffic::{Capture, Frame},
-};
+use bulkhead_topology::{Netns, Topology};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::plugins;
+use crate::{
+    plugins,
+    support::{BUSYBOX, Witness, eventually, image, installed},
+};
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080'] }\n  db: {}\n  guest: {}\n";
-const BUSYBOX: &str = "/bin/busybox";
-/// What the witness knows a container's packets by: an IPv4 header of packets of 805 bytes, which are those of `ping -s 777`. (With `-p` busybox fills
-/// the ICMP code with the pattern too, and then it is no echo.)
-const MARK: [u8; 4] = [0x45, 0, 0x03, 0x25];
-
-fn program(name: &str) -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin"].iter().any(|directory| Path::new(directory).join(name).exists())
-}
-
 /// Podman in the network namespace of a node, with everything of its own in a directory.
 struct Podman {
     netns: Netns,
@@ -40,7 +30,6 @@ impl Podman {
         let (node, directory) = (lab.topology.node(0), tempfile::tempdir().unwrap());
         let at = |path: &str| directory.path().join(path);
         fs::create_dir_all(at("net.d")).unwrap();
-        fs::create_dir_all(at("image/bin")).unwrap();
         let ranges: Vec<_> = node
             .overlays()
             .into_iter()
@@ -75,8 +64,7 @@ impl Podman {
         );
         fs::write(at("containers.conf"), settings).unwrap();
         let podman = Self { netns: node.netns.clone(), directory };
-        fs::copy(BUSYBOX, podman.at("image/bin/busybox")).unwrap();
-        std::os::unix::fs::symlink("busybox", podman.at("image/bin/sh")).unwrap();
+        image(&podman.at("image"));
         let tar = podman.at("image.tar");
         let packed = Command::new("tar").arg("-C").arg(podman.at("image")).arg("-cf").arg(&tar).arg("bin").status();
         assert!(packed.unwrap().success());
@@ -124,14 +112,12 @@ impl Drop for Podman {
     }
 }
 
-/// Starts in a row, each of which sends from its first moment; a witness at the other node's end of the wire and one on the bridge stand before.
+/// Starts in a row, each of which sends from its first moment.
 #[test]
 fn podman_starts_guarded_containers() {
     let Some(reference) = plugins() else { return };
-    for name in ["podman", "runc", "busybox", "tar"] {
-        if !skip::require(&format!("{name} (`tests/setup/setup.sh --test` installs it)"), program(name)) {
-            return;
-        }
+    if !installed(&["podman", "runc", "busybox", "tar"]) {
+        return;
     }
     let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1)).unwrap();
     lab.contained = ["web-1", "guest-1"].map(|name| (name.to_owned(), (0, Vec::new()))).into();
@@ -149,27 +135,18 @@ fn podman_starts_guarded_containers() {
         String::from_utf8(found.stdout).unwrap().lines().count()
     };
     let before = pins();
-    let mark = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
-    let (here, there) = (lab.topology.node(0), lab.topology.node(1));
-    let wire = Capture::count(&there.netns, &there.underlay.link.name, mark).unwrap();
-    let bridge = Capture::count(&here.netns, &here.bridge.name, mark).unwrap();
-    // Twelve in the first 90 ms of the container, if nobody answers.
-    let send = format!("busybox ping -c 12 -i 0.008 -W 1 -s 777 {db}; true");
+    let witness = Witness::new(&lab);
+    let send = Witness::sends(db);
     let starts = if skip::long() { 200 } else { 6 };
     for start in 0..starts {
         let said = podman.script("guest-1", &send);
         assert!(said.contains("12 packets transmitted, 0 packets received"), "start {start}: {said}");
     }
-    assert_eq!((wire.counts().frames, bridge.counts().frames), (0, 0));
+    assert_eq!(witness.saw(), [0, 0]);
     assert_eq!(pins(), before, "a container that went has left something");
-    // The witnesses see what is allowed.
     let said = podman.script("web-1", &send);
     assert!(said.contains("12 packets transmitted"), "{said}");
-    let begin = Instant::now();
-    while wire.counts().frames < 12 || bridge.counts().frames < 12 {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{:?} {:?}", wire.counts(), bridge.counts());
-        thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the witness sees what is allowed", || witness.saw().iter().all(|frames| *frames >= 12));
 
     // A container beside it on the same node, and a published port: the node translates, and the container's own wall holds.
     let server = "while true; do echo hi | busybox nc -l -p 8080; done";
@@ -202,6 +179,7 @@ fn podman_starts_guarded_containers() {
         }
         assert!(begin.elapsed() < Duration::from_secs(60), "{said}");
     }
+    let (here, there) = (lab.topology.node(0), lab.topology.node(1));
     let outside = || {
         let mut call = there.netns.command("timeout");
         call.args(["3", BUSYBOX, "nc", "-w", "2"]).arg(here.underlay.v4.to_string()).arg("18080");

@@ -2,22 +2,26 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::symlink,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
+use bulkhead_fixtures::skip;
 use bulkhead_tests::{
     Lab,
     chain::{Chain, Container},
 };
 use bulkhead_topology::{
     Netns, Topology,
-    traffic::{Outcome, TcpEcho},
+    traffic::{Capture, Frame, Outcome, TcpEcho},
 };
 use serde_json::Map;
 
 pub(crate) const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['db:8080', 'db:7777/udp', 'db:echo/icmp'] }\n  db: {}\n  guest: {}\n";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 /// For what must happen on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// For what must not happen.
@@ -96,6 +100,49 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what}");
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether programs are installed that a test starts; one that returns when they are not has been said to be skipped.
+#[track_caller]
+pub(crate) fn installed(programs: &[&str]) -> bool {
+    let there =
+        |name: &str| ["/usr/bin", "/usr/sbin", "/bin"].iter().any(|directory| Path::new(directory).join(name).exists());
+    programs
+        .iter()
+        .all(|name| skip::require(&format!("{name} (`tests/setup/setup.sh --test` installs it)"), there(name)))
+}
+
+/// Files of a container that has nothing but busybox.
+pub(crate) fn image(root: &Path) {
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
+    symlink("busybox", root.join("bin/sh")).unwrap();
+}
+
+/// Sees what containers send, on the bridge of the first node and at the second node's end of the wire; there before they are.
+pub(crate) struct Witness([Capture; 2]);
+
+impl Witness {
+    /// What it knows packets by: an IPv4 header of packets of 805 bytes, which are those of `ping -s 777`. (With `-p` busybox fills the ICMP code with
+    /// the pattern too, and then it is no echo.)
+    const MARK: [u8; 4] = [0x45, 0, 0x03, 0x25];
+
+    pub(crate) fn new(lab: &Lab) -> Self {
+        let (here, there) = (lab.topology.node(0), lab.topology.node(1));
+        let mark = |frame: &Frame| frame.bytes.windows(Self::MARK.len()).any(|bytes| bytes == Self::MARK);
+        let count = |netns, link| Capture::count(netns, link, mark).unwrap();
+        Self([count(&here.netns, &here.bridge.name), count(&there.netns, &there.underlay.link.name)])
+    }
+
+    /// Sends it twelve packets in the first 90 ms of a container, if nobody answers.
+    pub(crate) fn sends(to: Ipv4Addr) -> String {
+        format!("busybox ping -c 12 -i 0.008 -W 1 -s 777 {to}; true")
+    }
+
+    /// Frames on the bridge and on the wire.
+    pub(crate) fn saw(&self) -> [u64; 2] {
+        self.0.each_ref().map(|capture| capture.counts().frames)
     }
 }
 
