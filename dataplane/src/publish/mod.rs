@@ -167,13 +167,26 @@ impl<S: Store> Publisher<S> {
     /// # Errors
     /// What the kernel refused.
     pub fn open(mut store: S, directory: &Path) -> Result<Self, NodeError> {
-        let names = Names::load(directory).unwrap_or_else(|error| {
-            tracing::warn!(%error, "names of rules and endpoints that are gone are lost");
+        let state = recover(&mut store)?;
+        let names = if state.epoch == 0 {
+            // New tables, as after a reboot: they count from 0, and what the file knows counted in others.
             Names::default()
-        });
-        let state = Some(recover(&mut store)?);
+        } else {
+            Names::load(directory).unwrap_or_else(|error| {
+                tracing::warn!(%error, "names of rules and endpoints that are gone are lost");
+                Names::default()
+            })
+        };
         let clock = SystemTime::now;
-        Ok(Self { store, directory: Some(directory.to_owned()), names, state, generation: 0, hook: None, clock })
+        Ok(Self {
+            store,
+            directory: Some(directory.to_owned()),
+            names,
+            state: Some(state),
+            generation: 0,
+            hook: None,
+            clock,
+        })
     }
 
     /// Takes the tables over once more, as [`Publisher::open`] does and with it each agent that starts again.

@@ -384,6 +384,14 @@ fn a_slot_that_changes_hands_takes_no_counts_along() {
     rig.publish(&only(0)).unwrap();
     count(&rig, 20);
     assert_eq!(counted(&rig), [(0, 17), (1, 3)], "what it had, and what came since it is back");
+
+    // After a reboot the tables count from 0, and the file is still there.
+    let store = MemoryStore::default();
+    store.set_limit::<EndpointInfos>(2);
+    let mut rig = Rig::open(store, rig.directory);
+    rig.publish(&only(0)).unwrap();
+    count(&rig, 2);
+    assert_eq!(counted(&rig), [(0, 2), (1, 0)]);
 }
 
 #[test]
