@@ -11,6 +11,7 @@ use bulkhead_controller::{
     api::types::{NodeBody, RevisionBody, StatusBody},
     bypass,
     client::{Client, ClientError},
+    install::Record,
     model::Model,
     show::{self, Names, News, Observation, Streams},
     store::{self, Revision},
@@ -20,7 +21,7 @@ use clap::{Args, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _, miette};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{PINS, SOCKET, STATE, ask::pretty, out};
+use crate::{PINS, RECORD, SOCKET, STATE, ask::pretty, out};
 
 /// Whom to ask.
 #[derive(Args)]
@@ -90,6 +91,9 @@ pub(crate) struct StatusArgs {
     /// State directory that the agent was given, read when no agent answers.
     #[arg(long, default_value = STATE)]
     state: PathBuf,
+    /// Where `bulkhead install` wrote down what it did.
+    #[arg(long, value_name = "DIR", default_value = RECORD)]
+    record: PathBuf,
     /// JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -170,6 +174,8 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(String, bool), Report> {
     };
     let revision: Result<Option<RevisionBody>, String> = revision;
     let guarded = node.endpoints.iter().all(|endpoint| endpoint.guarded);
+    let exempt = Record::load(&args.record).map(|record| record.map(|record| record.exempt()));
+    let exempt = exempt.map_err(|error| error.to_string());
     let well = node.bypassed_until.is_none() && guarded && answer.as_ref().is_ok_and(|agent| agent.troubles.is_empty());
     if args.json {
         let (agent, unanswered) = (answer.as_ref().ok(), answer.as_ref().err());
@@ -177,6 +183,7 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(String, bool), Report> {
         let all = serde_json::json!({
             "well": well, "node": node, "revision": revision, "revision_unknown": unknown,
             "agent": agent, "agent_does_not_answer": unanswered,
+            "exempt": exempt.as_ref().ok(), "exempt_unknown": exempt.as_ref().err(),
         });
         return Ok((pretty(&all), well));
     }
@@ -200,6 +207,14 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(String, bool), Report> {
             ));
         }
     }
+    text.push_str(&match exempt {
+        Ok(None) => String::new(),
+        Ok(Some(namespaces)) if namespaces.is_empty() => "exempt    no namespace\n".to_owned(),
+        Ok(Some(namespaces)) => {
+            format!("exempt    {}: containers start whatever becomes of Bulkhead\n", namespaces.join(", "))
+        }
+        Err(why) => format!("exempt    not known: {why}\n"),
+    });
     text.push_str(&show::status(revision.as_ref().map(Option::as_ref).map_err(String::as_str), &node));
     Ok((text, well))
 }

@@ -145,6 +145,8 @@ enum Command {
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 const STATE: &str = "/var/lib/bulkhead";
 const SOCKET: &str = "/run/bulkhead/api.sock";
+/// Where what was installed is written down.
+const RECORD: &str = "/etc/bulkhead/install";
 const CNI_CACHE: &str = "/var/lib/cni";
 
 /// Number of a group.

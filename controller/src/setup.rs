@@ -18,10 +18,8 @@ use clap::{Args, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _, miette};
 use serde_json::{Map, Value, json};
 
-use crate::{PINS, STATE, log, out};
+use crate::{PINS, RECORD, STATE, log, out};
 
-/// What was installed is written down here.
-const RECORD: &str = "/etc/bulkhead/install";
 /// Where units of systemd are put.
 const UNITS: &str = "/etc/systemd/system";
 /// Where the unit says that the program is.
@@ -54,8 +52,12 @@ pub(crate) struct InstallArgs {
     #[arg(long)]
     enforce: bool,
     /// Namespace of containers whose runtime names none.
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = namespace)]
     namespace: String,
+    /// Namespace whose containers start whatever becomes of Bulkhead, and are guarded as soon as an agent knows of them; may be given several times. For
+    /// those without which the node does not come up.
+    #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
+    exempt: Vec<String>,
     /// How long a container waits for its policy when it starts, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
     timeout: u64,
@@ -157,6 +159,11 @@ fn takes_one_network(configuration: &str) -> bool {
     numbers.into_iter().all(|(_, number)| number.trim() == "1")
 }
 
+/// What the plugin would refuse when a container starts is refused now.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    cni::config::name(text).then(|| text.to_owned()).ok_or("letters, digits, `-`, `_` and `.`")
+}
+
 /// Our entry in a chain: what differs from the plugin's defaults.
 fn entry(args: &InstallArgs) -> Map<String, Value> {
     let path = |path: &Path| json!(path.display().to_string());
@@ -164,6 +171,7 @@ fn entry(args: &InstallArgs) -> Map<String, Value> {
         ("type", true, json!(cni::PLUGIN)),
         ("mode", true, json!(if args.enforce { "enforce" } else { "observe" })),
         ("namespace", args.namespace != "default", json!(args.namespace)),
+        ("exempt", !args.exempt.is_empty(), json!(args.exempt)),
         ("timeoutSeconds", args.timeout != 10, json!(args.timeout)),
         ("onTimeout", args.on_timeout == OnTimeout::Pending, json!("pending")),
         ("socket", args.cni_socket != Path::new(cni::SOCKET), path(&args.cni_socket)),

@@ -97,6 +97,13 @@ impl Record {
         Ok(file::store(directory, RECORD, self)?)
     }
 
+    /// Namespaces whose containers start whatever becomes of us.
+    #[must_use]
+    pub fn exempt(&self) -> Vec<String> {
+        let listed = self.entry.get("exempt").and_then(Value::as_array);
+        listed.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     /// What brings the networks to what is installed.
     ///
     /// # Errors

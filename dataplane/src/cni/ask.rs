@@ -40,13 +40,20 @@ impl Patience {
 /// # Errors
 /// The agent is not there, is not root's, does not answer in time or speaks another version; or it refuses.
 pub fn ask(socket: &Path, request: &Request, patience: Patience) -> Result<(), Error> {
+    let mut failed = None;
     let reply = loop {
-        match connect(socket, patience).and_then(|stream| converse(stream, request, patience)) {
+        let Some(left) = patience.left() else {
+            return Err(failed.map_or_else(timed_out, |error| away(socket, &error)));
+        };
+        match connect(socket, left).and_then(|stream| converse(stream, request, patience)) {
             Ok(reply) => break reply,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return Err(timed_out());
             }
-            Err(_) if patience.for_agent && patience.left().is_some_and(|left| left > AGAIN) => thread::sleep(AGAIN),
+            Err(error) if patience.for_agent && patience.left().is_some_and(|left| left > AGAIN) => {
+                failed = Some(error);
+                thread::sleep(AGAIN);
+            }
             Err(error) => return Err(away(socket, &error)),
         }
     };
@@ -81,8 +88,7 @@ fn line(request: &Request) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn connect(path: &Path, patience: Patience) -> io::Result<UnixStream> {
-    let left = patience.left().ok_or(io::ErrorKind::TimedOut)?;
+fn connect(path: &Path, left: Duration) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // This bounds the connecting too, where the agent's queue is full.
     socket.set_write_timeout(Some(left))?;

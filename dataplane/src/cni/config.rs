@@ -57,6 +57,8 @@ struct Written {
     socket: Option<PathBuf>,
     pins: Option<PathBuf>,
     namespace: Option<String>,
+    #[serde(default)]
+    exempt: Vec<String>,
     prev_result: Option<Value>,
     #[serde(default)]
     args: Args,
@@ -120,6 +122,8 @@ pub struct Config {
     pub pins: PathBuf,
     /// Namespace of workloads whose runtime names none.
     pub namespace: String,
+    /// Namespaces whose containers start as in [`Mode::Observe`]: those that a node needs to come up.
+    pub exempt: Vec<String>,
     /// Labels that the runtime gives.
     pub labels: BTreeMap<String, String>,
     /// The result of the plugins before, as it came.
@@ -140,6 +144,12 @@ impl Config {
         Self::understand(value, version).map_err(|error| (version, error))
     }
 
+    /// Whether a container of this namespace may start that cannot be guarded.
+    #[must_use]
+    pub fn mode_of(&self, namespace: &str) -> Mode {
+        if self.exempt.iter().any(|exempt| exempt == namespace) { Mode::Observe } else { self.mode }
+    }
+
     fn understand(value: Map<String, Value>, version: &'static str) -> Result<Self, Error> {
         let written: Written = serde_json::from_value(Value::Object(value)).map_err(|error| {
             Error::new(
@@ -155,8 +165,8 @@ impl Config {
             return bad(message, "write 1 to 300");
         }
         let namespace = written.namespace.unwrap_or_else(|| "default".to_owned());
-        if !name(&namespace) {
-            return bad(format!("`{namespace}` cannot be a namespace"), "letters, digits, `-`, `_` and `.`");
+        if let Some(wrong) = written.exempt.iter().chain([&namespace]).find(|namespace| !name(namespace)) {
+            return bad(format!("`{wrong}` cannot be a namespace"), "letters, digits, `-`, `_` and `.`");
         }
         let absolute = |path: Option<PathBuf>, standard: &str| {
             let path = path.unwrap_or_else(|| Path::new(standard).to_owned());
@@ -180,6 +190,7 @@ impl Config {
             socket,
             pins,
             namespace,
+            exempt: written.exempt,
             labels,
             previous: written.prev_result,
             valid: written.valid_attachments,

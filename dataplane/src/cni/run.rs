@@ -50,6 +50,14 @@ fn patience(config: &Config, for_agent: bool) -> Patience {
     Patience { until: Instant::now() + config.timeout, for_agent }
 }
 
+fn namespace<'a>(config: &'a Config, subject: &'a Subject) -> &'a str {
+    subject.namespace.as_deref().unwrap_or(&config.namespace)
+}
+
+fn mode(config: &Config, subject: &Subject) -> Mode {
+    config.mode_of(namespace(config, subject))
+}
+
 fn key(subject: &Subject) -> Key {
     Key { container: subject.container.clone(), ifname: subject.ifname.clone() }
 }
@@ -66,7 +74,7 @@ fn attached(config: &Config, subject: &Subject) -> Result<Attached, Error> {
     }
     Ok(Attached {
         key: key(subject),
-        namespace: subject.namespace.clone().unwrap_or_else(|| config.namespace.clone()),
+        namespace: namespace(config, subject).to_owned(),
         name: subject.name.clone().unwrap_or_else(|| subject.container.clone()),
         uid: subject.uid.clone(),
         labels: config.labels.clone(),
@@ -75,7 +83,8 @@ fn attached(config: &Config, subject: &Subject) -> Result<Attached, Error> {
 }
 
 fn add(config: &Config, subject: &Subject) -> Result<Output, Error> {
-    let guarded = attached(config, subject).and_then(|attached| match config.mode {
+    let mode = mode(config, subject);
+    let guarded = attached(config, subject).and_then(|attached| match mode {
         Mode::Enforce => guard(config, attached),
         Mode::Observe => {
             let told = request(config, Ask::Add(attached));
@@ -83,7 +92,7 @@ fn add(config: &Config, subject: &Subject) -> Result<Output, Error> {
         }
     });
     match guarded {
-        Err(error) if config.mode == Mode::Enforce => Err(error),
+        Err(error) if mode == Mode::Enforce => Err(error),
         _ => Ok(config.previous.clone()),
     }
 }
@@ -115,7 +124,7 @@ fn guard(config: &Config, attached: Attached) -> Result<(), Error> {
 fn check(config: &Config, subject: &Subject) -> Result<Output, Error> {
     let ask = |attached| ask::ask(&config.socket, &request(config, Ask::Check(attached)), patience(config, false));
     match attached(config, subject).and_then(ask) {
-        Err(error) if config.mode == Mode::Enforce => {
+        Err(error) if mode(config, subject) == Mode::Enforce => {
             let code = if error.code == Code::Refused { Code::Drift } else { error.code };
             Err(Error { code, ..error })
         }
@@ -128,7 +137,7 @@ fn del(config: &Config, subject: &Subject) -> Output {
     let key = key(subject);
     spool::forget(&config.socket, &key);
     let gone = request(config, Ask::Del { key });
-    let _ = match config.mode {
+    let _ = match mode(config, subject) {
         Mode::Enforce => ask::ask(&config.socket, &gone, patience(config, false)),
         Mode::Observe => ask::tell(&config.socket, &gone).map_err(|error| Error::new(Code::Io, error.to_string(), "")),
     };
@@ -146,7 +155,11 @@ fn gc(config: &Config) -> Result<Output, Error> {
     let valid = valid.iter().map(|known| Key { container: known.container.clone(), ifname: known.ifname.clone() });
     let valid: Vec<Key> = valid.collect();
     spool::keep(&config.socket, &config.network, &valid);
-    ask::ask(&config.socket, &request(config, Ask::Gc { valid }), patience(config, false)).map(|()| None)
+    match ask::ask(&config.socket, &request(config, Ask::Gc { valid }), patience(config, false)) {
+        Err(error) if config.mode == Mode::Enforce => Err(error),
+        // An agent that comes later finds out by itself who is gone.
+        _ => Ok(None),
+    }
 }
 
 fn status(config: &Config) -> Result<Output, Error> {

@@ -180,12 +180,38 @@ fn verbs_that_need_nothing_answer_without_an_agent() {
     refused(&environment, config().to_string().as_bytes(), 7, "valid-attachments");
 }
 
-/// In observe mode ADD gives back what it got, whatever is wrong.
+/// In observe mode ADD gives back what it got, whatever is wrong, and GC does not fail a runtime either.
 #[test]
 fn observing_gives_back_the_result() {
     let mut config = config();
     config["mode"] = json!("observe");
-    assert_eq!(run(&environment(), config.to_string().as_bytes()), (config["prevResult"].clone(), true));
+    let mut environment = environment();
+    assert_eq!(run(&environment, config.to_string().as_bytes()), (config["prevResult"].clone(), true));
+    config["cni.dev/valid-attachments"] = json!([]);
+    environment.insert("CNI_COMMAND", "GC".to_owned());
+    assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
+    config["mode"] = json!("enforce");
+    refused(&environment, config.to_string().as_bytes(), 100, "no Bulkhead agent answers");
+}
+
+/// Containers of exempt namespaces start as if it only observed, those of others do not.
+#[test]
+fn exempt_namespaces_wait_for_nobody() {
+    let (mut config, mut environment) = (config(), environment());
+    config["exempt"] = json!(["kube-system", "boot"]);
+    environment.insert("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=proxy".to_owned());
+    let input = config.to_string();
+    assert_eq!(run(&environment, input.as_bytes()), (config["prevResult"].clone(), true));
+    environment.insert("CNI_ARGS", "K8S_POD_NAMESPACE=kube-system-2".to_owned());
+    let (said, good) = run(&environment, input.as_bytes());
+    assert!(!good, "{said}");
+    // What names none is of the network's namespace.
+    environment.remove("CNI_ARGS");
+    assert!(!run(&environment, input.as_bytes()).1);
+    config["namespace"] = json!("boot");
+    assert!(run(&environment, config.to_string().as_bytes()).1);
+    config["exempt"] = json!(["../boot"]);
+    refused(&environment, config.to_string().as_bytes(), 7, "`../boot` cannot be a namespace");
 }
 
 /// An agent that ends while it is asked, another that speaks another version, and one that says nothing.

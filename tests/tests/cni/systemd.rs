@@ -38,7 +38,9 @@ fn installed_units_run_under_systemd() {
     let there = |path: &str| systemd.file(path).exists();
 
     write("/etc/cni/net.d/10-pods.conflist", &network("10.1.0.0/24"));
-    let said = systemd.good(&["/mnt/bulkhead", "install", "--runtime", "containerd", "--enforce"]).unwrap();
+    let said = systemd
+        .good(&["/mnt/bulkhead", "install", "--runtime", "containerd", "--enforce", "--exempt", "kube-system"])
+        .unwrap();
     assert!(said.contains("systemctl daemon-reload && systemctl enable --now bulkhead bulkhead-follow"), "{said}");
     write("/etc/bulkhead/workloads.yaml", WORKLOADS);
     fs::create_dir(systemd.file("/etc/bulkhead/policies")).unwrap();
@@ -48,6 +50,7 @@ fn installed_units_run_under_systemd() {
     assert!(enabled.is_ok(), "{enabled:?}\n{}", systemd.good(&["journalctl", "--no-pager"]).unwrap());
     let status = systemd.good(&["bulkhead", "status"]).unwrap();
     assert!(status.contains("revision  1 of node bulkhead-node"), "{status}");
+    assert!(status.contains("exempt    kube-system: containers start whatever becomes of Bulkhead"), "{status}");
     assert!(property("bulkhead", "ExecStartPost").contains("status=0"), "{}", property("bulkhead", "ExecStartPost"));
 
     let rights = |unit: &str| {
