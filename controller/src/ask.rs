@@ -182,7 +182,7 @@ pub(crate) fn explain(args: &ExplainArgs) -> Result<Answer, Diagnostics> {
     let simulation = Simulation::new(&model, now)?;
     let (from, to) = (Who::parse(&simulation, &args.from)?, Who::parse(&simulation, &args.to)?);
     let question = Question { from: from.party(), to: to.party(), class, value };
-    let explanation = explain::explain(&model, question, now);
+    let explanation = explain::explain(&model, question, now)?;
     let good = explanation.allowed();
     let text = if args.json { pretty(&explanation.json(&model)) } else { explanation.report(&model) };
     Ok(Answer { text, notes, good })
@@ -223,7 +223,7 @@ pub(crate) fn lint(args: &LintArgs) -> Result<Answer, Diagnostics> {
     notes.0.retain(|note| !model.warnings.0.contains(note));
     let now = args.at.map_or_else(now, nanoseconds);
     let simulation = Simulation::new(&model, now)?;
-    let mut findings = lint::lint(&model, &simulation, now);
+    let mut findings = lint::lint(&model, &simulation, now)?;
     findings.retain(|finding| !args.allow.contains(&finding.check));
     let text = if args.json {
         pretty(&lint::json(&findings))

@@ -33,6 +33,7 @@ pub mod guard;
 pub mod input;
 pub mod install;
 pub mod intent;
+mod judge;
 pub mod labels;
 pub mod lint;
 pub mod manifest;

@@ -1,6 +1,7 @@
 //! What somebody should look at: input that is used, and says something else than it seems to.
 //!
-//! Who may call whom is asked of a [`Simulation`]; which line decides, and which never does, of the walls that `walls` describes.
+//! Who may call whom is asked of a [`Simulation`]; which line decides, and which never does, of the walls that `walls` describes: both ask the
+//! programs' own code.
 
 mod backends;
 mod cidrs;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use self::walls::Walls;
 use crate::{
-    diagnostic::{Diagnostic, Place, suggest},
+    diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     model::Model,
     simulate::Simulation,
 };
@@ -128,10 +129,12 @@ impl Finding {
 }
 
 /// Everything that is found, by file and line. `now` is in nanoseconds of Unix time.
-#[must_use]
-pub fn lint(model: &Model, simulation: &Simulation<'_>, now: u64) -> Vec<Finding> {
-    let walls = Walls::new(simulation, now);
-    let shadowed = shadow::check(&walls);
+///
+/// # Errors
+/// Policies that do not fit the tables.
+pub fn lint(model: &Model, simulation: &Simulation<'_>, now: u64) -> Result<Vec<Finding>, Diagnostics> {
+    let walls = Walls::new(simulation, now)?;
+    let shadowed = shadow::check(&walls)?;
     let mut findings = nobody::check(model);
     findings.extend(edges::check(&walls, &shadowed));
     findings.extend(shadowed);
@@ -141,7 +144,7 @@ pub fn lint(model: &Model, simulation: &Simulation<'_>, now: u64) -> Vec<Finding
     findings.extend(cidrs::check(model));
     findings.sort_by(|one, other| one.order().cmp(&other.order()));
     findings.dedup();
-    findings
+    Ok(findings)
 }
 
 /// How many of what: `3 findings: 1 expired, 2 not-isolated`.

@@ -22,7 +22,7 @@ use crate::{
     api::types::{NodeBody, RevisionBody, StatusBody},
     compile::{NODE_REACHES, NOT_ISOLATED, isolated},
     diagnostic::{Diagnostics, source},
-    explain::{Party, Question, explain},
+    explain::{Explainer, Party, Question},
     guard::Guard,
     intent::{self, Intent},
     labels::Selector,
@@ -589,6 +589,7 @@ pub fn full_name(EndpointName { namespace, workload, index }: &EndpointName) -> 
 #[derive(Debug)]
 pub struct Names<'a> {
     model: &'a Model,
+    explainer: Explainer<'a>,
     peers: Peers,
     origins: BTreeMap<String, String>,
 }
@@ -619,7 +620,8 @@ impl<'a> Names<'a> {
     /// Names of a model, as a node sees them.
     #[must_use]
     pub fn new(model: &'a Model, node: &str) -> Self {
-        Self { model, peers: Peers::new(model, node, &Discovered::default()), origins: origins(model) }
+        let peers = Peers::new(model, node, &Discovered::default());
+        Self { model, explainer: Explainer::new(model), peers, origins: origins(model) }
     }
 
     fn peer(&self, endpoint: &EndpointName, address: IpAddr) -> String {
@@ -739,13 +741,14 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// What the policy says, without the verdict; `None` when the revision in force would allow what another one denied.
+    /// What the policy says, without the verdict; `None` when it cannot be told, or the revision in force would allow what another one denied.
     fn explained(&self, endpoint: &EndpointName, contact: &ContactRecord, class: Class, value: u16) -> Option<String> {
         let own = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
         let own = Party::Workload(&own);
         let peer = self.peers.workload(endpoint, contact.peer).map_or(Party::Address(contact.peer), Party::Workload);
         let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
-        let answer = explain(self.model, Question { from, to, class, value }, contact.last);
+        // What cannot be told, the tables in force have said.
+        let answer = self.explainer.explain(Question { from, to, class, value }, contact.last).ok()?;
         if contact.reason == Reason::WouldDeny {
             return answer.would_block(self.model).map(|why| format!("{}  {why}", answer.subject()));
         }

@@ -147,8 +147,11 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
         let _place = place;
         let mut news = show::News::default();
         loop {
-            let names = Names::new(&seen.model, &seen.node);
-            for observation in news.of(show::observations(&names, &seen.flows, &seen.contacts)) {
+            let observations = {
+                let names = Names::new(&seen.model, &seen.node);
+                show::observations(&names, &seen.flows, &seen.contacts)
+            };
+            for observation in news.of(observations) {
                 let Ok(mut line) = serde_json::to_vec(&observation) else { continue };
                 line.push(b'\n');
                 if !pass(&lines, line.into()).await {

@@ -48,7 +48,7 @@ pub(super) async fn explain(
         };
         let (from, to) = (who(&request.from, "/from")?, who(&request.to, "/to")?);
         let question = Question { from: from.party(), to: to.party(), class, value };
-        Ok(answer(&basis.model, question, now()).json(&basis.model))
+        Ok(answer(&basis.model, question, now())?.json(&basis.model))
     };
     app.handle.work(work).await.map(Json)
 }

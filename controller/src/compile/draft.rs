@@ -125,6 +125,15 @@ impl Subject<'_> {
         draft
     }
 
+    /// What is written behind what [`Self::draft`] ends with: nobody reaches it.
+    pub(super) fn unreached(self, direction: Direction) -> Draft {
+        let mut draft = Draft { direction, steps: Vec::new(), isolated: false };
+        if self.model.isolating(self.workload, direction, false).is_some() {
+            self.guards(Tier::Baseline, &mut draft, &mut Diagnostics::default());
+        }
+        draft
+    }
+
     /// Ends that rules of Guards still have before them.
     pub(super) fn ends(self) -> BTreeSet<u64> {
         let guards = self.model.guards.iter().filter(|guard| guard.subjects.hold(self.model, self.name, self.workload));

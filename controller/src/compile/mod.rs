@@ -6,6 +6,7 @@ mod incremental;
 mod members;
 mod network;
 mod services;
+mod walls;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +14,7 @@ use std::{
 };
 
 pub use self::incremental::{Change, Compiler, Extent, Moved};
+pub(crate) use self::walls::{Key, Met, Surroundings, Walls};
 
 use bulkhead_dataplane::{
     desired::{self, Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},

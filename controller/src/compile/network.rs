@@ -118,6 +118,24 @@ impl Underlay {
         mentioned
     }
 
+    /// The longest of what [`Underlay::mentioned`] has, and of other prefixes, that holds an address: what a look-up finds.
+    pub(super) fn longest(
+        &self,
+        segment: Segment,
+        address: IpAddr,
+        others: impl Iterator<Item = IpNetwork>,
+    ) -> IpNetwork {
+        let host = IpNetwork::from(address);
+        if self.is_masqueraded(host) {
+            return host;
+        }
+        let of_segment = [&self.overlays, &self.encapsulated].map(|prefixes| prefixes.get(&segment));
+        let longest = of_segment.into_iter().flatten().filter_map(|prefixes| prefixes.longest(address));
+        let fixed = whole().into_iter().chain(self.local.iter().copied()).chain(others);
+        let holding = fixed.filter(|net| net.contains(address)).chain(longest);
+        holding.max_by_key(IpNetwork::prefix).unwrap_or(host)
+    }
+
     /// Whether [`Underlay::mentioned`] has it.
     pub(super) fn mentions(&self, segment: Segment, net: IpNetwork) -> bool {
         let of_segment = [&self.overlays, &self.encapsulated].map(|prefixes| prefixes.get(&segment));
@@ -459,9 +477,19 @@ impl Prefixes {
 
     /// Whether one of them holds all of another prefix.
     fn cover(&self, net: IpNetwork) -> bool {
-        self.0.range(..=net.prefix()).any(|(&length, prefixes)| {
+        self.holding(net).next().is_some()
+    }
+
+    /// The longest that holds an address.
+    fn longest(&self, address: IpAddr) -> Option<IpNetwork> {
+        self.holding(address.into()).next_back()
+    }
+
+    /// Those that hold all of another prefix, by their length.
+    fn holding(&self, net: IpNetwork) -> impl DoubleEndedIterator<Item = IpNetwork> {
+        self.0.range(..=net.prefix()).filter_map(move |(&length, prefixes)| {
             let outer = IpNetwork::new(net.ip(), length).and_then(|net| IpNetwork::new(net.network(), length));
-            outer.is_ok_and(|outer| prefixes.contains(&outer))
+            outer.ok().filter(|outer| prefixes.contains(outer))
         })
     }
 }

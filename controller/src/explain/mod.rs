@@ -2,6 +2,7 @@
 
 pub mod near;
 mod report;
+mod walls;
 mod who;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
     net::IpAddr,
 };
 
-use bulkhead_ebpf::abi::{Action, Class, Direction};
+use bulkhead_ebpf::abi::{Class, Direction};
 
 pub use self::{
     report::{Explained, Nearest, Side},
@@ -18,9 +19,10 @@ pub use self::{
 };
 use crate::{
     compile::NODE_REACHES,
-    diagnostic::Place,
-    guard::{self, Tier},
+    diagnostic::{Diagnostics, Place},
+    guard,
     intent::Entity,
+    judge::Judges,
     model::{Isolation, METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
     workloads::{FrontendPort, WorkloadName},
@@ -61,6 +63,8 @@ pub enum Verdict<'a> {
     Denied(&'a guard::Rule),
     /// A rule allows it.
     Allowed(&'a Rule),
+    /// The workload is in quarantine: no rule is asked.
+    Quarantined(&'a Place),
     /// No rule allows it.
     Refused {
         /// The first that isolates the workload.
@@ -74,7 +78,7 @@ impl Verdict<'_> {
     /// Whether it lets the connection through.
     #[must_use]
     pub const fn allows(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Denied(_))
+        !matches!(self, Self::Refused { .. } | Self::Denied(_) | Self::Quarantined(_))
     }
 
     /// Name and place of the rule that decides; a refusal has only a place.
@@ -85,6 +89,7 @@ impl Verdict<'_> {
             Self::Guarded(rule) | Self::Denied(rule) => Some((&rule.name, &rule.place)),
             Self::Allowed(rule) => Some((&rule.name, &rule.place)),
             Self::Refused { by, .. } => Some(("", by.place())),
+            Self::Quarantined(place) => Some(("", place)),
         }
     }
 }
@@ -129,13 +134,44 @@ impl Explanation<'_> {
     }
 }
 
-/// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node. One about a service address is about who answers there: about one who
-/// may be called, if there is any.
-#[must_use]
-pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation<'a> {
-    let mut answers = translated(model, question).into_iter().map(|question| answer(model, question, now)).peekable();
-    let first = answers.peek().cloned();
-    answers.find(Explanation::allowed).or(first).unwrap_or_else(|| answer(model, question, now))
+/// Answers questions about a model; walls that are asked about are compiled once.
+#[derive(Debug)]
+pub struct Explainer<'a>(Judges<'a>);
+
+/// Answers one question, see [`Explainer::explain`].
+///
+/// # Errors
+/// As [`Explainer::explain`].
+pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics> {
+    Explainer::new(model).explain(question, now)
+}
+
+impl<'m> Explainer<'m> {
+    /// About a model.
+    #[must_use]
+    pub fn new(model: &'m Model) -> Self {
+        Self(Judges::new(model))
+    }
+
+    /// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node. One about a service
+    /// address is about who answers there: about one who may be called, if there is any.
+    ///
+    /// # Errors
+    /// Policies that do not fit the tables.
+    pub fn explain<'a>(&self, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics>
+    where
+        'm: 'a,
+    {
+        let mut first = None;
+        for question in translated(self.0.model(), question) {
+            let answer = answer(&self.0, question, now)?;
+            if answer.allowed() {
+                return Ok(answer);
+            }
+            first.get_or_insert(answer);
+        }
+        first.map_or_else(|| answer(&self.0, question, now), Ok)
+    }
 }
 
 /// What is asked of each backend; nothing when it is not about a service address and its port.
@@ -156,17 +192,14 @@ fn translated<'a>(model: &'a Model, question: Question<'a>) -> Vec<Question<'a>>
     workloads.chain(outside).map(|(to, value)| Question { to, value, ..question }).collect()
 }
 
-fn answer<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation<'a> {
-    let mut passed = Vec::new();
-    let [egress, ingress] = [Direction::Egress, Direction::Ingress]
-        .map(|direction| wall(model, &question, Asked { direction, now, audit: false }, &mut passed));
-    let would_be = [Direction::Egress, Direction::Ingress]
-        .map(|direction| wall(model, &question, Asked { direction, now, audit: true }, &mut Vec::new()));
-    // What a Guard denies no rule of an Intent opens.
+fn answer<'a>(judges: &Judges<'a>, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics> {
+    let model = judges.model();
+    let walls::Found { egress, ingress, would_be, passed } = walls::ask(judges, &question, now)?;
+    // What a Guard or a quarantine denies no rule of an Intent opens.
     let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
-    let denied = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Denied(_));
-    let walls = [&egress, &ingress];
-    let near = walls.into_iter().any(refused) && !walls.into_iter().any(denied);
+    let denied = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Denied(_) | Verdict::Quarantined(_));
+    let both = [&egress, &ingress];
+    let near = both.into_iter().any(refused) && !both.into_iter().any(denied);
     let nearest = if near { nearest(model, &question) } else { None };
     let home = [question.from, question.to].map(|party| workload(model, party).map(|(name, _)| name.namespace.clone()));
     let same = home[0] == home[1] || home.iter().any(Option::is_none);
@@ -179,7 +212,7 @@ fn answer<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Explanation
             _ => name,
         }
     });
-    Explanation { question, names, egress, ingress, would_be, passed, nearest }
+    Ok(Explanation { question, names, egress, ingress, would_be, passed, nearest })
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.
@@ -258,68 +291,6 @@ fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
         Peer::Entity(Entity::Node) => model.nodes.get(node).is_some_and(|node| node.addresses.contains(&address)),
         Peer::Entity(entity) => is(model, *entity, address),
     }
-}
-
-/// Of what a wall is asked.
-#[derive(Clone, Copy)]
-struct Asked {
-    direction: Direction,
-    now: u64,
-    /// As if what is audited were enforced.
-    audit: bool,
-}
-
-fn wall<'a>(model: &'a Model, question: &Question<'a>, asked: Asked, passed: &mut Vec<&'a guard::Rule>) -> Verdict<'a> {
-    let Asked { direction, now, audit } = asked;
-    let (subject, peer) = match direction {
-        Direction::Egress => (question.from, question.to),
-        Direction::Ingress => (question.to, question.from),
-    };
-    let Some((name, subject)) = workload(model, subject) else {
-        return Verdict::Open;
-    };
-    let node = subject.node.as_str();
-    let mut guards = |tier| {
-        let concerning =
-            model.guards.iter().filter(|guard| guard.tier == tier && guard.subjects.hold(model, name, subject));
-        for guard in concerning {
-            let fits = |rule: &&guard::Rule| {
-                (audit || !rule.audit)
-                    && rule.ports.iter().any(|ports| covers(model, ports, question))
-                    && guard.peer(rule, model, &name.namespace).is_some_and(|whom| matches(model, &whom, peer, node))
-            };
-            match guard.rules(direction, now).find(fits) {
-                Some(rule) if rule.action == Action::Pass => {
-                    passed.push(rule);
-                    if guard.passes_all() {
-                        return None;
-                    }
-                }
-                Some(rule) if rule.action == Action::Allow => return Some(Verdict::Guarded(rule)),
-                Some(rule) => return Some(Verdict::Denied(rule)),
-                None => {}
-            }
-        }
-        None
-    };
-    if let Some(verdict) = guards(Tier::Admin) {
-        return verdict;
-    }
-    let Some(by) = model.isolating(subject, direction, audit) else {
-        return guards(Tier::Baseline).unwrap_or(Verdict::Open);
-    };
-    let lets: Vec<&Rule> = model.rules_of(subject, direction).filter(|rule| audit || !rule.audit).collect();
-    let allows = |rule: &&&Rule| covers(model, &rule.ports, question) && matches(model, &rule.peer, peer, node);
-    if let Some(rule) = lets.iter().find(allows) {
-        return Verdict::Allowed(rule);
-    }
-    if direction == Direction::Ingress
-        && workload(model, peer).is_none()
-        && matches(model, &Peer::Entity(Entity::Node), peer, node)
-    {
-        return Verdict::OwnNode;
-    }
-    Verdict::Refused { by, lets }
 }
 
 /// Whether ports of a rule hold what is asked, on the side that listens.
@@ -474,6 +445,7 @@ impl<'a> Explanation<'a> {
                 Some(format!("{name} is isolated ({}) and {verb} {}", by.place().origin(), some(targets)))
             }
             Verdict::Denied(rule) => Some(format!("denied by {} ({})", rule.name, rule.place.origin())),
+            Verdict::Quarantined(place) => Some(format!("{name} is in quarantine ({})", place.origin())),
             _ => None,
         }
     }

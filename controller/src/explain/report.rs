@@ -191,6 +191,7 @@ fn wall(verdict: &Verdict<'_>, own: Party<'_>, model: &Model) -> String {
         Verdict::Allowed(rule) => format!("allowed by {} ({})", rule.name, rule.place.origin()),
         Verdict::Denied(rule) => format!("denied by {} ({})", rule.name, rule.place.origin()),
         Verdict::Refused { .. } => "denied, no rule allows it".to_owned(),
+        Verdict::Quarantined(place) => format!("denied, it is in quarantine ({})", place.origin()),
     }
 }
 

@@ -6,10 +6,11 @@ use bulkhead_ebpf::abi::Direction;
 
 use super::{
     Check, Finding, quoted, some,
-    walls::{Kind, Says, Walls},
+    walls::{Kind, Walls},
 };
 use crate::{
     diagnostic::Place,
+    judge::Says,
     model::{Peer, Rule, Workload},
     ports::{Ports, Stretch},
 };

@@ -6,9 +6,9 @@ use bulkhead_ebpf::abi::{Action, Direction};
 
 use super::{
     Check, Finding,
-    walls::{Kind, Line, Says, Walls},
+    walls::{Kind, Line, Walls},
 };
-use crate::guard::Tier;
+use crate::{diagnostic::Diagnostics, guard::Tier, judge::Says};
 
 /// What became of a rule at all walls and for everybody who comes to them.
 struct Fate<'a> {
@@ -22,11 +22,11 @@ struct Fate<'a> {
 /// A rule as people know it: one that opens both ends has a fate at each.
 type Key<'a> = (&'a str, Direction);
 
-pub(super) fn check(walls: &Walls<'_>) -> Vec<Finding> {
+pub(super) fn check(walls: &Walls<'_>) -> Result<Vec<Finding>, Diagnostics> {
     let mut fates = BTreeMap::new();
     for audit in [false, true] {
         for direction in [Direction::Ingress, Direction::Egress] {
-            ask(walls, direction, audit, &mut fates);
+            ask(walls, direction, audit, &mut fates)?;
         }
     }
     let mut reported = BTreeSet::new();
@@ -38,11 +38,16 @@ pub(super) fn check(walls: &Walls<'_>) -> Vec<Finding> {
             findings.push(finding);
         }
     }
-    findings
+    Ok(findings)
 }
 
 /// Asks each wall in which Guards speak once for everybody; with `audit` of what is audited, as if it were enforced.
-fn ask<'a>(walls: &Walls<'a>, direction: Direction, audit: bool, fates: &mut BTreeMap<Key<'a>, Fate<'a>>) {
+fn ask<'a>(
+    walls: &Walls<'a>,
+    direction: Direction,
+    audit: bool,
+    fates: &mut BTreeMap<Key<'a>, Fate<'a>>,
+) -> Result<(), Diagnostics> {
     let mut behind: BTreeMap<(usize, &[usize]), (&Kind<'a>, usize)> = BTreeMap::new();
     for kind in &walls.kinds {
         let (at, _) = walls.wall(kind, direction);
@@ -50,7 +55,7 @@ fn ask<'a>(walls: &Walls<'a>, direction: Direction, audit: bool, fates: &mut BTr
     }
     let wanted = |line: &Line<'_>| line.audit == audit;
     for (kind, members) in behind.into_values() {
-        let (_, wall) = walls.wall(kind, direction);
+        let (number, wall) = walls.wall(kind, direction);
         if !wall.iter().any(|line| guards(line.says)) {
             continue;
         }
@@ -58,13 +63,14 @@ fn ask<'a>(walls: &Walls<'a>, direction: Direction, audit: bool, fates: &mut BTr
             if wall.iter().filter(|line| wanted(line)).all(|line| settled(fates, line, direction)) {
                 break;
             }
-            for (line, by) in walls.judge(wall, met, audit).met {
+            for (line, by) in walls.judge(number, met, audit)? {
                 if wanted(&wall[line]) {
                     record(fates, &wall[line], (line != by).then_some(&wall[by]), direction);
                 }
             }
         }
     }
+    Ok(())
 }
 
 /// Whether a line is known to decide something.
@@ -113,7 +119,7 @@ impl Fate<'_> {
                 let help = "let that Guard `pass` or `allow` it, or remove the line";
                 Some(Finding::new(Check::ShadowedRule, place, message, help))
             }
-            Says::Isolated(..) | Says::Node => None,
+            Says::Isolated(..) | Says::Node | Says::Nobody => None,
         }
     }
 }

@@ -216,7 +216,7 @@ fn ask(model: &Model, from: &str, to: &str, point: &str) -> String {
         Err(name) => Party::Workload(name),
     };
     let (class, value) = parse_point(point).unwrap();
-    explain(model, Question { from: party(0), to: party(1), class, value }, NOW).text(model)
+    explain(model, Question { from: party(0), to: party(1), class, value }, NOW).unwrap().text(model)
 }
 
 fn workload(text: &str) -> WorkloadName {

@@ -51,7 +51,7 @@ pub(crate) fn findings(policies: &[Policy], with: &str) -> Vec<Finding> {
     let workloads = workloads::parse(&source("w.yaml", with)).unwrap_or_else(|found| panic!("{found}"));
     let model = Model::build(policies, &workloads).unwrap_or_else(|found| panic!("{found}"));
     let simulation = Simulation::new(&model, NOW).unwrap_or_else(|found| panic!("{found}"));
-    lint(&model, &simulation, NOW)
+    lint(&model, &simulation, NOW).unwrap_or_else(|found| panic!("{found}"))
 }
 
 /// Policies of a text of our own kinds.

@@ -145,7 +145,7 @@ pub(crate) fn guarded(shop: &Shop, calls: &[Call]) -> Result<Vec<Answer>> {
             party.workload.as_ref().map_or(Party::Address(party.addresses[0]), Party::Workload)
         }
         let question = Question { from: party(&from), to: party(&to), class, value };
-        Ok(Expected::by(&model, &explain(&model, question, now)))
+        Ok(Expected::by(&model, &explain(&model, question, now)?))
     })
 }
 

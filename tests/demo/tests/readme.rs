@@ -34,7 +34,7 @@ fn ask(model: &Model, from: &str, to: &str, port: &str) -> String {
     let (from, to) = (name(from), name(to));
     let (class, value) = parse_point(port).unwrap();
     let question = Question { from: Party::Workload(&from), to: Party::Workload(&to), class, value };
-    explain(model, question, 0).text(model)
+    explain(model, question, 0).unwrap().text(model)
 }
 
 #[test]
