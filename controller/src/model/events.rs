@@ -183,10 +183,18 @@ impl Model {
                 let some = self.inhabited().filter(move |name| self.namespace(name).get(label) != Some(value));
                 Box::new(some.flat_map(|name| self.of_namespace(name)))
             }
-            Peer::Workloads { namespaces: Scope::Named(name), .. } => Box::new(self.of_namespace(name)),
-            Peer::Workloads { namespaces: Scope::Labelled(selector), .. } => {
-                let some = self.matching(selector).filter(move |name| selector.matches(self.namespace(name)));
-                Box::new(some.flat_map(|name| self.of_namespace(name)))
+            Peer::Workloads { namespaces, .. } => {
+                Box::new(self.namespaces_of(namespaces).flat_map(|name| self.of_namespace(name)))
+            }
+        }
+    }
+
+    /// Namespaces of a scope, at least those with workloads, each once.
+    pub(crate) fn namespaces_of<'a>(&'a self, scope: &'a Scope) -> Box<dyn Iterator<Item = &'a str> + 'a> {
+        match scope {
+            Scope::Named(name) => Box::new(iter::once(name.as_str())),
+            Scope::Labelled(selector) => {
+                Box::new(self.matching(selector).filter(move |name| selector.matches(self.namespace(name))))
             }
         }
     }

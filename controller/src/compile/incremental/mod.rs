@@ -9,6 +9,7 @@ mod edit;
 mod follow;
 mod frontends;
 mod kinds;
+mod labelled;
 mod registry;
 mod rows;
 mod watches;
@@ -355,12 +356,15 @@ impl Compiler {
         let Self { cluster, symbols, segments, rows, frontends, bindings, desired, .. } = self;
         let used: BTreeSet<Segment> = segments.keys().copied().chain([0]).collect();
         let mut pen = Pen { cluster, selectors: &symbols.selectors, desired, touch, due: BTreeSet::new() };
-        if let Edit::Workload(name, Some(before)) = back {
-            rows.disown(name, before);
-            pen.due.extend(keys(before));
+        let there = |name| cluster.model.workloads.get_key_value(name);
+        if let Edit::Workload(name, before) = back {
+            if let Some(before) = before {
+                rows.disown(name, before);
+                pen.due.extend(keys(before));
+            }
+            there(name).into_iter().for_each(|(name, workload)| rows.own(name, workload));
         }
-        for (name, workload) in affected.iter().filter_map(|name| cluster.model.workloads.get_key_value(name)) {
-            rows.own(name, workload);
+        for (_, workload) in affected.iter().filter_map(there) {
             pen.due.extend(keys(workload));
         }
         rows.leave_segments(&used, &mut pen);

@@ -12,6 +12,7 @@ use super::{
     super::{draft::Selector, members::Members, network::endpoint_name},
     Cluster,
     change::Touch,
+    labelled::{Asked, Labelled},
     registry::Registry,
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     members: Members,
+    labelled: Labelled,
     owners: BTreeSet<(Segment, IpAddr, WorkloadName)>,
     /// Addresses that several workloads have.
     contested: BTreeSet<(Segment, IpAddr)>,
@@ -81,8 +83,9 @@ impl Rows {
         rows
     }
 
-    /// Notes who has a workload's addresses.
+    /// Notes who has a workload's addresses. To be told once.
     pub(super) fn own(&mut self, name: &WorkloadName, workload: &Workload) {
+        self.labelled.add(name, workload);
         for key in keys(workload) {
             self.owners.insert((key.0, key.1, name.clone()));
             self.contest(key);
@@ -91,6 +94,7 @@ impl Rows {
 
     /// Forgets who had them.
     pub(super) fn disown(&mut self, name: &WorkloadName, workload: &Workload) {
+        self.labelled.remove(name, workload);
         for key in keys(workload) {
             self.owners.remove(&(key.0, key.1, name.clone()));
             self.contest(key);
@@ -209,6 +213,19 @@ impl Rows {
             }
             return;
         }
+        if let Peer::Workloads { namespaces, labels } = &selector.peer
+            && let Some(asked) = Asked::of(labels)
+        {
+            for namespace in cluster.model.namespaces_of(namespaces) {
+                for key in self.labelled.of(namespace, asked) {
+                    let certain = asked.alone && selector.port.is_none() && !self.contested.contains(&key);
+                    if !named || certain || self.is_named(key, selector, cluster) {
+                        pen.name(key, id, named);
+                    }
+                }
+            }
+            return;
+        }
         for (name, workload) in cluster.model.candidates(&selector.peer) {
             if !selector.has_candidate(&cluster.model, name, workload) {
                 continue;
@@ -220,6 +237,12 @@ impl Rows {
                 }
             }
         }
+    }
+
+    /// Whether a selector names the workload that counts as an address's owner.
+    fn is_named(&self, key: (Segment, IpAddr), selector: &Selector, cluster: &Cluster) -> bool {
+        let owner = self.owners_of(key).next_back().and_then(|name| cluster.model.workloads.get_key_value(name));
+        owner.is_some_and(|(name, workload)| selector.has_member(&cluster.model, name, workload))
     }
 
     /// Whether an address is one that prefixes hold, and its owner has the selector's port.
