@@ -35,7 +35,6 @@ use crate::{
     model::Model,
     overlay::{Held, Overlay},
     peers::Peers,
-    policy::Policy,
     room::no_room,
     settle::{Settled, settle},
     store::{
@@ -129,8 +128,8 @@ pub struct Agent<N> {
     pending: Option<Pending>,
     /// What that means, compiled. It may be of a newer network and time than what is in force.
     compiling: Compiling,
-    /// What the model was built from, but for the attachments.
-    parts: Parts,
+    /// Workloads as they are listed, without what runtimes told.
+    listed: Workloads,
     /// What runtimes told of this node's containers.
     attachments: Attachments,
     /// Published.
@@ -205,7 +204,7 @@ impl<N: Node> Agent<N> {
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
             let joined = (&attachments, settings.node.as_str());
             let prepared = prepare(files, base_inputs, joined, build).map_err(StartError::Input)?;
-            let Prepared { inputs, parts, built, refused } = prepared;
+            let Prepared { inputs, listed, built, refused } = prepared;
             let compiling = Compiling::new(built, settings.observe);
             let desired = compiling.desired();
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
@@ -220,7 +219,7 @@ impl<N: Node> Agent<N> {
                 }
             };
             match publish(&mut node, &desired) {
-                Ok(unguarded) => Ok((compiling, parts, refused, desired, revision, unguarded)),
+                Ok(unguarded) => Ok((compiling, listed, refused, desired, revision, unguarded)),
                 Err(error) => {
                     let stays = last.as_ref().map(|last| last.head.number);
                     let found = no_room(&error, &desired, compiling.model(), stays);
@@ -250,7 +249,7 @@ impl<N: Node> Agent<N> {
             }
             now = force(&good.inputs.clone().into(), Some(good), false);
         }
-        let (compiling, parts, refused, desired, revision, unguarded) = now?;
+        let (compiling, listed, refused, desired, revision, unguarded) = now?;
         for warning in &compiling.model().warnings.0 {
             tracing::warn!("{warning}");
         }
@@ -273,7 +272,7 @@ impl<N: Node> Agent<N> {
             overlay,
             pending: beside.pending,
             compiling,
-            parts,
+            listed,
             attachments,
             desired,
             compiled,
@@ -496,7 +495,7 @@ impl<N: Node> Agent<N> {
 
     /// Puts in force what was compiled. Whether it is.
     fn apply(&mut self, prepared: Prepared<()>) -> bool {
-        let Prepared { inputs, parts, built: (), refused } = prepared;
+        let Prepared { inputs, listed, built: (), refused } = prepared;
         let desired = self.compiling.desired();
         let revision = match self.stage(&inputs, &desired) {
             Ok(revision) => revision,
@@ -523,7 +522,7 @@ impl<N: Node> Agent<N> {
             }
         }
         self.refuse_some(&refused);
-        (self.parts, self.peers) = (parts, None);
+        (self.listed, self.peers) = (listed, None);
         let Some(revision) = revision else {
             self.close_staged("publishing it failed, and then the input was again what is in force");
             return true;
@@ -827,18 +826,11 @@ fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
 /// Input that can be published.
 pub(crate) struct Prepared<T> {
     pub(crate) inputs: Inputs,
-    pub(crate) parts: Parts,
+    pub(crate) listed: Workloads,
     /// What was made of the model.
     pub(crate) built: T,
     /// What of the files is not in it, and why.
     pub(crate) refused: Diagnostics,
-}
-
-/// What a model is built from, but for what runtimes told.
-#[derive(Clone, Debug)]
-pub(crate) struct Parts {
-    policies: Vec<Policy>,
-    workloads: Workloads,
 }
 
 /// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node.
@@ -851,10 +843,10 @@ pub(crate) fn prepare<T>(
 ) -> Result<Prepared<T>, Diagnostics> {
     let settled = settle(files, last, |policies, workloads| {
         let model = Model::build(policies, &attachments.join(workloads, node)?)?;
-        Ok((compile(model)?, Parts { policies: policies.to_vec(), workloads: workloads.clone() }))
+        Ok((compile(model)?, workloads.clone()))
     })?;
-    let Settled { inputs, built: (built, parts), refused } = settled;
-    Ok(Prepared { inputs, parts, built, refused })
+    let Settled { inputs, built: (built, listed), refused } = settled;
+    Ok(Prepared { inputs, listed, built, refused })
 }
 
 /// What of it a node can be asked to enforce.

@@ -1,6 +1,7 @@
 //! What is meant, once names are resolved: one model whatever the source, in deterministic order.
 
 mod events;
+mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +13,7 @@ use bulkhead_ebpf::abi::{Direction, Mode};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::ports::is_unknown as is_unknown_port;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     guard::{self, Guard},
@@ -360,6 +362,8 @@ impl Model {
         opened.into_iter().for_each(|rule| model.open(rule));
         guard::resolve(&mut model, guards, &mut found);
         model.warn_of_empty_services();
+        let unknown = ports::unknown(&model);
+        model.warnings.0.extend(unknown);
         found.or(model)
     }
 
@@ -714,9 +718,9 @@ impl Builder<'_> {
             ports: line.ports.clone(),
             audit: self.intent.audit,
         };
-        if let Ports::Named { name: port, .. } = &line.ports {
+        if let Ports::Named { .. } = &line.ports {
             let listener = if direction == Direction::Ingress { &Peer::Service(service.clone()) } else { &peer };
-            if !self.named_port(line, port, listener) {
+            if !self.named_port(line, listener) {
                 return;
             }
         }
@@ -761,27 +765,14 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether somebody can have a named port. Nobody is there yet: somebody may come who has it.
-    fn named_port(&mut self, line: &Line, port: &str, listener: &Peer) -> bool {
-        if !matches!(listener, Peer::Service(_) | Peer::Entity(Entity::Cluster)) {
+    /// Whether somebody can have a named port.
+    fn named_port(&mut self, line: &Line, listener: &Peer) -> bool {
+        let can = matches!(listener, Peer::Service(_) | Peer::Entity(Entity::Cluster));
+        if !can {
             let error = Diagnostic::error(&line.place, format!("`{}` has no port names", line.peer));
             self.found.push(error.help("write the port's number; only workloads name their ports"));
-            return false;
         }
-        let members: Vec<_> = self
-            .model
-            .workloads
-            .iter()
-            .filter(|(name, workload)| self.model.matches(listener, name, workload))
-            .collect();
-        if members.is_empty() || members.iter().any(|(_, workload)| workload.ports.contains_key(port)) {
-            return true;
-        }
-        let names: Vec<_> =
-            members.iter().flat_map(|(_, workload)| workload.ports.keys()).map(String::as_str).collect();
-        let error = Diagnostic::error(&line.place, format!("no workload that listens there has a port `{port}`"));
-        self.found.push(error.help(suggest(port, names)));
-        false
+        can
     }
 
     fn dns(&mut self, place: &Place) {

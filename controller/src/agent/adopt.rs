@@ -75,7 +75,7 @@ impl<N: Node> Agent<N> {
         };
         self.adoption.failed.clear();
         let guarded: BTreeSet<&str> = self.desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
-        let of_node = (&self.parts.workloads, self.settings.node.as_str());
+        let of_node = (&self.listed, self.settings.node.as_str());
         let links = unguarded(&containers, &guarded, of_node, &self.settings.scope.bridges);
         let now = Instant::now();
         self.adoption.see(&links, now);
@@ -128,8 +128,8 @@ impl<N: Node> Agent<N> {
             None => Vec::new(),
         };
         let node = self.settings.node.as_str();
-        let joined = self.attachments.join(&self.parts.workloads, node);
-        let joined = joined.as_ref().unwrap_or(&self.parts.workloads);
+        let joined = self.attachments.join(&self.listed, node);
+        let joined = joined.as_ref().unwrap_or(&self.listed);
         let mut requests: Vec<Request> = Vec::new();
         let found: Vec<Result<usize, String>> = links
             .iter()

@@ -1,6 +1,6 @@
 //! What container runtimes tell, and what becomes of it: see [`crate::attachments`].
 
-use std::{collections::BTreeSet, path::Path, slice, sync::Arc};
+use std::{collections::BTreeSet, path::Path, slice};
 
 use bulkhead_dataplane::{
     cni::{
@@ -15,7 +15,6 @@ use super::{Agent, Settings};
 use crate::{
     attachments::{Attachment, Attachments},
     diagnostic::Diagnostics,
-    model::Model,
     store::{
         file::{self, FileError},
         now,
@@ -101,19 +100,13 @@ impl<N: Node> Agent<N> {
     /// Compiles what other attachments make of the workloads, all of it or nothing.
     fn compile_attached(&mut self, before: &Attachments, after: &Attachments) -> Result<(), Diagnostics> {
         self.compiled = now();
-        let (parts, node) = (&self.parts, self.settings.node.as_str());
+        let (listed, node) = (&self.listed, self.settings.node.as_str());
         let (discovered, now) = (&self.discovered, self.compiled);
         self.compiling.together(|compiling| {
             compiling.renew(discovered, now)?;
             for name in before.differing(after) {
                 let owner = |segment, address| compiling.owner(&name, segment, address);
-                let workload = after.joined(&parts.workloads, node, &name, owner)?;
-                // What names ports may want to know who has them: that is asked where the model is built.
-                let selected = workload.as_ref().map(|workload| compiling.model().selected(&name, workload));
-                if selected.is_some_and(|selected| compiling.model().may_miss_port(&name, &selected)) {
-                    let model = Model::build(&parts.policies, &after.join(&parts.workloads, node)?)?;
-                    return compiling.follow(Arc::new(model), discovered, now);
-                }
+                let workload = after.joined(listed, node, &name, owner)?;
                 compiling.put(&name, workload.as_ref())?;
             }
             Ok(())

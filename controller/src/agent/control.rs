@@ -132,7 +132,7 @@ impl<N: Node> Agent<N> {
     }
 
     fn take_effect(&mut self, put: Put, files: &Files, prepared: Prepared<()>) -> Result<Head, PutError> {
-        let Prepared { inputs, parts, built: (), refused } = prepared;
+        let Prepared { inputs, listed, built: (), refused } = prepared;
         let desired = self.compiling.desired();
         let (revision, pending) = self.stage_put(&put, &inputs, &desired)?;
         if let Err(error) = self.enforce(desired) {
@@ -149,7 +149,7 @@ impl<N: Node> Agent<N> {
         let marked = self.mark();
         self.stored(marked);
         self.refuse_some(&refused);
-        (self.parts, self.peers) = (parts, None);
+        (self.listed, self.peers) = (listed, None);
         let head = &self.revision.head;
         tracing::info!(revision = head.number, author = head.author.name, reason = head.reason, "in force");
         Ok(head.clone())

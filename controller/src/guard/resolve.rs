@@ -164,25 +164,8 @@ impl Check<'_> {
         }
     }
 
-    /// A misspelt name must not make a rule one about nothing.
+    /// Whether somebody can have a named port.
     fn named_port(&mut self, rule: &Rule, port: &str) {
-        let subjects = || {
-            let all = self.model.workloads.iter();
-            all.filter(|(name, workload)| self.guard.subjects.hold(self.model, name, workload))
-        };
-        let listeners: Vec<&Workload> = match (rule.direction, &rule.peer) {
-            (Direction::Ingress, _) => subjects().map(|(_, workload)| workload).collect(),
-            (Direction::Egress, Whom::Is(Peer::Cidrs(_))) => Vec::new(),
-            (Direction::Egress, Whom::Is(Peer::Entity(entity))) if *entity != Entity::Cluster => Vec::new(),
-            (Direction::Egress, _) => {
-                let peers: BTreeSet<_> =
-                    subjects().filter_map(|(name, _)| self.guard.peer(rule, self.model, &name.namespace)).collect();
-                let all = self.model.workloads.iter();
-                all.filter(|(name, workload)| peers.iter().any(|peer| self.model.matches(peer, name, workload)))
-                    .map(|(_, workload)| workload)
-                    .collect()
-            }
-        };
         if let (
             Direction::Egress,
             Whom::Is(Peer::Cidrs(_) | Peer::Entity(Entity::Metadata | Entity::Node | Entity::Nodes | Entity::World)),
@@ -193,11 +176,6 @@ impl Check<'_> {
                 format!("`{port}` is the name of a port, and no workload listens there"),
             );
             self.found.push(error.help("write the port's number; only workloads name their ports"));
-        } else if !listeners.is_empty() && !listeners.iter().any(|workload| workload.ports.contains_key(port)) {
-            let names: Vec<_> =
-                listeners.iter().flat_map(|workload| workload.ports.keys()).map(String::as_str).collect();
-            let error = Diagnostic::error(&rule.place, format!("no workload that listens there has a port `{port}`"));
-            self.found.push(error.help(suggest(port, names)));
         }
     }
 

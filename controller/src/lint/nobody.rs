@@ -2,16 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_ebpf::abi::Direction;
-
 use super::{Check, Finding, quoted};
 use crate::{
     diagnostic::{Diagnostic, Place, suggest},
-    guard::{Guard, Kind, Whom},
+    guard::Whom,
     labels::{Labels, Requirement, Selector},
-    model::{Model, Peer, Rule, Scope, Wall, Workload},
+    model::{Model, Peer, Scope, Workload, is_unknown_port},
     network_policy::NetworkPolicy,
-    ports::Ports,
     workloads::WorkloadName,
 };
 
@@ -33,14 +30,17 @@ pub(super) fn check(model: &Model) -> Vec<Finding> {
             findings.push(Finding::new(Check::SelectsNothing, place, message, help.as_str()));
         }
     }
-    findings.extend(ports(model));
     findings
 }
 
 /// What the model says itself, by the name of its check.
 fn known(warning: &Diagnostic) -> Finding {
     let health = warning.message.ends_with("such as health checks");
-    let check = if health { Check::DeniesHealthChecks } else { Check::SelectsNothing };
+    let check = match health {
+        true => Check::DeniesHealthChecks,
+        false if is_unknown_port(warning) => Check::UnknownNamedPort,
+        false => Check::SelectsNothing,
+    };
     Finding { check, diagnostic: warning.clone() }
 }
 
@@ -114,80 +114,5 @@ fn missing(wanted: &Selector, all: &[&Labels], who: &str) -> String {
             format!("{none}: {}", suggest(label, labels))
         }
         Requirement::NotIn(..) | Requirement::Missing(_) => none,
-    }
-}
-
-/// Named ports of Kubernetes policies. What names none that is there is an error in our own documents.
-fn ports(model: &Model) -> Vec<Finding> {
-    let mut unknown: BTreeMap<(&str, &str), Unknown<'_>> = BTreeMap::new();
-    for guard in model.guards.iter().filter(|guard| guard.kind != Kind::Guard) {
-        for rule in &guard.rules {
-            for ports in &rule.ports {
-                let asked = || guarded(model, guard, rule);
-                unknown_port(ports, &rule.name, &rule.place, asked, &mut unknown);
-            }
-        }
-    }
-    for rule in model.rules.iter().filter(|rule| matches!(rule.wall, Wall::Policy(_))) {
-        unknown_port(&rule.ports, &rule.name, &rule.place, || listeners(model, rule), &mut unknown);
-    }
-    let findings = unknown.into_iter().filter(|(_, unknown)| !unknown.known);
-    findings.map(|((rule, port), unknown)| unknown.finding(rule, port)).collect()
-}
-
-/// A named port of a rule.
-struct Unknown<'a> {
-    place: &'a Place,
-    /// Some workload has it.
-    known: bool,
-    /// Names that there are.
-    names: BTreeSet<&'a str>,
-}
-
-fn unknown_port<'a>(
-    ports: &'a Ports,
-    rule: &'a str,
-    place: &'a Place,
-    listeners: impl Fn() -> Vec<&'a Workload>,
-    unknown: &mut BTreeMap<(&'a str, &'a str), Unknown<'a>>,
-) {
-    let Ports::Named { name, transport } = ports else { return };
-    let entry = unknown.entry((rule, name)).or_insert_with(|| Unknown { place, known: false, names: BTreeSet::new() });
-    if !entry.known {
-        let listeners = listeners();
-        entry.known = listeners.iter().any(|workload| workload.listens(name, *transport).is_some());
-        entry.names.extend(listeners.iter().flat_map(|workload| workload.ports.keys()).map(String::as_str));
-    }
-}
-
-/// Who listens according to a rule of a `NetworkPolicy`.
-fn listeners<'a>(model: &'a Model, rule: &Rule) -> Vec<&'a Workload> {
-    let listens = |(name, workload): &(&WorkloadName, &Workload)| match (rule.direction, &rule.wall) {
-        (Direction::Ingress, Wall::Policy(policy)) => workload.policies.contains(policy),
-        _ => model.matches(&rule.peer, name, workload),
-    };
-    model.workloads.iter().filter(listens).map(|(_, workload)| workload).collect()
-}
-
-/// Who listens according to a rule of a Guard by another name.
-fn guarded<'a>(model: &'a Model, guard: &Guard, rule: &crate::guard::Rule) -> Vec<&'a Workload> {
-    let listens = |(name, workload): &(&WorkloadName, &Workload)| match (rule.direction, &rule.peer) {
-        (Direction::Ingress, _) => !workload.host && guard.subjects.hold(model, name, workload),
-        (Direction::Egress, Whom::Is(peer)) => model.matches(peer, name, workload),
-        // Who is the same or other depends on whom it concerns.
-        (Direction::Egress, _) => !workload.host,
-    };
-    model.workloads.iter().filter(listens).map(|(_, workload)| workload).collect()
-}
-
-impl Unknown<'_> {
-    fn finding(self, rule: &str, port: &str) -> Finding {
-        let message = format!("`{rule}`: no workload that it is about has a port `{port}` of its protocol");
-        let help = match self.names.is_empty() {
-            true => "write the port's number: no workload that listens there names its ports".to_owned(),
-            false if self.names.contains(port) => format!("`{port}` is there with another protocol"),
-            false => suggest(port, self.names),
-        };
-        Finding::new(Check::UnknownNamedPort, self.place, message, help)
     }
 }

@@ -1,6 +1,6 @@
 //! How a model changes: one workload, one policy, the labels of one namespace. Costs what changes, not what is there.
 //!
-//! Warnings stay those of [`Model::build`], and what it refuses of Intents and Guards for want of workloads is not asked again.
+//! Warnings stay those of [`Model::build`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,15 +8,11 @@ use std::{
     ops::Bound,
 };
 
-use bulkhead_ebpf::abi::Direction;
-
 use super::{Model, Peer, PolicyName, Rule, Scope, ServiceName, Wall, Workload, opened, select};
 use crate::{
-    guard,
     intent::Entity,
     labels::{Labels, Requirement, Selector},
     network_policy::NetworkPolicy,
-    ports::Ports,
     workloads::{self, Frontend, Node, WorkloadName},
 };
 
@@ -37,30 +33,6 @@ impl Model {
             && self.services == other.services
             && self.guards == other.guards
             && self.of_intents().eq(other.of_intents())
-    }
-
-    /// Whether [`Model::build`] may refuse one more workload, since nobody would have a port by the name that an Intent or a Guard writes.
-    pub(crate) fn may_miss_port(&self, name: &WorkloadName, workload: &Workload) -> bool {
-        let lacks = |ports: &Ports| matches!(ports, Ports::Named { name, .. } if !workload.ports.contains_key(name));
-        let listens = |rule: &Rule| match (&rule.wall, rule.direction) {
-            (Wall::Service(service), Direction::Ingress) => self.is_member(service, name, workload),
-            _ => self.matches(&rule.peer, name, workload),
-        };
-        if self.of_intents().any(|rule| lacks(&rule.ports) && listens(rule)) {
-            return true;
-        }
-        let own = self.guards.iter().filter(|guard| guard.kind == guard::Kind::Guard);
-        own.flat_map(|guard| guard.rules.iter().map(move |rule| (guard, rule))).any(|(guard, rule)| {
-            let concerns = || guard.subjects.hold(self, name, workload);
-            match rule.direction {
-                Direction::Ingress => rule.ports.iter().any(lacks) && concerns(),
-                // Whoever is concerned brings peers along.
-                Direction::Egress => {
-                    let named = rule.ports.iter().any(|ports| matches!(ports, Ports::Named { .. }));
-                    named && (rule.ports.iter().any(lacks) || concerns())
-                }
-            }
-        })
     }
 
     /// Rules of Intents.

@@ -10,6 +10,7 @@ use bulkhead_controller::{
     agent::{Agent, Settings},
     attachments::Attachments,
     compile::compile,
+    control::Control as _,
     diagnostic::Diagnostics,
     model::Model,
     settle::settle,
@@ -235,8 +236,8 @@ impl Rig {
         }
     }
 
-    /// What is in force, compiled anew; `None` where a container that went took the only port with it that a policy names.
-    fn whole(&self) -> Option<Desired> {
+    /// What is in force, compiled anew.
+    fn whole(&self) -> Desired {
         let reader = Reader::open(&self.home.state()).unwrap().unwrap();
         let inputs = reader.in_force().unwrap().unwrap().inputs;
         let attachments: Attachments = match fs::read(self.home.path("state/attachments.json")) {
@@ -246,11 +247,7 @@ impl Rig {
         let built = settle(&inputs.clone().into(), Some(&inputs), |policies, workloads| {
             Model::build(policies, &attachments.join(workloads, "n1")?)
         });
-        let model = match built {
-            Ok(settled) => settled.built,
-            Err(found) if found.to_string().contains("no workload that listens there has a port") => return None,
-            Err(found) => panic!("{found}"),
-        };
+        let model = built.unwrap_or_else(|found| panic!("{found}")).built;
         let compiled: Result<Desired, Diagnostics> =
             compile(&model, "n1", &self.home.links.network().discovered, 1_767_225_600_000_000_000);
         let mut desired = compiled.unwrap_or_else(|found| panic!("{found}"));
@@ -259,13 +256,11 @@ impl Rig {
         for known in desired.addresses.values_mut() {
             known.endpoint = known.endpoint.take().filter(|name| guarded.contains(name));
         }
-        Some(desired)
+        desired
     }
 
     fn check(&self, when: &str) {
-        if let Some(whole) = self.whole() {
-            Canonical::of(&self.asked.lock().unwrap()).assert_is(&Canonical::of(&whole), when);
-        }
+        Canonical::of(&self.asked.lock().unwrap()).assert_is(&Canonical::of(&self.whole()), when);
     }
 }
 
@@ -320,16 +315,31 @@ fn what_differs_is_compiled() {
     }
 }
 
-/// A container that takes the only name of a port away is not started, as it would keep every later change from being read.
+/// Whoever takes the only name of a port away starts, and who had it may go: rules about that port are about nothing, and nothing else is.
 #[test]
-fn whom_the_policies_contradict_does_not_start() {
+fn a_port_that_nobody_has_any_more_keeps_no_change_out() {
     let mut rig = Rig::new();
     for step in [Step::Policy(0, Some(0)), Step::Workload(1, None), Step::Service(2)] {
         rig.take(&step);
     }
+    let note = |rig: &mut Rig| {
+        let basis = rig.agent.basis();
+        basis.model.warnings.0.iter().any(|warning| warning.message.contains("has a port `sql`"))
+    };
     assert_eq!(rig.agent.refused(), "");
-    let answers = rig.agent.attach(&[add(0, "new", 18)]);
-    let [Answer::Refused { message, .. }] = answers.as_slice() else { panic!("{answers:?}") };
-    assert!(message.contains("no workload that listens there has a port `sql`"), "{message}");
-    rig.check("afterwards");
+    assert_eq!(rig.agent.attach(&[add(1, "new", 19)]), [Answer::Done]);
+    rig.check("somebody without the name");
+    // A container has it for a while, and goes.
+    for step in [Step::Workload(3, Some(1)), Step::Add(0, 0, 18)] {
+        rig.take(&step);
+        assert!(!note(&mut rig), "{step:?}");
+        assert_eq!(rig.agent.refused(), "", "{step:?}");
+        rig.check(&format!("{step:?}"));
+    }
+    for step in [Step::Gone(0), Step::Workload(3, None), Step::Policy(2, Some(0)), Step::Policy(3, Some(0))] {
+        rig.take(&step);
+        assert_eq!(rig.agent.refused(), "", "{step:?}");
+        rig.check(&format!("{step:?}"));
+    }
+    assert!(note(&mut rig), "{:?}", rig.agent.basis().model.warnings);
 }

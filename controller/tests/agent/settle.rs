@@ -328,13 +328,12 @@ fn a_service_that_is_listed_already_is_not_taken_over() {
 
 #[test]
 fn workloads_that_do_not_fit_the_policies_are_held_and_other_policies_are_not() {
-    let named = WORKLOADS.replace("labels: { app: db }", "labels: { app: db }, ports: { pg: 5432 }");
-    let policy = INTENT.replace("db:5432", "db:pg");
-    let last = [("shop.yaml", policy.as_str()), ("w.yaml", &named)];
+    let resolving = WORKLOADS.replace("nodes:", "resolvers: [10.96.0.10]\nnodes:");
+    let policy = INTENT.replace("services:", "dns: cluster\nservices:");
+    let last = [("shop.yaml", policy.as_str()), ("w.yaml", &resolving)];
     let ops = intent("ops", "  backup: {}\n");
-    let other = named.replace("pg:", "sql:");
-    let said = used(&[("ops.yaml", &ops), last[0], ("w.yaml", &other)], &last, &[("ops.yaml", &ops), last[0], last[1]]);
-    assert!(said.contains("has a port `pg`"), "{said}");
+    let said = used(&[("ops.yaml", &ops), last[0], W], &last, &[("ops.yaml", &ops), last[0], last[1]]);
+    assert!(said.contains("no resolver is known"), "{said}");
     assert!(said.ends_with("\nw.yaml is not in force as it is: its last good text is"), "{said}");
 }
 

@@ -99,19 +99,16 @@ fn there_is_no_way_back_to_what_never_was_in_force() {
 fn what_cannot_be_used_any_more_is_refused() {
     let home = home();
     let without = fs::read_to_string(home.path("workloads.yaml")).unwrap();
-    home.write(
-        "workloads.yaml",
-        &without.replace("labels: { app: db },", "labels: { app: db }, ports: { pg: 5432/tcp },"),
-    );
+    home.write("workloads.yaml", &without.replacen("nodes:", "resolvers: [10.96.0.10]\nnodes:", 1));
     let served = Served::new(&home);
-    served.apply(&[("cart", Some(&CART.replace("5432", "pg")))]);
+    served.apply(&[("cart", Some(&CART.replace("services:", "dns: cluster\nservices:")))]);
     assert!(served.cart_calls_db());
     served.apply(&[("cart", None)]);
-    // Nobody listens there by that name any more.
+    // Nobody resolves names any more.
     home.write("workloads.yaml", &without);
     eventually("the workloads are followed", || served.status().revision.number == 4);
     let problem = served.client.post("/v1/rollback", &json!({ "revision": 2 })).problem(422);
-    assert!(problem.errors[0].message.contains("has a port `pg`"), "{problem:?}");
+    assert!(problem.errors[0].message.contains("no resolver is known"), "{problem:?}");
     assert_eq!(served.status().revision.number, 4);
     assert_eq!(audited(&home, "revision.rollback")[0].2, "refused");
 }

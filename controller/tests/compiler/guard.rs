@@ -496,8 +496,6 @@ fn policies() -> impl Strategy<Value = String> {
         .prop_map(move |lines| format!("{verb}: [{}]", lines.join(", ")))
     };
     let service = (lines("accepts"), lines("calls"), any::<bool>()).prop_map(|(accepts, calls, audit)| {
-        // A port that nobody has by that name is an error.
-        let accepts = accepts.replace(":http", ":80");
         format!("{{ {accepts}, {calls}{} }}", if audit { ", isolate: audit" } else { "" })
     });
     let intents = (service.clone(), service, any::<bool>(), any::<bool>()).prop_map(|(web, db, first, second)| {
