@@ -107,8 +107,9 @@ impl Places {
         self.map.get(key).copied().unwrap_or_else(|| self.covering(key))
     }
 
-    /// With `ports` those of nodes lead elsewhere meanwhile: see [`Change`].
-    pub(crate) fn change_to(&self, to: &Self, ports: bool) -> Change {
+    /// With `ports` those of nodes lead elsewhere meanwhile: see [`Change`]. `judged` says whether some verdict tells two places apart.
+    pub(crate) fn change_to(&self, to: &Self, ports: bool, judged: impl Fn(Place, Place) -> bool) -> Change {
+        let covered = |key: &Key| judged(self.covering(key), to.covering(key));
         let mut change = Change {
             delete: self.map.keys().filter(|key| !to.map.contains_key(key)).copied().collect(),
             ..Change::default()
@@ -123,12 +124,12 @@ impl Places {
                     continue;
                 }
                 (Some(true), false) => {
-                    change.wait |= self.covering(key) != to.covering(key);
+                    change.wait |= covered(key);
                     change.leave.push((*key, *place));
                     continue;
                 }
                 (None, node) if key.len == KNOWN => {
-                    change.wait |= self.covering(key) != to.covering(key);
+                    change.wait |= covered(key);
                     if node && ports {
                         change.put.push((*key, self.covering(key)));
                         change.enter.push((*key, *place));
@@ -188,7 +189,7 @@ pub(crate) struct Change {
     /// What was a node's.
     leave: Vec<(Key, Place)>,
     put: Vec<(Key, Place)>,
-    /// Prefixes change for programs that did not find what is put: these have to end first.
+    /// Prefixes change, in what some verdict reads, for programs that did not find what is put: these have to end first.
     wait: bool,
     delete: Vec<Key>,
     /// What becomes a node's: prefixes decide from then on.

@@ -223,16 +223,32 @@ impl Steps {
             });
         }
 
+        let mut read = |words: &BTreeMap<u32, EndpointWord>| {
+            let mut bits = Bits::NONE;
+            words.values().for_each(|word| bits.add(&walker.reads(*word)));
+            bits
+        };
+        let (in_force, to_be) = (read(&state.words), read(words));
         // Where no view is left that reads anything, all of it is step 1.
         let middle = (!readers.old.is_empty()).then(|| middle(state, places, &readers));
         let between = match &middle {
             Some(middle) => services.lower(state, middle)?,
             None => wanted.clone(),
         };
-        let (first, first_services) =
-            change(&mut state.backends, &state.places, &state.services, middle.as_ref().unwrap_or(places), &between);
+        // In step 1 programs judge by what is in force, in step 3 by what shall be. Who is new is judged only when step 1 has been waited for.
+        let judged = |read: &Bits, old: Place, new: Place| {
+            old.flags != new.flags || difference(&state.rows, old, new).meets(read)
+        };
+        let (first, first_services) = change(
+            &mut state.backends,
+            (&state.places, &state.services),
+            (middle.as_ref().unwrap_or(places), &between),
+            |old, new| judged(&in_force, old, new),
+        );
         let (last, last_services) = match &middle {
-            Some(middle) => change(&mut state.backends, middle, &between, places, &wanted),
+            Some(middle) => {
+                change(&mut state.backends, (middle, &between), (places, &wanted), |old, new| judged(&to_be, old, new))
+            }
             None => Default::default(),
         };
         let changed = [
@@ -271,16 +287,15 @@ impl Steps {
     }
 }
 
-/// How addresses and services change in a step.
+/// How addresses and services change in a step; see [`Places::change_to`].
 fn change(
     backends: &mut Pool<Backends>,
-    old: &Places,
-    from: &BTreeMap<ServiceKey, u32>,
-    new: &Places,
-    to: &BTreeMap<ServiceKey, u32>,
+    (old, from): (&Places, &BTreeMap<ServiceKey, u32>),
+    (new, to): (&Places, &BTreeMap<ServiceKey, u32>),
+    judged: impl Fn(Place, Place) -> bool,
 ) -> (Change, [ServiceChange; 2]) {
     let ports = from.keys().chain(to.keys()).any(|key| of_nodes(key) && from.get(key) != to.get(key));
-    let change = old.change_to(new, ports);
+    let change = old.change_to(new, ports, judged);
     let services = [false, true].map(|nodes| ServiceChange::new(backends, from, to, &change, nodes));
     (change, services)
 }

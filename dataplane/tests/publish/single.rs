@@ -172,6 +172,33 @@ fn a_replica_waits_for_nothing_and_cuts_only_whom_it_concerns() {
     assert!(new.epoch() > old.epoch() && new.view() == old.view());
 }
 
+/// What nobody else has: its views may read bits that rows get only now.
+#[test]
+fn the_first_of_a_service_waits_once_at_most() {
+    let others = Build::default().endpoint(0, &["web"], &[], &["cart"]).endpoint(1, &["cart"], &["web"], &[]);
+    let covered = |build: Build, far: &[&str], world: &[&str]| {
+        build.address("10.1.0.1", far).prefix("10.0.0.0/16", &[]).prefix("0.0.0.0/0", world).0
+    };
+    let none: &[&str] = &[];
+    for (calls, far, world, waits) in [
+        ("web", none, none, 0),
+        // Who was there already, what covers the newcomer, and the newcomer itself get a bit that only the newcomer reads.
+        ("payments", &["payments"], none, 1),
+        ("world", none, &["world"], 1),
+        ("db", none, none, 1),
+    ] {
+        let without = covered(others.clone(), none, none);
+        let with = covered(others.clone().endpoint(2, &["db"], &[], &[calls]), far, world);
+        let mut rig = Rig::new();
+        rig.publish(&without).unwrap();
+        // What it has goes with it, and is there again with the next one.
+        for _ in 0..2 {
+            assert_eq!(rig.publish(&with).unwrap().grace_periods, waits, "{calls}");
+            rig.publish(&without).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_changes_nothing_and_says_whose_need_it_is() {
     let small = Build::default().endpoint(0, &["a"], &["a"], &["b"]).prefix("10.0.0.0/8", &["b"]).0;
