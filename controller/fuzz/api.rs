@@ -63,6 +63,10 @@ impl Control for Frozen {
         self.0.attach(requests)
     }
 
+    fn make_ready(&mut self) {
+        self.0.make_ready();
+    }
+
     fn forbidden(&mut self, _: &Author, _: &str) {}
 
     fn report(&mut self) -> Result<Report, NodeError> {

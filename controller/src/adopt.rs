@@ -102,7 +102,7 @@ pub fn identify(
 }
 
 fn request(network: &str, attached: Attached) -> Request {
-    Request { version: VERSION, network: network.to_owned(), ask: Ask::Add(attached) }
+    Request { version: VERSION, network: network.to_owned(), waits: false, ask: Ask::Add(attached) }
 }
 
 /// An entry whose result names the link on the host, else the only one whose addresses its other end has.

@@ -322,6 +322,7 @@ impl<N: Node> Agent<N> {
         agent.keep_attachments();
         agent.take_over_shut();
         agent.adopt();
+        agent.make_ready();
         Ok(agent)
     }
 
@@ -376,6 +377,7 @@ impl<N: Node> Agent<N> {
         }
         self.take_over_shut();
         self.adopt();
+        self.make_ready();
     }
 
     /// Compiles what is in force again, and publishes it if it changed or is stale.

@@ -78,6 +78,7 @@ impl Desk {
             // Whoever asked may be gone.
             let _ = reply.send(answer);
         }
+        agent.make_ready();
     }
 }
 

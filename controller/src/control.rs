@@ -245,6 +245,9 @@ pub trait Control {
     /// What CNI plugins ask, all at once: those that come together share one publish. An answer each, in their order.
     fn attach(&mut self, requests: &[Request]) -> Vec<Answer>;
 
+    /// Makes ahead what the next containers will need. Called when those that asked have their answers.
+    fn make_ready(&mut self);
+
     /// Says that somebody tried what they may not.
     fn forbidden(&mut self, author: &Author, what: &str);
 

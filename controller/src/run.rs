@@ -212,6 +212,7 @@ impl Life {
                 linked = agent.until_ripe().map(|left| Instant::now() + left);
             } else if linked.is_some_and(|linked| now >= linked) {
                 agent.adopt();
+                agent.make_ready();
                 linked = agent.until_ripe().map(|left| Instant::now() + left);
             }
         }

@@ -21,6 +21,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{LazyLock, Mutex, PoisonError},
+    thread::{self, JoinHandle},
 };
 
 use aya::{
@@ -88,10 +89,7 @@ impl Guard {
     /// Whether this attachment is what the guard asks for.
     #[must_use]
     pub fn is(&self, found: &Attachment) -> bool {
-        found.guards()
-            && found.link == self.link
-            && found.place.hook() == Some(self.hook)
-            && found.stub == Some((self.program, self.value))
+        found.guard().as_ref() == Some(self)
     }
 }
 
@@ -209,6 +207,14 @@ impl Pin {
 /// What a stub says: program and value.
 pub type Says = (u32, u32);
 
+/// Programs that shut a link where its stub names no endpoint.
+const SHUTTING: [u32; 2] = [program::FROM_WORKLOAD, program::TO_WORKLOAD];
+
+/// Whether a stub lets nothing pass: it hands on the slot that nobody has.
+fn shuts(stub: Option<Says>) -> bool {
+    stub.is_some_and(|(program, slot)| slot == 0 && SHUTTING.contains(&program))
+}
+
 /// An attachment, as it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Attachment {
@@ -233,6 +239,17 @@ impl Attachment {
     #[must_use]
     pub const fn guards(&self) -> bool {
         self.alive && self.behind.is_none()
+    }
+
+    /// The guard that it is; `None` where it is gone, behind others, of another version or no guard.
+    pub(crate) fn guard(&self) -> Option<Guard> {
+        let ((program, value), hook) = (self.stub?, self.place.hook()?);
+        self.guards().then(|| Guard { link: self.link.clone(), hook, program, value })
+    }
+
+    /// Whether it lets nothing pass: a container is behind the link that no table knows yet.
+    pub(crate) fn shuts(&self) -> bool {
+        shuts(self.stub)
     }
 }
 
@@ -265,6 +282,24 @@ struct Stub {
     path: PathBuf,
     fd: OwnedFd,
     id: u32,
+}
+
+/// A link that is being shut. Dropped, it waits until it is: what attaches later finds it so.
+#[must_use = "dropped at once, it waits for the kernel"]
+#[derive(Debug, Default)]
+pub(crate) struct Shutting(Vec<(Pin, JoinHandle<Result<(), NodeError>>)>);
+
+impl Drop for Shutting {
+    fn drop(&mut self) {
+        for (pin, thread) in self.0.drain(..) {
+            // Whoever attaches next tries it himself, and says why it does not work.
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("not shut beforehand: {error}"),
+                Err(_) => tracing::debug!("not shut beforehand: the thread that attaches {pin} panicked"),
+            }
+        }
+    }
 }
 
 /// The attachments of one directory of pins.
@@ -328,9 +363,7 @@ impl Links {
     pub(crate) fn unshut(&self, link: &str) -> Result<(), NodeError> {
         let (found, here) = (self.list()?, network::namespace()?);
         for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
-            let shuts = |found: &Attachment| {
-                found.link == link && found.place.hook() == Some(hook) && found.stub == Some((program, 0))
-            };
+            let shuts = |found: &Attachment| found.link == link && found.place.hook() == Some(hook) && found.shuts();
             if found.iter().any(|found| found.namespace == here && shuts(found)) {
                 self.detach(&Guard { link: link.to_owned(), hook, program, value: 0 })?;
             }
@@ -343,13 +376,68 @@ impl Links {
     /// # Errors
     /// As [`Self::attach`].
     fn shut(&self, maps: &Maps, guard: &Guard) -> Result<(), NodeError> {
-        let guarded = self.list()?.into_iter().any(|found| {
-            found.guards()
-                && found.link == guard.link
-                && found.place.hook() == Some(guard.hook)
-                && Ok(found.ifindex) == if_nametoindex(guard.link.as_str())
-        });
-        if guarded { Ok(()) } else { self.attach(maps, guard).map(drop) }
+        match self.ours(&guard.link, guard.hook)? {
+            // Of what shuts it and is behind others, attaching makes the first.
+            Some(found) if found.guards() || !found.shuts() => Ok(()),
+            _ => self.attach(maps, guard).map(drop),
+        }
+    }
+
+    /// What of ours hangs before the link of that name at that place.
+    fn ours(&self, link: &str, hook: Hook) -> Result<Option<Attachment>, NodeError> {
+        let found = self.list_of(|pin| pin.link == link && pin.place.hook() == Some(hook))?;
+        let (index, here) = (if_nametoindex(link), network::namespace()?);
+        Ok(found.into_iter().find(|found| found.alive && found.namespace == here && Ok(found.ifindex) == index))
+    }
+
+    /// Begins to shut a link, as [`Self::shut`] does at both places: each waits for a grace period of the kernel, and others can work meanwhile. Where
+    /// the kernel has no TCX nothing is begun, since nothing there takes long.
+    ///
+    /// # Errors
+    /// There is no such link, the stubs cannot be loaded, or no thread can be started.
+    pub(crate) fn begin_shut(&self, maps: &Maps, link: &str) -> Result<Shutting, NodeError> {
+        let mut shutting = Shutting::default();
+        if self.classifiers != Classifiers::Auto {
+            return Ok(shutting);
+        }
+        let ifindex = if_nametoindex(link).doing(|| format!("shut link {link}"))?;
+        let namespace = network::namespace()?;
+        for (hook, program, kind, place) in [
+            (Hook::Ingress, program::FROM_WORKLOAD, LinkKind::TcxIngress, Place::TcxIngress),
+            (Hook::Egress, program::TO_WORKLOAD, LinkKind::TcxEgress, Place::TcxEgress),
+        ] {
+            if self.ours(link, hook)?.is_some() {
+                continue;
+            }
+            let pin = Pin { link: link.to_owned(), ifindex, namespace, place };
+            // One that is left over of a link that is gone.
+            self.remove(&pin)?;
+            let stub = self.stub(maps, PROGRAMS_TC, program, 0)?;
+            let (links, at) = (self.clone(), pin.clone());
+            let hang = move || {
+                let link = sys::link_create(&stub.fd, at.ifindex, kind).doing(|| format!("attach {at}"))?;
+                links.pin(&link, &at)
+            };
+            let thread = thread::Builder::new().name("shut".to_owned()).spawn(hang);
+            shutting.0.push((pin, thread.doing(|| format!("shut link {link}"))?));
+        }
+        Ok(shutting)
+    }
+
+    /// Loads the stubs that shut links, so that they need not be loaded when one is to be shut.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn load_shutting(&self, maps: &Maps) -> Result<(), NodeError> {
+        self.load_stubs(maps, SHUTTING.iter().map(|program| (*program, 0)))
+    }
+
+    /// Loads stubs of TC that say this, so that who attaches them finds them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn load_stubs(&self, maps: &Maps, stubs: impl IntoIterator<Item = Says>) -> Result<(), NodeError> {
+        stubs.into_iter().try_for_each(|(program, value)| self.stub(maps, PROGRAMS_TC, program, value).map(drop))
     }
 
     /// TCX or clsact; of the two, what was there before goes when the other one is there.
@@ -593,10 +681,24 @@ impl Links {
     /// # Errors
     /// When the pins cannot be read.
     pub fn list(&self) -> Result<Vec<Attachment>, NodeError> {
-        let (stubs, here) = (self.stubs()?, network::namespace()?);
+        self.list_of(|_| true)
+    }
+
+    /// The same of links with these names alone.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub(crate) fn list_links(&self, links: &BTreeSet<&str>) -> Result<Vec<Attachment>, NodeError> {
+        self.list_of(|pin| links.contains(pin.link.as_str()))
+    }
+
+    fn list_of(&self, wanted: impl Fn(&Pin) -> bool) -> Result<Vec<Attachment>, NodeError> {
+        let (pins, here) = (self.attachments()?, network::namespace()?);
+        let pins: Vec<Pin> = pins.into_iter().filter(wanted).collect();
+        let stubs = if pins.is_empty() { BTreeMap::new() } else { self.stubs()? };
         let mut attachments = Vec::new();
-        for name in self.pins.names(Kind::Link)? {
-            let Some(pin) = Pin::parse(&name) else { continue };
+        for pin in pins {
+            let name = pin.to_string();
             let Some(fd) = self.open(&name)? else { continue };
             let doing = || format!("look at {name}");
             let mut behind = None;
@@ -641,7 +743,7 @@ impl Links {
         let shut: BTreeSet<(u64, u32, Place)> = self
             .list()?
             .into_iter()
-            .filter(|found| matches!(found.stub, Some((program::FROM_WORKLOAD | program::TO_WORKLOAD, 0))))
+            .filter(Attachment::shuts)
             .map(|found| (found.namespace, found.ifindex, found.place))
             .collect();
         let mut guarded = BTreeSet::new();
@@ -758,7 +860,7 @@ impl Links {
         Ok(())
     }
 
-    /// Removes stubs that nothing uses.
+    /// Removes stubs that nothing uses, but for those that the next link needs to be shut.
     fn sweep_stubs(&self) -> Result<(), NodeError> {
         let mut used = BTreeSet::new();
         for pin in self.attachments()? {
@@ -770,8 +872,8 @@ impl Links {
                 _ => sys::link_facts(&fd).doing(doing)?.program,
             });
         }
-        for (id, (name, _)) in self.stubs()? {
-            if !used.contains(&id) {
+        for (id, (name, says)) in self.stubs()? {
+            if !used.contains(&id) && !shuts(says) {
                 self.pins.remove(Kind::Stub, &name)?;
             }
         }

@@ -6,7 +6,7 @@
 mod rehearse;
 
 use std::{
-    collections::{BTreeMap, hash_map::DefaultHasher},
+    collections::{BTreeMap, BTreeSet, hash_map::DefaultHasher},
     hash::{Hash as _, Hasher as _},
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -398,6 +398,15 @@ impl Maps {
     /// The kernel's.
     pub fn unpin_inner(&self, outer: &str, index: u32) -> Result<(), NodeError> {
         self.pins.remove(Kind::Flows, &inner_name(outer, index))
+    }
+
+    /// Indexes at which inner maps are pinned, of whatever outer map.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub(crate) fn pinned_inner(&self) -> Result<BTreeSet<u32>, NodeError> {
+        let names = self.pins.names(Kind::Flows)?;
+        Ok(names.iter().filter_map(|name| name.rsplit_once('-')?.1.parse().ok()).collect())
     }
 
     /// What an outer map holds at that index. `None` when it holds nothing there, or what an agent that died has not put in force.

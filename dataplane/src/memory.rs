@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bulkhead_ebpf::abi::{self, Class, ROW_WORDS};
+use bulkhead_ebpf::{
+    abi::{self, Class, ROW_WORDS},
+    reason::REASONS,
+};
 
 use crate::{
     bytes,
@@ -262,8 +265,11 @@ impl Store for MemoryStore {
         Ok(indexes.iter().map(|index| memory.counters.get(index).copied().unwrap_or_default()).collect())
     }
 
-    fn endpoint_counters(&self) -> Result<Vec<(u32, abi::Counter)>, NodeError> {
-        Ok(self.memory().endpoint_counters.iter().map(|(index, counter)| (*index, *counter)).collect())
+    fn endpoint_counters(&self, slot: Option<u32>) -> Result<Vec<(u32, abi::Counter)>, NodeError> {
+        let of = |index: &u32| slot.is_none_or(|slot| index / (2 * REASONS) == slot);
+        let memory = self.memory();
+        let counters = memory.endpoint_counters.iter().filter(|(index, _)| of(index));
+        Ok(counters.map(|(index, counter)| (*index, *counter)).collect())
     }
 
     fn reset_counters(&mut self, indexes: &[u32]) -> Result<(), NodeError> {

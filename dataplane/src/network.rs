@@ -149,25 +149,34 @@ pub fn link(name: &str) -> Result<LinkFacts, NodeError> {
     netlink::run(&reading(name), async |netlink| facts(netlink, name).await)
 }
 
-/// The same of several links, asked for together: each for itself takes a socket and a thread of its own.
+/// MAC addresses of the containers behind links, by the links' names.
+pub type Containers<'a> = BTreeMap<&'a str, Result<Mac, NodeError>>;
+
+/// What [`discover`] says, and as [`LinkFacts::container_mac`] the containers behind these links, in one go: each for itself takes a socket, a thread and
+/// a list of all links.
 ///
 /// # Errors
-/// [`NodeError::Kernel`] when none of them can be asked for.
-pub fn links<'a>(
-    names: impl IntoIterator<Item = &'a str>,
-) -> Result<BTreeMap<&'a str, Result<LinkFacts, NodeError>>, NodeError> {
+/// As [`discover`].
+pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(Discovered, Containers<'a>), NodeError> {
     let names: BTreeSet<&str> = names.into_iter().collect();
-    netlink::run("read links", async |netlink| {
+    netlink::run("discover the network", async |netlink| {
+        let network = read(netlink).await?;
+        let known: BTreeMap<&str, &Link> = network.links.iter().map(|link| (link.name.as_str(), link)).collect();
         let mut found = BTreeMap::new();
         for name in names {
-            let facts = facts(netlink, name).await;
-            found.insert(
-                name,
-                facts.map_err(|error| NodeError::Kernel { doing: reading(name), why: error.to_string() }),
-            );
+            let mac = match known.get(name) {
+                Some(link) if link.veth => peer_mac(netlink, link).await.map_err(|error| failed(name, &error)),
+                // What it is instead, or that it came a moment ago, or has the name beside its own.
+                _ => facts(netlink, name).await.map_err(|error| failed(name, &error)).and_then(|of| of.container_mac()),
+            };
+            found.insert(name, mac);
         }
-        Ok(found)
+        Ok((Discovered { addresses: network.node_addresses(), overlays: network.overlays() }, found))
     })
+}
+
+fn failed(name: &str, error: &io::Error) -> NodeError {
+    NodeError::Kernel { doing: reading(name), why: error.to_string() }
 }
 
 fn reading(name: &str) -> String {

@@ -19,6 +19,20 @@ pub trait Node: Send {
     /// [`NodeError::Capacity`] before anything is written, [`NodeError::Link`] for an endpoint's link that cannot be guarded, else [`NodeError::Kernel`].
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError>;
 
+    /// Says by which links containers hang that wait for the next publish, and may have nothing before: a node to which attaching takes time begins with
+    /// their links, shut, while it writes its tables; they stay shut where the publish fails. Holds for every publish until something else is said. What runs
+    /// already is not named here: it goes from unguarded to guarded, and is not shut between.
+    fn hold(&mut self, _links: BTreeSet<String>) {}
+
+    /// Frees what endpoints that went had, and makes ahead what the next ones will need. For after a publish, when nobody waits: both take grace periods.
+    /// Where it is left out a publish makes what it needs, and takes longer.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`]; what is in force is as it was.
+    fn make_ready(&mut self) -> Result<(), NodeError> {
+        Ok(())
+    }
+
     /// What publishing `desired` would write and what room it would leave; nothing is changed.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ pub fn counters<S: Store>(store: &S, names: &Names) -> Result<Vec<Reading>, Node
         }
     }
     let mut by_slot: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-    slot_totals(store)?.into_iter().for_each(|(slot, total)| by_slot.entry(slot).or_default().push(total));
+    slot_totals(store, None)?.into_iter().for_each(|(slot, total)| by_slot.entry(slot).or_default().push(total));
     let owners = slot_identities(store, names)?;
     for (slot, totals) in by_slot {
         let base = names.slots.get(&slot).map_or(&[][..], |owner| &owner.base);

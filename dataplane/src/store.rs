@@ -1,5 +1,7 @@
 //! The tables as the publisher and the readers see them, over kernel maps or plain memory.
 
+use std::collections::BTreeSet;
+
 use bulkhead_ebpf::abi;
 
 use crate::node::NodeError;
@@ -166,16 +168,20 @@ pub trait Store {
     /// # Errors
     /// What the kernel refused.
     fn flow_tables(&mut self, fresh: &[u32]) -> Result<(), NodeError>;
+    /// Slots without an owner that have flow tables already, empty ones: [`Self::flow_tables`] does not wait for these.
+    fn ready_slots(&self) -> BTreeSet<u32> {
+        BTreeSet::new()
+    }
     /// Sums over CPUs of `COUNTERS`, by index, for the indexes asked.
     ///
     /// # Errors
     /// What the kernel refused.
     fn counters(&self, indexes: &[u32]) -> Result<Vec<abi::Counter>, NodeError>;
-    /// Sums over CPUs of all of `ENDPOINT_COUNTERS` that are not zero.
+    /// Sums over CPUs of those of `ENDPOINT_COUNTERS` that are not zero, by index: of one slot, or of all, which takes as long as there are slots.
     ///
     /// # Errors
     /// What the kernel refused.
-    fn endpoint_counters(&self) -> Result<Vec<(u32, abi::Counter)>, NodeError>;
+    fn endpoint_counters(&self, slot: Option<u32>) -> Result<Vec<(u32, abi::Counter)>, NodeError>;
     /// Sets counters to zero before they are given to another rule.
     ///
     /// # Errors

@@ -366,6 +366,17 @@ fn the_other_end_is_found_wherever_it_is() {
     // By an alternative name.
     run(&netns, "ip link property add dev b0 altname b-alias");
     assert_eq!(link(&netns, "b-alias").unwrap(), link(&netns, "b0").unwrap());
+
+    // Asked for together they are the same, and so is what keeps some of them from being guarded.
+    let names = ["a0", "a1", "b0", "c0", "b-alias", "lo", "veth-gone"];
+    let (discovered, containers) = netns.run(|| network::discover_with(names)).unwrap();
+    assert_eq!(discovered, discover(&netns));
+    for name in names {
+        let alone = link(&netns, name).and_then(|facts| facts.container_mac());
+        let text = |error: &NodeError| error.to_string();
+        assert_eq!(containers[name].as_ref().map_err(text), alone.as_ref().map_err(text), "{name}");
+    }
+    assert_eq!(containers.len(), names.len());
 }
 
 #[test]

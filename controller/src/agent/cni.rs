@@ -41,6 +41,15 @@ fn refused(message: impl Into<String>, remedy: impl Into<String>) -> Answer {
     Answer::Refused { message: message.into(), remedy: remedy.into() }
 }
 
+/// Links of containers that start and wait for it, but for those that were refused.
+fn links<'a>(asked: impl Iterator<Item = (&'a Request, &'a Option<Answer>)>) -> BTreeSet<String> {
+    let interfaces = asked.filter_map(|(request, refused)| match &request.ask {
+        Ask::Add(attached) if request.waits && refused.is_none() => Some(&attached.interfaces),
+        _ => None,
+    });
+    interfaces.flatten().map(|interface| interface.link.clone()).collect()
+}
+
 const LOG: &str = "the agent's log and `bulkhead status` say more";
 
 impl<N: Node> Agent<N> {
@@ -48,7 +57,14 @@ impl<N: Node> Agent<N> {
     pub fn attach(&mut self, requests: &[Request]) -> Vec<Answer> {
         self.compiling.begin();
         let (next, refusals) = self.told(requests);
-        let changed = if next == self.attachments { Ok(()) } else { self.change_attachments(next) };
+        let changed = if next == self.attachments {
+            Ok(())
+        } else {
+            self.node.hold(links(requests.iter().zip(&refusals)));
+            let changed = self.change_attachments(next);
+            self.node.hold(BTreeSet::new());
+            changed
+        };
         match changed {
             // One of them may be to blame: the others go on without it.
             Err(_) if requests.len() > 1 => {
@@ -186,6 +202,13 @@ impl<N: Node> Agent<N> {
         refused(format!("container {} is not guarded: {why}", attached.key.container), LOG)
     }
 
+    /// Has the node make ahead what the next containers will need.
+    pub fn make_ready(&mut self) {
+        if let Err(error) = self.node.make_ready() {
+            tracing::warn!("the next containers wait longer: {error}");
+        }
+    }
+
     /// Writes down who is attached, for the next agent.
     pub(super) fn keep_attachments(&self) {
         if let Err(error) = self.write_attachments() {
@@ -194,7 +217,8 @@ impl<N: Node> Agent<N> {
     }
 
     fn write_attachments(&self) -> Result<(), FileError> {
-        let write = |directory| file::store(directory, ATTACHMENTS, &self.attachments);
+        // Nothing that outlives the machine's memory: what the containers are, a reboot takes too.
+        let write = |directory| file::replace(directory, ATTACHMENTS, &self.attachments);
         directory(&self.settings).map_or(Ok(()), write)
     }
 

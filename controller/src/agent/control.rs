@@ -221,6 +221,10 @@ impl<N: Node> Control for Agent<N> {
         Agent::attach(self, requests)
     }
 
+    fn make_ready(&mut self) {
+        Agent::make_ready(self);
+    }
+
     fn report(&mut self) -> Result<Report, NodeError> {
         let lost = self.node.contacts()?.unsent;
         let status = self.node.status()?;

@@ -30,15 +30,27 @@ pub(crate) fn load<T: DeserializeOwned>(state: &Path, file: &str) -> Result<Opti
         .map_err(|error| FileError { path, why: format!("{error}; remove the file to start anew") })
 }
 
-/// Replaces a JSON file at once: a crash leaves the old or the new one.
+/// Replaces a JSON file at once: a crash leaves the old or the new one, that of the machine too.
 pub(crate) fn store<T: Serialize>(state: &Path, file: &str, value: &T) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(state)?;
-        // Not through a buffer: it would lose the error of its last write when it is dropped.
-        temporary.write_all(&serde_json::to_vec(value)?)?;
+        let temporary = written(state, value)?;
         temporary.as_file().sync_all()?;
         temporary.persist(state.join(file)).map_err(|error| error.error)?;
         fs::File::open(state)?.sync_all()
     };
     write().map_err(|error| FileError { path: state.join(file), why: error.to_string() })
+}
+
+/// The same for what need not outlive the machine: only a crash of the agent leaves the old file or the new one, and nobody waits for a disk.
+pub(crate) fn replace<T: Serialize>(directory: &Path, file: &str, value: &T) -> Result<(), FileError> {
+    let path = directory.join(file);
+    let write = || written(directory, value)?.persist(&path).map_err(|error| error.error);
+    write().map(drop).map_err(|error| FileError { path: path.clone(), why: error.to_string() })
+}
+
+fn written<T: Serialize>(directory: &Path, value: &T) -> io::Result<tempfile::NamedTempFile> {
+    let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
+    // Not through a buffer: it would lose the error of its last write when it is dropped.
+    temporary.write_all(&serde_json::to_vec(value)?)?;
+    Ok(temporary)
 }

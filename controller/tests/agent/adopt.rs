@@ -92,7 +92,7 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
 
     // The runtime's DEL is about it as about any other.
     let key = Key { container: "late".to_owned(), ifname: "eth0".to_owned() };
-    let gone = Request { version: VERSION, network: "net".to_owned(), ask: Ask::Del { key } };
+    let gone = Request { version: VERSION, network: "net".to_owned(), waits: false, ask: Ask::Del { key } };
     assert_eq!(agent.attach(&[gone]), [Answer::Done]);
     assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
 }
@@ -118,7 +118,7 @@ fn who_is_told_of_in_time_is_not_counted() {
         labels: [].into(),
         interfaces: vec![interface],
     };
-    let add = Request { version: VERSION, network: "net".to_owned(), ask: Ask::Add(attached) };
+    let add = Request { version: VERSION, network: "net".to_owned(), waits: true, ask: Ask::Add(attached) };
     assert_eq!(agent.attach(&[add]), [Answer::Done]);
     agent.adopt();
     assert_eq!(agent.until_ripe(), None, "there is nothing to wait for");

@@ -1,6 +1,9 @@
 //! What CNI plugins ask of the agent, over a node in memory.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bulkhead_controller::agent::{Agent, Settings};
 use bulkhead_dataplane::{
@@ -10,7 +13,7 @@ use bulkhead_dataplane::{
     store::{Prefixes4, Store as _},
 };
 
-use crate::support::{Home, INTENT, WORKLOADS};
+use crate::support::{Home, INTENT, WORKLOADS, Wrapped};
 
 fn key(container: &str) -> Key {
     Key { container: container.to_owned(), ifname: "eth0".to_owned() }
@@ -29,7 +32,7 @@ fn attached(container: &str, name: &str, link: &str, address: &str) -> Attached 
 }
 
 fn request(ask: Ask) -> Request {
-    Request { version: VERSION, network: "lab".to_owned(), ask }
+    Request { version: VERSION, network: "lab".to_owned(), waits: true, ask }
 }
 
 fn add(container: &str, name: &str, link: &str, address: &str) -> Request {
@@ -102,6 +105,26 @@ fn those_that_come_together_are_answered_each_for_itself() {
         [Answer::Done, Answer::Done]
     );
     assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
+}
+
+/// Only what does not run yet may be shut: neither who waits for nothing, nor who was refused, nor whoever is published later.
+#[test]
+fn only_those_who_wait_are_held() {
+    let home = home();
+    let node = Wrapped::new(&home);
+    let shut = Arc::clone(&node.shut);
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), ..home.settings() };
+    let mut agent = Agent::start(node, settings).unwrap();
+    shut.lock().unwrap().clear();
+    let answers = agent.attach(&[
+        add("a", "cart-1", "veth-a", "10.0.0.7"),
+        Request { waits: false, ..add("b", "stranger", "veth-b", "10.0.0.8") },
+        // An address of somebody else.
+        add("c", "thief", "veth-c", "10.0.0.1"),
+    ]);
+    assert_eq!(answers[..2], [Answer::Done, Answer::Done]);
+    agent.attach(&[request(Ask::Del { key: key("b") })]);
+    assert_eq!(*shut.lock().unwrap(), [BTreeSet::from(["veth-a".to_owned()]), BTreeSet::new()]);
 }
 
 /// Containers outlive agents, and what is gone by then is forgotten.

@@ -134,7 +134,7 @@ fn key(at: usize) -> Key {
 }
 
 fn request(ask: Ask) -> Request {
-    Request { version: VERSION, network: "lab".to_owned(), ask }
+    Request { version: VERSION, network: "lab".to_owned(), waits: true, ask }
 }
 
 fn add(at: usize, name: &str, address: u8) -> Request {

@@ -26,18 +26,32 @@ pub(crate) struct Wrapped {
     pub(crate) node: MemoryNode,
     pub(crate) asked: Arc<Mutex<Desired>>,
     pub(crate) pause: Duration,
+    pub(crate) held: BTreeSet<String>,
+    /// Links that were held at each publish.
+    pub(crate) shut: Arc<Mutex<Vec<BTreeSet<String>>>>,
 }
 
 impl Wrapped {
     pub(crate) fn new(home: &Home) -> Self {
-        Self { node: home.node().unwrap(), asked: Arc::default(), pause: Duration::ZERO }
+        Self {
+            node: home.node().unwrap(),
+            asked: Arc::default(),
+            pause: Duration::ZERO,
+            held: BTreeSet::new(),
+            shut: Arc::default(),
+        }
     }
 }
 
 impl Node for Wrapped {
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         desired.clone_into(&mut self.asked.lock().unwrap());
+        self.shut.lock().unwrap().push(self.held.clone());
         self.node.publish(desired)
+    }
+
+    fn hold(&mut self, links: BTreeSet<String>) {
+        self.held = links;
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {

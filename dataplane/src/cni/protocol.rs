@@ -16,6 +16,9 @@ pub struct Request {
     pub version: u32,
     /// Name of the network.
     pub network: String,
+    /// The container waits for the answer: nothing of it runs yet, and its link may be shut until its policy is in force.
+    #[serde(default)]
+    pub waits: bool,
     /// What for.
     pub ask: Ask,
 }

@@ -43,7 +43,8 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, input: impl Read) -> Resul
 }
 
 fn request(config: &Config, ask: Ask) -> Request {
-    Request { version: protocol::VERSION, network: config.network.clone(), ask }
+    let waits = config.mode == Mode::Enforce && matches!(ask, Ask::Add(_));
+    Request { version: protocol::VERSION, network: config.network.clone(), waits, ask }
 }
 
 fn patience(config: &Config, for_agent: bool) -> Patience {

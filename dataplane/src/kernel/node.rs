@@ -18,7 +18,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::KernelStore;
 use crate::{
-    attach::{self, Attachment, Classifiers, Guard, Hook, Links},
+    attach::{self, Attachment, Classifiers, Guard, Hook, Links, Shutting},
     desired::{Desired, Endpoint, EndpointName},
     gate, input_rule,
     load::{Maps, Programs, Sizes},
@@ -30,7 +30,7 @@ use crate::{
         Node, NodeError, Published, Reading, Rehearsal, Status,
     },
     pins::Pins,
-    publish::{self, Publisher},
+    publish::{self, Attach, Publisher, Removed},
     read,
     store::{Config, Endpoints, Store as _},
     sys::Doing as _,
@@ -125,6 +125,8 @@ pub struct KernelNode {
     guards: Vec<Guard>,
     /// What is known of the far ends of containers' links.
     inside: KnownInside,
+    /// Links whose containers wait for the next publish.
+    held: BTreeSet<String>,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
     /// What was made of the gate last: the ports that it lets through, or that there is none. `None` before anything was.
@@ -156,6 +158,7 @@ impl KernelNode {
             loaded: None,
             guards: Vec::new(),
             inside: KnownInside::default(),
+            held: BTreeSet::new(),
             ruled: BTreeSet::new(),
             gated: None,
             _lock: lock,
@@ -212,13 +215,42 @@ impl KernelNode {
         guards
     }
 
-    /// Attaches in order; both programs of an endpoint at the same time, since each waits for a grace period of the kernel.
+    /// Begins to shut the links of containers that wait for this publish: to attach waits for grace periods of the kernel, which pass while the tables are
+    /// written. If nothing comes of the publish they stay shut. A link that cannot be shut is told of when it is to be guarded.
+    fn begin_shut(&self, desired: &Desired) -> Vec<Shutting> {
+        // Such a node drops nothing.
+        if desired.observe {
+            return Vec::new();
+        }
+        let links: BTreeSet<&str> = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
+        let held = self.held.iter().filter(|link| links.contains(link.as_str()));
+        let begun = held.filter_map(|link| {
+            let begun = self.links.begin_shut(self.publisher.store().maps(), link);
+            begun.inspect_err(|error| tracing::debug!("not shut beforehand: {error}")).ok()
+        });
+        begun.collect()
+    }
+
+    /// Tables: what new endpoints need, programs, policy.
+    fn write(
+        &mut self,
+        desired: &Desired,
+        macs: Macs<'_>,
+    ) -> Result<(Vec<Attach>, Vec<Removed>, Published), NodeError> {
+        let plan = self.publisher.prepare(desired, macs)?;
+        self.load(desired)?;
+        let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
+        Ok((attach, removed, self.publisher.commit(plan)?))
+    }
+
+    /// Attaches what does not stand, in order; both programs of an endpoint at the same time, since each waits for a grace period of the kernel.
     ///
     /// A link that cannot be guarded does not leave the others unguarded.
-    fn attach(&self, guards: &[(Guard, Option<EndpointName>)]) -> Result<(), NodeError> {
+    fn attach(&self, guards: &[(Guard, Option<EndpointName>)], there: &Standing) -> Result<(), NodeError> {
         let (links, maps) = (&self.links, self.publisher.store().maps());
         let mut failed = None;
-        for together in guards.chunk_by(|(_, one), (_, other)| one.is_some() && one == other) {
+        let missing: Vec<_> = guards.iter().filter(|(guard, _)| !there.holds(guard)).collect();
+        for together in missing.chunk_by(|(_, one), (_, other)| one.is_some() && one == other) {
             let attached: Vec<_> = thread::scope(|scope| {
                 let (first, rest) = together.split_first().expect("no chunk is empty");
                 let rest: Vec<_> = rest.iter().map(|(guard, _)| scope.spawn(|| links.attach(maps, guard))).collect();
@@ -327,19 +359,62 @@ fn remove(pins: &Pins) -> Result<(), NodeError> {
     rule.and(gate::remove())
 }
 
+/// What hangs on links when a publish is about to attach.
+struct Standing {
+    found: Vec<Attachment>,
+    /// Guards that this process has put up and that still stand.
+    kept: BTreeSet<Guard>,
+}
+
+impl Standing {
+    /// Of what was found, and the guards of the latest publish. A guard that somebody else has put up is not among those that stand: whether its stub jumps
+    /// into the program array of today is for [`Links::attach`] to say. Nor is one whose link has its name from another one that was renamed.
+    fn new(found: Vec<Attachment>, guards: &[Guard]) -> Result<Self, NodeError> {
+        let here = network::namespace()?;
+        let known: BTreeSet<&Guard> = guards.iter().collect();
+        let mut kept = BTreeSet::new();
+        for attachment in found.iter().filter(|found| found.namespace == here) {
+            if let Some(guard) = attachment.guard()
+                && known.contains(&guard)
+                && if_nametoindex(attachment.link.as_str()) == Ok(attachment.ifindex)
+            {
+                kept.insert(guard);
+            }
+        }
+        Ok(Self { found, kept })
+    }
+
+    fn holds(&self, guard: &Guard) -> bool {
+        self.kept.contains(guard)
+    }
+
+    /// Whether something was found that is neither one of these guards nor in place of one, of a link that was shut until then.
+    fn has_more_than(&self, guards: &[Guard]) -> bool {
+        let guards: BTreeSet<&Guard> = guards.iter().collect();
+        let meant =
+            |found: &Attachment| found.shuts() && found.alive || found.guard().is_some_and(|of| guards.contains(&of));
+        !self.found.iter().all(meant)
+    }
+}
+
 fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeError {
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
 
-/// Tells MAC addresses of the containers behind the links of endpoints, as they are now.
-fn container_macs(desired: &Desired) -> Result<impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError>, NodeError> {
-    let mut links = network::links(desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()))?;
-    Ok(move |endpoint: &Endpoint| {
+/// Tells the MAC address of the container behind an endpoint's link.
+type Macs<'a> = &'a mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>;
+
+/// What the network says, and what tells MAC addresses of the containers behind the links of endpoints, as they are now.
+fn look(desired: &Desired) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError>), NodeError> {
+    let links = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
+    let (discovered, mut containers) = network::discover_with(links)?;
+    let mac = move |endpoint: &Endpoint| {
         // Asked for once each; another one of the same link is asked for by itself.
-        let facts = links.remove(endpoint.link.as_str()).unwrap_or_else(|| network::link(&endpoint.link));
-        let mac = facts.and_then(|facts| facts.container_mac());
+        let again = || network::link(&endpoint.link).and_then(|facts| facts.container_mac());
+        let mac = containers.remove(endpoint.link.as_str()).unwrap_or_else(again);
         mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
-    })
+    };
+    Ok((discovered, mac))
 }
 
 /// UDP ports of the overlays.
@@ -384,12 +459,11 @@ fn words(address: IpAddr) -> [u32; 4] {
 impl Node for KernelNode {
     /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
-        let discovered = network::discover()?;
-        let plan = self.publisher.prepare(desired, &mut container_macs(desired)?)?;
+        // All that asks the kernel for links comes first: while something is attached the kernel answers nobody who does.
+        let (discovered, mut macs) = look(desired)?;
         let before = tunnel_ports(self.publisher.store())?;
-        self.load(desired)?;
-        let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
-        let published = self.publisher.commit(plan)?;
+        let shutting = self.begin_shut(desired);
+        let (attach, removed, published) = self.write(desired, &mut macs)?;
 
         let mut guards: Vec<(Guard, Option<EndpointName>)> =
             self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
@@ -401,7 +475,15 @@ impl Node for KernelNode {
                 ));
             }
         }
-        self.attach(&guards)?;
+        let there = Standing::new(self.links.list()?, &self.guards)?;
+        // What is about to take the place of the stubs that shut links, while these are being attached.
+        let coming = guards.iter().filter(|(guard, endpoint)| endpoint.is_some() && !there.holds(guard));
+        let says = coming.map(|(guard, _)| (guard.program, guard.value));
+        if let Err(error) = self.links.load_stubs(self.publisher.store().maps(), says) {
+            tracing::debug!("not loaded beforehand: {error}");
+        }
+        drop(shutting);
+        self.attach(&guards, &there)?;
         self.guards = guards.into_iter().map(|(guard, _)| guard).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
@@ -417,19 +499,27 @@ impl Node for KernelNode {
         }
         // After what is new is attached, and before what is not guarded any more is let go.
         self.shut(desired.observe)?;
-        self.links.retain(&self.guards)?;
+        if there.has_more_than(&self.guards) {
+            self.links.retain(&self.guards)?;
+        }
 
         self.publisher.release(&removed)?;
-        let slots: Vec<u32> = removed.iter().map(|removed| removed.slot).collect();
-        if !slots.is_empty() {
-            self.publisher.store_mut().drop_flow_tables(&slots)?;
-        }
-        self.publisher.store_mut().make_spare_flow_tables()?;
         Ok(published)
     }
 
+    fn hold(&mut self, links: BTreeSet<String>) {
+        self.held = links;
+    }
+
+    fn make_ready(&mut self) -> Result<(), NodeError> {
+        if let (Some(owned), Some(wanted)) = (self.publisher.owned_slots(), self.publisher.slots_to_keep_ready()) {
+            self.publisher.store_mut().keep_ready(&owned, &wanted)?;
+        }
+        self.links.load_shutting(self.publisher.store().maps())
+    }
+
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        let rehearsal = self.publisher.rehearse(desired, &mut container_macs(desired)?)?;
+        let rehearsal = self.publisher.rehearse(desired, &mut look(desired)?.1)?;
         settings(desired, self.options.budget)?;
         Ok(rehearsal)
     }
@@ -467,7 +557,9 @@ impl Node for KernelNode {
     fn guarded(&mut self, endpoints: &BTreeSet<EndpointName>) -> Result<BTreeSet<EndpointName>, NodeError> {
         let mut found = read::endpoints(self.publisher.store(), self.publisher.names())?;
         found.retain(|endpoint| endpoints.contains(&endpoint.name));
-        set_attached(&mut found, &self.links.list()?);
+        let links = found.iter().map(|endpoint| endpoint.link.as_str()).collect();
+        let attachments = self.links.list_links(&links)?;
+        set_attached(&mut found, &attachments);
         Ok(found.into_iter().filter(|endpoint| endpoint.attached).map(|endpoint| endpoint.name).collect())
     }
 

@@ -1,13 +1,14 @@
 //! [`Store`] over the pinned maps.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{OnceLock, atomic::Ordering},
     thread,
 };
 
-use bulkhead_ebpf::abi;
+use bulkhead_ebpf::{abi, reason::REASONS};
 
 use crate::{
     bytes,
@@ -21,8 +22,6 @@ use crate::{
 };
 
 const FLOWS: [&str; 2] = ["FLOWS4", "FLOWS6"];
-/// Pairs of flow tables that are made before they are needed.
-const SPARE: usize = 4;
 /// Values that one look-up of per-CPU arrays copies.
 const CHUNK: u32 = 4096;
 
@@ -35,7 +34,8 @@ pub struct KernelStore {
     rows: Words,
     grace: Grace,
     clock: OnceLock<Clock>,
-    spare: Vec<[Map; 2]>,
+    /// Slots without an owner whose flow tables this process has made, and nobody has used.
+    ready: BTreeSet<u32>,
 }
 
 impl KernelStore {
@@ -47,7 +47,7 @@ impl KernelStore {
         let words = |name| Words::map(maps.get(name)?).doing(|| format!("map {name} into memory"));
         let (node, endpoints, rows) =
             (words(store::Node::NAME)?, words(store::Endpoints::NAME)?, words(store::Rows::NAME)?);
-        Ok(Self { maps, node, endpoints, rows, grace: Grace::new()?, clock: OnceLock::new(), spare: Vec::new() })
+        Ok(Self { maps, node, endpoints, rows, grace: Grace::new()?, clock: OnceLock::new(), ready: BTreeSet::new() })
     }
 
     /// The maps.
@@ -61,20 +61,40 @@ impl KernelStore {
         &mut self.maps
     }
 
-    /// Makes flow tables ahead, so that a new endpoint need not wait for that.
+    /// Brings the flow tables of slots without an owner to what is wanted: fresh ones for these slots, so that a new endpoint need not wait for a grace
+    /// period, and none for others, whoever left them.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn make_spare_flow_tables(&mut self) -> Result<(), NodeError> {
-        while self.spare.len() < SPARE {
-            let pair = self.flow_table_pair()?;
-            self.spare.push(pair);
+    /// The kernel's. What is not ready then is made when somebody needs it.
+    pub fn keep_ready(&mut self, owned: &BTreeSet<u32>, wanted: &BTreeSet<u32>) -> Result<(), NodeError> {
+        self.ready.retain(|slot| wanted.contains(slot) && !owned.contains(slot));
+        let unowned = self.maps.pinned_inner()?;
+        let left: Vec<u32> =
+            unowned.into_iter().filter(|slot| !owned.contains(slot) && !wanted.contains(slot)).collect();
+        if !left.is_empty() {
+            self.drop_flow_tables(&left)?;
+        }
+        let missing: Vec<u32> = wanted.difference(owned).filter(|slot| !self.ready.contains(slot)).copied().collect();
+        if !missing.is_empty() {
+            self.make_flow_tables(&missing)?;
+            self.ready.extend(missing);
         }
         Ok(())
     }
 
-    fn flow_table_pair(&self) -> Result<[Map; 2], NodeError> {
-        Ok([self.maps.create_inner(FLOWS[0])?, self.maps.create_inner(FLOWS[1])?])
+    /// Gives slots new flow tables, in place of those that they had.
+    fn make_flow_tables(&self, slots: &[u32]) -> Result<(), NodeError> {
+        both(|outer| {
+            let mut tables = Vec::with_capacity(slots.len());
+            for slot in slots {
+                let table = self.maps.create_inner(outer)?;
+                self.maps.pin_inner(outer, *slot, &table)?;
+                tables.push(table);
+            }
+            // A map of maps takes descriptors.
+            let values: Vec<u8> = tables.iter().flat_map(|table| table.as_fd().as_raw_fd().to_ne_bytes()).collect();
+            self.maps.get(outer)?.put_batch(&keys(slots), &values).doing(|| "give endpoints their flow tables")
+        })
     }
 
     /// Frees the flow tables of slots that no link refers to.
@@ -253,23 +273,12 @@ impl Store for KernelStore {
     }
 
     fn flow_tables(&mut self, fresh: &[u32]) -> Result<(), NodeError> {
-        let mut tables = Vec::with_capacity(fresh.len());
-        for _ in fresh {
-            tables.push(match self.spare.pop() {
-                Some(pair) => pair,
-                None => self.flow_table_pair()?,
-            });
-        }
-        both(|outer| {
-            let family = usize::from(outer == FLOWS[1]);
-            for (slot, pair) in fresh.iter().zip(&tables) {
-                self.maps.pin_inner(outer, *slot, &pair[family])?;
-            }
-            // A map of maps takes descriptors.
-            let values: Vec<u8> =
-                tables.iter().flat_map(|pair| pair[family].as_fd().as_raw_fd().to_ne_bytes()).collect();
-            self.maps.get(outer)?.put_batch(&keys(fresh), &values).doing(|| "give endpoints their flow tables")
-        })
+        let missing: Vec<u32> = fresh.iter().copied().filter(|slot| !self.ready.remove(slot)).collect();
+        if missing.is_empty() { Ok(()) } else { self.make_flow_tables(&missing) }
+    }
+
+    fn ready_slots(&self) -> BTreeSet<u32> {
+        self.ready.clone()
     }
 
     fn counters(&self, indexes: &[u32]) -> Result<Vec<abi::Counter>, NodeError> {
@@ -285,12 +294,13 @@ impl Store for KernelStore {
         Ok(indexes.iter().map(find).collect())
     }
 
-    fn endpoint_counters(&self) -> Result<Vec<(u32, abi::Counter)>, NodeError> {
+    fn endpoint_counters(&self, slot: Option<u32>) -> Result<Vec<(u32, abi::Counter)>, NodeError> {
         let map = self.maps.get("ENDPOINT_COUNTERS")?;
+        let of = |slot: u32| slot * 2 * REASONS;
+        let range = slot.map_or(0..map.shape().max_entries, |slot| of(slot)..of(slot + 1));
         let mut counters = Vec::new();
-        for first in (0..map.shape().max_entries).step_by(CHUNK as usize) {
-            let sums =
-                self.sums(map, first, CHUNK.min(map.shape().max_entries - first)).doing(|| "read ENDPOINT_COUNTERS")?;
+        for first in range.clone().step_by(CHUNK as usize) {
+            let sums = self.sums(map, first, CHUNK.min(range.end - first)).doing(|| "read ENDPOINT_COUNTERS")?;
             counters.extend((first..).zip(sums).filter(|(_, counter)| *counter != abi::Counter::default()));
         }
         Ok(counters)

@@ -8,8 +8,8 @@ use std::{
 
 use bulkhead_ebpf::{
     abi::{
-        self, AddressWord, CounterKey, Direction, ENDPOINT_ADDRESSES, EndpointInfo, EndpointWord, Half, MAX_SLOTS,
-        Owner, PrefixKey6, VtepKey,
+        self, AddressWord, CounterKey, Direction, ENDPOINT_ADDRESSES, EndpointInfo, EndpointWord, Half, Owner,
+        PrefixKey6, VtepKey,
     },
     reason::Reason,
 };
@@ -24,6 +24,7 @@ use crate::{
         places::{Key, Place, Places, SEGMENT_BITS, octets, to_packet},
         services::Services,
         sets::{LoweredSet, SetLowering, groups, used_sets},
+        slots::{Free, slots_limit},
         state::{State, Walker},
         steps::Steps,
     },
@@ -137,8 +138,8 @@ fn info(endpoint: &Endpoint, mac: [u8; 6]) -> Result<EndpointInfo, NodeError> {
     Ok(info)
 }
 
-/// Slots: the one that already has the very same data; else the one that the endpoint had before; else the first free one from its hash on that
-/// nobody ever had; else the one whose owner has been gone longest. What is known of a slot never changes while it has an owner.
+/// Slots: the one that already has the very same data, else one of those that are free ([`Free::take`]). What is known of a slot never changes while it
+/// has an owner.
 fn assign_slots<S: Store>(
     desired: &Desired,
     infos: Vec<EndpointInfo>,
@@ -146,8 +147,6 @@ fn assign_slots<S: Store>(
     store: &S,
     names: &Names,
 ) -> Result<Vec<(u32, EndpointInfo, bool)>, NodeError> {
-    let limit =
-        store.limit::<store::Endpoints>().min(store.limit::<store::EndpointInfos>()).min(MAX_SLOTS as usize) as u32;
     let mut owners: HashMap<u64, Vec<(u32, &EndpointInfo)>> = HashMap::new();
     state.infos.iter().for_each(|(slot, info)| owners.entry(info.identity).or_default().push((*slot, info)));
     let same = |own: &EndpointInfo, info: &EndpointInfo| *own == EndpointInfo { tenancy: own.tenancy, ..*info };
@@ -159,39 +158,18 @@ fn assign_slots<S: Store>(
         })
         .collect();
 
-    let mut free: BTreeSet<u32> = (1..limit).filter(|slot| !state.infos.contains_key(slot)).collect();
     let need = state.infos.len() + kept.iter().filter(|slot| slot.is_none()).count();
-    let gone = |slot: &u32| {
-        names
-            .slots
-            .get(slot)
-            .and_then(|owner| names.endpoints.get(&owner.endpoint))
-            .and_then(|owner| owner.gone)
-            .unwrap_or(0)
-    };
+    let mut free = Free::new(store, state, names);
     let mut slots = Vec::new();
     for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
         if let Some((slot, own)) = kept {
             slots.push((slot, own, false));
             continue;
         }
-        let slot = {
-            let start = 1 + (info.identity % u64::from(limit.max(2) - 1)) as u32;
-            let virgin = |slot: &&u32| !names.slots.contains_key(slot);
-            let before = names
-                .slots
-                .iter()
-                .find(|(slot, owner)| owner.endpoint == info.identity && free.contains(slot))
-                .map(|(slot, _)| *slot);
-            before
-                .or_else(|| free.range(start..).chain(free.range(..start)).find(virgin).copied())
-                .or_else(|| free.iter().copied().min_by_key(|slot| gone(slot)))
-        };
-        let Some(slot) = slot else {
-            capacity(display(&endpoint.name), store::Endpoints::NAME, need, limit as usize - 1)?;
+        let Some(slot) = free.take(info.identity) else {
+            capacity(display(&endpoint.name), store::Endpoints::NAME, need, slots_limit(store) as usize - 1)?;
             return invalid("there is no slot left");
         };
-        free.remove(&slot);
         // An owner before this one had its number from an earlier epoch: to remove it took another.
         slots.push((slot, EndpointInfo { tenancy: state.epoch, ..info }, true));
     }

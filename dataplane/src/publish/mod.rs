@@ -20,6 +20,7 @@ mod rehearse;
 mod services;
 mod sets;
 mod shares;
+mod slots;
 mod state;
 mod steps;
 
@@ -45,6 +46,7 @@ use self::{
     lower::{Target, lower},
     places::put,
     recover::recover,
+    slots::Free,
 };
 pub(crate) use self::{
     places::{from_packet, to_packet},
@@ -336,14 +338,13 @@ impl<S: Store> Publisher<S> {
         };
         let changing: HashSet<u32> =
             target.slots.iter().filter(|slot| changing(slot)).map(|(slot, ..)| *slot).collect();
-        let counted = if changing.is_empty() { Vec::new() } else { slot_totals(&self.store)? };
         for (endpoint, (slot, info, _)) in desired.endpoints.iter().zip(&target.slots) {
             let link = endpoint.link.clone();
             match names.slots.get_mut(slot) {
                 Some(owner) if !changing.contains(slot) => owner.link = link,
                 before => {
-                    let base: Vec<Total> =
-                        counted.iter().filter(|(counted, _)| counted == slot).map(|(_, total)| *total).collect();
+                    let counted = slot_totals(&self.store, Some(*slot))?;
+                    let base: Vec<Total> = counted.into_iter().map(|(_, total)| total).collect();
                     if let Some(before) = before
                         && let Some(endpoint) = names.endpoints.get_mut(&before.endpoint)
                     {
@@ -365,6 +366,18 @@ impl<S: Store> Publisher<S> {
         names.rules.retain(|hash, _| rules.contains(hash));
         names.endpoints.retain(|identity, _| endpoints.contains(identity));
         Ok(names)
+    }
+
+    /// Slots without an owner that are worth having flow tables already, in ascending order: see [`Free::worth_keeping_ready`]. `None` after a failure: then
+    /// only the next publish knows who has which.
+    pub(crate) fn slots_to_keep_ready(&self) -> Option<BTreeSet<u32>> {
+        let state = self.state.as_ref()?;
+        Some(Free::new(&self.store, state, &self.names).worth_keeping_ready())
+    }
+
+    /// Slots that have an owner; `None` as above.
+    pub(crate) fn owned_slots(&self) -> Option<BTreeSet<u32>> {
+        Some(self.state.as_ref()?.infos.keys().copied().collect())
     }
 
     /// Carries a plan out. Afterwards the caller detaches [`Plan::removed`], whose words are 0, and calls [`Publisher::release`].
@@ -411,13 +424,13 @@ impl<S> fmt::Debug for Publisher<S> {
     }
 }
 
-/// All of `ENDPOINT_COUNTERS`, by slot.
-pub(crate) fn slot_totals<S: Store>(store: &S) -> Result<Vec<(u32, Total)>, NodeError> {
+/// What is not zero in `ENDPOINT_COUNTERS`, of one slot or of all, by slot.
+pub(crate) fn slot_totals<S: Store>(store: &S, slot: Option<u32>) -> Result<Vec<(u32, Total)>, NodeError> {
     let total = |(index, counter): (u32, Counter)| {
         let (place, reason) = (index / REASONS, index % REASONS);
         (place / 2, Total::new(Direction::from_u8((place % 2) as u8), reason as u8, counter))
     };
-    Ok(store.endpoint_counters()?.into_iter().map(total).collect())
+    Ok(store.endpoint_counters(slot)?.into_iter().map(total).collect())
 }
 
 /// What was counted after `base`.

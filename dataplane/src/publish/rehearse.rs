@@ -1,6 +1,6 @@
 //! A publish that is only tried: the publisher's own code, over tables of which no write reaches the real ones.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bulkhead_ebpf::abi::{Counter, Flow, FlowKey4, FlowKey6};
 
@@ -97,6 +97,10 @@ impl<S: Store> Store for Overlay<'_, S> {
         Ok(())
     }
 
+    fn ready_slots(&self) -> BTreeSet<u32> {
+        self.store.ready_slots()
+    }
+
     fn counters(&self, indexes: &[u32]) -> Result<Vec<Counter>, NodeError> {
         let mut counters = self.store.counters(indexes)?;
         let reset = indexes.iter().zip(&mut counters).filter(|(index, _)| self.reset.contains(index));
@@ -104,8 +108,8 @@ impl<S: Store> Store for Overlay<'_, S> {
         Ok(counters)
     }
 
-    fn endpoint_counters(&self) -> Result<Vec<(u32, Counter)>, NodeError> {
-        self.store.endpoint_counters()
+    fn endpoint_counters(&self, slot: Option<u32>) -> Result<Vec<(u32, Counter)>, NodeError> {
+        self.store.endpoint_counters(slot)
     }
 
     fn reset_counters(&mut self, indexes: &[u32]) -> Result<(), NodeError> {

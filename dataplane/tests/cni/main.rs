@@ -223,7 +223,7 @@ fn an_agent_that_ends_is_asked_again() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("cni.sock");
     let listener = UnixListener::bind(&socket).unwrap();
-    let request = Request { version: VERSION, network: "lab".to_owned(), ask: Ask::Status };
+    let request = Request { version: VERSION, network: "lab".to_owned(), waits: false, ask: Ask::Status };
     let patience = |seconds| Patience { until: Instant::now() + Duration::from_secs(seconds), for_agent: true };
     let answer = |version| {
         let (mut stream, _) = listener.accept().unwrap();

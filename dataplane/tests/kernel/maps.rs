@@ -1,6 +1,7 @@
 //! Maps, tables and programs.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
@@ -270,7 +271,12 @@ fn programs_and_user_space_share_tables() {
     let run = || sys::test_run(&programs.get("from_workload").unwrap(), &packet, context, 1).unwrap();
     let count = |store: &KernelStore, reason: Reason| {
         let index = endpoint_counter(3, Direction::Egress, reason as u8);
-        store.endpoint_counters().unwrap().iter().find(|(at, _)| *at == index).map_or(0, |(_, counter)| counter.packets)
+        store
+            .endpoint_counters(None)
+            .unwrap()
+            .iter()
+            .find(|(at, _)| *at == index)
+            .map_or(0, |(_, counter)| counter.packets)
     };
     assert_eq!(run().verdict, 2, "dropped");
     assert_eq!(count(&store, Reason::Pending), 1);
@@ -409,7 +415,9 @@ fn counters_are_sums_over_cpus() {
 
     let last = SMALL.slots * 2 * bulkhead_ebpf::reason::REASONS - 1;
     write(&store, "ENDPOINT_COUNTERS", last, 3);
-    assert_eq!(store.endpoint_counters().unwrap(), [(last, sum(3))]);
+    assert_eq!(store.endpoint_counters(None).unwrap(), [(last, sum(3))]);
+    assert_eq!(store.endpoint_counters(Some(SMALL.slots - 1)).unwrap(), [(last, sum(3))]);
+    assert_eq!(store.endpoint_counters(Some(SMALL.slots - 2)).unwrap(), []);
     let budget: Vec<u8> = (0..cpus).flat_map(|_| [1_u64, 2, 4]).flat_map(u64::to_ne_bytes).collect();
     store.maps().get("BUDGET").unwrap().put(&0_u32.to_ne_bytes(), &budget).unwrap();
     assert_eq!(store.unsent().unwrap(), 4 * cpus as u64);
@@ -422,7 +430,9 @@ fn endpoints_have_flow_tables_of_their_own() {
     }
     let directory = Directory::new();
     let mut store = KernelStore::new(Maps::create(&directory.pins(), &SMALL).unwrap()).unwrap();
-    store.make_spare_flow_tables().unwrap();
+    let set = |slots: &[u32]| slots.iter().copied().collect::<BTreeSet<u32>>();
+    store.keep_ready(&set(&[]), &set(&[2, 3])).unwrap();
+    assert_eq!(store.ready_slots(), set(&[2, 3]));
     let ids = |store: &KernelStore, outer: &str| -> Vec<(u32, u32)> {
         let (keys, values) = store.maps().get(outer).unwrap().entries().unwrap();
         let words = |bytes: &[u8]| {
@@ -432,7 +442,10 @@ fn endpoints_have_flow_tables_of_their_own() {
     };
     // More than were made ahead.
     let slots: Vec<u32> = (1..8).collect();
+    let made = ids(&store, "FLOWS4");
     store.flow_tables(&slots).unwrap();
+    assert_eq!(store.ready_slots(), set(&[]), "they have owners");
+    assert_eq!(ids(&store, "FLOWS4")[1..3], made, "what was ready was used as it is");
     let [four, six] = ["FLOWS4", "FLOWS6"].map(|outer| ids(&store, outer));
     assert_eq!(four.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), slots);
     assert_eq!(six.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), slots);
@@ -464,6 +477,24 @@ fn endpoints_have_flow_tables_of_their_own() {
     pinned.sort();
     let named = |outer: &str| [1, 3, 4, 6, 7].map(|slot| format!("{outer}-{slot}"));
     assert_eq!(pinned, [named("FLOWS4"), named("FLOWS6")].concat(), "no pin keeps the memory of what was freed");
+
+    // What has no owner is fresh, or gone; what has one is left alone.
+    table(ids(&store, "FLOWS4")[0]).put(&bytes, &[1; 64]).unwrap();
+    table(ids(&store, "FLOWS4")[1]).put(&bytes, &[1; 64]).unwrap();
+    let before = ids(&store, "FLOWS4");
+    store.keep_ready(&set(&[1, 4]), &set(&[3, 5])).unwrap();
+    let after = ids(&store, "FLOWS4");
+    assert_eq!(after.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [1, 3, 4, 5]);
+    assert_eq!((after[0], after[2]), (before[0], before[2]));
+    assert_eq!(store.flows(1).unwrap().0.len(), 1);
+    assert_eq!(store.flows(3).unwrap(), (vec![], vec![]));
+    assert_eq!(directory.pins().names(Kind::Flows).unwrap().len(), 8);
+    store.keep_ready(&set(&[1, 4]), &set(&[3, 5])).unwrap();
+    assert_eq!(ids(&store, "FLOWS4"), after, "they are ready already");
+    // The next process knows nothing of what is ready.
+    let mut next = KernelStore::new(Maps::create(&directory.pins(), &SMALL).unwrap()).unwrap();
+    next.keep_ready(&set(&[1, 4]), &set(&[])).unwrap();
+    assert_eq!(ids(&next, "FLOWS4"), [before[0], before[2]]);
 
     // An agent that dies between pin and table leaves another table's pin: it is not taken for the one in force.
     let maps = store.maps();

@@ -4,8 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
+    ops::ControlFlow,
     path::Path,
-    sync::Mutex,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
 };
 
 use bulkhead_dataplane::{
@@ -52,6 +55,10 @@ const SLOTS: Sizes = Sizes {
 };
 
 pub(crate) const BUDGET: u32 = 100;
+/// For what must happen on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For what must not happen.
+const BRIEF: Duration = Duration::from_millis(300);
 
 /// What a node enforces: `web` may call `db` when `allowed`, and nothing else passes either.
 pub(crate) fn desired(topology: &Topology, node: usize, allowed: bool) -> Desired {
@@ -215,7 +222,7 @@ fn policy_holds_across_nodes_restarts_and_upgrades_until_it_is_detached() {
 
     // Connections outlive agents and upgrades of the programs; policy holds without an agent.
     let mut connection = web.client().connect((db.v4, 5432).into()).unwrap();
-    let deadline = std::time::Duration::from_secs(1);
+    let deadline = Duration::from_secs(1);
     assert!(echo(&mut connection, deadline).unwrap().is_answered());
     let running =
         |guarded: &Guarded<'_>| fs::metadata(guarded.directory.pins().path(Kind::Program, "to_workload")).unwrap();
@@ -299,10 +306,10 @@ fn a_node_that_no_longer_owns_a_prefix_is_refused_at_once() {
         };
         // More than once: what was verified lately is not looked up again.
         for _ in 0..3 {
-            assert_eq!(all(std::time::Duration::from_secs(5)), [true; 2]);
+            assert_eq!(all(Duration::from_secs(5)), [true; 2]);
         }
         publish(&without);
-        assert_eq!(all(std::time::Duration::from_millis(300)), [false; 2]);
+        assert_eq!(all(Duration::from_millis(300)), [false; 2]);
         publish(&whole);
         drop(connections);
         assert!(servers.iter().all(|server| web.client().tcp(server.addr()).unwrap().is_answered()));
@@ -371,6 +378,74 @@ fn an_endpoint_without_a_link_refuses_the_publish() {
     };
     let why = refused(guarded.node.netns.run(|| node.publish(&many)));
     assert!(why.contains("needs 9 own VTEP addresses, 8 are configured"), "{why}");
+}
+
+/// Links whose containers wait are shut while the tables are written, and stay so when nothing comes of it. Who runs already is never shut.
+#[test]
+fn those_who_wait_are_shut_while_the_tables_are_written() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("db", 0).build().unwrap();
+    let [web, db] = ["web", "db"].map(|name| topology.workload(name));
+    let guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let mut node = guarded.open(BUDGET).unwrap();
+    let server = TcpEcho::start(&db.netns, (db.v4, 5432).into()).unwrap();
+    let call = || web.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+    let all = desired(&topology, 0, true);
+    let base = guarded.directory.0.clone();
+    let hanging = move || -> Vec<(String, String)> {
+        let attached = kernel::attached(&base).unwrap().into_iter();
+        let attached = attached.map(|status| (status.link, status.guard));
+        let mut hanging: Vec<_> = attached.filter(|(_, guard)| guard.ends_with("workload")).collect();
+        hanging.sort();
+        hanging
+    };
+    let shut = |link: &str| {
+        ["tcx egress to_workload", "tcx ingress from_workload"].map(|way| (link.to_owned(), way.to_owned()))
+    };
+    // A publish that ends before anything is in force, and what hangs on links when it does.
+    let mut stopped = |held: &[&str], desired: &Desired, expected: usize| {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (tell, look) = (Arc::clone(&seen), hanging.clone());
+        node.publisher().set_hook(Some(Box::new(move |_| {
+            let begin = Instant::now();
+            // What was begun hangs at last; what was not begun has had the time to.
+            while begin.elapsed() < if expected > 0 { PATIENCE } else { BRIEF } && look().len() != expected.max(1) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            *tell.lock().unwrap() = look();
+            ControlFlow::Break(())
+        })));
+        node.hold(held.iter().map(|link| (*link).to_owned()).collect());
+        let why = refused(guarded.node.netns.run(|| node.publish(desired)));
+        assert!(why.contains("stopped at Prepared"), "{why}");
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert_eq!(guarded.node.netns.run(&hanging), seen, "what is shut stays so");
+        seen
+    };
+    assert_eq!(stopped(&[], &all, 0), []);
+    assert_eq!(stopped(&["nosuch0"], &all, 0), []);
+    assert_eq!(
+        stopped(&[&web.link.name], &Desired { observe: true, ..all.clone() }, 0),
+        [],
+        "such a node drops nothing"
+    );
+    assert!(call(), "nothing is in force yet");
+    assert_eq!(stopped(&[&web.link.name], &all, 2), shut(&web.link.name));
+    assert!(!call(), "a container whose policy did not come says nothing");
+
+    node.publisher().set_hook(None);
+    node.hold([web.link.name.clone()].into());
+    guarded.node.netns.run(|| node.publish(&all)).unwrap();
+    assert!(guarded.read().endpoints.iter().all(|endpoint| endpoint.attached), "{:?}", guarded.read());
+    assert!(call());
+    // Who is guarded already is not shut.
+    guarded.node.netns.run(|| node.publish(&desired(&topology, 0, false))).unwrap();
+    assert!(!call());
+    guarded.node.netns.run(|| node.publish(&all)).unwrap();
+    assert!(call());
 }
 
 /// Everything that a publish may change: entries of all maps but those that the programs write to, pins, links, the input rule, files.

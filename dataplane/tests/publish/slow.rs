@@ -71,8 +71,8 @@ impl Store for Slow {
         self.store.counters(indexes)
     }
 
-    fn endpoint_counters(&self) -> Result<Vec<(u32, Counter)>, NodeError> {
-        self.store.endpoint_counters()
+    fn endpoint_counters(&self, slot: Option<u32>) -> Result<Vec<(u32, Counter)>, NodeError> {
+        self.store.endpoint_counters(slot)
     }
 
     fn reset_counters(&mut self, indexes: &[u32]) -> Result<(), NodeError> {
