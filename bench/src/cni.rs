@@ -1,6 +1,11 @@
 //! What the CNI plugin adds to the start of a container, on a real chain with a real agent.
 
-use std::time::{Duration, Instant};
+mod reach;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_fixtures::skip;
@@ -47,20 +52,32 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if starts == 0 {
         bail!("nothing is measured in 0 starts");
     }
+    added(&reference, starts, others, !options.smoke)?;
+    reach::run(&reference, starts, !options.smoke)?;
+    if options.smoke {
+        println!(
+            "containers start with and without the plugin, and beside others; their first packets arrive on another node"
+        );
+    }
+    Ok(())
+}
+
+/// What the plugin adds to ADD, by the number of other containers.
+fn added(reference: &Path, starts: usize, others: &[usize], figures: bool) -> Result<()> {
     let most = others.iter().copied().max().unwrap_or_default();
     let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1))?;
     lab.contained = (0..=most).map(|n| (format!("web-{n}"), (0, Vec::new()))).collect();
     lab.write_workloads()?;
     lab.policy("shop.yaml", POLICY)?;
     let _agent = Agent::start(&lab, 0, &[])?;
-    let chain = Chain::new(&lab, 0, &reference, "1.0.0", 100);
+    let chain = Chain::new(&lab, 0, reference, "1.0.0", 100);
     // The same store of addresses: no two containers have one.
-    let mut bare = Chain::new(&lab, 0, &reference, "1.0.0", 100);
+    let mut bare = Chain::new(&lab, 0, reference, "1.0.0", 100);
     bare.plugins.clone_from(&chain.plugins);
     bare.plugins.retain(|plugin| plugin["type"] != "bulkhead-cni");
 
     let mut running: Vec<Container> = Vec::new();
-    if !options.smoke {
+    if figures {
         println!("milliseconds  ADD of bridge and host-local    ADD of bulkhead-cni behind them     DEL of it");
         println!("others              p50      p99                     p50      p99               p50      p99");
     }
@@ -93,7 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 removed.push(gone);
             }
         }
-        if !options.smoke {
+        if figures {
             let [before, added, removed] = [before, added, removed].map(|times| (at(&times, 50), at(&times, 99)));
             println!(
                 "{count:>6}          {:>7.1}  {:>7.1}                 {:>7.1}  {:>7.1}           {:>7.1}  {:>7.1}",
@@ -102,9 +119,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
     running.iter().for_each(|container| chain.del(container));
-    if options.smoke {
-        println!("containers start with and without the plugin, and beside others");
-    }
     Ok(())
 }
 
