@@ -383,9 +383,9 @@ impl Links {
         }
     }
 
-    /// What of ours hangs before the link of that name at that place.
+    /// What of ours hangs before the link of that name at that place; of its stub it is known whether it shuts.
     fn ours(&self, link: &str, hook: Hook) -> Result<Option<Attachment>, NodeError> {
-        let found = self.list_of(|pin| pin.link == link && pin.place.hook() == Some(hook))?;
+        let found = self.list_of(|pin| pin.link == link && pin.place.hook() == Some(hook), shuts)?;
         let (index, here) = (if_nametoindex(link), network::namespace()?);
         Ok(found.into_iter().find(|found| found.alive && found.namespace == here && Ok(found.ifindex) == index))
     }
@@ -657,15 +657,26 @@ impl Links {
 
     /// Pinned stubs by the ids of their programs: name and what they say.
     fn stubs(&self) -> Result<BTreeMap<u32, (String, Option<Says>)>, NodeError> {
+        self.stubs_that(|_| true)
+    }
+
+    /// The same of those that say what is wanted: to open one takes time, its name none.
+    fn stubs_that(
+        &self,
+        wanted: impl Fn(Option<Says>) -> bool,
+    ) -> Result<BTreeMap<u32, (String, Option<Says>)>, NodeError> {
         let mut stubs = BTreeMap::new();
         for name in self.pins.names(Kind::Stub)? {
-            let path = self.pins.path(Kind::Stub, &name);
-            let id =
-                sys::obj_get(&path).and_then(|fd| sys::program_id(&fd)).doing(|| format!("open {}", path.display()))?;
             let mut parts = name.split('-').skip(1).map(|part| part.parse().ok());
             let says = parts.next().flatten().zip(parts.next().flatten());
             let says = says
                 .filter(|(program, value)| ARRAYS.iter().any(|array| self.stub_name(array, *program, *value) == name));
+            if !wanted(says) {
+                continue;
+            }
+            let path = self.pins.path(Kind::Stub, &name);
+            let id =
+                sys::obj_get(&path).and_then(|fd| sys::program_id(&fd)).doing(|| format!("open {}", path.display()))?;
             stubs.insert(id, (name, says));
         }
         Ok(stubs)
@@ -681,21 +692,31 @@ impl Links {
     /// # Errors
     /// When the pins cannot be read.
     pub fn list(&self) -> Result<Vec<Attachment>, NodeError> {
-        self.list_of(|_| true)
+        self.list_of(|_| true, |_| true)
     }
 
-    /// The same of links with these names alone.
+    /// Those of links with these names whose stubs hand on one of these values. Others of these links may be among them, without what their stubs say.
     ///
     /// # Errors
     /// As [`Self::list`].
-    pub(crate) fn list_links(&self, links: &BTreeSet<&str>) -> Result<Vec<Attachment>, NodeError> {
-        self.list_of(|pin| links.contains(pin.link.as_str()))
+    pub(crate) fn list_of_values(
+        &self,
+        links: &BTreeSet<&str>,
+        values: &BTreeSet<u32>,
+    ) -> Result<Vec<Attachment>, NodeError> {
+        let says = |says: Option<Says>| says.is_some_and(|(_, value)| values.contains(&value));
+        self.list_of(|pin| links.contains(pin.link.as_str()), says)
     }
 
-    fn list_of(&self, wanted: impl Fn(&Pin) -> bool) -> Result<Vec<Attachment>, NodeError> {
+    /// Attachments of some pins, with what their stubs say where that is of interest.
+    fn list_of(
+        &self,
+        wanted: impl Fn(&Pin) -> bool,
+        says: impl Fn(Option<Says>) -> bool,
+    ) -> Result<Vec<Attachment>, NodeError> {
         let (pins, here) = (self.attachments()?, network::namespace()?);
         let pins: Vec<Pin> = pins.into_iter().filter(wanted).collect();
-        let stubs = if pins.is_empty() { BTreeMap::new() } else { self.stubs()? };
+        let stubs = self.stubs_that(says)?;
         let mut attachments = Vec::new();
         for pin in pins {
             let name = pin.to_string();

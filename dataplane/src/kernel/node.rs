@@ -558,7 +558,8 @@ impl Node for KernelNode {
         let mut found = read::endpoints(self.publisher.store(), self.publisher.names())?;
         found.retain(|endpoint| endpoints.contains(&endpoint.name));
         let links = found.iter().map(|endpoint| endpoint.link.as_str()).collect();
-        let attachments = self.links.list_links(&links)?;
+        let slots = found.iter().map(|endpoint| endpoint.slot).collect();
+        let attachments = self.links.list_of_values(&links, &slots)?;
         set_attached(&mut found, &attachments);
         Ok(found.into_iter().filter(|endpoint| endpoint.attached).map(|endpoint| endpoint.name).collect())
     }
