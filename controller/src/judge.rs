@@ -44,7 +44,12 @@ pub(crate) struct Walls {
     stopping: BTreeMap<u8, RefCell<Judge>>,
     /// Tiers that rules leave.
     passing: BTreeMap<(SetId, RuleId), u8>,
+    /// What was asked: the same all over an interval of a set.
+    asked: RefCell<HashMap<Asked, Ruling>>,
 }
+
+/// Set, class, number of the interval, row, and whether as if what is audited were enforced.
+type Asked = (SetId, Class, usize, BTreeSet<SelectorId>, bool);
 
 /// What a wall says of somebody at a point.
 #[derive(Clone, Debug)]
@@ -118,7 +123,7 @@ impl Walls {
         let stopping = tiers.into_iter().map(|tier| Ok((tier, RefCell::new(Judge::new(&stopping(desired, tier))?))));
         let stopping = stopping.collect::<Result<_, NodeError>>()?;
         let judge = RefCell::new(Judge::new(desired)?);
-        Ok(Self { compiled, surroundings, judge, stopping, passing })
+        Ok(Self { compiled, surroundings, judge, stopping, passing, asked: RefCell::default() })
     }
 
     /// Selectors that somebody matches.
@@ -135,6 +140,14 @@ impl Walls {
         would: bool,
     ) -> Ruling {
         let set = compile::Walls::set(direction);
+        let intervals = &self.compiled.desired.sets[set.0 as usize].classes[class as usize];
+        let interval = intervals.partition_point(|interval| interval.start <= value);
+        let mut asked = self.asked.borrow_mut();
+        let ruling = || self.judge(set, (class, value), row, would);
+        asked.entry((set, class, interval, row.clone(), would)).or_insert_with(ruling).clone()
+    }
+
+    fn judge(&self, set: SetId, (class, value): (Class, u16), row: &BTreeSet<SelectorId>, would: bool) -> Ruling {
         let ask = |judge: &RefCell<Judge>| {
             let row = judge.borrow_mut().row(row);
             judge.borrow().ask(set, class, value, row, would)

@@ -131,7 +131,7 @@ impl Finding {
 /// Everything that is found, by file and line. `now` is in nanoseconds of Unix time.
 ///
 /// # Errors
-/// Policies that do not fit the tables.
+/// Policies that do not fit the tables, and tables that say something else than the policies.
 pub fn lint(model: &Model, simulation: &Simulation<'_>, now: u64) -> Result<Vec<Finding>, Diagnostics> {
     let walls = Walls::new(simulation, now)?;
     let shadowed = shadow::check(&walls)?;

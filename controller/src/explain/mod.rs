@@ -157,7 +157,7 @@ impl<'m> Explainer<'m> {
     /// address is about who answers there: about one who may be called, if there is any.
     ///
     /// # Errors
-    /// Policies that do not fit the tables.
+    /// Policies that do not fit the tables, and tables that say something else than the policies.
     pub fn explain<'a>(&self, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics>
     where
         'm: 'a,

@@ -59,26 +59,27 @@ fn pair<'a>(
     now: u64,
 ) -> Result<Found<'a>, Diagnostics> {
     let mut passed = Vec::new();
-    let mut wall = |direction, audit| {
+    // As it is, and as if what is audited were enforced.
+    let mut wall = |direction| {
         let (own, peer) = if direction == Direction::Egress { (from, to) } else { (to, from) };
-        let Met::Workload(name, subject, _) = own.met else { return Ok(Verdict::Open) };
+        let Met::Workload(name, subject, _) = own.met else { return Ok([Verdict::Open, Verdict::Open]) };
         if matches!(subject.mode, Mode::Quarantine | Mode::Pending) {
-            return Ok(Verdict::Quarantined(&subject.place));
+            return Ok([Verdict::Quarantined(&subject.place), Verdict::Quarantined(&subject.place)]);
         }
         let walls = judges.walls(name, subject, now)?;
         let row = walls.row(judges.model(), peer.met);
-        let ruling = walls.ask(direction, (question.class, question.value), &row, audit);
-        let wall = Wall { model: judges.model(), name, subject, walls: &walls, direction, audit };
-        if !audit {
-            for rule in &ruling.passed {
-                passed.push(wall.pass(*rule)?);
-            }
+        let [now, would_be] = [false, true].map(|audit| {
+            let ruling = walls.ask(direction, (question.class, question.value), &row, audit);
+            (Wall { model: judges.model(), name, subject, walls: &walls, direction, audit }, ruling)
+        });
+        for rule in &now.1.passed {
+            passed.push(now.0.pass(*rule)?);
         }
-        wall.verdict(&ruling)
+        Ok::<_, Diagnostics>([now.0.verdict(&now.1)?, would_be.0.verdict(&would_be.1)?])
     };
-    let (egress, ingress) = (wall(Direction::Egress, false)?, wall(Direction::Ingress, false)?);
-    let would_be = [wall(Direction::Egress, true)?, wall(Direction::Ingress, true)?];
-    Ok(Found { egress, ingress, would_be, passed })
+    let [egress, would_send] = wall(Direction::Egress)?;
+    let [ingress, would_receive] = wall(Direction::Ingress)?;
+    Ok(Found { egress, ingress, would_be: [would_send, would_receive], passed })
 }
 
 /// Addresses by which a party is met; never none.

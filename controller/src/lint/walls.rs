@@ -200,7 +200,7 @@ impl<'a> Walls<'a> {
             for &at in &about {
                 let decides = ruling.passed.iter().chain(&ruling.rule).any(|&rule| rules[at].rule == rule);
                 // Whoever did not come to a line has been decided before, or was led past it.
-                let led = || passes.iter().copied().filter(|&pass| pass < at && last > Some(at)).next_back();
+                let led = || passes.iter().copied().rfind(|&pass| pass < at && last > Some(at));
                 let by = if decides { Some(at) } else { led().or(last) };
                 judged.extend(by.map(|by| (at, by)));
             }
