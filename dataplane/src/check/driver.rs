@@ -67,7 +67,7 @@ const _: () = assert!(size_of::<DriverInfo>() == 196);
 
 fn name(link: &str) -> io::Result<String> {
     const ETHTOOL_GDRVINFO: u32 = 3;
-    const SIOCETHTOOL: u32 = 0x8946;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
     // SAFETY: integers and arrays of them, for which zero is a value.
     let mut info: DriverInfo = unsafe { mem::zeroed() };
     info.command = ETHTOOL_GDRVINFO;
@@ -84,7 +84,7 @@ fn name(link: &str) -> io::Result<String> {
     // Any socket of this network namespace will do.
     let socket = UnixDatagram::unbound()?;
     // SAFETY: the kernel reads the name and the command, and writes no more than one `ethtool_drvinfo` to where the pointer leads.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL.into(), ptr::from_mut(&mut request)) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, ptr::from_mut(&mut request)) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -91,12 +91,12 @@ fn gone(error: &io::Error) -> bool {
 /// The user who made the user namespace that owns a network namespace; 0 for those of the node itself and of runtimes that root runs.
 fn maker(namespace: &Path) -> io::Result<u32> {
     /// `_IO(0xb7, 1)` of `linux/nsfs.h`: a descriptor of the owning user namespace.
-    const NS_GET_USERNS: u32 = 0xb701;
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
     /// `_IO(0xb7, 4)`: writes the uid of its maker.
-    const NS_GET_OWNER_UID: u32 = 0xb704;
+    const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
     let namespace = File::open(namespace)?;
     // SAFETY: no pointers.
-    let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS.into()) };
+    let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
     if owner < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -104,6 +104,6 @@ fn maker(namespace: &Path) -> io::Result<u32> {
     let owner = unsafe { OwnedFd::from_raw_fd(owner) };
     let mut uid: libc::uid_t = 0;
     // SAFETY: the kernel writes one `uid_t`.
-    let result = unsafe { libc::ioctl(owner.as_raw_fd(), NS_GET_OWNER_UID.into(), &raw mut uid) };
+    let result = unsafe { libc::ioctl(owner.as_raw_fd(), NS_GET_OWNER_UID, &raw mut uid) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(uid) }
 }
