@@ -1,6 +1,6 @@
 # Everything here works on a new machine: each target first runs tests/setup/setup.sh, which installs what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test test-long bench lint clean
+.PHONY: help setup demo demo-clean test test-long bench dist lint clean
 
 # Where `cargo install` and rustup put their programs. Added only where it is missing: the eBPF half is built anew when
 # PATH changes.
@@ -40,11 +40,15 @@ bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compi
 	cargo build --release $(CARGO_FLAGS)
 	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
+dist: ## one tarball to install from: static programs, units, examples, checksums and a bill of materials, below target/dist
+	@tests/setup/setup.sh --dist
+	@CARGO_FLAGS="$(CARGO_FLAGS)" controller/deploy/dist.sh
+
 lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies
 	@tests/setup/setup.sh --lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
-	shellcheck .ci/run tests/setup/*.sh
+	shellcheck .ci/run tests/setup/*.sh controller/deploy/*.sh
 	typos
 	cargo deny --all-features check licenses bans sources
 

@@ -12,15 +12,18 @@ CARGO_DENY=0.20.2
 TYPOS=1.52.0
 # The release of the reference CNI plugins that last had flannel's among them; its own repository went on from there.
 FLANNEL_PLUGIN=0.9.1
+# Writes the bill of materials of `make dist`.
+CARGO_CYCLONEDX=0.5.9
 
 usage() {
   cat <<'USAGE'
-usage: tests/setup/setup.sh [--dry-run] [--lint | --test]
+usage: tests/setup/setup.sh [--dry-run] [--lint | --test | --dist]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, Go, and below target/ flannel's CNI
              plugin and schemathesis in an environment of its own
+  --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
 
 environment:
   BULKHEAD_EBPF_TOOLCHAIN  rustup toolchain that builds the eBPF half (it needs the sources of the standard library);
@@ -31,11 +34,13 @@ USAGE
 dry_run=false
 lint=false
 tests=false
+dist=false
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
     --lint) lint=true ;;
     --test) tests=true ;;
+    --dist) dist=true ;;
     -h | --help) usage; exit 0 ;;
     *) printf 'setup: unknown argument %q\n' "$argument" >&2; usage >&2; exit 2 ;;
   esac
@@ -313,10 +318,25 @@ fetch_linker() {
 
 # cargo_tool CRATE COMMAND VERSION WHY: a newer one is kept.
 cargo_tool() {
-  local version=
-  if have "$2"; then version=$("$2" --version | sed -n 's/^[a-z-]* \([0-9.]*\).*/\1/p'); fi
+  local version='' command
+  read -r -a command <<<"$2"
+  if have "${command[0]}"; then version=$("${command[@]}" --version | sed -n 's/^[a-z-]* \([0-9.]*\).*/\1/p'); fi
   if [ -n "$version" ] && at_least "$version" "$3"; then return; fi
   step "build $1 $3 (some minutes)" "$4" cargo install "$1" "${quiet[@]}" --locked --force --version "$3" || true
+}
+
+# --- static programs ------------------------------------------------------------------------------------------------
+
+static_programs() {
+  local target
+  target=$(uname -m)-unknown-linux-musl
+  have musl-gcc || install "C code of SQLite in programs that need no library of the machine" musl-tools
+  [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] && return
+  if ! have rustup; then
+    problem "this Rust has no $target, and there is no rustup to add it"
+    return
+  fi
+  step "rustup target add $target" "programs that need no library of the machine" rustup target add "$target" || true
 }
 
 # --- schemathesis ---------------------------------------------------------------------------------------------------
@@ -419,6 +439,9 @@ if $lint; then
   rust_lint_tools
   cargo_tool cargo-deny cargo-deny "$CARGO_DENY" "licences, sources and bans of the dependencies"
   cargo_tool typos-cli typos "$TYPOS" "spelling"
+elif $dist; then
+  static_programs
+  cargo_tool cargo-cyclonedx "cargo-cyclonedx cyclonedx" "$CARGO_CYCLONEDX" "the list of what the programs are made of"
 else
   if $tests; then
     schemathesis
