@@ -198,7 +198,9 @@ impl Api {
                 && written.zip(asked).all(|(written, asked)| written.starts_with('{') || written == asked)
         };
         let Some(paths) = self.document["paths"].as_object() else { return false };
-        let name = method.as_str().to_ascii_lowercase();
+        // Methods are told apart by case (RFC 9110, 9.1): `post` is none.
+        let name = method.as_str();
+        let name = if name == name.to_ascii_uppercase() { name.to_ascii_lowercase() } else { String::new() };
         match paths.iter().find(|(template, _)| is(template)).map(|(_, path)| path.get(&name)) {
             Some(Some(operation)) => operation["responses"].get(status.to_string()).is_some(),
             Some(None) => status == 405 || *method == Method::HEAD,
