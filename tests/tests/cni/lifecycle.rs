@@ -176,6 +176,26 @@ fn observing_never_keeps_a_container() {
     chain.del(&web);
 }
 
+/// Where its namespace is exempt a container waits for nobody either, and has its walls as soon as an agent has heard of it.
+#[test]
+fn who_is_exempt_starts_without_an_agent_and_is_guarded_by_one() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["guest-1"]);
+    let _servers = db(&lab, 8080);
+    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    chain.set("exempt", vec!["shop"]);
+    let mut guest = Container::new("guest-1");
+    chain.add(&mut guest).unwrap();
+    chain.del(&guest);
+    let _agent = Agent::start(&lab, 0, &[]).unwrap();
+    let mut guest = Container::new("guest-1");
+    chain.add(&mut guest).unwrap();
+    let link = guest.link();
+    eventually("it is guarded", || pinned(&lab, 0).iter().filter(|pin| pin.starts_with(&link)).count() == 2);
+    calls(&guest.netns, lab.topology.workload("db").v4.into(), 8080, BRIEF, Outcome::TimedOut);
+    chain.del(&guest);
+}
+
 /// What the file says of a container and what the runtime says must agree.
 #[test]
 fn a_contradiction_keeps_a_container_from_starting() {
