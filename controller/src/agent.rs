@@ -30,13 +30,14 @@ use crate::{
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
-    input::{Files, Inputs, Locations},
+    input::{Files, Inputs},
     metrics::{Health, Totals, render},
     model::Model,
     overlay::{Held, Overlay},
     peers::Peers,
     room::no_room,
     settle::{Settled, settle},
+    source::Source,
     store::{
         Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError,
         file::{self, FileError},
@@ -57,7 +58,7 @@ const TOTALS: &str = "peers.json";
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where people write.
-    pub locations: Locations,
+    pub source: Arc<dyn Source>,
     /// Name of this node in the workloads file.
     pub node: String,
     /// State directory; it exists.
@@ -147,6 +148,8 @@ pub struct Agent<N> {
     failed: String,
     /// Why the database could not be written; empty when it can.
     unstored: String,
+    /// Why the source may say what is not so any more; empty when it says what is.
+    behind: String,
     /// Names for addresses, once somebody asks.
     peers: Option<Peers>,
     totals: Totals,
@@ -195,7 +198,7 @@ impl<N: Node> Agent<N> {
         let base = staged.as_ref().or(last.as_ref());
         let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
         let mut overlay = Overlay { documents, held: beside.held.clone() };
-        let written = Files::read(&settings.locations);
+        let written = settings.source.read();
         overlay.forget(&written);
         let mut attachments = cni::load(&settings)?;
         attachments.forget(&node.gone(&attachments.links())?);
@@ -233,7 +236,8 @@ impl<N: Node> Agent<N> {
             }
         };
         let mut whole = String::new();
-        let mut now = force(&overlay.over(written), base, true);
+        let files = overlay.over(written);
+        let mut now = force(&files, base, true);
         for good in [&staged, &last].into_iter().flatten() {
             match &now {
                 // What was good may be refused now: the node's addresses changed.
@@ -247,7 +251,7 @@ impl<N: Node> Agent<N> {
             if last.as_ref().is_some_and(|last| last.head.number == good.head.number) {
                 beside = in_force.clone();
             }
-            now = force(&good.inputs.clone().into(), Some(good), false);
+            now = force(&Files::again(good.inputs.clone(), &files), Some(good), false);
         }
         let (compiling, listed, refused, desired, revision, unguarded) = now?;
         for warning in &compiling.model().warnings.0 {
@@ -282,6 +286,7 @@ impl<N: Node> Agent<N> {
             refused: String::new(),
             failed: String::new(),
             unstored: String::new(),
+            behind: String::new(),
             peers: None,
             totals: totals.map(Totals::restore).unwrap_or_default(),
             read_at: 0,
@@ -343,7 +348,16 @@ impl<N: Node> Agent<N> {
             let marked = self.mark();
             self.stored(marked);
         }
-        let files = Files::read(&self.settings.locations);
+        self.read_input();
+        self.take_over_shut();
+        self.adopt();
+        self.make_ready();
+    }
+
+    /// Reads policies and workloads, and publishes what changed.
+    fn read_input(&mut self) {
+        let files = self.settings.source.read();
+        self.note_behind();
         if self.overlay.forget(&files) {
             let kept = self.store.set(BESIDE, &self.beside());
             self.stored(kept);
@@ -375,9 +389,22 @@ impl<N: Node> Agent<N> {
             // The input is not used, but what is in force must follow the network.
             self.renew();
         }
-        self.take_over_shut();
-        self.adopt();
-        self.make_ready();
+        if self.attachments.learn(&self.listed) {
+            self.keep_attachments();
+        }
+    }
+
+    /// Says once when the source cannot be followed, and when it can be again.
+    fn note_behind(&mut self) {
+        let behind = self.settings.source.behind();
+        if behind != self.behind {
+            if behind.is_empty() {
+                tracing::info!("the source of policies and workloads is followed again");
+            } else {
+                tracing::warn!("what is in force stays, and may be behind: {behind}");
+            }
+        }
+        self.behind = behind;
     }
 
     /// Compiles what is in force again, and publishes it if it changed or is stale.
@@ -758,6 +785,7 @@ impl<N: Node> Agent<N> {
             unenforced: self.adoption.found.unenforced,
             strangers: self.adoption.found.strangers.len(),
             compiles: self.compiling.compiles(),
+            behind: !self.behind.is_empty(),
         }
     }
 

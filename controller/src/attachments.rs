@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, source},
-    workloads::{Endpoint, Workload, WorkloadName, Workloads},
+    workloads::{Endpoint, NodeSegment, Workload, WorkloadName, Workloads, segment_of},
 };
 
 /// Network of those that no runtime told of: the workloads file lists the addresses that their links were found with. No network of a runtime is called so.
@@ -33,11 +33,20 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Whose it is.
+    /// Whose it is. One that is listed with another unique id is another, such as the next pod of a `StatefulSet`: this one still runs, and is called
+    /// by its id as well.
     #[must_use]
-    pub fn workload(&self) -> WorkloadName {
-        let Attached { namespace, name, .. } = &self.attached;
-        WorkloadName { namespace: namespace.clone(), name: name.clone() }
+    pub fn workload(&self, workloads: &Workloads) -> WorkloadName {
+        let Attached { namespace, name, uid, .. } = &self.attached;
+        let plain = WorkloadName { namespace: namespace.clone(), name: name.clone() };
+        let listed = workloads.workloads.get(&plain).and_then(|listed| listed.uid.as_ref());
+        match (uid, listed) {
+            (Some(own), Some(listed)) if own != listed => {
+                let short: String = own.chars().take(8).collect();
+                WorkloadName { name: format!("{name}.{short}"), ..plain }
+            }
+            _ => plain,
+        }
     }
 }
 
@@ -100,6 +109,9 @@ impl Attachments {
         if self.0.is_empty() {
             return Ok(joined);
         }
+        if workloads.live {
+            self.displace(&mut joined);
+        }
         let mut owners: BTreeMap<(Segment, IpAddr), BTreeSet<WorkloadName>> = BTreeMap::new();
         let own = |name: &WorkloadName, workload: &Workload, owners: &mut BTreeMap<_, BTreeSet<_>>| {
             for endpoint in &workload.endpoints {
@@ -108,9 +120,9 @@ impl Attachments {
                 }
             }
         };
-        workloads.workloads.iter().for_each(|(name, workload)| own(name, workload, &mut owners));
+        joined.workloads.iter().for_each(|(name, workload)| own(name, workload, &mut owners));
         for attachment in &self.0 {
-            let name = attachment.workload();
+            let name = attachment.workload(workloads);
             let owner =
                 |segment, address| owners.get(&(segment, address))?.iter().find(|owner| **owner != name).cloned();
             let before = joined.workloads.remove(&name);
@@ -133,21 +145,88 @@ impl Attachments {
         name: &WorkloadName,
         owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
     ) -> Result<Option<Workload>, Diagnostics> {
-        let of = self.0.iter().filter(|attachment| attachment.workload() == *name);
-        of.into_iter().try_fold(workloads.workloads.get(name).cloned(), |before, attachment| {
-            join(before, workloads, attachment, node, &owner).map(Some)
-        })
+        let mut of = self.0.iter().filter(|attachment| attachment.workload(workloads) == *name).peekable();
+        let listed =
+            workloads.workloads.get(name).cloned().map(|workload| match workloads.live && of.peek().is_some() {
+                true => Workload { endpoints: Vec::new(), ..workload },
+                false => workload,
+            });
+        of.try_fold(listed, |before, attachment| join(before, workloads, attachment, node, &owner).map(Some))
+    }
+
+    /// Who is here is known from the runtimes: where a cluster gives such an address to somebody else, or others to whom it gives it, that is not so any
+    /// more or not yet.
+    fn displace(&self, workloads: &mut Workloads) {
+        let attached: BTreeSet<WorkloadName> = self.0.iter().map(|known| known.workload(workloads)).collect();
+        let told: BTreeSet<IpAddr> = self.addresses().collect();
+        for (name, workload) in &mut workloads.workloads {
+            if attached.contains(name) {
+                workload.endpoints.clear();
+            } else {
+                leave(workload, &told);
+            }
+        }
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let interfaces = self.0.iter().flat_map(|known| &known.attached.interfaces);
+        interfaces.flat_map(|interface| interface.addresses.iter().copied())
+    }
+
+    /// Addresses of a workload that is attached, each with the overlay in which it is.
+    #[must_use]
+    pub fn addresses_of(&self, workloads: &Workloads, node: &str, name: &WorkloadName) -> Vec<(Segment, IpAddr)> {
+        let of = self.0.iter().filter(|known| known.workload(workloads) == *name);
+        let interfaces = of.flat_map(|known| &known.attached.interfaces);
+        let placed = |interface: &Interface| {
+            let segment = segment_of(segments(workloads, node), &interface.addresses);
+            interface.addresses.iter().map(move |address| (segment, *address)).collect::<Vec<_>>()
+        };
+        interfaces.flat_map(placed).collect()
+    }
+
+    /// What a workload that is not attached has left where a cluster gives it addresses that are attached.
+    #[must_use]
+    pub fn left_of(&self, workloads: &Workloads, name: &WorkloadName) -> Option<Workload> {
+        let attached = || self.0.iter().any(|known| known.workload(workloads) == *name);
+        let mut workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?.clone();
+        leave(&mut workload, &self.addresses().collect());
+        Some(workload)
+    }
+
+    /// Takes over the labels that a cluster gives to those that are attached: they hold as long as the container runs, also when its pod was deleted
+    /// and nobody but the runtime knows of it any more. Whether something is new.
+    pub fn learn(&mut self, workloads: &Workloads) -> bool {
+        let mut new = false;
+        for Attachment { attached, .. } in self.0.iter_mut().filter(|_| workloads.live) {
+            let name = WorkloadName { namespace: attached.namespace.clone(), name: attached.name.clone() };
+            let Some(listed) = workloads.workloads.get(&name) else { continue };
+            if attached.uid.is_some() && attached.uid == listed.uid && attached.labels != listed.labels {
+                attached.labels.clone_from(&listed.labels);
+                new = true;
+            }
+        }
+        new
     }
 
     /// Workloads that others have otherwise: first those of which something went, then those of which something came.
     #[must_use]
-    pub fn differing(&self, others: &Self) -> Vec<WorkloadName> {
+    pub fn differing(&self, others: &Self, workloads: &Workloads) -> Vec<WorkloadName> {
         let less = |some: &Self, than: &Self| -> BTreeSet<WorkloadName> {
-            some.0.iter().filter(|attachment| !than.0.contains(attachment)).map(Attachment::workload).collect()
+            let less = some.0.iter().filter(|attachment| !than.0.contains(attachment));
+            less.map(|attachment| attachment.workload(workloads)).collect()
         };
         let (gone, new) = (less(self, others), less(others, self));
         gone.difference(&new).chain(&new).cloned().collect()
     }
+}
+
+/// Takes addresses away.
+fn leave(workload: &mut Workload, addresses: &BTreeSet<IpAddr>) {
+    for endpoint in &mut workload.endpoints {
+        endpoint.addresses.retain(|address| !addresses.contains(address));
+    }
+    workload.endpoints.retain(|endpoint| !endpoint.addresses.is_empty());
 }
 
 /// What a workload is with one more attachment.
@@ -158,7 +237,7 @@ fn join(
     node: &str,
     owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
 ) -> Result<Workload, Diagnostics> {
-    let name = attachment.workload();
+    let name = attachment.workload(file);
     let Attached { key, labels, interfaces, .. } = &attachment.attached;
     let written = file.workloads.get(&name);
     let refuse = |message: String, help: &str| -> Result<Workload, Diagnostics> {
@@ -169,7 +248,7 @@ fn join(
         };
         Err(error.help(help).into())
     };
-    if let Some(other) = written.filter(|written| written.node != node) {
+    if let Some(other) = written.filter(|written| written.node != node && !file.live) {
         let message = format!("the file says that it runs on node `{}`, not on `{node}`", other.node);
         return refuse(message, "correct its `node`, or give the container another name");
     }
@@ -184,13 +263,13 @@ fn join(
                 return refuse(message, &format!("{ENDPOINT_ADDRESSES} of a family fit; attach it to another network"));
             }
         }
-        let segment = segment(file, node, interface);
+        let segment = segment_of(segments(file, node), &interface.addresses);
         if let Some(owner) = interface.addresses.iter().find_map(|address| owner(segment, *address)) {
             let message = format!("an address of its interface {} belongs to {owner} already", interface.name);
             return refuse(message, "an address has one owner: correct the workloads file, or the runtime's ranges");
         }
     }
-    let listed = written.is_some_and(|written| !written.endpoints.is_empty());
+    let listed = !file.live && written.is_some_and(|written| !written.endpoints.is_empty());
     let mut workload = before.unwrap_or_else(|| Workload {
         place: Place::start(&source(format!("network {}", attachment.network), String::new())),
         labels: labels.clone(),
@@ -200,7 +279,10 @@ fn join(
         endpoints: Vec::new(),
         host: false,
         owner: None,
+        uid: attachment.attached.uid.clone(),
     });
+    // It runs where it runs, whatever is known of it elsewhere yet.
+    node.clone_into(&mut workload.node);
     for interface in interfaces {
         let same = |endpoint: &&mut Endpoint| {
             let of = |addresses: &[IpAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();
@@ -217,7 +299,7 @@ fn join(
                 );
             }
             None => {
-                let segment = segment(file, node, interface);
+                let segment = segment_of(segments(file, node), &interface.addresses);
                 let (addresses, link) = (interface.addresses.clone(), interface.link.clone());
                 workload.endpoints.push(Endpoint { segment, addresses, link, placeholder: false });
             }
@@ -226,11 +308,6 @@ fn join(
     Ok(workload)
 }
 
-/// The overlay in whose prefixes of this node the interface has its addresses; 0 for none.
-fn segment(file: &Workloads, node: &str, interface: &Interface) -> Segment {
-    let segments = file.nodes.get(node).map(|node| node.segments.as_slice()).unwrap_or_default();
-    let holds = |prefixes: &BTreeSet<ipnetwork::IpNetwork>| {
-        interface.addresses.iter().any(|address| prefixes.iter().any(|prefix| prefix.contains(*address)))
-    };
-    segments.iter().find(|segment| holds(&segment.prefixes)).map_or(0, |segment| segment.vni)
+fn segments<'a>(file: &'a Workloads, node: &str) -> &'a [NodeSegment] {
+    file.nodes.get(node).map(|node| node.segments.as_slice()).unwrap_or_default()
 }

@@ -13,13 +13,13 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_dataplane::cni::protocol::{Answer, MAX_BYTES, Reply, Request, VERSION};
+use bulkhead_dataplane::cni::protocol::{Answer, Ask, MAX_BYTES, Reply, Request, VERSION};
 use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
 };
 
-use crate::{api::server::Socket, control::Control, run::Wake};
+use crate::{api::server::Socket, control::Control, run::Wake, source::Source};
 
 /// Questions at once. A node starts some hundred containers at most at the same time.
 const ASKING: usize = 512;
@@ -28,15 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The socket.
 #[derive(Debug)]
-pub struct Plugins(Socket);
+pub struct Plugins {
+    socket: Socket,
+    source: Arc<dyn Source>,
+}
 
 impl Plugins {
-    /// Binds it; its directory is made if it is missing.
+    /// Binds it; its directory is made if it is missing. The source is asked who a container is that is about to start.
     ///
     /// # Errors
     /// As [`Socket::bind`].
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        Socket::bind(path, None).map(Self)
+    pub fn bind(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
+        Ok(Self { socket: Socket::bind(path, None)?, source })
     }
 
     /// Serves from a thread of its own, until the agent ends.
@@ -44,9 +47,10 @@ impl Plugins {
     /// # Errors
     /// No thread or descriptor is left.
     pub fn serve(&self, waker: Sender<Wake>) -> io::Result<()> {
-        let listener = self.0.listener()?;
+        let listener = self.socket.listener()?;
         listener.set_nonblocking(false)?;
-        let desk = Arc::new(Desk { waker, waiting: Mutex::default(), asking: AtomicUsize::new(0) });
+        let source = Arc::clone(&self.source);
+        let desk = Arc::new(Desk { waker, source, waiting: Mutex::default(), asking: AtomicUsize::new(0) });
         thread::Builder::new().name("cni".to_owned()).spawn(move || accept(&listener, &desk)).map(drop)
     }
 }
@@ -54,12 +58,20 @@ impl Plugins {
 /// Where questions wait for the agent: it takes all that are there at once.
 struct Desk {
     waker: Sender<Wake>,
+    source: Arc<dyn Source>,
     waiting: Mutex<Vec<(Request, Sender<Answer>)>>,
     asking: AtomicUsize,
 }
 
 impl Desk {
     fn ask(self: &Arc<Self>, request: Request) -> Option<Answer> {
+        if let Ask::Add(attached) = &request.ask
+            && let Err(why) = self.source.complete(attached)
+        {
+            let message = format!("who container {} is could not be found out: {why}", attached.key.container);
+            let remedy = "the runtime tries again; the agent's log and `bulkhead status` say more".to_owned();
+            return Some(Answer::Refused { message, remedy });
+        }
         let (reply, answer) = mpsc::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((request, reply));
         let desk = Arc::clone(self);

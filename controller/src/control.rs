@@ -44,7 +44,11 @@ impl Fingerprint {
         Self {
             revision,
             policies: policies.map(Iterator::collect).unwrap_or_default(),
-            workloads: of(&files.workloads.1),
+            workloads: files
+                .workloads
+                .1
+                .as_ref()
+                .map_or_else(|_| "unreadable".to_owned(), |listing| digest(listing.text())),
             // Plain data: nothing of it can fail.
             network: digest(&serde_json::to_string(discovered).unwrap_or_default()),
         }
@@ -190,6 +194,8 @@ pub struct Report {
     pub failed: String,
     /// Why the database could not be written; empty when it can.
     pub unstored: String,
+    /// Why the source of policies and workloads cannot be followed; empty when it can.
+    pub behind: String,
     /// What waits to be confirmed.
     pub pending: Option<Pending>,
     /// Files that were rolled back.

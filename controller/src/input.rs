@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -12,11 +13,14 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, source},
     model::Model,
     policy::{self, Policy},
-    workloads,
+    workloads::{self, Workloads},
 };
 
 /// Longest file that is read; nobody writes a policy of this size by hand.
 const MAX_BYTES: u64 = 4 << 20;
+
+/// What stands for the name of a workloads file where a cluster describes workloads.
+pub const LIVE: &str = "(cluster)";
 
 /// Where to read.
 #[derive(Clone, Debug)]
@@ -27,22 +31,63 @@ pub struct Locations {
     pub workloads: PathBuf,
 }
 
-/// Files as they are: the text of each, or why it cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What describes workloads.
+#[derive(Clone, Debug)]
+pub enum Listing {
+    /// The text of a workloads file.
+    Text(String),
+    /// A cluster, which is no part of a revision: it is as it is.
+    Live(Arc<Workloads>),
+}
+
+impl Listing {
+    /// The text; of a cluster none.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Live(_) => "",
+        }
+    }
+}
+
+impl PartialEq for Listing {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Text(a), Self::Text(b)) => a == b,
+            // It is put together anew when something has changed, and not otherwise.
+            (Self::Live(a), Self::Live(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// What a source says: policies as texts, each of which may be unreadable, and workloads.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Files {
     /// Policy files by name; an error when their directory cannot be read.
     pub policies: Result<BTreeMap<String, Result<String, Diagnostic>>, Diagnostic>,
-    /// Name and text of the workloads file.
-    pub workloads: (String, Result<String, Diagnostic>),
+    /// Name of the workloads file, and what it says.
+    pub workloads: (String, Result<Listing, Diagnostic>),
 }
 
 impl Files {
+    /// Texts that were used, over workloads as they are now where those are a cluster's.
+    #[must_use]
+    pub fn again(inputs: Inputs, now: &Self) -> Self {
+        let then = Self::from(inputs);
+        match &now.workloads.1 {
+            Ok(Listing::Live(_)) => Self { workloads: now.workloads.clone(), ..then },
+            _ => then,
+        }
+    }
+
     /// Reads all of them.
     #[must_use]
     pub fn read(locations: &Locations) -> Self {
         Self {
             policies: policies(&locations.policies),
-            workloads: (file_name(&locations.workloads), read(&locations.workloads)),
+            workloads: (file_name(&locations.workloads), read(&locations.workloads).map(Listing::Text)),
         }
     }
 }
@@ -52,7 +97,7 @@ impl From<Inputs> for Files {
         let (name, text) = inputs.workloads;
         Self {
             policies: Ok(inputs.policies.into_iter().map(|(name, text)| (name, Ok(text))).collect()),
-            workloads: (name, Ok(text)),
+            workloads: (name, Ok(Listing::Text(text))),
         }
     }
 }
@@ -83,6 +128,10 @@ impl Inputs {
                 file.iter_mut().for_each(Policy::walls_only);
             }
             policies.extend(file);
+        }
+        if self.workloads.0 == LIVE {
+            let message = "the workloads of this revision were a cluster's, and nothing of them was stored";
+            return Err(Diagnostic::nowhere(message).help("ask the agent: without `--offline`").into());
         }
         let workloads = found.take(workloads::parse(&source(&self.workloads.0, &self.workloads.1)));
         match workloads {

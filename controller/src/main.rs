@@ -15,6 +15,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -24,12 +25,14 @@ use bulkhead_controller::{
     agent::{Agent, Settings, StartError},
     api::{identity::Appliers, server::Socket},
     bypass,
+    cluster::Cluster,
     cni::Plugins,
     confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     run::{Api, Life, Stopper},
     show,
+    source::Source,
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
@@ -142,6 +145,8 @@ enum Command {
     Detach(DetachArgs),
 }
 
+/// How often it is said what a start waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 const STATE: &str = "/var/lib/bulkhead";
 const SOCKET: &str = "/run/bulkhead/api.sock";
@@ -163,14 +168,20 @@ fn user(text: &str) -> Result<u32, String> {
 
 #[derive(Args)]
 struct AgentArgs {
-    /// Directory of policies: every *.yaml and *.yml in it.
-    #[arg(long)]
-    policies: PathBuf,
-    /// The workloads file, outside of the directory of policies.
-    #[arg(long)]
-    workloads: PathBuf,
-    /// Name of this node in the workloads file.
-    #[arg(long)]
+    /// Who says which workloads and policies there are.
+    #[arg(long, value_enum, default_value_t)]
+    source: From,
+    /// Directory of policies: every *.yaml and *.yml in it. With the source `file`.
+    #[arg(long, required_if_eq("source", "file"), conflicts_with = "kubeconfig")]
+    policies: Option<PathBuf>,
+    /// The workloads file, outside of the directory of policies. With the source `file`.
+    #[arg(long, required_if_eq("source", "file"), conflicts_with = "kubeconfig")]
+    workloads: Option<PathBuf>,
+    /// Where the API server is and who asks it, with the source `kubernetes`; without it, what the service account of a pod says.
+    #[arg(long, value_name = "PATH")]
+    kubeconfig: Option<PathBuf>,
+    /// Name of this node in the workloads file, or in the cluster.
+    #[arg(long, env = "NODE_NAME")]
     node: String,
     /// Directory on a bpffs, made if it is missing.
     #[arg(long, default_value = PINS)]
@@ -260,6 +271,16 @@ struct DetachArgs {
     state: PathBuf,
 }
 
+/// Where workloads and policies come from.
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum From {
+    /// A workloads file and a directory of policies.
+    #[default]
+    File,
+    /// The API server of the cluster.
+    Kubernetes,
+}
+
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum Xdp {
     /// TC alone.
@@ -271,7 +292,7 @@ enum Xdp {
     Native,
 }
 
-impl From<Xdp> for XdpMode {
+impl std::convert::From<Xdp> for XdpMode {
     fn from(xdp: Xdp) -> Self {
         match xdp {
             Xdp::Off => Self::Off,
@@ -402,7 +423,17 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         .wrap_err("the agent does not start; what is in force stays as it is")?;
     tracing::info!("{confined}");
 
-    let locations = Locations { policies: args.policies.clone(), workloads: args.workloads.clone() };
+    let cluster = match args.source {
+        From::File => None,
+        From::Kubernetes => Some(Arc::new(Cluster::follow(args.kubeconfig.as_deref()).into_diagnostic()?)),
+    };
+    let source: Arc<dyn Source> = match &cluster {
+        Some(cluster) => Arc::<Cluster>::clone(cluster),
+        None => Arc::new(Locations {
+            policies: args.policies.clone().unwrap_or_default(),
+            workloads: args.workloads.clone().unwrap_or_default(),
+        }),
+    };
     let refused = || format!("metrics cannot be served at {}; another agent may run here", args.metrics);
     let life = Life::new(Some(args.metrics)).into_diagnostic().wrap_err_with(refused)?;
     let refused = || format!("the API cannot be served at {}", args.socket.display());
@@ -410,7 +441,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let appliers = Appliers(args.apply_uid.iter().copied().collect());
     let life = life.api(Api { socket, appliers, state: args.state.clone() });
     let refused = || format!("CNI plugins cannot be served at {}", args.cni_socket.display());
-    let plugins = Plugins::bind(&args.cni_socket).into_diagnostic().wrap_err_with(refused)?;
+    let plugins = Plugins::bind(&args.cni_socket, Arc::clone(&source)).into_diagnostic().wrap_err_with(refused)?;
     let life = life.plugins(plugins);
     end_on_signals(life.stopper())?;
 
@@ -418,13 +449,16 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let options = options.gate(args.gate.clone());
     let node = KernelNode::open(options).into_diagnostic()?;
     let settings = Settings {
-        locations: locations.clone(),
+        source: Arc::clone(&source),
         node: args.node.clone(),
         state: args.state.clone(),
         observe: args.observe,
         cni: Some(args.cni_socket.clone()),
         scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect() },
     };
+    if let Some(cluster) = &cluster {
+        wait_for(cluster);
+    }
     let mut agent = match Agent::start(node, settings) {
         Ok(agent) => agent,
         Err(StartError::Input(found)) => return Ok(Err(found)),
@@ -436,7 +470,16 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     if let Some(address) = life.address() {
         tracing::info!("metrics at http://{address}/metrics, the API at {}", args.socket.display());
     }
-    life.run(&mut agent, &locations).into_diagnostic().map(Ok)
+    life.run(&mut agent, &*source).into_diagnostic().map(Ok)
+}
+
+/// Nothing is changed before all of a cluster is known: what is in force stays.
+fn wait_for(cluster: &Cluster) {
+    let mut waited = Duration::ZERO;
+    while !cluster.wait(PATIENCE) {
+        waited += PATIENCE;
+        tracing::warn!("what is in force stays as it is, for {} s already: {}", waited.as_secs(), cluster.missing());
+    }
 }
 
 /// Signals end the agent between two steps of its work, never within one.

@@ -287,6 +287,8 @@ pub struct Health {
     pub strangers: usize,
     /// How much was compiled how often.
     pub compiles: Compiles,
+    /// The source of policies and workloads cannot be followed.
+    pub behind: bool,
 }
 
 /// How often what shall be enforced was compiled, by how much of it.
@@ -347,6 +349,8 @@ pub fn render(
     };
     let strangers = "Links of the node's networks behind which somebody runs whom nobody knows; they are shut on the bridges that the agent keeps.";
     gauge("bulkhead_links_unknown", strangers, health.strangers as u64)?;
+    let behind = "1 while the source of policies and workloads cannot be followed; what it said last is in force.";
+    gauge("bulkhead_source_behind", behind, health.behind.into())?;
     gauge("bulkhead_revision", "Number of the revision in force.", health.revision)?;
     gauge(
         "bulkhead_policy_error",

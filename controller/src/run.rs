@@ -3,21 +3,11 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread,
     time::{Duration, Instant},
 };
-
-use bulkhead_dataplane::{
-    network::LinkWatch,
-    node::{Node, NodeError},
-};
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
-};
-use notify::{RecursiveMode, Watcher as _};
 
 use crate::{
     agent::Agent,
@@ -29,12 +19,19 @@ use crate::{
     },
     cni::Plugins,
     control::Control,
-    input::Locations,
-    watch::watcher,
+    source::Source,
+};
+use bulkhead_dataplane::{
+    network::LinkWatch,
+    node::{Node, NodeError},
+};
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
 
-/// Quiet time after a change before it is read: editors and tools write in several steps.
-const QUIET: Duration = Duration::from_millis(100);
+/// Changes of links come in swarms.
+const SWARM: Duration = Duration::from_millis(100);
 /// Longest wait for quiet.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Files and the node's network are looked at this often even if nobody says that they changed.
@@ -51,7 +48,7 @@ pub type Ask = Box<dyn FnOnce(&mut dyn Control) + Send>;
 
 /// What wakes the agent.
 pub enum Wake {
-    /// A file may have changed.
+    /// The source may say something else.
     Changed,
     /// A link came or changed.
     Linked,
@@ -156,10 +153,13 @@ impl Life {
     ///
     /// # Errors
     /// The server cannot be started, or it died.
-    pub fn run<N: Node>(self, agent: &mut Agent<N>, locations: &Locations) -> io::Result<()> {
+    pub fn run<N: Node>(self, agent: &mut Agent<N>, source: &dyn Source) -> io::Result<()> {
         let handle = self.handle();
         let Self { wake, waker, server, api, plugins } = self;
-        let _watcher = watch(locations, waker.clone());
+        let heard = waker.clone();
+        // When nobody listens the agent has stopped.
+        let _watch = source.watch(Box::new(move || _ = heard.send(Wake::Changed)));
+        let quiet = source.quiet();
         watch_clock(waker.clone());
         watch_links(waker.clone());
         serve(server, api.as_ref(), &handle)?;
@@ -180,7 +180,7 @@ impl Life {
                 Ok(Wake::Changed) => {
                     let now = Instant::now();
                     let first = changed.map_or(now, |(first, _)| first);
-                    changed = Some((first, (now + QUIET).min(first + PATIENCE)));
+                    changed = Some((first, (now + quiet).min(first + PATIENCE)));
                     // Changes without end do not starve what is due.
                     if now < first + PATIENCE {
                         continue;
@@ -188,9 +188,9 @@ impl Life {
                 }
                 // Then on to what is due: questions without end must not keep a policy from being applied.
                 Ok(Wake::Ask(ask)) => ask(agent),
-                // Changes of links come in swarms. The first one says when.
+                // The first one says when.
                 Ok(Wake::Linked) => {
-                    let soon = Instant::now() + QUIET;
+                    let soon = Instant::now() + SWARM;
                     linked = Some(linked.map_or(soon, |linked| linked.min(soon)));
                 }
                 Ok(Wake::ClockStepped) => agent.clock_stepped(),
@@ -226,21 +226,6 @@ fn account_now<N: Node>(agent: &mut Agent<N>) {
     if let Err(error) = agent.account() {
         tracing::warn!("what was counted cannot be read: {error}");
     }
-}
-
-/// Watches the directories in which the files are: a file that is replaced is another one. What cannot be watched is looked at all the same.
-fn watch(locations: &Locations, waker: Sender<Wake>) -> Option<notify::RecommendedWatcher> {
-    let heard = move || {
-        // When nobody listens the agent has stopped.
-        let _ = waker.send(Wake::Changed);
-    };
-    let watched = watcher(heard).and_then(|mut watcher| {
-        for directory in [&locations.policies, &parent(&locations.workloads)] {
-            watcher.watch(directory, RecursiveMode::NonRecursive)?;
-        }
-        Ok(watcher)
-    });
-    watched.inspect_err(|error| tracing::warn!("changes are seen within {} s only: {error}", REFRESH.as_secs())).ok()
 }
 
 /// Wakes the agent after each step of the wall clock, also that at the end of a suspend: deadlines are in force as jiffies, which know nothing of
@@ -282,13 +267,6 @@ fn step_timer() -> io::Result<TimerFd> {
     let timer = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::TFD_CLOEXEC)?;
     timer.set(never, TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET)?;
     Ok(timer)
-}
-
-fn parent(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }
 
 /// Serves from a thread of its own.

@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
-    input::{Files, Inputs},
+    input::{Files, Inputs, Listing},
     intent::Intent,
     policy::{self, Policy},
     workloads::{self, Workloads},
@@ -140,7 +140,7 @@ struct Version {
 
 enum Content {
     Policy(Vec<Policy>),
-    Workloads(Box<Workloads>),
+    Workloads(Arc<Workloads>),
 }
 
 impl Version {
@@ -149,9 +149,13 @@ impl Version {
         let content = if policy {
             policy::parse(&source).map(Content::Policy)
         } else {
-            workloads::parse(&source).map(Box::new).map(Content::Workloads)
+            workloads::parse(&source).map(Arc::new).map(Content::Workloads)
         };
         Self { source, content }
+    }
+
+    fn live(name: &str, workloads: &Arc<Workloads>) -> Self {
+        Self { source: source(name, ""), content: Ok(Content::Workloads(Arc::clone(workloads))) }
     }
 
     /// Walls of these, and nothing else.
@@ -271,7 +275,11 @@ impl<'a> Mix<'a> {
             .collect();
         let (name, read) = &files.workloads;
         let last = last.map(|last| (last.workloads.0.as_str(), last.workloads.1.as_str()));
-        mix.push(Self::file(name, false, Some(read.as_deref()), last));
+        let mut file = Self::file(name, false, Some(read.as_ref().map(Listing::text)), last);
+        if let Ok(Listing::Live(workloads)) = read {
+            file.written = Some(Version::live(name, workloads));
+        }
+        mix.push(file);
         Self(mix)
     }
 

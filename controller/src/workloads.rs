@@ -61,6 +61,8 @@ pub struct Workloads {
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Service addresses, by the name of the service. (A service that an Intent lists may be called the same and be another.)
     pub frontends: BTreeMap<ServiceName, Frontend>,
+    /// They are those of a cluster that is watched, and not somebody's word: they come and go, and what runtimes tell of this node goes before.
+    pub live: bool,
 }
 
 /// A node.
@@ -123,6 +125,17 @@ pub struct Workload {
     pub host: bool,
     /// Who made it and others like it; a lone pod is its own. `None` where nobody says of what kind it is.
     pub owner: Option<Owner>,
+    /// Unique id, where it has one: another of the same name is another workload.
+    pub uid: Option<String>,
+}
+
+/// The overlay in whose prefixes of a node some address is; 0 for none.
+#[must_use]
+pub fn segment_of(segments: &[NodeSegment], addresses: &[IpAddr]) -> Segment {
+    let holds = |segment: &&NodeSegment| {
+        addresses.iter().any(|address| segment.prefixes.iter().any(|net| net.contains(*address)))
+    };
+    segments.iter().find(holds).map_or(0, |segment| segment.vni)
 }
 
 /// What makes workloads of one kind: a Deployment, a StatefulSet, and so on.
@@ -311,7 +324,7 @@ impl Reader<'_> {
         }
         let namespaces = self.namespaces(&document.namespaces);
         let frontends = self.frontends(&document.services, &nodes, &workloads);
-        Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends }
+        Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false }
     }
 
     fn namespaces(&mut self, written: &[NamespaceFields]) -> BTreeMap<String, BTreeMap<String, String>> {
@@ -418,6 +431,7 @@ impl Reader<'_> {
             endpoints,
             host: false,
             owner: None,
+            uid: None,
         };
         (name, workload)
     }

@@ -55,6 +55,10 @@ const LOG: &str = "the agent's log and `bulkhead status` say more";
 impl<N: Node> Agent<N> {
     /// What CNI plugins ask, all at once: those that come together share one publish.
     pub fn attach(&mut self, requests: &[Request]) -> Vec<Answer> {
+        if self.settings.source.has_news() {
+            // Who it is may be among them.
+            self.read_input();
+        }
         self.compiling.begin();
         let (next, refusals) = self.told(requests);
         let changed = if next == self.attachments {
@@ -120,7 +124,13 @@ impl<N: Node> Agent<N> {
         let (discovered, now) = (&self.discovered, self.compiled);
         self.compiling.together(|compiling| {
             compiling.renew(discovered, now)?;
-            for name in before.differing(after) {
+            for name in before.differing(after, listed) {
+                for (segment, address) in after.addresses_of(listed, node, &name) {
+                    let Some(other) = compiling.owner(&name, segment, address) else { continue };
+                    if let Some(left) = after.left_of(listed, &other) {
+                        compiling.put(&other, Some(&left))?;
+                    }
+                }
                 let owner = |segment, address| compiling.owner(&name, segment, address);
                 let workload = after.joined(listed, node, &name, owner)?;
                 compiling.put(&name, workload.as_ref())?;

@@ -174,7 +174,7 @@ impl<N: Node> Agent<N> {
 
 impl<N: Node> Control for Agent<N> {
     fn basis(&mut self) -> Basis {
-        self.basis_of(Files::read(&self.settings.locations))
+        self.basis_of(self.settings.source.read())
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
@@ -238,6 +238,7 @@ impl<N: Node> Control for Agent<N> {
             refused: self.refused.clone(),
             failed: self.failed.clone(),
             unstored: self.unstored.clone(),
+            behind: self.behind.clone(),
             pending: self.pending.clone(),
             held: self.overlay.held.keys().cloned().collect(),
             lost,

@@ -530,6 +530,9 @@ fn troubles(report: &Report) -> Vec<String> {
     if !report.refused.is_empty() {
         add(format!("not all input is used:\n{}", report.refused));
     }
+    if !report.behind.is_empty() {
+        add(format!("what is in force may be behind its source: {}", report.behind));
+    }
     if !report.unstored.is_empty() {
         add(format!("the database cannot be written: {}", report.unstored));
     }

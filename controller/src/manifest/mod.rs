@@ -13,8 +13,11 @@ mod selectors;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-pub(crate) use self::network_policy::Wall;
 use self::objects::{Known, Objects};
+pub(crate) use self::{
+    network_policy::Wall,
+    objects::{Seen, live},
+};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Severity, Source},
     policy::Policy,
@@ -93,6 +96,20 @@ impl Manifests {
         });
         self.objects.workloads(namespaces)
     }
+}
+
+/// Reads an object that is no policy, `None` where nothing comes of it. `source` names it; what is read of it does not keep its text.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn see(source: &Arc<Source>, object: serde_json::Value) -> Result<Option<Seen>, Diagnostics> {
+    let item = tree::nowhere(Value::of_json(object));
+    let mut file = File::default();
+    file.object(Node::new(source, &item), None);
+    if file.found.0.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+        return Err(file.found);
+    }
+    Ok(file.objects.into_one())
 }
 
 /// Reads an object whose kind is that of a policy; `None` for other kinds.

@@ -1,5 +1,6 @@
 //! Objects that are no policies: namespaces, pods and what makes them, services, nodes.
 
+mod flannel;
 mod join;
 mod owners;
 mod pods;
@@ -7,6 +8,7 @@ mod services;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+pub(crate) use self::join::live;
 use self::{
     pods::{Controller, Pod},
     services::{Service, Slice},
@@ -14,12 +16,14 @@ use self::{
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
-    workloads::Owner,
+    workloads::{NodeSegment, Owner},
     yaml::tree::{Fields, Node},
 };
 
 /// Namespace of an object that says none.
 const DEFAULT_NAMESPACE: &str = "default";
+/// Annotation of a pod that the kubelet runs from a file: its unique id there, which is the one that CNI plugins are told.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Label of every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
@@ -118,17 +122,33 @@ impl Objects {
         self.0.iter().find_map(|object| object.metadata().map(|metadata| &metadata.place))
     }
 
+    /// The last one, `None` where nothing comes of any.
+    pub(super) fn into_one(mut self) -> Option<Seen> {
+        self.0.pop().map(Seen)
+    }
+
     /// Adds those of another file.
     pub(super) fn append(&mut self, other: &mut Self) {
         self.0.append(&mut other.0);
     }
 }
 
+/// An object of a cluster, reduced to what is read of it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Seen(Object);
+
+impl Seen {
+    /// Whether it is the pod with this unique id, and has not ended.
+    pub(crate) fn is_pod(&self, uid: &str) -> bool {
+        matches!(&self.0, Object::Pod(pod) if pod.metadata.uid.as_deref() == Some(uid) && !pod.finished)
+    }
+}
+
 /// An object as far as it is read.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Object {
     Namespace(Metadata),
-    Node(Metadata, BTreeSet<IpAddr>),
+    Node(Metadata, Machine),
     Pod(Pod),
     Controller(Controller),
     Service(Service),
@@ -149,8 +169,16 @@ impl Object {
     }
 }
 
+/// What is read of a node.
+#[derive(Debug, Default, PartialEq)]
+struct Machine {
+    addresses: BTreeSet<IpAddr>,
+    /// Overlays of flannel's of which it is a member.
+    segments: Vec<NodeSegment>,
+}
+
 /// What names an object.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Metadata {
     kind: &'static str,
     /// Where its name stands.
@@ -160,6 +188,10 @@ struct Metadata {
     name: String,
     labels: Labels,
     owner: Option<Owner>,
+    /// Unique id; of what the API server only mirrors, that of the original.
+    uid: Option<String>,
+    /// When it was made: RFC 3339 in UTC with whole seconds, so that texts sort as times do. Empty where nobody says.
+    created: String,
 }
 
 impl Metadata {
@@ -178,8 +210,9 @@ fn read(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option
     match kind.what {
         What::Namespace => metadata.map(Object::Namespace),
         What::Node => {
-            let addresses = node_addresses(object, found);
-            Some(Object::Node(metadata?, addresses))
+            let mut machine = Machine { addresses: node_addresses(object, found), segments: Vec::new() };
+            flannel::read(object, &mut machine, found);
+            Some(Object::Node(metadata?, machine))
         }
         What::Pod => pods::pod(metadata, object, found).map(Object::Pod),
         What::Controller => pods::controller(kind.name, metadata, object, found).map(Object::Controller),
@@ -200,6 +233,10 @@ fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Op
     };
     let labels = fields.get("labels").map(|labels| labels.texts(found)).unwrap_or_default();
     let owner = owner(&mut fields, found);
+    let created = fields.get("creationTimestamp").and_then(|time| time.text(found)).unwrap_or_default();
+    let own = fields.get("uid").and_then(|uid| uid.text(found));
+    let annotations = fields.get("annotations").map(|annotations| annotations.texts(found)).unwrap_or_default();
+    let uid = annotations.get(MIRROR).map(String::as_str).or(own).map(str::to_owned);
     Some(Metadata {
         kind: kind.name,
         place: written?.place(),
@@ -207,6 +244,8 @@ fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Op
         name: name?.to_owned(),
         labels,
         owner,
+        uid,
+        created: created.to_owned(),
     })
 }
 

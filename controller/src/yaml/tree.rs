@@ -8,7 +8,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::Spanned;
+use serde_saphyr::{Location, Spanned};
 
 use super::at;
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, Severity, Source, suggest};
@@ -42,6 +42,26 @@ impl Value {
         }
     }
 
+    /// A value that stands in no file, and has no place.
+    pub(crate) fn of_json(json: serde_json::Value) -> Self {
+        match json {
+            serde_json::Value::Null => Self::Null,
+            serde_json::Value::Bool(value) => Self::Bool(value),
+            serde_json::Value::Number(number) => match number.as_i64() {
+                Some(integer) => Self::Integer(integer),
+                None => Self::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Self::Text(text),
+            serde_json::Value::Array(items) => {
+                Self::List(items.into_iter().map(|item| nowhere(Self::of_json(item))).collect())
+            }
+            serde_json::Value::Object(entries) => {
+                let entry = |(key, value)| (nowhere(key), nowhere(Self::of_json(value)));
+                Self::Mapping(entries.into_iter().map(entry).collect())
+            }
+        }
+    }
+
     /// The same without places.
     pub(crate) fn json(&self) -> serde_json::Value {
         match self {
@@ -56,6 +76,11 @@ impl Value {
             }
         }
     }
+}
+
+/// A value without a place.
+pub(crate) const fn nowhere<T>(value: T) -> Spanned<T> {
+    Spanned { value, referenced: Location::UNKNOWN, defined: Location::UNKNOWN }
 }
 
 impl<'de> Deserialize<'de> for Value {

@@ -1,7 +1,9 @@
 //! A node in memory with its files, for the agent's tests and those of its API.
 
 use std::{
-    fs, thread,
+    fs,
+    sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -77,7 +79,7 @@ impl Home {
 
     pub(crate) fn settings(&self) -> Settings {
         Settings {
-            locations: self.locations(),
+            source: Arc::new(self.locations()),
             node: "n1".to_owned(),
             state: self.state(),
             observe: false,

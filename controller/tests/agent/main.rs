@@ -9,6 +9,7 @@ mod changes;
 mod deadlines;
 mod home;
 mod life;
+mod live;
 mod metrics;
 mod room;
 mod settle;

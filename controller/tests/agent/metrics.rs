@@ -110,6 +110,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         unenforced: 9,
         strangers: 5,
         compiles: Compiles { whole: 5, changes: 6 },
+        behind: true,
     };
     let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
     for (metric, labels, expected) in [
@@ -123,6 +124,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_table_limit", vec!["table=\"LISTS\""], 10),
         ("bulkhead_revision", vec![], 4),
         ("bulkhead_policy_error", vec![], 1),
+        ("bulkhead_source_behind", vec![], 1),
         ("bulkhead_publish_error", vec![], 1),
         ("bulkhead_endpoints_unguarded", vec![], 2),
         ("bulkhead_mark_conflicts", vec![], 3),

@@ -2,7 +2,7 @@
 
 use bulkhead_controller::{
     diagnostic::{Diagnostic, Diagnostics},
-    input::{Files, Inputs},
+    input::{Files, Inputs, Listing},
     model::Model,
     settle::{Settled, settle},
 };
@@ -364,7 +364,7 @@ fn what_cannot_be_read_is_bad() {
 
     // Without their directory policies are as they were; workloads go on.
     let more = WORKLOADS.replace("db-1", "db-2");
-    let files = Files { policies: Err(error()), workloads: ("w.yaml".to_owned(), Ok(more.clone())) };
+    let files = Files { policies: Err(error()), workloads: ("w.yaml".to_owned(), Ok(Listing::Text(more.clone()))) };
     let settled = build(&files);
     assert_eq!(settled.inputs, inputs(&[("shop.yaml", INTENT), ("w.yaml", &more)]));
     assert_eq!(settled.refused, error().into());

@@ -62,6 +62,7 @@ fn agent() -> StatusBody {
         refused: String::new(),
         failed: String::new(),
         unstored: String::new(),
+        behind: String::new(),
         pending: None,
         held: Vec::new(),
         lost: 0,

@@ -289,6 +289,7 @@ pub(crate) fn workload(node: &str, app: &str, addresses: &[&str], link: &str) ->
         endpoints: vec![endpoint(addresses)],
         host: false,
         owner: None,
+        uid: None,
     }
 }
 
@@ -397,6 +398,7 @@ fn some_workload() -> impl Strategy<Value = Workload> {
                 endpoints,
                 host,
                 owner: None,
+                uid: None,
             }
         })
 }

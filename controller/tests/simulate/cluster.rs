@@ -93,6 +93,7 @@ fn workload(number: u8) -> impl Strategy<Value = (WorkloadName, Workload)> {
             endpoints: vec![endpoint],
             host: false,
             owner: None,
+            uid: None,
         };
         (name, workload)
     })

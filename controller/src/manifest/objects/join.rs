@@ -8,7 +8,7 @@ use std::{
 use bulkhead_ebpf::abi::Mode;
 
 use super::{
-    KINDS, Metadata, NAMESPACE_NAME, Object, Objects,
+    KINDS, Metadata, NAMESPACE_NAME, Object, Objects, Seen,
     owners::{Owners, owner},
     pods::{Pod, Template},
     services::{Service, ServicePort, Slice},
@@ -20,6 +20,7 @@ use crate::{
     ports::Transport,
     workloads::{
         Endpoint, Frontend, FrontendPort, Node, Owner, SERVICE_LABEL, Target, Workload, WorkloadName, Workloads,
+        segment_of,
     },
 };
 
@@ -27,6 +28,8 @@ use crate::{
 const UNSCHEDULED: &str = "(unscheduled)";
 /// The better one of the labels that name a service.
 const APP_NAME: &str = "app.kubernetes.io/name";
+/// Label that names the service of a workload of a cluster, beside those that it has. No object of Kubernetes can have one that is called so.
+const SERVICE_OF: &str = "@service";
 /// Namespace of the cluster's own DNS, and its name there: that of its service or the value of its label.
 const SYSTEM_NAMESPACE: &str = "kube-system";
 const DNS: &str = "kube-dns";
@@ -42,15 +45,7 @@ impl Objects {
     ) -> Result<Workloads, Diagnostics> {
         let mut found = Diagnostics::default();
         let objects = without_twins(&self.0, &mut found);
-        let mut join = Join {
-            owners: Owners::new(&objects),
-            objects,
-            found,
-            nodes: BTreeMap::new(),
-            workloads: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            addresses: BTreeMap::new(),
-        };
+        let mut join = Join::new(objects, found, false);
         join.nodes();
         join.pods();
         join.controllers();
@@ -59,12 +54,30 @@ impl Objects {
         join.make_up_addresses(&frontends);
         let Join { found, nodes, workloads, .. } = join;
         let service_label = service_label(&workloads);
-        found.or(Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends })
+        found.or(Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false })
     }
+}
+
+/// Puts together what runs in a cluster (`namespaces` are those of policies), by what its API server says of it at a moment at which things come and go: nothing is made up, and where two
+/// have one address the newer one has it. What else does not fit is told beside it.
+pub(crate) fn live<'a>(objects: Vec<&'a Seen>, namespaces: impl Iterator<Item = &'a str>) -> (Workloads, Diagnostics) {
+    let objects = objects.into_iter().map(|Seen(object)| object).collect();
+    let mut join = Join::new(objects, Diagnostics::default(), true);
+    join.nodes();
+    join.pods();
+    let namespaces = join.namespaces(namespaces);
+    let (frontends, resolvers) = join.services();
+    join.name_services();
+    join.place_in_overlays();
+    let Join { found, nodes, workloads, .. } = join;
+    let service_label = SERVICE_OF.to_owned();
+    (Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: true }, found)
 }
 
 /// Objects while they are put together.
 struct Join<'a> {
+    /// They are of a cluster as it is now, and not as somebody wrote it.
+    live: bool,
     objects: Vec<&'a Object>,
     owners: Owners<'a>,
     found: Diagnostics,
@@ -77,14 +90,27 @@ struct Join<'a> {
 }
 
 impl<'a> Join<'a> {
+    fn new(objects: Vec<&'a Object>, found: Diagnostics, live: bool) -> Self {
+        Self {
+            live,
+            owners: Owners::new(&objects),
+            objects,
+            found,
+            nodes: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+        }
+    }
+
     fn nodes(&mut self) {
         for object in &self.objects {
-            let Object::Node(metadata, addresses) = object else { continue };
+            let Object::Node(metadata, machine) = object else { continue };
             let node = Node {
                 place: metadata.place.clone(),
                 labels: metadata.labels.clone(),
-                addresses: addresses.clone(),
-                segments: Vec::new(),
+                addresses: machine.addresses.clone(),
+                segments: if self.live { machine.segments.clone() } else { Vec::new() },
             };
             self.nodes.insert(metadata.name.clone(), node);
         }
@@ -103,9 +129,16 @@ impl<'a> Join<'a> {
 
     /// Pods that are alive, each a workload.
     fn pods(&mut self) {
-        for pod in pods(&self.objects).into_iter().filter(|pod| !pod.finished) {
+        let live = self.live;
+        let mut alive: Vec<_> = pods(&self.objects).into_iter().filter(|pod| !pod.finished).collect();
+        if live {
+            // One that waits for a node is nobody's peer yet.
+            alive.retain(|pod| pod.template.node.is_some());
+            alive.sort_by(|a, b| b.metadata.created.cmp(&a.metadata.created));
+        }
+        for pod in alive {
             let node = self.node(&pod.metadata, &pod.template);
-            if pod.template.node.is_some() {
+            if pod.template.node.is_some() && !live {
                 node.addresses.extend(&pod.node_addresses);
             }
             let above = self.owners.of(&pod.metadata, &pod.template.labels);
@@ -123,17 +156,22 @@ impl<'a> Join<'a> {
         if pod.addresses.is_empty() {
             return;
         }
+        let mut addresses = Vec::new();
         for (&address, place) in &pod.addresses {
             if let Some((owner, first)) = self.addresses.get(&address) {
+                if self.live {
+                    // It ended, or is about to, and its address was given again before the API server was told.
+                    continue;
+                }
                 let message = format!("{address} of pod `{name}` belongs to pod `{owner}` already");
                 let error = Diagnostic::error(place, message).note(first, "given here");
                 self.found.push(error.help("an address has one owner: leave out the pod that is gone"));
             } else {
                 self.addresses.insert(address, (name.clone(), place.clone()));
             }
+            addresses.push(address);
         }
-        let addresses = pod.addresses.keys().copied().collect();
-        if let Some(workload) = self.workloads.get_mut(name) {
+        if let Some(workload) = self.workloads.get_mut(name).filter(|_| !addresses.is_empty()) {
             workload.endpoints.push(Endpoint { segment: 0, addresses, link: String::new(), placeholder: false });
         }
     }
@@ -161,6 +199,7 @@ impl<'a> Join<'a> {
             endpoints: Vec::new(),
             host: template.host,
             owner: Some(owner),
+            uid: metadata.uid.clone(),
         };
         self.workloads.insert(name.clone(), workload);
         name
@@ -200,15 +239,24 @@ impl<'a> Join<'a> {
         let slices = self.slices();
         let nodes: BTreeSet<IpAddr> = self.nodes.values().flat_map(|node| &node.addresses).copied().collect();
         let mut taken = Taken::default();
-        for object in &self.objects {
-            let Object::Service(service) = object else { continue };
+        let services = self.objects.iter().filter_map(|object| match object {
+            Object::Service(service) => Some(service),
+            _ => None,
+        });
+        let mut services: Vec<_> = services.collect();
+        if self.live {
+            // What several say that they have is the oldest one's.
+            services.sort_by(|a, b| a.metadata.created.cmp(&b.metadata.created));
+        }
+        for service in services {
             let Metadata { namespace, name, .. } = &service.metadata;
             let name = ServiceName { namespace: namespace.clone(), name: name.clone() };
             let slices = slices.get(&name).filter(|_| service.selector.is_empty());
             let mut frontend = self.frontend(service, slices.map_or(&[], Vec::as_slice));
             // A load balancer made of nodes has their addresses: who calls one calls the node, where a pod forwards it.
             frontend.addresses.retain(|address| !nodes.contains(address));
-            taken.refuse_shared(service, &frontend, &mut self.found);
+            let shared = taken.refuse_shared(service, &frontend, &mut self.found);
+            frontend.addresses.retain(|address| !shared.contains(address));
             if is_resolver(&service.metadata) {
                 resolvers.extend(&service.cluster);
             }
@@ -281,6 +329,26 @@ impl<'a> Join<'a> {
         }
     }
 
+    /// Names the service of each workload by one label. Which label names services is otherwise decided for all of them, and one pod that comes
+    /// would change it for the others.
+    fn name_services(&mut self) {
+        for workload in self.workloads.values_mut() {
+            let name = workload.labels.get(APP_NAME).or_else(|| workload.labels.get(SERVICE_LABEL)).cloned();
+            workload.labels.extend(name.map(|name| (SERVICE_OF.to_owned(), name)));
+        }
+    }
+
+    /// Puts endpoints into the overlays of their nodes.
+    fn place_in_overlays(&mut self) {
+        let Self { nodes, workloads, .. } = self;
+        for workload in workloads.values_mut() {
+            let segments = nodes.get(&workload.node).map(|node| node.segments.as_slice()).unwrap_or_default();
+            for endpoint in &mut workload.endpoints {
+                endpoint.segment = segment_of(segments, &endpoint.addresses);
+            }
+        }
+    }
+
     /// Gives each workload that has no address one of each family.
     fn make_up_addresses(&mut self, frontends: &BTreeMap<ServiceName, Frontend>) {
         let mut taken: BTreeSet<IpAddr> = self.addresses.keys().copied().collect();
@@ -305,15 +373,21 @@ struct Taken {
 }
 
 impl Taken {
-    /// A port leads to one service: else nobody knows who answers.
-    fn refuse_shared(&mut self, service: &Service, frontend: &Frontend, found: &mut Diagnostics) {
+    /// A port leads to one service: else nobody knows who answers. Addresses that are another's.
+    fn refuse_shared(&mut self, service: &Service, frontend: &Frontend, found: &mut Diagnostics) -> BTreeSet<IpAddr> {
+        let mut others = BTreeSet::new();
         let name = service.metadata.full_name();
         for ServicePort { place, port, .. } in &service.ports {
             let FrontendPort { transport, port: number, node_port, .. } = port;
             let mine = || (name.clone(), place.clone());
             for &address in &frontend.addresses {
-                if let Some(first) = self.ports.insert((address, *transport, *number), mine()) {
-                    found.push(shared(&format!("port {number}/{transport} of {address}"), place, &name, &first));
+                match self.ports.entry((address, *transport, *number)) {
+                    Entry::Vacant(free) => _ = free.insert(mine()),
+                    Entry::Occupied(first) => {
+                        let port = format!("port {number}/{transport} of {address}");
+                        found.push(shared(&port, place, &name, first.get()));
+                        others.insert(address);
+                    }
                 }
             }
             if let Some(node_port) = node_port
@@ -322,6 +396,7 @@ impl Taken {
                 found.push(shared(&format!("nodePort {node_port}/{transport}"), place, &name, &first));
             }
         }
+        others
     }
 }
 
@@ -581,6 +656,110 @@ mod tests {
             service("kube-dns", "shop", "kube-dns", "10.96.0.12"),
         ));
         assert_eq!(addresses(&found.resolvers), ["10.96.0.10", "10.96.0.11"]);
+    }
+
+    /// A cluster as it is at a moment.
+    fn cluster(text: &str) -> (Workloads, Diagnostics) {
+        let seen: Vec<_> = manifests(text).objects.0.into_iter().map(Seen).collect();
+        live(seen.iter().collect(), ["policed"].into_iter())
+    }
+
+    fn running(name: &str, created: &str, rest: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: shop, uid: u-{name}, creationTimestamp: '2026-01-01T00:00:{created}Z', labels: {{ app: web }} }}\n{rest}\n---\n"
+        )
+    }
+
+    #[test]
+    fn an_address_that_was_given_again_is_the_newer_pods() {
+        let pod = |name, created| {
+            running(name, created, "spec: { nodeName: n1 }\nstatus: { phase: Running, podIP: 10.244.1.5 }")
+        };
+        for pods in [[pod("old", "01"), pod("new", "02")], [pod("a-new", "02"), pod("z-old", "01")]] {
+            let (found, notes) = cluster(&pods.concat());
+            assert!(notes.0.is_empty(), "{notes}");
+            let owners = found.workloads.iter().filter(|(_, workload)| !workload.endpoints.is_empty());
+            let owners: Vec<_> = owners.map(|(name, _)| name.name.as_str()).collect();
+            assert!(matches!(owners[..], ["new" | "a-new"]), "{owners:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_up_of_a_cluster() {
+        let (found, _) =
+            cluster(&[running("waits", "01", "spec: {}"), running("starts", "02", "spec: { nodeName: n1 }")].concat());
+        assert_eq!(addresses(found.workloads.keys()), ["shop/starts"], "one without a node is nobody's peer yet");
+        let starts = named(&found, "shop/starts");
+        assert!(starts.endpoints.is_empty() && found.live);
+        assert_eq!(starts.uid.as_deref(), Some("u-starts"));
+        assert!(found.namespaces.contains_key("policed"));
+    }
+
+    #[test]
+    fn pods_are_in_the_overlay_of_their_node() {
+        let node = "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations:\n    flannel.alpha.coreos.com/backend-type: vxlan\n    \
+             flannel.alpha.coreos.com/backend-data: '{\"VNI\":1,\"VtepMAC\":\"f2:00:00:00:00:01\"}'\n    flannel.alpha.coreos.com/public-ip: 192.0.2.1\n    \
+             flannel.alpha.coreos.com/backend-v6-data: '{\"VNI\":1,\"VtepMAC\":\"f2:00:00:00:00:02\"}'\n    flannel.alpha.coreos.com/public-ipv6: 'fd00::1'\n\
+             spec: { podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24, 'fd00:244:0:1::/64'] }\n\
+             status: { addresses: [{ type: InternalIP, address: 192.0.2.1 }] }\n---\n";
+        let status = |ips: &str| format!("spec: {{ nodeName: n1 }}\nstatus: {{ podIPs: [{ips}] }}");
+        let (found, _) = cluster(
+            &[
+                node.to_owned(),
+                running("in", "01", &status("{ ip: 10.244.1.5 }, { ip: 'fd00:244:0:1::5' }")),
+                running("out", "01", &status("{ ip: 10.9.1.5 }")),
+            ]
+            .concat(),
+        );
+        let node = &found.nodes["n1"];
+        assert_eq!(addresses(&node.addresses), ["10.244.1.0", "192.0.2.1", "fd00::1", "fd00:244:0:1::"]);
+        let segments: Vec<_> =
+            node.segments.iter().map(|of| (of.vni, of.vtep.to_string(), addresses(&of.prefixes))).collect();
+        assert_eq!(
+            segments,
+            [
+                (1, "192.0.2.1".to_owned(), vec!["10.244.1.0/24".to_owned()]),
+                (1, "fd00::1".to_owned(), vec!["fd00:244:0:1::/64".to_owned()])
+            ]
+        );
+        assert_eq!(named(&found, "shop/in").endpoints[0].segment, 1);
+        assert_eq!(named(&found, "shop/out").endpoints[0].segment, 0);
+    }
+
+    #[test]
+    fn of_two_services_with_one_address_the_older_one_has_it() {
+        let service = |name: &str, created: &str| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, creationTimestamp: '2026-01-01T00:00:{created}Z' }}\n\
+                 spec: {{ externalIPs: [198.51.100.7], ports: [{{ port: 80 }}] }}\n---\n"
+            )
+        };
+        let (found, notes) = cluster(&[service("a", "02"), service("b", "01")].concat());
+        assert_eq!(notes.0.len(), 1, "{notes}");
+        assert!(frontend(&found, "default/a").addresses.is_empty());
+        assert_eq!(addresses(&frontend(&found, "default/b").addresses), ["198.51.100.7"]);
+    }
+
+    /// One pod that comes must not change how the services of all others are called.
+    #[test]
+    fn each_workload_of_a_cluster_has_the_name_of_its_service() {
+        let pod = |name: &str, labels: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, labels: {{ {labels} }} }}\nspec: {{ nodeName: n1 }}\n---\n"
+            )
+        };
+        let (found, _) =
+            cluster(&[pod("a", "app: a"), pod("b", "app: x, app.kubernetes.io/name: b"), pod("c", "x: c")].concat());
+        let service = |name| named(&found, name).labels.get(&found.service_label).map(String::as_str);
+        assert_eq!(["default/a", "default/b", "default/c"].map(service), [Some("a"), Some("b"), None]);
+    }
+
+    /// The kubelet tells plugins the id of the file's pod, and the API server has another for its image of it.
+    #[test]
+    fn a_mirrored_pod_has_the_id_of_the_original() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: { name: a, uid: image, annotations: { kubernetes.io/config.mirror: original } }\nspec: { nodeName: n1 }\n";
+        let (found, _) = cluster(text);
+        assert_eq!(named(&found, "default/a").uid.as_deref(), Some("original"));
     }
 
     #[test]

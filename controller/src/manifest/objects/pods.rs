@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What a pod and a template of pods have in common.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Template {
     pub(super) labels: Labels,
     /// Node that it says to run on, and where.
@@ -24,7 +24,7 @@ pub(super) struct Template {
 }
 
 /// A pod.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Pod {
     pub(super) metadata: Metadata,
     pub(super) template: Template,
@@ -37,7 +37,7 @@ pub(super) struct Pod {
 }
 
 /// What makes pods from a template.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Controller {
     pub(super) metadata: Metadata,
     pub(super) template: Template,

@@ -16,7 +16,7 @@ use crate::{
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A service.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     /// Its addresses inside the cluster.
@@ -29,7 +29,7 @@ pub(super) struct Service {
 }
 
 /// A port of a service.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct ServicePort {
     /// Where it stands.
     pub(super) place: Place,
@@ -39,7 +39,7 @@ pub(super) struct ServicePort {
 }
 
 /// Some of those that answer for a service.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Slice {
     /// Name of the service, in the namespace of the slice.
     pub(super) service: String,
@@ -49,7 +49,7 @@ pub(super) struct Slice {
 }
 
 /// One that answers.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct SliceEndpoint {
     pub(super) addresses: Vec<IpAddr>,
     /// The pod that it is.

@@ -1,0 +1,225 @@
+//! A Kubernetes cluster as a source: its API server is asked for workloads and policies, and followed.
+//!
+//! Nothing of a cluster is used before every kind was listed in full: half of it would open and close what nobody meant to. From then on what was told
+//! holds until the API server says something else: a watch that breaks, a server that is away or a history that is too old change nothing; a list that
+//! is made anew takes effect when it is complete.
+//!
+//! What is asked of the API server is all there is to know of its objects: see `RULES` for the rights that it needs.
+
+mod kinds;
+mod store;
+mod watch;
+
+use std::{
+    any::Any,
+    fmt, io,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_dataplane::cni::protocol::Attached;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use self::{
+    kinds::{KINDS, PODS},
+    store::Store,
+};
+use crate::{
+    diagnostic::Diagnostics,
+    input::Files,
+    source::{Heard, Source},
+};
+
+/// How long it is waited for a pod that is about to start and is not known yet. The plugin waits no longer than it was told to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one question may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Why a cluster cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Where the API server is, or who one is, is not known.
+    #[error("{0}; inside of a pod its service account says it, elsewhere give --kubeconfig")]
+    Config(String),
+    /// No thread or descriptor is left.
+    #[error("follow the cluster: {0}")]
+    Start(#[from] io::Error),
+}
+
+/// What the watches tell, and who waits for it.
+struct Shared {
+    store: Mutex<Store>,
+    /// Something was told.
+    told: Condvar,
+    heard: Mutex<Option<Heard>>,
+    /// Why each kind cannot be followed; empty for those that can.
+    behind: Mutex<[String; KINDS.len()]>,
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn behind(&self) -> MutexGuard<'_, [String; KINDS.len()]> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is known, and tells whoever wants to know.
+    fn change(&self, change: impl FnOnce(&mut Store) -> bool) {
+        if change(&mut self.store()) {
+            self.told.notify_all();
+            if let Some(heard) = &*self.heard.lock().unwrap_or_else(PoisonError::into_inner) {
+                heard();
+            }
+        }
+    }
+
+    /// What of it cannot be used is said, and nothing else comes of it.
+    fn refuse(found: &Diagnostics) {
+        tracing::error!("an object of the cluster is not used: {found}");
+    }
+}
+
+/// A cluster that is followed.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    runtime: tokio::runtime::Handle,
+    client: Client,
+    /// Where its API server is.
+    server: String,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Begins to follow a cluster, from a thread of its own: that of a file, else that whose pod this is.
+    ///
+    /// # Errors
+    /// It is not known which, or no thread can be started.
+    pub fn follow(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let config = runtime.block_on(config(kubeconfig))?;
+        let server = config.cluster_url.to_string();
+        let client = {
+            let _guard = runtime.enter();
+            Client::try_from(config).map_err(|error| ClusterError::Config(error.to_string()))?
+        };
+        let shared = Arc::new(Shared {
+            store: Mutex::new(Store::new()),
+            told: Condvar::new(),
+            heard: Mutex::new(None),
+            behind: Mutex::default(),
+        });
+        for kind in 0..KINDS.len() {
+            runtime.spawn(watch::follow(kind, client.clone(), Arc::clone(&shared)));
+        }
+        let handle = runtime.handle().clone();
+        thread::Builder::new()
+            .name("cluster".to_owned())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(Self { shared, runtime: handle, client, server })
+    }
+
+    /// Where its API server is.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Waits until every kind was listed. `false` when that takes longer.
+    #[must_use]
+    pub fn wait(&self, time: Duration) -> bool {
+        let incomplete = |store: &mut Store| !store.is_complete();
+        let waited = self.shared.told.wait_timeout_while(self.shared.store(), time, incomplete);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// What it waits for before anything of it can be used; empty when all of it is known.
+    #[must_use]
+    pub fn missing(&self) -> String {
+        let missing = self.shared.store().missing();
+        missing
+            .map(|kind| format!("no list of kind {kind} from {}: {}", self.server, self.behind()))
+            .unwrap_or_default()
+    }
+
+    /// Asks for one pod, and takes it for known if it is the one that is meant.
+    async fn ask(&self, namespace: &str, name: &str, uid: &str) -> Result<(), String> {
+        let asked = tokio::time::timeout(ANSWER, watch::pod(&self.client, namespace, name)).await;
+        let pod = asked.map_err(|_| format!("{} does not answer", self.server))??;
+        self.shared.change(|store| store.apply(PODS, pod).inspect_err(Shared::refuse).unwrap_or_default());
+        match self.shared.store().has_pod(namespace, name, uid) {
+            true => Ok(()),
+            false => Err(format!("pod {namespace}/{name} of {} is not the one with uid {uid}", self.server)),
+        }
+    }
+}
+
+async fn config(kubeconfig: Option<&Path>) -> Result<Config, ClusterError> {
+    let refuse = |error: &dyn fmt::Display| ClusterError::Config(error.to_string());
+    match kubeconfig {
+        Some(path) => {
+            let read = Kubeconfig::read_from(path).map_err(|error| refuse(&error))?;
+            let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await;
+            config.map_err(|error| refuse(&error))
+        }
+        None => Config::incluster().map_err(|error| refuse(&error)),
+    }
+}
+
+impl Source for Cluster {
+    fn read(&self) -> Files {
+        self.shared.store().read()
+    }
+
+    fn watch(&self, heard: Heard) -> Option<Box<dyn Any>> {
+        *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
+        Some(Box::new(()))
+    }
+
+    /// Objects are whole: there is nothing to wait for.
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn has_news(&self) -> bool {
+        self.shared.store().has_news()
+    }
+
+    /// ADD names a pod and brings no labels. A pod of the same name may be another, so that its unique id counts.
+    fn complete(&self, attached: &Attached) -> Result<(), String> {
+        let Attached { namespace, name, uid, .. } = attached;
+        let Some(uid) = uid else { return Ok(()) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if self.shared.store().has_pod(namespace, name, uid) {
+                return Ok(());
+            }
+            match self.runtime.block_on(self.ask(namespace, name, uid)) {
+                Err(why) if Instant::now() >= end => return Err(why),
+                Err(_) => {
+                    // The watch may tell of it first.
+                    let unknown = |store: &mut Store| !store.has_pod(namespace, name, uid);
+                    let again = Duration::from_millis(500);
+                    drop(self.shared.told.wait_timeout_while(self.shared.store(), again, unknown));
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    fn behind(&self) -> String {
+        let behind = self.shared.behind();
+        behind.iter().find(|why| !why.is_empty()).cloned().unwrap_or_default()
+    }
+}

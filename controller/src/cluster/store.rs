@@ -1,0 +1,191 @@
+//! What the API server has told so far, reduced to what is read of it. Pure.
+//!
+//! A kind that is listed anew stays as it was until its list is complete.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::kinds::{KINDS, Key, Kind, PODS};
+use crate::{
+    diagnostic::{Diagnostic, Diagnostics, source},
+    input::{Files, LIVE, Listing},
+    manifest::{self, Seen},
+};
+
+/// An object.
+#[derive(Debug, PartialEq)]
+enum Told {
+    /// Text of a policy.
+    Policy(String),
+    /// What is read of another one.
+    Seen(Box<Seen>),
+}
+
+/// Objects of a kind.
+#[derive(Debug, Default)]
+struct Kept {
+    objects: BTreeMap<Key, Told>,
+    /// Of a list that is not complete yet.
+    coming: Option<BTreeMap<Key, Told>>,
+    complete: bool,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Store {
+    kinds: [Kept; KINDS.len()],
+    /// They are others than when they were read last.
+    news: bool,
+    /// As they were read last.
+    read: Option<Files>,
+    /// What was found wrong with them then.
+    pub(super) notes: Diagnostics,
+}
+
+impl Store {
+    pub(super) fn new() -> Self {
+        Self { kinds: Default::default(), news: true, read: None, notes: Diagnostics::default() }
+    }
+
+    /// A list begins.
+    pub(super) fn begin(&mut self, kind: usize) {
+        self.kinds[kind].coming = Some(BTreeMap::new());
+    }
+
+    /// An object of a list.
+    ///
+    /// # Errors
+    /// It cannot be read; it is as if it were not there.
+    pub(super) fn list(&mut self, kind: usize, object: Value) -> Result<(), Diagnostics> {
+        let (key, told) = reduce(&KINDS[kind], object);
+        let told = told?;
+        self.kinds[kind].coming.get_or_insert_default().extend(told.map(|told| (key, told)));
+        Ok(())
+    }
+
+    /// The list is complete: what it has not is gone. Whether something is new.
+    pub(super) fn end(&mut self, kind: usize) -> bool {
+        let kept = &mut self.kinds[kind];
+        let coming = kept.coming.take().unwrap_or_default();
+        self.news |= !kept.complete || coming != kept.objects;
+        (kept.objects, kept.complete) = (coming, true);
+        self.news
+    }
+
+    /// The cluster has no such kind, and so no object of it. Whether something is new.
+    pub(super) fn absent(&mut self, kind: usize) -> bool {
+        self.begin(kind);
+        self.end(kind)
+    }
+
+    /// An object is new or other than before. Whether that matters.
+    ///
+    /// # Errors
+    /// It cannot be read; it stays as it was.
+    pub(super) fn apply(&mut self, kind: usize, object: Value) -> Result<bool, Diagnostics> {
+        let (key, told) = reduce(&KINDS[kind], object);
+        let told = told?;
+        let objects = &mut self.kinds[kind].objects;
+        let matters = objects.get(&key) != told.as_ref();
+        match told {
+            Some(told) => _ = objects.insert(key, told),
+            None => _ = objects.remove(&key),
+        }
+        self.news |= matters;
+        Ok(matters)
+    }
+
+    /// An object is gone. Whether that matters.
+    pub(super) fn delete(&mut self, kind: usize, object: &Value) -> bool {
+        let gone = self.kinds[kind].objects.remove(&key(object)).is_some();
+        self.news |= gone;
+        gone
+    }
+
+    /// Whether every kind was listed once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.missing().is_none()
+    }
+
+    /// A kind of which no list is complete yet.
+    pub(super) fn missing(&self) -> Option<&'static str> {
+        self.kinds.iter().zip(&KINDS).find(|(kept, _)| !kept.complete).map(|(_, kind)| kind.name)
+    }
+
+    /// Whether a pod is known that can still run.
+    pub(super) fn has_pod(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+        match self.kinds[PODS].objects.get(&key) {
+            Some(Told::Seen(seen)) => seen.is_pod(uid),
+            _ => false,
+        }
+    }
+
+    /// Whether it was not read since something changed.
+    pub(super) const fn has_news(&self) -> bool {
+        self.news
+    }
+
+    /// All of it, for the agent. Told are names and places that cannot be used together, once.
+    pub(super) fn read(&mut self) -> Files {
+        if let Some(read) = self.read.as_ref().filter(|_| !self.news) {
+            return read.clone();
+        }
+        let mut policies = BTreeMap::new();
+        let mut objects = Vec::new();
+        for (kept, kind) in self.kinds.iter().zip(&KINDS) {
+            for (key, told) in &kept.objects {
+                match told {
+                    Told::Policy(text) => _ = policies.insert(kind.full_name(key), Ok(text.clone())),
+                    Told::Seen(seen) => objects.push(&**seen),
+                }
+            }
+        }
+        let mentioned = KINDS.iter().zip(&self.kinds).filter(|(kind, _)| kind.is_policy);
+        let mentioned = mentioned.flat_map(|(_, kept)| kept.objects.keys().map(|key| key.namespace.as_str()));
+        let (workloads, notes) = manifest::live(objects, mentioned);
+        for note in notes.0.iter().filter(|note| !self.notes.0.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        self.notes = notes;
+        let files =
+            Files { policies: Ok(policies), workloads: (LIVE.to_owned(), Ok(Listing::Live(Arc::new(workloads)))) };
+        (self.read, self.news) = (Some(files.clone()), false);
+        files
+    }
+}
+
+fn key(object: &Value) -> Key {
+    let text = |name: &str| object.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).unwrap_or_default();
+    Key { namespace: text("namespace").to_owned(), name: text("name").to_owned() }
+}
+
+/// What is kept of an object; `Ok(None)` where nothing comes of it.
+fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnostics>) {
+    let key = key(&object);
+    if kind.is_policy {
+        let text = text(kind, &key, &object["spec"]);
+        return (key, text.map(Told::Policy).map(Some));
+    }
+    if let Value::Object(fields) = &mut object {
+        // Items of lists have none.
+        fields.insert("apiVersion".to_owned(), kind.api_version.into());
+        fields.insert("kind".to_owned(), kind.name.into());
+    }
+    let source = source(kind.full_name(&key), "");
+    let seen = manifest::see(&source, object);
+    (key, seen.map(|seen| seen.map(Box::new).map(Told::Seen)))
+}
+
+/// A policy as somebody could have written it: without what the API server adds.
+fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostics> {
+    let metadata = match key.namespace.as_str() {
+        "" => json!({ "name": key.name }),
+        namespace => json!({ "name": key.name, "namespace": namespace }),
+    };
+    let document = json!({ "apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, "spec": spec });
+    serde_saphyr::to_string(&document).map_err(|error| {
+        Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))).into()
+    })
+}

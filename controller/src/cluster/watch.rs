@@ -1,0 +1,168 @@
+//! Lists and watches one kind for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt as _;
+use kube::{
+    Api, Client,
+    api::ListParams,
+    core::DynamicObject,
+    runtime::{
+        WatchStreamExt as _,
+        utils::Backoff,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde_json::Value;
+
+use super::{
+    Shared,
+    kinds::{KINDS, PODS},
+};
+
+/// How long it is waited after a failure: the first time, and at most. The most is short, since what a cluster says meanwhile is not known.
+const FIRST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(5);
+/// How often it is asked whether a server that failed answers again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether a cluster has a kind that it had not.
+const ABSENT: Duration = Duration::from_secs(30);
+/// Objects of a list that are on the way at once: what is kept of one is small, but a list is not.
+const PAGE: u32 = 500;
+/// A watch is asked for anew after so many seconds, and a connection of which nothing came since is given up.
+const WATCH: u32 = 240;
+
+/// Ever longer, each time with a part that is left to chance, so that a thousand nodes do not ask at the same moment.
+struct Pause(Duration);
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = self.0;
+        self.0 = (now * 2).min(MOST);
+        Some(jitter(now))
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        self.0 = FIRST;
+    }
+}
+
+/// Half of a time, and a part of the other half.
+fn jitter(time: Duration) -> Duration {
+    time.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
+}
+
+/// Follows a kind.
+pub(super) async fn follow(kind: usize, client: Client, shared: Arc<Shared>) {
+    let resource = KINDS[kind].resource();
+    let config =
+        watcher::Config { label_selector: KINDS[kind].labels.map(str::to_owned), ..watcher::Config::default() };
+    let config = config.page_size(PAGE).timeout(WATCH);
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    loop {
+        let mut events = watcher(api.clone(), config.clone()).backoff(Pause(FIRST)).boxed();
+        loop {
+            let is_behind = !shared.behind()[kind].is_empty();
+            let event = tokio::select! {
+                event = events.next() => event,
+                // A watch that goes on is silent until something happens.
+                () = answers(&api), if is_behind => {
+                    shared.behind()[kind].clear();
+                    continue;
+                }
+            };
+            let Some(event) = event else { break };
+            match event {
+                Ok(event) => {
+                    shared.behind()[kind].clear();
+                    take(kind, event, &shared);
+                }
+                Err(error) if is_status(&error, 404) && KINDS[kind].is_optional => {
+                    shared.behind()[kind].clear();
+                    shared.change(|store| store.absent(kind));
+                    tokio::time::sleep(jitter(ABSENT)).await;
+                    break;
+                }
+                // What happened since is forgotten: all is listed anew.
+                Err(error) if is_status(&error, 410) => break,
+                Err(error) => {
+                    tracing::debug!(kind = KINDS[kind].name, "watch: {error}");
+                    shared.behind()[kind] = format!("kind {}: {}", KINDS[kind].name, causes(&error));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the server lists the kind again.
+async fn answers(api: &Api<DynamicObject>) {
+    loop {
+        tokio::time::sleep(jitter(AGAIN)).await;
+        if api.list(&ListParams::default().limit(1)).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// Whether the server answered with this status: 404 where it knows no such kind.
+fn is_status(error: &watcher::Error, code: u16) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == code,
+        _ => false,
+    }
+}
+
+/// An error and what it comes from, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn take(kind: usize, event: Event<DynamicObject>, shared: &Shared) {
+    match event {
+        Event::Init => shared.change(|store| {
+            store.begin(kind);
+            false
+        }),
+        Event::InitApply(object) => shared.change(|store| {
+            if let Err(found) = store.list(kind, json(&object)) {
+                Shared::refuse(&found);
+            }
+            false
+        }),
+        Event::InitDone => shared.change(|store| store.end(kind)),
+        Event::Apply(object) => {
+            shared.change(|store| store.apply(kind, json(&object)).inspect_err(Shared::refuse).unwrap_or_default());
+        }
+        Event::Delete(object) => shared.change(|store| store.delete(kind, &json(&object))),
+    }
+}
+
+/// Without who wrote which field, which is the longest part of most objects.
+fn json(object: &DynamicObject) -> Value {
+    let mut value = serde_json::to_value(object).unwrap_or_default();
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    value
+}
+
+/// Asks for a pod.
+pub(super) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<Value, String> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &KINDS[PODS].resource());
+    api.get(name).await.map(|pod| json(&pod)).map_err(|error| causes(&error))
+}

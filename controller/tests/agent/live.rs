@@ -1,0 +1,110 @@
+//! What runtimes tell of containers beside what a cluster says of pods.
+
+use bulkhead_controller::{
+    attachments::{Attachment, Attachments},
+    diagnostic::source,
+    manifest::Manifests,
+    workloads::{Workload, WorkloadName, Workloads},
+};
+use bulkhead_dataplane::cni::protocol::{Attached, Interface, Key};
+
+/// Pods as `name uid node address labels`.
+fn cluster(pods: &[[&str; 5]]) -> Workloads {
+    let mut manifests = Manifests::default();
+    for [name, uid, node, address, labels] in pods {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: shop, uid: {uid}, labels: {{ {labels} }} }}\n\
+             spec: {{ nodeName: {node} }}\nstatus: {{ podIP: '{address}' }}\n"
+        );
+        manifests.read(&source(*name, text)).unwrap_or_else(|found| panic!("{found}"));
+    }
+    let mut workloads = manifests.workloads().unwrap_or_else(|found| panic!("{found}"));
+    workloads.live = true;
+    for workload in workloads.workloads.values_mut() {
+        workload.endpoints.retain(|endpoint| !endpoint.placeholder);
+    }
+    workloads
+}
+
+fn attach(attachments: &mut Attachments, name: &str, uid: &str, address: &str) {
+    let interface = Interface {
+        name: "eth0".to_owned(),
+        link: format!("veth-{uid}"),
+        ifindex: 7,
+        addresses: vec![address.parse().unwrap()],
+    };
+    let attached = Attached {
+        key: Key { container: format!("sandbox-{uid}"), ifname: "eth0".to_owned() },
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: Some(uid.to_owned()),
+        labels: [].into(),
+        interfaces: vec![interface],
+    };
+    attachments.add(Attachment { network: "cbr0".to_owned(), attached });
+}
+
+fn name(name: &str) -> WorkloadName {
+    WorkloadName { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+/// `labels link addresses` of each endpoint.
+fn shown(workload: &Workload) -> Vec<String> {
+    let labels: Vec<_> = workload.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+    let endpoint = |endpoint: &bulkhead_controller::workloads::Endpoint| {
+        format!("{} {} {:?}", labels.join(","), endpoint.link, endpoint.addresses)
+    };
+    workload.endpoints.iter().map(endpoint).collect()
+}
+
+fn joined(attachments: &Attachments, workloads: &Workloads) -> Workloads {
+    let joined = attachments.join(workloads, "n1").unwrap_or_else(|found| panic!("{found}"));
+    // One by one it comes to the same, where nobody else has the addresses any more.
+    for (name, workload) in &joined.workloads {
+        let one = attachments.joined(workloads, "n1", name, |_, _| None).unwrap_or_else(|found| panic!("{found}"));
+        let one = attachments.left_of(workloads, name).or(one).unwrap();
+        assert_eq!((shown(&one), &one.node), (shown(workload), &workload.node), "{name}");
+    }
+    joined
+}
+
+/// The status of a pod lags behind its network, and an address that is given again is still another pod's there.
+#[test]
+fn who_is_here_is_known_from_the_runtime() {
+    let workloads = cluster(&[
+        ["web", "u1", "n1", "10.244.0.4", "app: web"],
+        ["gone", "u2", "n1", "10.244.0.5", "app: gone"],
+        ["far", "u3", "n2", "10.244.1.5", "app: far"],
+    ]);
+    let mut attachments = Attachments::default();
+    attach(&mut attachments, "web", "u1", "10.244.0.5");
+    let joined = joined(&attachments, &workloads);
+    assert_eq!(shown(&joined.workloads[&name("web")]), ["app=web veth-u1 [10.244.0.5]"]);
+    assert_eq!(shown(&joined.workloads[&name("gone")]), [""; 0]);
+    assert_eq!(shown(&joined.workloads[&name("far")]), ["app=far  [10.244.1.5]"]);
+}
+
+/// The next pod of a StatefulSet has its name, and may start on another node before the last one has ended.
+#[test]
+fn another_pod_of_the_same_name_is_another_workload() {
+    let before = cluster(&[["web-0", "u1", "n1", "", "app: web, v: a"]]);
+    let mut attachments = Attachments::default();
+    attach(&mut attachments, "web-0", "u1", "10.244.0.5");
+    assert!(attachments.learn(&before) && !attachments.learn(&before));
+    let after = cluster(&[["web-0", "u2", "n2", "10.244.1.5", "app: web, v: b"]]);
+    let joined = joined(&attachments, &after);
+    assert_eq!(shown(&joined.workloads[&name("web-0")]), ["app=web,v=b  [10.244.1.5]"]);
+    assert_eq!(shown(&joined.workloads[&name("web-0.u1")]), ["app=web,v=a veth-u1 [10.244.0.5]"]);
+    assert_eq!(joined.workloads[&name("web-0.u1")].node, "n1");
+}
+
+/// Else the walls that select it would fall while it runs on.
+#[test]
+fn a_container_keeps_its_labels_when_its_pod_is_deleted() {
+    let mut attachments = Attachments::default();
+    attach(&mut attachments, "web", "u1", "10.244.0.5");
+    attachments.learn(&cluster(&[["web", "u1", "n1", "", "app: web"]]));
+    attachments.learn(&cluster(&[["web", "u2", "n1", "", "app: other"]]));
+    let joined = joined(&attachments, &cluster(&[]));
+    assert_eq!(shown(&joined.workloads[&name("web")]), ["app=web veth-u1 [10.244.0.5]"]);
+}

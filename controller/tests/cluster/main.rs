@@ -1,0 +1,238 @@
+//! A cluster as a source, against an API server in memory that fails as real ones do.
+
+mod server;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_controller::{
+    cluster::Cluster,
+    input::{Files, Listing},
+    source::Source as _,
+    workloads::Workloads,
+};
+use bulkhead_dataplane::cni::protocol::{Attached, Key};
+use serde_json::{Value, json};
+
+use self::server::{PODS, POLICIES, Server};
+
+/// The bound is for a machine that hangs, not for one that is slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Long enough for what must not happen to be likely seen.
+const A_WHILE: Duration = Duration::from_millis(700);
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn follow(server: &Server) -> Cluster {
+    let cluster = Cluster::follow(Some(&server.kubeconfig())).unwrap();
+    assert!(cluster.wait(PATIENCE), "{}", cluster.missing());
+    cluster
+}
+
+fn workloads(files: &Files) -> Arc<Workloads> {
+    match &files.workloads.1 {
+        Ok(Listing::Live(workloads)) => Arc::clone(workloads),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names(cluster: &Cluster) -> Vec<String> {
+    workloads(&cluster.read()).workloads.keys().map(ToString::to_string).collect()
+}
+
+fn policies(cluster: &Cluster) -> Vec<String> {
+    cluster.read().policies.unwrap().into_keys().collect()
+}
+
+fn pod(name: &str, uid: &str, address: &str) -> Value {
+    json!({
+        "metadata": { "name": name, "namespace": "shop", "uid": uid, "labels": { "app": name }, "managedFields": [{ "manager": "kubelet" }] },
+        "spec": { "nodeName": "n1", "containers": [{ "ports": [{ "name": "http", "containerPort": 8080 }] }] },
+        "status": { "phase": "Running", "podIPs": [{ "ip": address }] },
+    })
+}
+
+fn policy(name: &str) -> Value {
+    json!({ "metadata": { "name": name, "namespace": "shop", "uid": "x" }, "spec": { "podSelector": {}, "policyTypes": ["Ingress"] } })
+}
+
+fn attached(name: &str, uid: &str) -> Attached {
+    Attached {
+        key: Key { container: "c".to_owned(), ifname: "eth0".to_owned() },
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        uid: Some(uid.to_owned()),
+        labels: [].into(),
+        interfaces: Vec::new(),
+    }
+}
+
+#[test]
+fn nothing_is_known_before_every_kind_was_listed() {
+    let server = Server::start();
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    server.slow(Some(POLICIES));
+    let cluster = Cluster::follow(Some(&server.kubeconfig())).unwrap();
+    eventually("it asks", || server.lists(POLICIES) > 0);
+    assert!(!cluster.wait(A_WHILE));
+    assert!(cluster.missing().contains("NetworkPolicy"), "{}", cluster.missing());
+    server.slow(None);
+    assert!(cluster.wait(PATIENCE), "{}", cluster.missing());
+    assert_eq!((names(&cluster), cluster.missing()), (vec!["shop/web".to_owned()], String::new()));
+}
+
+#[test]
+fn changes_are_heard_and_read() {
+    let server = Server::start();
+    let cluster = follow(&server);
+    let heard = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&heard);
+    let _watch = cluster.watch(Box::new(move || _ = counted.fetch_add(1, SeqCst)));
+    assert_eq!(names(&cluster), [""; 0]);
+    assert!(!cluster.has_news());
+
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    eventually("a pod that comes", || cluster.has_news());
+    assert_eq!(names(&cluster), ["shop/web"]);
+    server.put(POLICIES, policy("deny"));
+    eventually("a policy that comes", || policies(&cluster) == ["networkpolicy/shop/deny"]);
+    let text = cluster.read().policies.unwrap()["networkpolicy/shop/deny"].clone().unwrap();
+    assert_eq!(
+        text,
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: deny\n  namespace: shop\nspec:\n  podSelector: {}\n  policyTypes:\n  - Ingress\n",
+        "as somebody could have written it"
+    );
+    let before = heard.load(SeqCst);
+    assert!(before >= 2);
+
+    let mut same = pod("web", "u1", "10.244.1.5");
+    same["status"]["conditions"] = json!([{ "type": "Ready" }]);
+    server.put(PODS, same);
+    server.delete(POLICIES, "shop", "deny");
+    eventually("a policy that goes", || policies(&cluster).is_empty());
+    thread::sleep(A_WHILE);
+    assert_eq!(heard.load(SeqCst), before + 1, "what is not read of an object wakes nobody");
+    server.delete(PODS, "shop", "web");
+    eventually("a pod that goes", || names(&cluster).is_empty());
+}
+
+#[test]
+fn what_is_known_stays_while_the_server_is_away() {
+    let server = Server::start();
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    server.put(POLICIES, policy("deny"));
+    let cluster = follow(&server);
+    assert_eq!(cluster.behind(), "");
+    server.down(true);
+    eventually("it is said", || !cluster.behind().is_empty());
+    assert_eq!((names(&cluster).len(), policies(&cluster).len()), (1, 1));
+    server.delete(POLICIES, "shop", "deny");
+    server.put(PODS, pod("db", "u2", "10.244.1.6"));
+    thread::sleep(A_WHILE);
+    assert_eq!((names(&cluster).len(), policies(&cluster).len()), (1, 1));
+    server.down(false);
+    eventually("it is followed again", || names(&cluster).len() == 2 && policies(&cluster).is_empty());
+    eventually("and that is said", || cluster.behind().is_empty());
+}
+
+/// The server has forgotten from where the watch went on: all is listed anew, and until that is done what was known holds.
+#[test]
+fn a_list_that_is_made_anew_takes_effect_when_it_is_complete() {
+    let server = Server::start();
+    server.put(PODS, pod("old", "u1", "10.244.1.5"));
+    server.put(PODS, pod("kept", "u2", "10.244.1.6"));
+    let cluster = follow(&server);
+    let known = cluster.read();
+    server.slow(Some(PODS));
+    let before = (server.lists(PODS), server.lists(POLICIES));
+    server.forget();
+    eventually("it lists anew", || server.lists(PODS) > before.0 && server.lists(POLICIES) > before.1);
+    server.delete(PODS, "shop", "old");
+    server.put(PODS, pod("new", "u3", "10.244.1.7"));
+    thread::sleep(A_WHILE);
+    assert_eq!(cluster.read(), known, "a slow list changes nothing");
+    server.slow(None);
+    eventually("the new list", || names(&cluster) == ["shop/kept", "shop/new"]);
+}
+
+#[test]
+fn kinds_that_a_cluster_may_lack_are_seen_when_it_has_none() {
+    let server = Server::start();
+    let cluster = follow(&server);
+    assert_eq!((policies(&cluster), cluster.behind()), (Vec::new(), String::new()));
+    let admin = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies";
+    server.define(admin);
+    let spec = json!({ "priority": 1, "subject": { "namespaces": {} } });
+    server.put(admin, json!({ "metadata": { "name": "tenants" }, "spec": spec }));
+    let there = follow(&server);
+    assert_eq!(policies(&there), ["adminnetworkpolicy/tenants"]);
+}
+
+/// ADD may be faster than the watch, and a name may be another pod's by now.
+#[test]
+fn a_pod_that_starts_is_asked_for_by_its_unique_id() {
+    let server = Server::start();
+    let cluster = Arc::new(follow(&server));
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    assert_eq!(cluster.complete(&attached("web", "u1")), Ok(()));
+    assert_eq!(cluster.complete(&Attached { uid: None, ..attached("nobody", "") }), Ok(()), "no pod");
+
+    let asked = Arc::clone(&cluster);
+    let next = thread::spawn(move || asked.complete(&attached("web", "u2")));
+    thread::sleep(A_WHILE);
+    assert!(!next.is_finished(), "it waits for the next pod of that name");
+    server.put(PODS, pod("web", "u2", "10.244.1.9"));
+    assert_eq!(next.join().unwrap(), Ok(()));
+    let uid = |cluster: &Cluster| workloads(&cluster.read()).workloads.values().next().unwrap().uid.clone();
+    assert_eq!(uid(&cluster).as_deref(), Some("u2"));
+}
+
+#[test]
+fn a_pod_is_asked_for_while_its_watch_is_slow() {
+    let server = Server::start();
+    let cluster = follow(&server);
+    server.slow(Some(PODS));
+    server.forget();
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    assert_eq!(cluster.complete(&attached("web", "u1")), Ok(()));
+    assert_eq!(names(&cluster), ["shop/web"]);
+}
+
+/// What cannot be read is left out, and nothing else with it.
+#[test]
+fn an_object_that_cannot_be_read_harms_no_other() {
+    let server = Server::start();
+    let mut broken = pod("broken", "u1", "10.244.1.5");
+    broken["spec"]["nodeName"] = json!(["n1"]);
+    server.put(PODS, broken);
+    server.put(PODS, pod("web", "u2", "10.244.1.6"));
+    let cluster = follow(&server);
+    assert!(names(&cluster).contains(&"shop/web".to_owned()));
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_read_is_told() {
+    let server = Server::start();
+    let missing = server.home().join("nothing");
+    let said = Cluster::follow(Some(&missing)).unwrap_err().to_string();
+    assert!(said.contains("nothing") && said.contains("--kubeconfig"), "{said}");
+    let alone: BTreeSet<_> =
+        std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("KUBERNETES_")).collect();
+    if alone.is_empty() {
+        let said = Cluster::follow(None).unwrap_err().to_string();
+        assert!(said.contains("service account"), "{said}");
+    }
+}
