@@ -1,0 +1,310 @@
+//! The cluster.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bulkhead_topology::{Netns, sweep};
+use serde_json::json;
+
+use crate::{
+    control::Control,
+    credentials::Credentials,
+    groups,
+    node::Node,
+    plan::{Plan, ProxyMode},
+    programs::Programs,
+};
+
+/// For what must happen on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Names of what is outside of the cluster's namespaces begin with this and the number of the process that owns it, as `bulkhead-topology` has it.
+const PREFIX: &str = "bh-";
+const DNS: &str = include_str!("dns.yaml");
+
+/// What a [`Cluster`] shall have. Made by [`Cluster::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    plan: Plan,
+}
+
+impl Builder {
+    /// How many nodes; 2 unless said.
+    #[must_use]
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.plan.nodes = nodes;
+        self
+    }
+
+    /// What translates Service addresses; iptables unless said.
+    #[must_use]
+    pub fn proxy(mut self, mode: ProxyMode) -> Self {
+        self.plan.proxy = mode;
+        self
+    }
+
+    /// Whether pods and Services have IPv6 addresses beside those of IPv4; not unless said.
+    #[must_use]
+    pub fn dual_stack(mut self, dual_stack: bool) -> Self {
+        self.plan.dual_stack = dual_stack;
+        self
+    }
+
+    /// Starts it. On return the nodes are ready, and names of Services are resolved.
+    ///
+    /// # Errors
+    /// Something is missing or does not start; the message has the end of its log. Nothing is left then.
+    pub fn start(self) -> Result<Cluster> {
+        ensure!((1..=9).contains(&self.plan.nodes), "{} nodes: a cluster has 1 to 9", self.plan.nodes);
+        sweep_all();
+        let directory = Directory::new()?;
+        let programs = Programs::find()?;
+        let credentials = Credentials::make(directory.0.join("credentials"), self.plan)?;
+        let shared = Shared {
+            name: directory.name().to_owned(),
+            directory: directory.0.clone(),
+            programs,
+            credentials,
+            plan: self.plan,
+        };
+        let control = Control::start(&shared)?;
+        let mut cluster = Cluster { nodes: Vec::new(), control, shared, _directory: directory };
+        cluster.register()?;
+        let (shared, control) = (&cluster.shared, &cluster.control);
+        cluster.nodes = thread::scope(|scope| {
+            let starts: Vec<_> =
+                (1..=self.plan.nodes).map(|number| scope.spawn(move || Node::start(shared, control, number))).collect();
+            starts
+                .into_iter()
+                .map(|start| start.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload)))
+                .collect::<Result<_>>()
+        })?;
+        cluster.apply(DNS)?;
+        cluster.wait_ready()?;
+        Ok(cluster)
+    }
+}
+
+/// What all parts of a cluster know.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) directory: PathBuf,
+    pub(crate) programs: Programs,
+    pub(crate) credentials: Credentials,
+    pub(crate) plan: Plan,
+}
+
+impl Shared {
+    pub(crate) fn kubectl(&self, control: &Netns, words: &[&str], input: &str) -> Result<String> {
+        let mut command = control.command(self.programs.program("kubectl"));
+        command.arg("--kubeconfig").arg(self.credentials.kubeconfig("admin"));
+        // It keeps there what kinds there are.
+        command.arg("--cache-dir").arg(self.directory.join("kubectl")).args(words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("kubectl has no input")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let [said, wrong] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        ensure!(output.status.success(), "kubectl {}: {}: {said}{wrong}", words.join(" "), output.status);
+        Ok(said)
+    }
+}
+
+/// A running cluster. Dropped, it ends with all that it started.
+#[derive(Debug)]
+pub struct Cluster {
+    // In the order in which they go.
+    nodes: Vec<Node>,
+    control: Control,
+    shared: Shared,
+    _directory: Directory,
+}
+
+impl Cluster {
+    /// Starts with two nodes, iptables and IPv4.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder { plan: Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false } }
+    }
+
+    /// What the names of all its control groups and its directory begin with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Its directory: state and logs of all programs.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.shared.directory
+    }
+
+    /// What a client with all rights reads. It is good in the namespaces of the control plane and of the nodes.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.shared.credentials.kubeconfig("admin")
+    }
+
+    /// A built program, as `e2e.test`.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.shared.programs.program(name)
+    }
+
+    /// The namespace of the API server, from where all nodes are reached.
+    #[must_use]
+    pub fn control_plane(&self) -> &Netns {
+        &self.control.netns
+    }
+
+    /// All nodes, in order.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node with this index.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// The same, to stop and start what runs there.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn node_mut(&mut self, index: usize) -> &mut Node {
+        &mut self.nodes[index]
+    }
+
+    /// What kubectl printed.
+    ///
+    /// # Errors
+    /// It failed; the error has what it printed.
+    pub fn kubectl(&self, words: &[&str]) -> Result<String> {
+        self.shared.kubectl(&self.control.netns, words, "")
+    }
+
+    /// Applies manifests.
+    ///
+    /// # Errors
+    /// The API server refuses them.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        self.shared.kubectl(&self.control.netns, &["apply", "--filename=-"], yaml)
+    }
+
+    /// Kills the API server. Nodes, pods and kube-proxy's rules stay.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn stop_api_server(&mut self) -> Result<()> {
+        self.control.stop_api()
+    }
+
+    /// Starts it again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time.
+    pub fn start_api_server(&mut self) -> Result<()> {
+        self.control.start_api(&self.shared)
+    }
+
+    /// Waits until all nodes and CoreDNS are ready.
+    ///
+    /// # Errors
+    /// A program has ended, or they are not in time.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let (shared, netns, nodes) = (&self.shared, self.control.netns.clone(), &mut self.nodes);
+        let control = &mut self.control;
+        let mut said = String::new();
+        shared
+            .eventually("nodes and CoreDNS are ready", || {
+                control.check()?;
+                nodes.iter_mut().try_for_each(Node::check)?;
+                let readiness = "jsonpath={range .items[*]}{.status.conditions[?(@.type==\"Ready\")].status}{.status.readyReplicas} {end}";
+                said = shared.kubectl(
+                    &netns,
+                    &["get", "nodes,deployments", "--all-namespaces", "--output", readiness],
+                    "",
+                )?;
+                let ready = said.split_whitespace().filter(|word| matches!(*word, "True" | "1")).count();
+                Ok(ready == nodes.len() + 1 && nodes.iter().all(Node::has_subnet))
+            })
+            .with_context(|| format!("what is ready: {said}"))
+    }
+
+    /// Says which nodes there will be, and which pods' addresses each has: flanneld asks for them when it starts, and nobody has to wait for the others.
+    fn register(&self) -> Result<()> {
+        let nodes: Vec<_> = (1..=self.shared.plan.nodes)
+            .map(|number| {
+                let pods = self.shared.plan.pods_of(number);
+                json!({
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "metadata": { "name": format!("n{number}") },
+                    "spec": { "podCIDR": pods[0], "podCIDRs": pods },
+                })
+            })
+            .collect();
+        self.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": nodes }).to_string()).map(drop)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // All at once; then they are waited for one by one.
+        self.nodes.iter_mut().for_each(Node::end);
+        self.control.end();
+    }
+}
+
+/// A directory that goes with its owner.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Result<Self> {
+        let name = format!("{PREFIX}{}-{:06x}", std::process::id(), fastrand::u32(..1 << 24));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn name(&self) -> &str {
+        self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("bulkhead-cluster: remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Removes what owners left who were killed: their processes ended with them.
+fn sweep_all() {
+    sweep();
+    let orphaned = |name: &str| {
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    };
+    groups::sweep(orphaned);
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(orphaned) {
+            // What somebody still uses goes with the next one.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
