@@ -48,7 +48,7 @@ lint: ## format, clippy, shell scripts, spelling, licences and sources of depend
 	@tests/setup/setup.sh --lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
-	shellcheck .ci/run tests/setup/*.sh controller/deploy/*.sh
+	shellcheck .ci/run tests/setup/*.sh tests/kubernetes/*.sh tests/cluster/src/*.sh controller/deploy/*.sh
 	typos
 	cargo deny --all-features check licenses bans sources
 

@@ -14,6 +14,8 @@ TYPOS=1.52.0
 FLANNEL_PLUGIN=0.9.1
 # Writes the bill of materials of `make dist`.
 CARGO_CYCLONEDX=0.5.9
+# Builds the Kubernetes of the tests: what tests/kubernetes/go.mod says.
+GO_MIN=1.25
 
 usage() {
   cat <<'USAGE'
@@ -21,8 +23,8 @@ usage: tests/setup/setup.sh [--dry-run] [--lint | --test | --dist]
 
   --dry-run  print the steps that are missing, take none of them
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
-  --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, Go, and below target/ flannel's CNI
-             plugin and schemathesis in an environment of its own
+  --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, Go, and below target/
+             flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
 
 environment:
@@ -144,6 +146,8 @@ base_packages() {
     install_for runc runc "podman starts them with it"
     install_for containerd containerd "the tests start containers with this one too"
     install_for busybox busybox-static "the image of these containers"
+    install_for conntrack conntrack "kube-proxy forgets connections with it"
+    install_for openssl openssl "makes the keys of the tests' clusters"
     install_for systemd-analyze systemd "a test checks the unit file"
   fi
   if $lint; then
@@ -372,6 +376,24 @@ flannel_plugin() {
     go install "github.com/containernetworking/plugins/plugins/meta/flannel@v$FLANNEL_PLUGIN" || true
 }
 
+# --- Kubernetes ------------------------------------------------------------------------------------------------------
+
+# What was built is noted beside it, last.
+kubernetes() {
+  local directory=${CARGO_TARGET_DIR:-target}/kubernetes version
+  have go || return 0 # noted already, or a dry run
+  cmp --silent <(tests/kubernetes/build.sh --stamp) "$directory/stamp" && return
+  version=$(go env GOVERSION)
+  if ! at_least "${version#go}" "$GO_MIN"; then
+    # No package has a newer one, and the tests say what they leave out.
+    printf 'setup: Go %s is older than %s, which builds the tests'"'"' Kubernetes: without it they leave those tests out\n' "${version#go}" "$GO_MIN"
+    [ "${BULKHEAD_REQUIRE_ALL:-}" != 1 ] || problem "no Go $GO_MIN or later, and BULKHEAD_REQUIRE_ALL=1 forbids to leave tests out"
+    return 0
+  fi
+  step "build Kubernetes and flannel into $directory (eight minutes or more on two cores, seconds when Go has them in its cache)" \
+    "the tests start clusters" tests/kubernetes/build.sh "$directory" || true
+}
+
 # --- kernel ---------------------------------------------------------------------------------------------------------
 
 # The kernel is asked by doing, in a network namespace that ends with the command: a configuration file may be absent,
@@ -446,6 +468,7 @@ else
   if $tests; then
     schemathesis
     flannel_plugin
+    kubernetes
   fi
   kernel
 fi

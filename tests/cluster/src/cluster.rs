@@ -2,11 +2,8 @@
 
 use std::{
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
-    process::Stdio,
     thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,10 +17,9 @@ use crate::{
     node::Node,
     plan::{Plan, ProxyMode},
     programs::Programs,
+    shared::Shared,
 };
 
-/// For what must happen on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Names of what is outside of the cluster's namespaces begin with this and the number of the process that owns it, as `bulkhead-topology` has it.
 const PREFIX: &str = "bh-";
 const DNS: &str = include_str!("dns.yaml");
@@ -88,31 +84,6 @@ impl Builder {
         cluster.apply(DNS)?;
         cluster.wait_ready()?;
         Ok(cluster)
-    }
-}
-
-/// What all parts of a cluster know.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) name: String,
-    pub(crate) directory: PathBuf,
-    pub(crate) programs: Programs,
-    pub(crate) credentials: Credentials,
-    pub(crate) plan: Plan,
-}
-
-impl Shared {
-    pub(crate) fn kubectl(&self, control: &Netns, words: &[&str], input: &str) -> Result<String> {
-        let mut command = control.command(self.programs.program("kubectl"));
-        command.arg("--kubeconfig").arg(self.credentials.kubeconfig("admin"));
-        // It keeps there what kinds there are.
-        command.arg("--cache-dir").arg(self.directory.join("kubectl")).args(words);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("kubectl has no input")?.write_all(input.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let [said, wrong] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        ensure!(output.status.success(), "kubectl {}: {}: {said}{wrong}", words.join(" "), output.status);
-        Ok(said)
     }
 }
 
@@ -201,6 +172,12 @@ impl Cluster {
     /// The API server refuses them.
     pub fn apply(&self, yaml: &str) -> Result<String> {
         self.shared.kubectl(&self.control.netns, &["apply", "--filename=-"], yaml)
+    }
+
+    /// The last lines of the logs of all its programs, for the message of a test that fails.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        self.shared.logs()
     }
 
     /// Kills the API server. Nodes, pods and kube-proxy's rules stay.

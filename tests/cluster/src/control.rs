@@ -1,15 +1,15 @@
 //! The control plane: etcd, API server, controller manager and scheduler.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use bulkhead_topology::{Netns, random_mac, rtnl::Rtnl};
 
 use crate::{
-    cluster::{PATIENCE, Shared},
     credentials::flag,
     daemon::Daemon,
     plan::{self, MTU},
+    shared::Shared,
     space::Space,
 };
 
@@ -77,7 +77,6 @@ impl Control {
             &format!("--bind-address={}", plan::control()),
             &format!("--advertise-address={}", plan::control()),
             &format!("--service-cluster-ip-range={}", shared.plan.services()),
-            &flag("cert-dir", Path::new("/nonexistent")),
             &credentials.option("tls-cert-file", "apiserver.crt"),
             &credentials.option("tls-private-key-file", "apiserver.key"),
             &credentials.option("client-ca-file", "ca.crt"),
@@ -145,19 +144,5 @@ impl Control {
 
     pub(crate) fn end(&mut self) {
         self.space.end();
-    }
-}
-
-impl Shared {
-    /// Waits until something holds; an error of the question ends the waiting.
-    pub(crate) fn eventually(&self, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-        let start = std::time::Instant::now();
-        while !holds()? {
-            if start.elapsed() > PATIENCE {
-                bail!("not after {PATIENCE:?}: {what} (logs in {})", self.directory.display());
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
     }
 }

@@ -14,6 +14,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::shared;
+
 /// How long a program may take to end when it is asked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -58,9 +60,7 @@ impl Daemon {
     /// It does not; the end of what it wrote.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.parent.try_wait()? {
-            let log = self.log();
-            let lines: Vec<_> = log.lines().collect();
-            bail!("{} ended, {status}: {}", self.name, lines[lines.len().saturating_sub(20)..].join("\n"));
+            bail!("{} ended, {status}: {}", self.name, shared::last(&self.log()));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Control groups, of version 1 (one hierarchy for each controller) or 2 (one for all).
+//! Control groups, of version 1 (one hierarchy for each controller) or 2 (one for all; not tried yet).
 
 use std::{
     fs, io,
@@ -22,6 +22,7 @@ pub(crate) struct Groups {
 impl Groups {
     pub(crate) fn new(name: &str) -> Result<Self> {
         let groups = Self { name: name.to_owned() };
+        enable_controllers();
         for hierarchy in hierarchies() {
             let group = hierarchy.join(name);
             match fs::create_dir(&group) {
@@ -76,6 +77,16 @@ fn hierarchies() -> Vec<PathBuf> {
         all.retain(|hierarchy| !hierarchy.ends_with("unified"));
     }
     all
+}
+
+/// In version 2 a group has the controllers that the one above hands down, and the kubelet wants all.
+fn enable_controllers() {
+    for controller in
+        fs::read_to_string(Path::new(ROOT).join("cgroup.controllers")).unwrap_or_default().split_whitespace()
+    {
+        // Some may be in use by others; the kubelet says what it lacks.
+        let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), format!("+{controller}"));
+    }
 }
 
 fn all_hierarchies() -> Vec<PathBuf> {

@@ -25,6 +25,7 @@ mod groups;
 mod node;
 mod plan;
 mod programs;
+mod shared;
 mod space;
 
 pub use self::{

@@ -16,16 +16,16 @@ use bulkhead_topology::{
 use serde_json::json;
 
 use crate::{
-    cluster::Shared,
     control::Control,
     credentials::flag,
     daemon::Daemon,
     groups::Groups,
     plan::{self, MTU, PODS},
+    shared::Shared,
     space::Space,
 };
 
-/// What the kubelet sees when its namespaces are new.
+/// Prepares the node's namespaces.
 const PREPARE: &str = include_str!("node.sh");
 /// The file that flannel's DaemonSet writes.
 const CONFLIST: &str = "10-flannel.conflist";
@@ -48,7 +48,7 @@ pub struct Node {
     _groups: Groups,
     directory: PathBuf,
     path: String,
-    /// Starts flanneld, with its arguments.
+    /// The program with its arguments.
     flanneld: Vec<String>,
     conflist: String,
 }
@@ -194,8 +194,8 @@ impl Node {
 
     /// Whether all programs run.
     pub(crate) fn check(&mut self) -> Result<()> {
-        let all = self.daemons.iter_mut().chain(&mut self.flannel);
-        all.map(Daemon::check).collect::<Result<()>>().with_context(|| format!("node {}", self.name))
+        let mut all = self.daemons.iter_mut().chain(&mut self.flannel);
+        all.try_for_each(Daemon::check).with_context(|| format!("node {}", self.name))
     }
 
     /// Whether flanneld has laid out the network.

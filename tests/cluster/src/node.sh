@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Prepares the namespaces of a node. $1 is its directory, $2 its name. What the node changes where programs look by default is its own.
 directory=$1
 hostname "$2"

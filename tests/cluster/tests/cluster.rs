@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -15,10 +16,13 @@ const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
 /// For what must happen on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// One test at a time, as one of them looks at what this process leaves; none where a cluster cannot start, which has been said.
 #[track_caller]
-fn can_run() -> bool {
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
     let missing = available().err();
-    skip::programs() && skip::require(missing.as_deref().unwrap_or_default(), missing.is_none())
+    let can = skip::root() && skip::require(missing.as_deref().unwrap_or_default(), missing.is_none());
+    can.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A server on each node, with a Service before it.
@@ -102,21 +106,20 @@ fn printed(program: &str, words: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What this machine has that a cluster might change or leave: links, addresses, routes, rules, mounts and names of namespaces.
+/// What this machine has that a cluster might change or leave: links, addresses, routes, rules, settings, and mounts and namespaces with our number.
 fn machine() -> Vec<(&'static str, String)> {
+    let ours = format!("bh-{}-", std::process::id());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts: Vec<_> = mounts.lines().filter(|line| line.contains(&ours)).collect();
     let mut all = vec![
         ("links", printed("ip", &["-brief", "link"])),
         ("addresses", printed("ip", &["-brief", "address"])),
         ("routes", printed("ip", &["route", "show", "table", "all"])),
         ("rules", printed("nft", &["list", "ruleset"])),
-        ("namespaces", printed("sh", &["-c", &format!("ls /run/netns | grep ^bh-{}- || true", std::process::id())])),
+        ("mounts", mounts.join("\n")),
+        ("namespaces", printed("find", &["/run/netns", "-name", &format!("{ours}*")])),
     ];
-    for file in [
-        "/proc/self/mounts",
-        "/proc/sys/vm/overcommit_memory",
-        "/proc/sys/kernel/panic",
-        "/proc/sys/net/ipv4/ip_forward",
-    ] {
+    for file in ["/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/panic", "/proc/sys/net/ipv4/ip_forward"] {
         all.push((file, fs::read_to_string(file).unwrap()));
     }
     all
@@ -140,9 +143,7 @@ fn left(name: &str) -> Vec<String> {
 
 #[test]
 fn two_nodes() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = turn() else { return };
     let before = machine();
     let start = Instant::now();
     let mut cluster = Cluster::builder().nodes(2).start().unwrap();
@@ -187,9 +188,7 @@ fn two_nodes() {
 /// Three nodes with both families, translated by nftables.
 #[test]
 fn three_nodes_with_both_families() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = turn() else { return };
     let cluster = Cluster::builder().nodes(3).proxy(ProxyMode::Nftables).dual_stack(true).start().unwrap();
     start_servers(&cluster);
     assert_eq!(addresses(&cluster, "s1").len(), 2);
@@ -202,9 +201,7 @@ fn three_nodes_with_both_families() {
 #[test]
 fn killed() {
     const CHILD: &str = "BULKHEAD_CLUSTER_CHILD";
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = turn() else { return };
     if let Some(file) = std::env::var_os(CHILD) {
         let cluster = Cluster::builder().nodes(1).start().unwrap();
         fs::write(file, cluster.name()).unwrap();
