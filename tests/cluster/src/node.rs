@@ -285,7 +285,6 @@ conf_dir = "/etc/cni/net.d"
         "oomScoreAdj": 0,
         // The machine is shared with others: how full it is decides nothing here.
         "enforceNodeAllocatable": [],
-        "localStorageCapacityIsolation": false,
         "evictionHard": { "memory.available": "10Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%" },
         "imageGCHighThresholdPercent": 100,
     });
