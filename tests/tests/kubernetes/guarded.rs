@@ -1,0 +1,214 @@
+//! A cluster, with the plugin in its nodes' networks and an agent on each.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_cluster::{Builder, Cluster, Daemon, available};
+use bulkhead_fixtures::skip;
+use bulkhead_tests::{bulkhead, http_get};
+use serde_json::Value;
+
+pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
+/// For what must happen on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// What the agent may ask, and who it is.
+const RIGHTS: &str = include_str!("../../../controller/deploy/kubernetes/rights.yaml");
+
+/// Clusters are large: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A guarded cluster.
+pub(crate) struct Guarded {
+    // In the order in which they go.
+    agents: Vec<[Daemon; 2]>,
+    pub(crate) cluster: Cluster,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Guarded {
+    /// Starts it; `None` for a test that is skipped.
+    #[track_caller]
+    pub(crate) fn start(builder: Builder) -> Option<Self> {
+        let missing = available().err();
+        if !skip::programs() || !skip::require(missing.as_deref().unwrap_or_default(), missing.is_none()) {
+            return None;
+        }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let cluster = builder.start().unwrap();
+        cluster.apply(RIGHTS).unwrap();
+        let mut guarded = Self { agents: Vec::new(), cluster, _alone: alone };
+        guarded.write_kubeconfig();
+        for node in 0..guarded.cluster.nodes().len() {
+            guarded.install(node);
+            let agents = [guarded.agent(node), guarded.follower(node)];
+            guarded.agents.push(agents);
+        }
+        for node in 0..guarded.agents.len() {
+            guarded.wait_for_agent(node);
+        }
+        Some(guarded)
+    }
+
+    /// With the rights of the manifest and no others.
+    fn write_kubeconfig(&self) {
+        let token = self.cluster.kubectl(&["--namespace=kube-system", "create", "token", "bulkhead"]).unwrap();
+        let admin = fs::read(self.cluster.kubeconfig()).unwrap();
+        let mut settings: Value = serde_json::from_slice(&admin).unwrap();
+        settings["users"][0]["user"] = serde_json::json!({ "token": token.trim() });
+        fs::write(self.kubeconfig(), settings.to_string()).unwrap();
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.cluster.directory().join("bulkhead.kubeconfig")
+    }
+
+    fn state(&self, node: usize, name: &str) -> PathBuf {
+        self.cluster.node(node).directory().join("bulkhead").join(name)
+    }
+
+    fn install(&self, node: usize) {
+        let program = bulkhead().unwrap();
+        let mut install = self.cluster.node(node).command(&program);
+        install.args(["install", "--enforce", "--runtime", "containerd", "--no-units", "--timeout", "60", "--record"]);
+        install.arg(self.state(node, "install")).arg("--program").arg(&program);
+        let output = install.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn agent(&self, node: usize) -> Daemon {
+        let node_of = self.cluster.node(node);
+        let mut agent = node_of.command(bulkhead().unwrap());
+        agent.args(["agent", "--source", "kubernetes", "--node", &node_of.name, "--kubeconfig"]).arg(self.kubeconfig());
+        agent.arg("--state").arg(self.state(node, "state"));
+        node_of.run_daemon("bulkhead-agent", agent).unwrap()
+    }
+
+    fn follower(&self, node: usize) -> Daemon {
+        let node_of = self.cluster.node(node);
+        let mut follow = node_of.command(bulkhead().unwrap());
+        follow.arg("follow").arg("--record").arg(self.state(node, "install"));
+        node_of.run_daemon("bulkhead-follow", follow).unwrap()
+    }
+
+    /// Kills the agent of a node at once, and starts another one.
+    pub(crate) fn kill_agent(&mut self, node: usize) {
+        self.kill_agent_without_source(node);
+        self.wait_for_agent(node);
+    }
+
+    /// The same while no source answers: it waits.
+    pub(crate) fn kill_agent_without_source(&mut self, node: usize) {
+        self.agents[node][0].kill().unwrap();
+        self.agents[node][0] = self.agent(node);
+    }
+
+    pub(crate) fn wait_for_agents(&mut self) {
+        (0..self.agents.len()).for_each(|node| self.wait_for_agent(node));
+    }
+
+    fn wait_for_agent(&mut self, node: usize) {
+        eventually("the agent answers", || {
+            self.agents[node].iter_mut().for_each(|daemon| daemon.check().unwrap());
+            self.metrics(node).is_some()
+        });
+    }
+
+    /// What an agent counts, if it answers.
+    pub(crate) fn metrics(&self, node: usize) -> Option<String> {
+        let (status, page) = http_get(&self.cluster.node(node).netns, "/metrics").ok()?;
+        (status == 200).then_some(page)
+    }
+
+    /// Sum of a metric's samples on a node whose labels have all of these texts.
+    pub(crate) fn metric(&self, node: usize, name: &str, labels: &[&str]) -> f64 {
+        let page = self.metrics(node).unwrap();
+        let of = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
+        page.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    pub(crate) fn log(&self, node: usize) -> String {
+        self.agents[node][0].log()
+    }
+
+    #[track_caller]
+    pub(crate) fn kubectl(&self, words: &[&str]) -> String {
+        self.cluster.kubectl(words).unwrap()
+    }
+
+    #[track_caller]
+    pub(crate) fn apply(&self, text: &str) {
+        self.cluster.apply(text).unwrap();
+    }
+
+    /// Waits until pods of the shop are ready.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, pods: &[&str]) {
+        let names: Vec<_> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
+        let words = ["--namespace=shop", "wait", "--for=condition=Ready", "--timeout=120s"];
+        let names = names.iter().map(String::as_str);
+        self.kubectl(&words.into_iter().chain(names).collect::<Vec<_>>());
+    }
+
+    /// Address of a pod of the shop.
+    pub(crate) fn address(&self, pod: &str) -> String {
+        self.kubectl(&["--namespace=shop", "get", "pod", pod, "--output=jsonpath={.status.podIP}"])
+    }
+
+    /// Whether a pod of the shop can open a TCP connection.
+    pub(crate) fn connects(&self, pod: &str, to: &str) -> bool {
+        let words = ["--namespace=shop", "exec", pod, "--", "/agnhost", "connect", to, "--timeout=1s"];
+        self.cluster.kubectl(&words).is_ok()
+    }
+
+    /// Waits until it can, or cannot.
+    #[track_caller]
+    pub(crate) fn becomes(&self, pod: &str, to: &str, connects: bool) {
+        eventually(&format!("{pod} to {to}: {connects}"), || self.connects(pod, to) == connects);
+    }
+}
+
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A pod of the shop that serves HTTP on port 8080.
+pub(crate) fn server(name: &str, node: &str) -> String {
+    pod(name, node, r#"args: [netexec]"#)
+}
+
+/// A pod of the shop, by what its container does.
+pub(crate) fn pod(name: &str, node: &str, does: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\n\
+         spec:\n  nodeName: {node}\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  \
+         containers:\n  - {{ name: main, image: '{AGNHOST}', {does} }}\n---\n"
+    )
+}
+
+pub(crate) const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n---\n";
+/// `db` is called by `web` on one port, and `guest` calls nobody.
+pub(crate) const POLICY: &str = "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: db, namespace: shop }
+spec:
+  podSelector: { matchLabels: { app: db } }
+  policyTypes: [Ingress]
+  ingress: [{ from: [{ podSelector: { matchLabels: { app: web } } }], ports: [{ port: 8080 }] }]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: guests, namespace: shop }
+spec:
+  podSelector: { matchExpressions: [{ key: app, operator: NotIn, values: [web, db] }] }
+  policyTypes: [Egress]
+";

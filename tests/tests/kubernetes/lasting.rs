@@ -1,0 +1,77 @@
+//! Nothing that happens to the API server, the agent or flannel changes a verdict.
+
+use bulkhead_cluster::Cluster;
+
+use crate::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
+
+/// Calls `db` again and again, and prints of each call whether it was answered.
+fn caller(name: &str, node: &str, db: &str) -> String {
+    let script = format!(
+        "while true; do /agnhost connect {db}:8080 --timeout=1s && echo answered || echo silent; sleep 0.2; done"
+    );
+    pod(name, node, &format!("command: [sh, -c, '{script}']"))
+}
+
+/// What a caller's calls came to.
+fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
+    let log = guarded.kubectl(&["--namespace=shop", "logs", pod]);
+    log.lines().filter(|line| matches!(*line, "answered" | "silent")).map(str::to_owned).collect()
+}
+
+#[test]
+fn verdicts_outlive_api_server_agent_and_flannel() {
+    let Some(mut guarded) = Guarded::start(Cluster::builder()) else { return };
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), "---\n", POLICY].concat());
+    guarded.wait_for(&["db"]);
+    let db = guarded.address("db");
+    guarded.apply(&[caller("web", "n1", &db), caller("guest", "n1", &db), caller("near", "n2", &db)].concat());
+    guarded.wait_for(&["web", "guest", "near"]);
+    eventually("all have called", || ["web", "guest", "near"].iter().all(|pod| calls(&guarded, pod).len() > 2));
+    let grows = |guarded: &Guarded, what: &str| {
+        let before = ["web", "guest"].map(|pod| calls(guarded, pod).len());
+        eventually(what, || {
+            ["web", "guest"].iter().zip(before).all(|(pod, before)| calls(guarded, pod).len() > before + 5)
+        });
+    };
+
+    guarded.cluster.stop_api_server().unwrap();
+    eventually("the agents say that they may be behind", || {
+        (0..2).all(|node| guarded.metric(node, "bulkhead_source_behind", &[]) == 1.0)
+    });
+    guarded.kill_agent_without_source(0);
+    guarded.cluster.start_api_server().unwrap();
+    guarded.wait_for_agents();
+    eventually("the agents follow again", || {
+        (0..2).all(|node| guarded.metric(node, "bulkhead_source_behind", &[]) == 0.0)
+    });
+    grows(&guarded, "calls go on after the API server came back");
+
+    guarded.kill_agent(1);
+    grows(&guarded, "calls go on after an agent was killed");
+
+    // flannel writes its conflist anew while pods start.
+    for number in 0..3 {
+        guarded.apply(&caller(&format!("hasty-{number}"), "n1", &db));
+        guarded.cluster.node_mut(0).restart_flannel().unwrap();
+    }
+    guarded.wait_for(&["hasty-0", "hasty-1", "hasty-2"]);
+    grows(&guarded, "calls go on after flannel was restarted");
+    eventually("those that came have called", || {
+        ["hasty-0", "hasty-1", "hasty-2"].iter().all(|pod| calls(&guarded, pod).len() > 2)
+    });
+
+    // The node of `db` hears of a new caller's address when the API server does.
+    let web: Vec<_> = calls(&guarded, "web").into_iter().skip_while(|call| call == "silent").collect();
+    assert!(!web.is_empty() && web.iter().all(|call| call == "answered"), "{web:?}\n{}", guarded.log(0));
+    for pod in ["guest", "near", "hasty-0", "hasty-1", "hasty-2"] {
+        let calls = calls(&guarded, pod);
+        assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}\n{}", guarded.log(0));
+    }
+    for node in 0..2 {
+        assert_eq!(guarded.metric(node, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(node));
+    }
+
+    // What changed while nobody could tell is seen.
+    guarded.kubectl(&["--namespace=shop", "delete", "networkpolicy", "db", "guests"]);
+    guarded.becomes("guest", &format!("{db}:8080"), true);
+}

@@ -1,0 +1,6 @@
+//! A real Kubernetes with flannel whose nodes Bulkhead guards, with the API server as the source.
+
+mod guarded;
+mod lasting;
+mod netpol;
+mod shop;

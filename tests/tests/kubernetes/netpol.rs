@@ -1,0 +1,78 @@
+//! Kubernetes' own end-to-end tests of NetworkPolicy.
+
+use std::{fs, io::Write as _, path::Path};
+
+use bulkhead_cluster::{Cluster, ProxyMode};
+use bulkhead_fixtures::skip;
+use serde_json::Value;
+
+use crate::guarded::Guarded;
+
+/// Specs outside `SCTPConnectivity`, which need a kernel with SCTP.
+const SPECS: usize = 47;
+/// Some that are quick and say much, for each mode of kube-proxy.
+const QUICK: [(ProxyMode, [&str; 3]); 2] = [
+    (
+        ProxyMode::Iptables,
+        [
+            "should support a 'default-deny-all' policy",
+            "should enforce policy based on NamespaceSelector with MatchExpressions using default ns label",
+            "should enforce except clause while egress access to server in CIDR block",
+        ],
+    ),
+    (
+        ProxyMode::Nftables,
+        [
+            "should allow ingress access from namespace on one named port",
+            "should deny ingress access to updated pod",
+            "should properly isolate pods that are selected by a policy allowing SCTP",
+        ],
+    ),
+];
+
+/// Runs specs whose names match, says how long each took, and counts those that passed.
+fn run(guarded: &Guarded, what: &str, focus: &str) -> usize {
+    let report = guarded.cluster.directory().join("e2e.json");
+    let mut suite = guarded.cluster.control_plane().command(guarded.cluster.program("e2e.test"));
+    suite.arg(format!("--kubeconfig={}", guarded.cluster.kubeconfig().display()));
+    suite.args(["--provider=skeleton", "--ginkgo.skip=SCTPConnectivity", "--ginkgo.no-color", "--ginkgo.timeout=3h"]);
+    suite.arg(format!("--ginkgo.focus={focus}")).arg(format!("--ginkgo.json-report={}", report.display()));
+    let output = suite.current_dir(guarded.cluster.directory()).output().unwrap();
+    let (passed, failed) = results(&report);
+    let lines: String = passed.iter().map(|(name, seconds)| format!("{seconds:7.1} s  {name}\n")).collect();
+    // Not `eprint`, whose output the test runner keeps to itself when a test passes.
+    let _ = std::io::stderr().write_all(format!("NetworkPolicy suite, {what}:\n{lines}").as_bytes());
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    passed.len()
+}
+
+/// Names and seconds of those that passed, and names and reasons of those that did not.
+fn results(report: &Path) -> (Vec<(String, f64)>, Vec<String>) {
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let (mut passed, mut failed) = (Vec::new(), Vec::new());
+    for spec in report[0]["SpecReports"].as_array().unwrap() {
+        let name = spec["LeafNodeText"].as_str().unwrap().to_owned();
+        match (spec["State"].as_str().unwrap(), spec["LeafNodeType"].as_str().unwrap()) {
+            ("skipped" | "pending", _) => {}
+            ("passed", "It") => passed.push((name, spec["RunTime"].as_f64().unwrap() / 1e9)),
+            ("passed", _) => {}
+            (state, _) => failed.push(format!("{name}: {state}: {}", spec["Failure"]["Message"])),
+        }
+    }
+    (passed, failed)
+}
+
+#[test]
+fn kubernetes_own_policy_suite_passes() {
+    let long = skip::long();
+    for (proxy, quick) in QUICK {
+        let Some(guarded) = Guarded::start(Cluster::builder().proxy(proxy)) else { return };
+        let what = format!("kube-proxy in mode {proxy:?}");
+        if long {
+            assert_eq!(run(&guarded, &what, "Netpol"), SPECS);
+        } else {
+            assert_eq!(run(&guarded, &what, &format!("Netpol.*({})", quick.join("|"))), quick.len());
+        }
+    }
+}
