@@ -10,6 +10,8 @@ export PATH := $(CARGO_BIN):$(PATH)
 endif
 # CI passes --locked.
 CARGO_FLAGS ?=
+# What demo and bench are built as. CI, which measures nothing, says dev: what its tests have built already.
+PROFILE ?= release
 # Tests append here, one line each, what they did not run: a skip with its reason, a long variant.
 export BULKHEAD_LEFT_OUT := $(CURDIR)/target/left-out.txt
 
@@ -20,11 +22,11 @@ setup: ## install what this machine lacks (tests/setup/setup.sh --dry-run shows 
 	@tests/setup/setup.sh
 
 demo: setup ## two nodes, a VXLAN, a small shop: what a policy allows and blocks (KEEP=1 leaves it standing)
-	cargo build --release $(CARGO_FLAGS)
-	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo
+	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
+	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-demo
 
 demo-clean: ## remove what make demo KEEP=1 left standing
-	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-demo -- clean
+	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-demo -- clean
 
 test: ## every test except long variants; tests on real links need root
 	@tests/setup/setup.sh --test
@@ -37,8 +39,8 @@ test-long: test ## every test, in its long variant where it has one
 
 SUITE ?= datapath
 bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts; ARGS: see cargo run -p bulkhead-bench -- --help)
-	cargo build --release $(CARGO_FLAGS)
-	@cargo run --release --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
+	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
+	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
 dist: ## one tarball to install from: static programs, units, examples, checksums and a bill of materials, below target/dist
 	@tests/setup/setup.sh --dist

@@ -9,6 +9,8 @@
 //!
 //! [`offline`] makes a model of files for questions that need no agent.
 //!
+//! What is read comes from a [`source`]: files, or a [`cluster`].
+//!
 //! Everything up to `Desired` is pure: no I/O, no clock, and the same input gives the same output. So is [`settle`], which says what can be used of
 //! files some of which are bad. [`check`] says before all of this whether a node can be guarded, [`agent`] carries it there and keeps it, [`store`]
 //! and [`audit`] keep what was in force and who changed it, [`confine`] gives away what none of this needs, [`api`] lets others ask and change,

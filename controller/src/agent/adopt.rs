@@ -18,6 +18,9 @@ use crate::adopt::{Found, Stranger, cache, identify, unguarded};
 /// telling of it.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long the link of a container may be there after the runtime has said that it goes. The plugin is the first of a chain to be told.
+const DEPARTURE: Duration = Duration::from_secs(30);
+
 /// A link that was seen without a guard.
 #[derive(Debug)]
 struct Sighting {
@@ -35,6 +38,8 @@ struct Sighting {
 pub(super) struct Adoption {
     /// By name and index.
     sightings: BTreeMap<(String, u32), Sighting>,
+    /// Links of containers that go, and since when.
+    departing: BTreeMap<(String, u32), Instant>,
     /// Results that could not be read.
     unreadable: BTreeSet<PathBuf>,
     /// Why links could not be looked for; empty when they could.
@@ -50,9 +55,11 @@ impl Adoption {
         let key = |link: &ContainerLink| (link.link.clone(), link.index);
         let there: BTreeSet<_> = links.iter().map(|link| key(link)).collect();
         self.sightings.retain(|key, _| there.contains(key));
+        self.departing.retain(|_, since| now < *since + DEPARTURE);
         for key in there {
             let before = !self.started;
-            self.sightings.entry(key).or_insert(Sighting { since: now, before, counted: false, told: String::new() });
+            let counted = self.departing.contains_key(&key);
+            self.sightings.entry(key).or_insert(Sighting { since: now, before, counted, told: String::new() });
         }
         self.started = true;
     }
@@ -77,6 +84,8 @@ impl<N: Node> Agent<N> {
         let guarded: BTreeSet<&str> = self.desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
         let of_node = (&self.listed, self.settings.node.as_str());
         let links = unguarded(&containers, &guarded, of_node, &self.settings.scope.bridges);
+        // Those are no start without a guard. On a bridge that is to be kept they are shut all the same.
+        let links: Vec<_> = links.into_iter().filter(|link| !self.departs(link) || self.is_kept(link)).collect();
         let now = Instant::now();
         self.adoption.see(&links, now);
         let ripe =
@@ -99,6 +108,20 @@ impl<N: Node> Agent<N> {
             }
         }
         self.adoption.found.strangers = strangers;
+    }
+
+    /// The runtime has said that these go: without a guard they are none that started so.
+    pub(super) fn depart(&mut self, links: impl Iterator<Item = (String, u32)>) {
+        let now = Instant::now();
+        self.adoption.departing.extend(links.map(|link| (link, now)));
+    }
+
+    fn departs(&self, link: &ContainerLink) -> bool {
+        self.adoption.departing.contains_key(&(link.link.clone(), link.index))
+    }
+
+    fn is_kept(&self, link: &ContainerLink) -> bool {
+        link.bridge.as_ref().is_some_and(|bridge| self.settings.scope.bridges.contains(bridge))
     }
 
     /// How long until a link that was seen has been there long enough.
@@ -134,6 +157,9 @@ impl<N: Node> Agent<N> {
         let found: Vec<Result<usize, String>> = links
             .iter()
             .map(|link| {
+                if self.departs(link) {
+                    return Err("its runtime has said that it goes, and it is still there".to_owned());
+                }
                 let request = identify(link, containers, &cached, (joined, node))?;
                 self.not_another(&request)?;
                 // A container with two interfaces is found twice.
@@ -203,7 +229,7 @@ impl<N: Node> Agent<N> {
 
     /// A link of nobody: shut where its bridge is to be kept, opened again where nothing is to be dropped.
     fn receive(&mut self, link: ContainerLink, why: String) -> Stranger {
-        let kept = link.bridge.as_ref().is_some_and(|bridge| self.settings.scope.bridges.contains(bridge));
+        let kept = self.is_kept(&link);
         let mut shut = link.shut;
         let mut why = why;
         let done = match (link.shut, self.settings.observe) {

@@ -61,6 +61,9 @@ impl<N: Node> Agent<N> {
         }
         self.compiling.begin();
         let (next, refusals) = self.told(requests);
+        let staying = next.links();
+        let leaving: Vec<_> = self.attachments.links().into_iter().filter(|link| !staying.contains(link)).collect();
+        self.depart(leaving.into_iter());
         let changed = if next == self.attachments {
             Ok(())
         } else {

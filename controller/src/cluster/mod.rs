@@ -4,7 +4,7 @@
 //! holds until the API server says something else: a watch that breaks, a server that is away or a history that is too old change nothing; a list that
 //! is made anew takes effect when it is complete.
 //!
-//! What is asked of the API server is all there is to know of its objects: see `RULES` for the rights that it needs.
+//! Nothing is written there. The rights that it takes are those in `deploy/kubernetes`.
 
 mod kinds;
 mod store;

@@ -183,3 +183,24 @@ fn nobody_takes_the_place_of_another() {
         assert!(guarded(&home).contains(&"veth-v".to_owned()) && !guarded(&home).contains(&"veth-a".to_owned()));
     }
 }
+
+/// The plugin is the first of a chain to be told that a container goes: its link is there for a while, and the runtime's result too.
+#[test]
+fn who_goes_has_not_started_without_a_guard() {
+    let home = home();
+    result(&home, "early", "veth-e", "10.0.0.8");
+    set(&home, &[link("veth-e", 1, "10.0.0.8")]);
+    let mut agent = agent(&home, false);
+    assert!(guarded(&home).contains(&"veth-e".to_owned()));
+    let del = Ask::Del { key: Key { container: "early".to_owned(), ifname: "eth0".to_owned() } };
+    let request = Request { version: VERSION, network: "net".to_owned(), waits: false, ask: del };
+    assert_eq!(agent.attach(&[request]), [Answer::Done]);
+    agent.adopt();
+    eventually("its link has been there for long", || agent.until_ripe().is_none());
+    agent.adopt();
+    assert!(!guarded(&home).contains(&"veth-e".to_owned()), "nobody guards it again");
+    let found = agent.report().unwrap().found;
+    assert_eq!(found.unenforced, 0);
+    let [stranger] = &found.strangers[..] else { panic!("{:?}", found.strangers) };
+    assert!(stranger.shut && stranger.why.contains("it goes"), "a bridge that is to be kept is: {stranger:?}");
+}
