@@ -108,7 +108,7 @@ fn agent(directory: &Path) -> Frozen {
     fs::write(path("workloads.yaml"), WORKLOADS).expect("a new file");
     let locations = Locations { policies: path("policies"), workloads: path("workloads.yaml") };
     let settings = Settings {
-        locations,
+        source: std::sync::Arc::new(locations),
         node: "n1".to_owned(),
         state: path("state"),
         observe: false,

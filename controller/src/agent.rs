@@ -30,13 +30,13 @@ use crate::{
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
-    input::{Files, Inputs},
+    input::{Files, Inputs, LIVE},
     metrics::{Health, Totals, render},
     model::Model,
     overlay::{Held, Overlay},
     peers::Peers,
     room::no_room,
-    settle::{Settled, settle},
+    settle::{Memory, Settled, settle_with},
     source::Source,
     store::{
         Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError,
@@ -141,6 +141,8 @@ pub struct Agent<N> {
     stale: bool,
     /// The input as it was read last, used or not; `None` to use it again whatever it is.
     seen: Option<Files>,
+    /// Policies that were read.
+    memory: Memory,
     unguarded: Vec<Unguarded>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
@@ -202,11 +204,12 @@ impl<N: Node> Agent<N> {
         overlay.forget(&written);
         let mut attachments = cni::load(&settings)?;
         attachments.forget(&node.gone(&attachments.links())?);
+        let mut memory = Memory::default();
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
             let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
             let joined = (&attachments, settings.node.as_str());
-            let prepared = prepare(files, base_inputs, joined, build).map_err(StartError::Input)?;
+            let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;
             let compiling = Compiling::new(built, settings.observe);
             let desired = compiling.desired();
@@ -282,6 +285,7 @@ impl<N: Node> Agent<N> {
             compiled,
             stale: !unguarded.is_empty(),
             seen: None,
+            memory,
             unguarded: Vec::new(),
             refused: String::new(),
             failed: String::new(),
@@ -368,7 +372,7 @@ impl<N: Node> Agent<N> {
             self.compiled = now();
             let joined = (&self.attachments, self.settings.node.as_str());
             self.compiling.begin();
-            let prepared = prepare(&files, Some(&self.revision.inputs), joined, |model| {
+            let prepared = prepare(&mut self.memory, &files, Some(&self.revision.inputs), joined, |model| {
                 self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
             });
             self.seen = Some(files);
@@ -526,15 +530,20 @@ impl<N: Node> Agent<N> {
     fn apply(&mut self, prepared: Prepared<()>) -> bool {
         let Prepared { inputs, listed, built: (), refused } = prepared;
         let desired = self.compiling.desired();
-        let revision = match self.stage(&inputs, &desired) {
-            Ok(revision) => revision,
-            Err(error) => {
-                // Nothing that would not survive the agent takes effect. It is tried again.
-                self.seen = None;
-                self.stored(Err(error));
-                return false;
+        // A cluster keeps its policies itself: there nothing waits for this node's disk.
+        let is_live = inputs.workloads.0 == LIVE;
+        let mut revision = None;
+        if !is_live {
+            match self.stage(&inputs, &desired) {
+                Ok(staged) => revision = staged,
+                Err(error) => {
+                    // Nothing that would not survive the agent takes effect. It is tried again.
+                    self.seen = None;
+                    self.stored(Err(error));
+                    return false;
+                }
             }
-        };
+        }
         match self.enforce(desired) {
             Ok(()) => {}
             Err(error @ NodeError::Capacity { .. }) => {
@@ -552,6 +561,16 @@ impl<N: Node> Agent<N> {
         }
         self.refuse_some(&refused);
         (self.listed, self.peers) = (listed, None);
+        if is_live {
+            match self.stage(&inputs, &self.compiling.desired()) {
+                Ok(staged) => revision = staged,
+                Err(error) => {
+                    self.seen = None;
+                    self.stored(Err(error));
+                    return true;
+                }
+            }
+        }
         let Some(revision) = revision else {
             self.close_staged("publishing it failed, and then the input was again what is in force");
             return true;
@@ -866,12 +885,13 @@ pub(crate) struct Prepared<T> {
 /// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node.
 /// `compile` was called last, of those times that it succeeded, for what is used.
 pub(crate) fn prepare<T>(
+    memory: &mut Memory,
     files: &Files,
     last: Option<&Inputs>,
     (attachments, node): (&Attachments, &str),
     mut compile: impl FnMut(Model) -> Result<T, Diagnostics>,
 ) -> Result<Prepared<T>, Diagnostics> {
-    let settled = settle(files, last, |policies, workloads| {
+    let settled = settle_with(memory, files, last, |policies, workloads| {
         let model = Model::build(policies, &attachments.join(workloads, node)?)?;
         Ok((compile(model)?, workloads.clone()))
     })?;

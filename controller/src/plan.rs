@@ -11,6 +11,7 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     model::Model,
     overlay::{Overlay, digest, file_name},
+    settle::Memory,
     simulate::{
         Simulation,
         diff::{ChangeLine, diff, json},
@@ -72,7 +73,7 @@ pub(crate) fn check<T>(
         return Err(unreadable.clone().into());
     }
     let joined = (&basis.attachments, basis.node.as_str());
-    let prepared = prepare(&files, Some(&basis.revision.inputs), joined, compile)?;
+    let prepared = prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, compile)?;
     let texts = files.policies.unwrap_or_default();
     let before = &basis.revision.inputs.policies;
     let used = |name: &String| {

@@ -29,18 +29,54 @@ pub struct Settled<T> {
     pub refused: Diagnostics,
 }
 
+/// What was read of policy files. A text that is the same again is not read again: of many policies one changes at a time.
+#[derive(Debug, Default)]
+pub struct Memory(BTreeMap<String, Arc<Version>>);
+
+impl Memory {
+    fn read(&mut self, name: &str, text: &str) -> Arc<Version> {
+        if let Some(known) = self.0.get(name).filter(|known| known.source.inner() == text) {
+            return Arc::clone(known);
+        }
+        let version = Arc::new(Version::parse(name, text, true));
+        self.0.insert(name.to_owned(), Arc::clone(&version));
+        version
+    }
+
+    /// Forgets those that are not there any more.
+    fn keep(&mut self, files: &Files) {
+        if let Ok(policies) = &files.policies {
+            self.0.retain(|name, _| policies.contains_key(name));
+        }
+    }
+}
+
+/// As [`settle_with`], of files that were never read before.
+///
+/// # Errors
+/// See there.
+pub fn settle<T>(
+    files: &Files,
+    last: Option<&Inputs>,
+    build: impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+) -> Result<Settled<T>, Diagnostics> {
+    settle_with(&mut Memory::default(), files, last, build)
+}
+
 /// Takes files as they are as far as `build` can do with them, and the texts of `last`, the inputs of the revision in force, for the others. What is
 /// used was built last, of all that was built without an error.
 ///
 /// # Errors
 /// Without `last` everything that is wrong with any file; else what no mix of old and new texts mends.
-pub fn settle<T>(
+pub fn settle_with<T>(
+    memory: &mut Memory,
     files: &Files,
     last: Option<&Inputs>,
     mut build: impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
 ) -> Result<Settled<T>, Diagnostics> {
     let mut refused = Diagnostics::default();
-    let mut mix = Mix::new(files, last, &mut refused);
+    let mut mix = Mix::new(files, last, &mut refused, memory);
+    memory.keep(files);
     let bad: BTreeSet<usize> = (0..mix.0.len()).filter(|&file| mix.0[file].error().is_some()).collect();
     refused.0.extend(bad.iter().filter_map(|&file| mix.0[file].error()).flat_map(|found| found.0.clone()));
     if last.is_none() {
@@ -133,11 +169,13 @@ fn add(to: &mut Diagnostics, found: Diagnostics) {
 }
 
 /// A text, and what it says.
+#[derive(Debug)]
 struct Version {
     source: Arc<Source>,
     content: Result<Content, Diagnostics>,
 }
 
+#[derive(Debug)]
 enum Content {
     Policy(Vec<Policy>),
     Workloads(Arc<Workloads>),
@@ -156,6 +194,10 @@ impl Version {
 
     fn live(name: &str, workloads: &Arc<Workloads>) -> Self {
         Self { source: source(name, ""), content: Ok(Content::Workloads(Arc::clone(workloads))) }
+    }
+
+    fn unreadable(name: &str, why: Diagnostics) -> Self {
+        Self { source: source(name, ""), content: Err(why) }
     }
 
     /// Walls of these, and nothing else.
@@ -191,7 +233,7 @@ struct File<'a> {
     name: &'a str,
     policy: bool,
     /// As it is; `None` when it is gone.
-    written: Option<Version>,
+    written: Option<Arc<Version>>,
     /// Name and text that are in force; `None` when it never was good.
     last: Option<(&'a str, &'a str)>,
     /// What it isolates in the revision in force, if it never was good.
@@ -210,7 +252,7 @@ impl File<'_> {
     }
 
     fn current(&self) -> Option<&Version> {
-        if self.held { self.kept.as_ref() } else { self.written.as_ref() }
+        if self.held { self.kept.as_ref() } else { self.written.as_deref() }
     }
 
     fn is_left_out(&self) -> bool {
@@ -244,7 +286,7 @@ impl File<'_> {
 struct Mix<'a>(Vec<File<'a>>);
 
 impl<'a> Mix<'a> {
-    fn new(files: &'a Files, last: Option<&'a Inputs>, found: &mut Diagnostics) -> Self {
+    fn new(files: &'a Files, last: Option<&'a Inputs>, found: &mut Diagnostics, memory: &mut Memory) -> Self {
         let mut names: BTreeMap<&str, Option<Result<&str, &Diagnostic>>> = BTreeMap::new();
         let good = |last: &'a Inputs| last.policies.iter().filter(|(name, _)| !last.isolating.contains(*name));
         match &files.policies {
@@ -264,22 +306,25 @@ impl<'a> Mix<'a> {
                 let before = last.and_then(|last| last.policies.get_key_value(name));
                 let before = before.map(|(name, text)| (name.as_str(), text.as_str()));
                 let isolating = last.is_some_and(|last| last.isolating.contains(name));
-                let mut file = Self::file(name, true, read, before.filter(|_| !isolating));
+                let parse = |text: &str| memory.read(name, text);
+                let mut file = Self::file(name, true, read, before.filter(|_| !isolating), parse);
                 file.isolating = before.filter(|_| isolating).map(|(_, text)| text);
                 // Its directory cannot be read: what it isolates stays as it is.
                 if let (Err(_), Some(_)) = (&files.policies, file.isolating) {
-                    file.written = Some(Version { source: source(name, ""), content: Err(Diagnostics::default()) });
+                    file.written = Some(Arc::new(Version::unreadable(name, Diagnostics::default())));
                 }
                 file
             })
             .collect();
         let (name, read) = &files.workloads;
         let last = last.map(|last| (last.workloads.0.as_str(), last.workloads.1.as_str()));
-        let mut file = Self::file(name, false, Some(read.as_ref().map(Listing::text)), last);
-        if let Ok(Listing::Live(workloads)) = read {
-            file.written = Some(Version::live(name, workloads));
-        }
-        mix.push(file);
+        let parse = |text: &str| {
+            Arc::new(match read {
+                Ok(Listing::Live(workloads)) => Version::live(name, workloads),
+                _ => Version::parse(name, text, false),
+            })
+        };
+        mix.push(Self::file(name, false, Some(read.as_ref().map(Listing::text)), last, parse));
         Self(mix)
     }
 
@@ -288,11 +333,12 @@ impl<'a> Mix<'a> {
         policy: bool,
         read: Option<Result<&str, &Diagnostic>>,
         last: Option<(&'a str, &'a str)>,
+        parse: impl FnOnce(&str) -> Arc<Version>,
     ) -> File<'a> {
         let changed = read.is_none_or(|read| read.is_err() || read.ok() != last.map(|(_, text)| text));
         let written = read.map(|read| match read {
-            Ok(text) => Version::parse(name, text, policy),
-            Err(error) => Version { source: source(name, ""), content: Err(error.clone().into()) },
+            Ok(text) => parse(text),
+            Err(error) => Arc::new(Version::unreadable(name, error.clone().into())),
         });
         File { name, policy, written, last, isolating: None, changed, held: false, kept: None }
     }

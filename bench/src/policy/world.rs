@@ -140,6 +140,7 @@ impl World {
             }],
             host: false,
             owner: None,
+            uid: None,
         }
     }
 
