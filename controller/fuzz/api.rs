@@ -195,7 +195,10 @@ impl Api {
         let is = |template: &str| {
             let (written, asked) = (template.split('/'), path.split('/'));
             written.clone().count() == asked.clone().count()
-                && written.zip(asked).all(|(written, asked)| written.starts_with('{') || written == asked)
+                // Nothing is called by an empty name.
+                && written.zip(asked).all(|(written, asked)| {
+                    written == asked || (written.starts_with('{') && !asked.is_empty())
+                })
         };
         let Some(paths) = self.document["paths"].as_object() else { return false };
         // Methods are told apart by case (RFC 9110, 9.1): `post` is none.
