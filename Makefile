@@ -46,11 +46,12 @@ dist: ## one tarball to install from: static programs, units, examples, checksum
 	@tests/setup/setup.sh --dist
 	@CARGO_FLAGS="$(CARGO_FLAGS)" controller/deploy/dist.sh
 
-lint: ## format, clippy, shell scripts, spelling, licences and sources of dependencies
+lint: ## format, clippy, shell scripts, manifests, spelling, licences and sources of dependencies
 	@tests/setup/setup.sh --lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
-	shellcheck .ci/run tests/setup/*.sh tests/kubernetes/*.sh tests/cluster/src/*.sh controller/deploy/*.sh
+	shellcheck .ci/run tests/setup/*.sh tests/kubernetes/*.sh tests/cluster/src/*.sh controller/deploy/*.sh controller/deploy/kubernetes/*.sh
+	PATH="$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/helm:$$PATH" controller/deploy/kubernetes/render.sh --check
 	typos
 	cargo deny --all-features check licenses bans sources
 

@@ -9,6 +9,7 @@ set -euo pipefail
 BPF_LINKER=0.13.0
 # Tools of `make lint`.
 CARGO_DENY=0.20.2
+HELM=3.18.4
 TYPOS=1.52.0
 # The release of the reference CNI plugins that last had flannel's among them; its own repository went on from there.
 FLANNEL_PLUGIN=0.9.1
@@ -19,10 +20,11 @@ GO_MIN=1.25
 
 usage() {
   cat <<'USAGE'
-usage: tests/setup/setup.sh [--dry-run] [--lint | --test | --dist]
+usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --dist]
 
   --dry-run  print the steps that are missing, take none of them
-  --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos
+  --build    what a build needs and no more: the kernel is not asked whether it could run what is built
+  --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, Go, and below target/
              flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
@@ -34,12 +36,14 @@ USAGE
 }
 
 dry_run=false
+build=false
 lint=false
 tests=false
 dist=false
 for argument in "$@"; do
   case $argument in
     --dry-run) dry_run=true ;;
+    --build) build=true ;;
     --lint) lint=true ;;
     --test) tests=true ;;
     --dist) dist=true ;;
@@ -376,6 +380,19 @@ flannel_plugin() {
     go install "github.com/containernetworking/plugins/plugins/meta/flannel@v$FLANNEL_PLUGIN" || true
 }
 
+# --- helm -------------------------------------------------------------------------------------------------------------
+
+# Debian has it nowhere. It makes the plain manifests out of the chart; without it they are not compared.
+helm() {
+  local directory
+  directory=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}/helm")
+  install_for go golang-go "builds helm"
+  have go || return 0 # noted already, or a dry run
+  go version -m "$directory/helm" 2>/dev/null | grep -qw "helm.sh/helm/v3.v$HELM" && return
+  step "build helm $HELM into $directory" "it makes the plain manifests out of the chart" \
+    env CGO_ENABLED=0 GOBIN="$directory" go install "helm.sh/helm/v3/cmd/helm@v$HELM" || true
+}
+
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 # What was built is noted beside it, last.
@@ -457,8 +474,11 @@ finish # what follows needs a compiler
 ebpf_sources
 finish
 bpf_linker
-if $lint; then
+if $build; then
+  : # All of it is above.
+elif $lint; then
   rust_lint_tools
+  helm
   cargo_tool cargo-deny cargo-deny "$CARGO_DENY" "licences, sources and bans of the dependencies"
   cargo_tool typos-cli typos "$TYPOS" "spelling"
 elif $dist; then

@@ -16,8 +16,8 @@ use serde_json::Value;
 pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
 /// For what must happen on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// What the agent may ask, and who it is.
-const RIGHTS: &str = include_str!("../../../controller/deploy/kubernetes/rights.yaml");
+/// What a user applies.
+pub(crate) const OBSERVE: &str = include_str!("../../../controller/deploy/kubernetes/bulkhead.yaml");
 
 /// Clusters are large: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -34,14 +34,8 @@ impl Guarded {
     /// Starts it; `None` for a test that is skipped.
     #[track_caller]
     pub(crate) fn start(builder: Builder) -> Option<Self> {
-        let missing = available().err();
-        if !skip::programs() || !skip::require(missing.as_deref().unwrap_or_default(), missing.is_none()) {
-            return None;
-        }
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let cluster = builder.start().unwrap();
-        cluster.apply(RIGHTS).unwrap();
-        let mut guarded = Self { agents: Vec::new(), cluster, _alone: alone };
+        let mut guarded = Self::bare(builder)?;
+        guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
         for node in 0..guarded.cluster.nodes().len() {
             guarded.install(node);
@@ -52,6 +46,17 @@ impl Guarded {
             guarded.wait_for_agent(node);
         }
         Some(guarded)
+    }
+
+    /// A cluster that nobody guards yet.
+    #[track_caller]
+    pub(crate) fn bare(builder: Builder) -> Option<Self> {
+        let missing = available().err();
+        if !skip::programs() || !skip::require(missing.as_deref().unwrap_or_default(), missing.is_none()) {
+            return None;
+        }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Self { agents: Vec::new(), cluster: builder.start().unwrap(), _alone: alone })
     }
 
     /// With the rights of the manifest and no others.
@@ -170,6 +175,12 @@ impl Guarded {
     pub(crate) fn becomes(&self, pod: &str, to: &str, connects: bool) {
         eventually(&format!("{pod} to {to}: {connects}"), || self.connects(pod, to) == connects);
     }
+}
+
+/// What the agent may ask, and who it is: of the manifest all but the agent itself.
+fn rights() -> String {
+    let documents = OBSERVE.split("\n---\n").filter(|document| !document.contains("kind: DaemonSet"));
+    documents.collect::<Vec<_>>().join("\n---\n")
 }
 
 #[track_caller]

@@ -5,7 +5,7 @@ use bulkhead_cluster::Cluster;
 use crate::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
 
 /// Calls `db` again and again, and prints of each call whether it was answered.
-fn caller(name: &str, node: &str, db: &str) -> String {
+pub(crate) fn caller(name: &str, node: &str, db: &str) -> String {
     let script = format!(
         "while true; do /agnhost connect {db}:8080 --timeout=1s && echo answered || echo silent; sleep 0.2; done"
     );
@@ -13,7 +13,7 @@ fn caller(name: &str, node: &str, db: &str) -> String {
 }
 
 /// What a caller's calls came to.
-fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
+pub(crate) fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
     let log = guarded.kubectl(&["--namespace=shop", "logs", pod]);
     log.lines().filter(|line| matches!(*line, "answered" | "silent")).map(str::to_owned).collect()
 }

@@ -1,5 +1,6 @@
 //! A real Kubernetes with flannel whose nodes Bulkhead guards, with the API server as the source.
 
+mod daemonset;
 mod guarded;
 mod lasting;
 mod netpol;

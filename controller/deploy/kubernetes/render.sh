@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes the plain manifests out of the chart. Needs helm.
+# usage: render.sh [--check]     --check: writes nothing, and says what differs
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+# render NAME OPTION...: one manifest.
+render() {
+  local file=$1.yaml
+  shift
+  {
+    echo '# Made by render.sh out of the chart: change that instead.'
+    helm template bulkhead chart --kube-version "$kubernetes" --namespace kube-system "$@"
+  } >"$out/$file"
+}
+
+# A helm that is built by `go install` takes the cluster for an old one, unless told.
+kubernetes=1.34.0
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+render bulkhead
+render enforce --set observe=false
+render uninstall --set uninstall=true
+helm lint --quiet --kube-version "$kubernetes" chart
+# What values turn on has to be rendered somewhere.
+helm template bulkhead chart --kube-version "$kubernetes" --set bpffs.mount=true --set serviceMonitor.enabled=true --set metrics.address=0.0.0.0 --set 'cni.exempt={kube-system}' \
+  --set 'agent.args={--xdp=generic}' --set apiServer.host=192.0.2.1 --set apiServer.port=6443 --set serviceMonitor.labels.release=prometheus >/dev/null
+for file in bulkhead enforce uninstall; do
+  if [ "${1:-}" = --check ]; then
+    diff --unified "$file.yaml" "$out/$file.yaml"
+  else
+    cp "$out/$file.yaml" .
+  fi
+done

@@ -1,0 +1,133 @@
+//! Bulkhead as users bring it into a cluster: the manifests, as they are, and an image.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use bulkhead_cluster::{Cluster, Node};
+use bulkhead_dataplane::rights::NEEDED;
+use bulkhead_tests::bulkhead;
+
+use crate::{
+    guarded::{Guarded, NAMESPACE, OBSERVE, POLICY, eventually, server},
+    lasting::{caller, calls},
+};
+
+const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
+const UNINSTALL: &str = include_str!("../../../controller/deploy/kubernetes/uninstall.yaml");
+const PINS: &str = "/sys/fs/bpf/bulkhead";
+
+/// Makes the image that the manifests name, and brings it onto all nodes.
+fn import_image(guarded: &Guarded) {
+    let archive = guarded.cluster.directory().join("bulkhead.tar");
+    let program = bulkhead().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/agent-image.sh");
+    let reference = format!("bulkhead:{}", env!("CARGO_PKG_VERSION"));
+    let mut make = Command::new(script);
+    make.arg(program.parent().unwrap()).arg(&archive).arg(reference);
+    succeed(&mut make);
+    for node in guarded.cluster.nodes() {
+        succeed(node.command("ctr").args(["--namespace=k8s.io", "images", "import"]).arg(&archive));
+    }
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Waits until the DaemonSet is as it was applied, and ready on all nodes.
+#[track_caller]
+fn rolled_out(guarded: &Guarded) {
+    let words = ["--namespace=kube-system", "rollout", "status", "daemonset/bulkhead", "--timeout=120s"];
+    if let Err(error) = guarded.cluster.kubectl(&words) {
+        let selector = "--selector=app.kubernetes.io/name=bulkhead";
+        let told = [
+            &["--namespace=kube-system", "describe", "pods", selector] as &[_],
+            &["--namespace=kube-system", "logs", "--all-containers", "--prefix", "--tail=30", selector],
+        ]
+        .map(|words| guarded.cluster.kubectl(words).unwrap_or_else(|error| error.to_string()));
+        panic!("{error}\n{}", told.join("\n"));
+    }
+}
+
+/// The runtime's networks on a node.
+fn networks(node: &Node) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(node.conflists()).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.is_file());
+    files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())).collect()
+}
+
+#[test]
+fn the_daemon_set_has_the_agents_rights_and_no_privileges() {
+    let names = NEEDED.map(|right| right.name.trim_start_matches("CAP_"));
+    let added = format!("add: [{}]", names.join(", "));
+    for manifest in [OBSERVE, ENFORCE, UNINSTALL] {
+        let additions: Vec<_> = manifest.lines().map(str::trim).filter(|line| line.starts_with("add:")).collect();
+        assert_eq!(additions, [added.as_str()]);
+        assert!(!manifest.contains("privileged: true") && !manifest.contains("hostPID"));
+    }
+}
+
+/// Observe, enforce, replace all agents twice, uninstall: by the manifests alone.
+#[test]
+fn the_manifests_guard_a_cluster_and_give_it_back() {
+    let Some(guarded) = Guarded::bare(Cluster::builder()) else { return };
+    import_image(&guarded);
+    let before: Vec<_> = guarded.cluster.nodes().iter().map(networks).collect();
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), &server("old", "n1"), POLICY].concat());
+    guarded.wait_for(&["db", "old"]);
+    let db = guarded.address("db");
+    let port = format!("{db}:8080");
+
+    // Nothing is dropped yet.
+    guarded.apply(OBSERVE);
+    rolled_out(&guarded);
+    assert!(guarded.connects("old", &port));
+    eventually("what would be blocked is counted", || {
+        assert!(guarded.connects("old", &port));
+        let observed = ["workload=\"old\"", "direction=\"egress\"", "verdict=\"observed\""];
+        guarded.metric(0, "bulkhead_audit_packets_total", &observed) > 0.0
+    });
+
+    guarded.apply(ENFORCE);
+    rolled_out(&guarded);
+    guarded.becomes("old", &port, false);
+    guarded.apply(&[caller("web", "n1", &db), caller("guest", "n1", &db), caller("near", "n2", &db)].concat());
+    guarded.wait_for(&["web", "guest", "near"]);
+    eventually("all have called", || ["web", "guest", "near"].iter().all(|pod| calls(&guarded, pod).len() > 2));
+
+    for number in 0..2 {
+        guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]);
+        guarded.apply(&caller(&format!("hasty-{number}"), "n1", &db));
+        rolled_out(&guarded);
+    }
+    guarded.wait_for(&["hasty-0", "hasty-1"]);
+    eventually("those that came have called", || {
+        ["hasty-0", "hasty-1"].iter().all(|pod| calls(&guarded, pod).len() > 2)
+    });
+    // The node of `db` hears of a new caller's address when the API server does.
+    let web: Vec<_> = calls(&guarded, "web").into_iter().skip_while(|call| call == "silent").collect();
+    assert!(web.len() > 10 && web.iter().all(|call| call == "answered"), "{web:?}");
+    for pod in ["guest", "near", "hasty-0", "hasty-1"] {
+        let calls = calls(&guarded, pod);
+        assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}");
+    }
+    for node in 0..2 {
+        assert_eq!(guarded.metric(node, "bulkhead_unenforced_starts_total", &[]), 0.0);
+    }
+
+    assert!(guarded.cluster.nodes().iter().all(|node| node.file(PINS).exists()));
+    guarded.apply(UNINSTALL);
+    rolled_out(&guarded);
+    for (node, before) in guarded.cluster.nodes().iter().zip(&before) {
+        assert_eq!(&networks(node), before, "{}", node.name);
+        assert!(!node.file(PINS).exists(), "{}: pins are left", node.name);
+        let rules = node.command("nft").args(["list", "ruleset"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&rules.stdout).contains("bulkhead"), "{}: rules are left", node.name);
+    }
+    guarded.becomes("guest", &port, true);
+    guarded.cluster.kubectl(&["--namespace=kube-system", "delete", "daemonset,serviceaccount", "bulkhead"]).unwrap();
+    guarded.apply(&server("new", "n1"));
+    guarded.wait_for(&["new"]);
+    assert!(guarded.connects("new", &port), "who starts now is nobody's");
+}
