@@ -30,7 +30,7 @@ use bulkhead_controller::{
     confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
-    run::{Api, Life, Stopper},
+    run::{Api, Life},
     show,
     source::Source,
 };
@@ -445,7 +445,8 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let refused = || format!("CNI plugins cannot be served at {}", args.cni_socket.display());
     let plugins = Plugins::bind(&args.cni_socket, Arc::clone(&source)).into_diagnostic().wrap_err_with(refused)?;
     let life = life.plugins(plugins);
-    end_on_signals(life.stopper())?;
+    let stopper = life.stopper();
+    end_on_signals(move || stopper.stop())?;
 
     let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
     let options = options.gate(args.gate.clone());
@@ -484,8 +485,9 @@ fn wait_for(cluster: &Cluster) {
     }
 }
 
-/// Signals end the agent between two steps of its work, never within one.
-fn end_on_signals(stopper: Stopper) -> Result<(), Report> {
+/// Calls when the process is asked to end: the agent ends between two steps of its work, never within one.
+/// Process 1 of a container, which has no default, must ask for this too.
+fn end_on_signals(end: impl FnOnce() + Send + 'static) -> Result<(), Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().into_diagnostic()?;
     let (mut terminate, mut interrupt) = {
         let _guard = runtime.enter();
@@ -496,7 +498,7 @@ fn end_on_signals(stopper: Stopper) -> Result<(), Report> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        stopper.stop();
+        end();
     };
     thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(wait)).into_diagnostic()?;
     Ok(())

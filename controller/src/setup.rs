@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
+    process,
 };
 
 use bulkhead_controller::{
@@ -18,7 +19,7 @@ use clap::{Args, ValueEnum};
 use miette::{IntoDiagnostic as _, Report, WrapErr as _, miette};
 use serde_json::{Map, Value, json};
 
-use crate::{PINS, RECORD, STATE, log, out};
+use crate::{PINS, RECORD, STATE, end_on_signals, log, out};
 
 /// Where units of systemd are put.
 const UNITS: &str = "/etc/systemd/system";
@@ -361,6 +362,8 @@ pub(crate) fn follow(args: &FollowArgs) -> Result<(), Report> {
         ));
     };
     confine::write_below(&[record.networks, args.record.clone()]).into_diagnostic()?;
+    // Files are replaced at once: there is nothing to finish.
+    end_on_signals(|| process::exit(0))?;
     install::follow::follow(&args.record).into_diagnostic()
 }
 
