@@ -61,7 +61,9 @@ fn networks(node: &Node) -> BTreeMap<String, Vec<u8>> {
 fn the_daemon_set_has_the_agents_rights_and_no_privileges() {
     let names = NEEDED.map(|right| right.name.trim_start_matches("CAP_"));
     let added = format!("add: [{}]", names.join(", "));
+    let image = format!("image: bulkhead:{}", env!("CARGO_PKG_VERSION"));
     for manifest in [OBSERVE, ENFORCE, UNINSTALL] {
+        assert!(manifest.contains(&image), "the chart has this version");
         let additions: Vec<_> = manifest.lines().map(str::trim).filter(|line| line.starts_with("add:")).collect();
         assert_eq!(additions, [added.as_str()]);
         assert!(!manifest.contains("privileged: true") && !manifest.contains("hostPID"));
@@ -115,6 +117,11 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     for node in 0..2 {
         assert_eq!(guarded.metric(node, "bulkhead_unenforced_starts_total", &[]), 0.0);
     }
+
+    let status =
+        ["--namespace=kube-system", "exec", "daemonset/bulkhead", "--container=agent", "--", "bulkhead", "status"];
+    let status = guarded.cluster.kubectl(&status).expect("all is well, by the exit status");
+    assert!(status.contains("enforc"), "{status}");
 
     assert!(guarded.cluster.nodes().iter().all(|node| node.file(PINS).exists()));
     guarded.apply(UNINSTALL);
