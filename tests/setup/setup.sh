@@ -15,7 +15,7 @@ TYPOS=1.52.0
 FLANNEL_PLUGIN=0.9.1
 # Writes the bill of materials of `make dist`.
 CARGO_CYCLONEDX=0.5.9
-# Builds the Kubernetes of the tests: what tests/kubernetes/go.mod says.
+# Builds helm, and the Kubernetes of the tests: what tests/kubernetes/go.mod says.
 GO_MIN=1.25
 
 usage() {
@@ -384,10 +384,15 @@ flannel_plugin() {
 
 # Debian has it nowhere. It makes the plain manifests out of the chart; without it they are not compared.
 helm() {
-  local directory
+  local directory version
   directory=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}/helm")
   install_for go golang-go "builds helm"
   have go || return 0 # noted already, or a dry run
+  version=$(go env GOVERSION)
+  if ! at_least "${version#go}" "$GO_MIN"; then
+    printf 'setup: Go %s is older than %s, which builds helm: without it the plain manifests are not compared with the chart\n' "${version#go}" "$GO_MIN"
+    return 0
+  fi
   go version -m "$directory/helm" 2>/dev/null | grep -qw "helm.sh/helm/v3.v$HELM" && return
   step "build helm $HELM into $directory" "it makes the plain manifests out of the chart" \
     env CGO_ENABLED=0 GOBIN="$directory" go install "helm.sh/helm/v3/cmd/helm@v$HELM" || true
