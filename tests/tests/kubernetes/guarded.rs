@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -136,6 +137,13 @@ impl Guarded {
         page.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
+    /// How many programs are attached to links of a node and pinned.
+    pub(crate) fn links(&self, node: usize) -> usize {
+        let pins = self.cluster.node(node).file("/sys/fs/bpf/bulkhead");
+        let layouts = fs::read_dir(pins).unwrap().map(|layout| layout.unwrap().path().join("links"));
+        layouts.filter_map(|links| fs::read_dir(links).ok()).map(Iterator::count).sum()
+    }
+
     pub(crate) fn log(&self, node: usize) -> String {
         self.agents[node][0].log()
     }
@@ -166,8 +174,23 @@ impl Guarded {
 
     /// Whether a pod of the shop can open a TCP connection.
     pub(crate) fn connects(&self, pod: &str, to: &str) -> bool {
-        let words = ["--namespace=shop", "exec", pod, "--", "/agnhost", "connect", to, "--timeout=1s"];
+        self.connects_from("shop", pod, to)
+    }
+
+    /// Whether a pod of some namespace can.
+    pub(crate) fn connects_from(&self, namespace: &str, pod: &str, to: &str) -> bool {
+        let words = ["--namespace", namespace, "exec", pod, "--", "/agnhost", "connect", to, "--timeout=1s"];
         self.cluster.kubectl(&words).is_ok()
+    }
+
+    /// What is listed of something of the shop, each with a port.
+    pub(crate) fn listed(&self, kind: &str, name: &str, path: &str, port: u16) -> Vec<String> {
+        let listed = self.kubectl(&["--namespace=shop", "get", kind, name, &format!("--output=jsonpath={{{path}}}")]);
+        let shown = |address: &str| match address.parse().unwrap() {
+            IpAddr::V4(address) => format!("{address}:{port}"),
+            IpAddr::V6(address) => format!("[{address}]:{port}"),
+        };
+        listed.split(' ').map(shown).collect()
     }
 
     /// Waits until it can, or cannot.

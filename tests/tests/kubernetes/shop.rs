@@ -4,7 +4,10 @@ use bulkhead_cluster::Cluster;
 use bulkhead_fixtures::skip;
 use bulkhead_topology::traffic::{Capture, Frame};
 
-use crate::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
+use crate::{
+    guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server},
+    netpol,
+};
 
 fn shop() -> String {
     [NAMESPACE.to_owned(), server("db", "n2"), server("web", "n1"), server("guest", "n1"), server("near", "n2")]
@@ -40,8 +43,6 @@ fn a_policy_from_kubectl_holds_on_both_nodes() {
     };
     eventually("the caller's node counts it", || blocked(0, "guest", "egress") > 0.0);
     eventually("the callee's node counts it", || blocked(1, "db", "ingress") > 0.0);
-    let page = guarded.metrics(1).unwrap();
-    assert!(page.contains("shop"), "{page}");
 
     // Labels decide, and they change.
     guarded.kubectl(&["--namespace=shop", "label", "pod", "guest", "app=web", "--overwrite"]);
@@ -50,6 +51,61 @@ fn a_policy_from_kubectl_holds_on_both_nodes() {
     guarded.becomes("guest", &db, false);
     guarded.kubectl(&["--namespace=shop", "delete", "networkpolicy", "db", "guests"]);
     guarded.becomes("guest", &db, true);
+    assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
+}
+
+/// The same by IPv4 and IPv6, by addresses of pods and of a Service.
+#[test]
+fn a_policy_holds_for_both_families() {
+    let Some(guarded) = Guarded::start(Cluster::builder().dual_stack(true)) else { return };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: { name: db, namespace: shop }\n\
+        spec: { ipFamilyPolicy: RequireDualStack, selector: { app: db }, ports: [{ port: 80, targetPort: 8080 }] }\n---\n";
+    guarded.apply(&[&shop(), service, POLICY].concat());
+    guarded.wait_for(&["db", "web", "guest", "near"]);
+    let pods = guarded.listed("pod", "db", ".status.podIPs[*].ip", 8080);
+    let services = guarded.listed("service", "db", ".spec.clusterIPs[*]", 80);
+    assert_eq!((pods.len(), services.len()), (2, 2));
+    for to in pods.iter().chain(&services) {
+        guarded.becomes("web", to, true);
+        guarded.becomes("guest", to, false);
+        guarded.becomes("near", to, false);
+    }
+    guarded.kubectl(&["--namespace=shop", "delete", "networkpolicy", "db", "guests"]);
+    for to in pods.iter().chain(&services) {
+        guarded.becomes("guest", to, true);
+    }
+    assert_eq!(netpol::quick(&guarded, "two families"), 3);
+}
+
+/// Labels of a namespace decide, and with a namespace goes all that is known of its pods.
+#[test]
+fn namespaces_are_followed() {
+    let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
+    let ops = |text: String| text.replace("namespace: shop", "namespace: ops");
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: db, namespace: shop }\nspec:\n  podSelector: {}\n  \
+        ingress: [{ from: [{ namespaceSelector: { matchLabels: { team: ops } } }] }]\n---\n";
+    let crowd: String = (0..10).map(|number| ops(pod(&format!("crowd-{number}"), "n1", "args: [pause]"))).collect();
+    let namespace = NAMESPACE.replace("name: shop", "name: ops");
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), policy, &namespace, &ops(server("web", "n1"))].concat());
+    guarded.wait_for(&["db"]);
+    guarded.kubectl(&["--namespace=ops", "wait", "--for=condition=Ready", "pod/web", "--timeout=120s"]);
+    let db = format!("{}:8080", guarded.address("db"));
+    let becomes = |connects| {
+        eventually(&format!("it connects: {connects}"), || guarded.connects_from("ops", "web", &db) == connects);
+    };
+    becomes(false);
+    guarded.kubectl(&["label", "namespace", "ops", "team=ops"]);
+    becomes(true);
+    guarded.kubectl(&["label", "namespace", "ops", "team=dev", "--overwrite"]);
+    becomes(false);
+
+    let links = || guarded.links(0);
+    let before = links();
+    guarded.apply(&crowd);
+    eventually("all are guarded", || links() == before + 20);
+    guarded.kubectl(&["delete", "namespace", "ops"]);
+    // With the pod that called.
+    eventually("nothing is left of them", || links() == before - 2);
     assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
 }
 
