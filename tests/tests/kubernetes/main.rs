@@ -1,6 +1,7 @@
 //! A real Kubernetes with flannel whose nodes Bulkhead guards, with the API server as the source.
 
 mod daemonset;
+mod forged;
 mod guarded;
 mod lasting;
 mod netpol;
