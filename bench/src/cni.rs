@@ -123,7 +123,7 @@ fn added(reference: &Path, starts: usize, others: &[usize], figures: bool) -> Re
 }
 
 /// A percentile, in milliseconds.
-fn at(times: &[Duration], percent: usize) -> f64 {
+pub(crate) fn at(times: &[Duration], percent: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort();
     let index = (sorted.len() * percent).div_ceil(100).clamp(1, sorted.len()) - 1;

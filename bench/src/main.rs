@@ -2,6 +2,7 @@
 
 mod cni;
 mod datapath;
+mod kubernetes;
 mod policy;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Suite {
     Datapath(datapath::Options),
     /// Time and memory of the policy compiler by the size of the cluster.
     Policy(policy::Options),
+    /// Time from a policy's call to the API server until it holds on both nodes of a real cluster. Needs root and the programs of the tests.
+    Kubernetes(kubernetes::Options),
     /// Time that the CNI plugin adds to the start of a container. Needs root and the reference plugins.
     Cni(cni::Options),
 }
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         Suite::Datapath(options) => datapath::run(&options),
         Suite::Policy(options) => policy::run(&options),
         Suite::Cni(options) => cni::run(&options),
+        Suite::Kubernetes(options) => kubernetes::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

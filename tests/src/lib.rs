@@ -6,10 +6,13 @@
 //!
 //! A [`chain::Chain`] makes containers on a node as a runtime with CNI plugins does.
 //!
+//! A [`guarded::Guarded`] is a real Kubernetes with flannel whose nodes are guarded.
+//!
 //! [`test_run`] needs no network at all: it asks the loaded programs about single packets.
 
 mod agent;
 pub mod chain;
+pub mod guarded;
 mod lab;
 mod proxy;
 pub mod systemd;

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use bulkhead_cluster::{Cluster, Node};
 use bulkhead_dataplane::rights::NEEDED;
-use bulkhead_tests::bulkhead;
-
-use crate::{
+use bulkhead_tests::{
+    bulkhead,
     guarded::{Guarded, NAMESPACE, OBSERVE, POLICY, eventually, server},
-    lasting::{caller, calls},
 };
+
+use crate::lasting::{caller, calls};
 
 const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
 const UNINSTALL: &str = include_str!("../../../controller/deploy/kubernetes/uninstall.yaml");

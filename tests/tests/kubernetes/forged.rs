@@ -7,7 +7,7 @@ use bulkhead_fixtures::Frame;
 use bulkhead_tests::bulkhead;
 use bulkhead_topology::traffic::{Capture, Frame as Seen};
 
-use crate::guarded::{Guarded, NAMESPACE, eventually, server};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, eventually, server};
 
 /// Source port of what is forged.
 const FORGED: u16 = 6666;

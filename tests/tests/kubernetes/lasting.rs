@@ -2,7 +2,7 @@
 
 use bulkhead_cluster::Cluster;
 
-use crate::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
 
 /// Calls `db` again and again, and prints of each call whether it was answered.
 pub(crate) fn caller(name: &str, node: &str, db: &str) -> String {

@@ -2,7 +2,6 @@
 
 mod daemonset;
 mod forged;
-mod guarded;
 mod lasting;
 mod netpol;
 mod shop;

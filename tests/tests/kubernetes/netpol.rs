@@ -6,7 +6,7 @@ use bulkhead_cluster::{Cluster, ProxyMode};
 use bulkhead_fixtures::skip;
 use serde_json::Value;
 
-use crate::guarded::Guarded;
+use bulkhead_tests::guarded::Guarded;
 
 /// Specs outside `SCTPConnectivity`, which need a kernel with SCTP.
 const SPECS: usize = 47;

@@ -4,10 +4,9 @@ use bulkhead_cluster::Cluster;
 use bulkhead_fixtures::skip;
 use bulkhead_topology::traffic::{Capture, Frame};
 
-use crate::{
-    guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server},
-    netpol,
-};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
+
+use crate::netpol;
 
 fn shop() -> String {
     [NAMESPACE.to_owned(), server("db", "n2"), server("web", "n1"), server("guest", "n1"), server("near", "n2")]

@@ -1,4 +1,6 @@
 //! A cluster, with the plugin in its nodes' networks and an agent on each.
+//!
+//! For tests and benchmarks: what goes wrong is a panic.
 
 use std::{
     fs,
@@ -11,30 +13,33 @@ use std::{
 
 use bulkhead_cluster::{Builder, Cluster, Daemon, available};
 use bulkhead_fixtures::skip;
-use bulkhead_tests::{bulkhead, http_get};
 use serde_json::Value;
 
-pub(crate) const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
+use crate::{bulkhead, http_get};
+
+/// The image that a cluster has.
+pub const AGNHOST: &str = "registry.k8s.io/e2e-test-images/agnhost:2.56";
 /// For what must happen on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// What a user applies.
-pub(crate) const OBSERVE: &str = include_str!("../../../controller/deploy/kubernetes/bulkhead.yaml");
+pub const OBSERVE: &str = include_str!("../../controller/deploy/kubernetes/bulkhead.yaml");
 
 /// Clusters are large: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// A guarded cluster.
-pub(crate) struct Guarded {
+pub struct Guarded {
     // In the order in which they go.
     agents: Vec<[Daemon; 2]>,
-    pub(crate) cluster: Cluster,
+    /// What is guarded.
+    pub cluster: Cluster,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Guarded {
     /// Starts it; `None` for a test that is skipped.
     #[track_caller]
-    pub(crate) fn start(builder: Builder) -> Option<Self> {
+    pub fn start(builder: Builder) -> Option<Self> {
         let mut guarded = Self::bare(builder)?;
         guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
@@ -51,7 +56,7 @@ impl Guarded {
 
     /// A cluster that nobody guards yet.
     #[track_caller]
-    pub(crate) fn bare(builder: Builder) -> Option<Self> {
+    pub fn bare(builder: Builder) -> Option<Self> {
         let missing = available().err();
         if !skip::programs() || !skip::require(missing.as_deref().unwrap_or_default(), missing.is_none()) {
             return None;
@@ -102,18 +107,19 @@ impl Guarded {
     }
 
     /// Kills the agent of a node at once, and starts another one.
-    pub(crate) fn kill_agent(&mut self, node: usize) {
+    pub fn kill_agent(&mut self, node: usize) {
         self.kill_agent_without_source(node);
         self.wait_for_agent(node);
     }
 
     /// The same while no source answers: it waits.
-    pub(crate) fn kill_agent_without_source(&mut self, node: usize) {
+    pub fn kill_agent_without_source(&mut self, node: usize) {
         self.agents[node][0].kill().unwrap();
         self.agents[node][0] = self.agent(node);
     }
 
-    pub(crate) fn wait_for_agents(&mut self) {
+    /// Waits until all agents answer.
+    pub fn wait_for_agents(&mut self) {
         (0..self.agents.len()).for_each(|node| self.wait_for_agent(node));
     }
 
@@ -125,42 +131,45 @@ impl Guarded {
     }
 
     /// What an agent counts, if it answers.
-    pub(crate) fn metrics(&self, node: usize) -> Option<String> {
+    pub fn metrics(&self, node: usize) -> Option<String> {
         let (status, page) = http_get(&self.cluster.node(node).netns, "/metrics").ok()?;
         (status == 200).then_some(page)
     }
 
     /// Sum of a metric's samples on a node whose labels have all of these texts.
-    pub(crate) fn metric(&self, node: usize, name: &str, labels: &[&str]) -> f64 {
+    pub fn metric(&self, node: usize, name: &str, labels: &[&str]) -> f64 {
         let page = self.metrics(node).unwrap();
         let of = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
         page.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
     /// How many programs are attached to links of a node and pinned.
-    pub(crate) fn links(&self, node: usize) -> usize {
+    pub fn links(&self, node: usize) -> usize {
         let pins = self.cluster.node(node).file("/sys/fs/bpf/bulkhead");
         let layouts = fs::read_dir(pins).unwrap().map(|layout| layout.unwrap().path().join("links"));
         layouts.filter_map(|links| fs::read_dir(links).ok()).map(Iterator::count).sum()
     }
 
-    pub(crate) fn log(&self, node: usize) -> String {
+    /// What the agent of a node wrote.
+    pub fn log(&self, node: usize) -> String {
         self.agents[node][0].log()
     }
 
+    /// What kubectl printed.
     #[track_caller]
-    pub(crate) fn kubectl(&self, words: &[&str]) -> String {
+    pub fn kubectl(&self, words: &[&str]) -> String {
         self.cluster.kubectl(words).unwrap()
     }
 
+    /// Applies manifests.
     #[track_caller]
-    pub(crate) fn apply(&self, text: &str) {
+    pub fn apply(&self, text: &str) {
         self.cluster.apply(text).unwrap();
     }
 
     /// Waits until pods of the shop are ready.
     #[track_caller]
-    pub(crate) fn wait_for(&self, pods: &[&str]) {
+    pub fn wait_for(&self, pods: &[&str]) {
         let names: Vec<_> = pods.iter().map(|pod| format!("pod/{pod}")).collect();
         let words = ["--namespace=shop", "wait", "--for=condition=Ready", "--timeout=120s"];
         let names = names.iter().map(String::as_str);
@@ -168,23 +177,23 @@ impl Guarded {
     }
 
     /// Address of a pod of the shop.
-    pub(crate) fn address(&self, pod: &str) -> String {
+    pub fn address(&self, pod: &str) -> String {
         self.kubectl(&["--namespace=shop", "get", "pod", pod, "--output=jsonpath={.status.podIP}"])
     }
 
     /// Whether a pod of the shop can open a TCP connection.
-    pub(crate) fn connects(&self, pod: &str, to: &str) -> bool {
+    pub fn connects(&self, pod: &str, to: &str) -> bool {
         self.connects_from("shop", pod, to)
     }
 
     /// Whether a pod of some namespace can.
-    pub(crate) fn connects_from(&self, namespace: &str, pod: &str, to: &str) -> bool {
+    pub fn connects_from(&self, namespace: &str, pod: &str, to: &str) -> bool {
         let words = ["--namespace", namespace, "exec", pod, "--", "/agnhost", "connect", to, "--timeout=1s"];
         self.cluster.kubectl(&words).is_ok()
     }
 
     /// What is listed of something of the shop, each with a port.
-    pub(crate) fn listed(&self, kind: &str, name: &str, path: &str, port: u16) -> Vec<String> {
+    pub fn listed(&self, kind: &str, name: &str, path: &str, port: u16) -> Vec<String> {
         let listed = self.kubectl(&["--namespace=shop", "get", kind, name, &format!("--output=jsonpath={{{path}}}")]);
         let shown = |address: &str| match address.parse().unwrap() {
             IpAddr::V4(address) => format!("{address}:{port}"),
@@ -195,7 +204,7 @@ impl Guarded {
 
     /// Waits until it can, or cannot.
     #[track_caller]
-    pub(crate) fn becomes(&self, pod: &str, to: &str, connects: bool) {
+    pub fn becomes(&self, pod: &str, to: &str, connects: bool) {
         eventually(&format!("{pod} to {to}: {connects}"), || self.connects(pod, to) == connects);
     }
 }
@@ -206,8 +215,9 @@ fn rights() -> String {
     documents.collect::<Vec<_>>().join("\n---\n")
 }
 
+/// Waits until something holds.
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what}");
@@ -216,12 +226,12 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A pod of the shop that serves HTTP on port 8080.
-pub(crate) fn server(name: &str, node: &str) -> String {
+pub fn server(name: &str, node: &str) -> String {
     pod(name, node, r#"args: [netexec]"#)
 }
 
 /// A pod of the shop, by what its container does.
-pub(crate) fn pod(name: &str, node: &str, does: &str) -> String {
+pub fn pod(name: &str, node: &str, does: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: shop, labels: {{ app: {name} }} }}\n\
          spec:\n  nodeName: {node}\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  \
@@ -229,9 +239,10 @@ pub(crate) fn pod(name: &str, node: &str, does: &str) -> String {
     )
 }
 
-pub(crate) const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n---\n";
+/// The shop's namespace.
+pub const NAMESPACE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: { name: shop }\n---\n";
 /// `db` is called by `web` on one port, and `guest` calls nobody.
-pub(crate) const POLICY: &str = "apiVersion: networking.k8s.io/v1
+pub const POLICY: &str = "apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: { name: db, namespace: shop }
 spec:

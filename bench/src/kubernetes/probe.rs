@@ -1,0 +1,138 @@
+//! Calls from one pod to another, each millisecond from a fresh port.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File},
+    net::{IpAddr, UdpSocket},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use bulkhead_cluster::Node;
+use nix::sched::{CloneFlags, setns};
+
+/// Between two calls.
+const GAP: Duration = Duration::from_millis(1);
+/// An answer that takes longer does not come.
+const ANSWER: Duration = Duration::from_millis(20);
+/// So many of the latest calls say how it is.
+const ALIKE: usize = 30;
+
+/// A pod's network.
+pub(crate) struct Pod {
+    namespace: PathBuf,
+    pub(crate) address: IpAddr,
+}
+
+impl Pod {
+    /// Finds it among the network namespaces of a node, by its address.
+    pub(crate) fn new(node: &Node, address: &str) -> Result<Self> {
+        let address: IpAddr = address.parse()?;
+        let mut namespaces = fs::read_dir(node.file("/run/netns"))?.map(|entry| Ok(entry?.path()));
+        let found = namespaces.find_map(|namespace: Result<PathBuf>| {
+            let pod = Self { namespace: namespace.ok()?, address };
+            pod.spawn(move || UdpSocket::bind((address, 0)).is_ok()).ok()?.recv().ok()?.then_some(pod)
+        });
+        found.with_context(|| format!("no pod of {} has {address}", node.name))
+    }
+
+    /// Runs something there, on a thread of its own. What it came to is sent, unless nobody listens.
+    fn spawn<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> Result<mpsc::Receiver<T>> {
+        let namespace = File::open(&self.namespace)?;
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            if setns(namespace, CloneFlags::CLONE_NEWNET).is_ok() {
+                let _ = sender.send(run());
+            }
+        });
+        Ok(receiver)
+    }
+}
+
+/// Answers whatever comes to a port, until the process ends.
+pub(crate) fn server(pod: &Pod, port: u16) -> Result<()> {
+    let address = pod.address;
+    let socket = pod.spawn(move || UdpSocket::bind((address, port)))?.recv()??;
+    thread::spawn(move || {
+        let mut bytes = [0; 16];
+        while let Ok((len, from)) = socket.recv_from(&mut bytes) {
+            // Who asked may be gone.
+            let _ = socket.send_to(&bytes[..len], from);
+        }
+    });
+    Ok(())
+}
+
+/// Calls in the order in which they were made: when, and whether they were answered, once that is known.
+type Calls = VecDeque<(Instant, bool)>;
+
+/// Calls that go on until the process ends.
+pub(crate) struct Flow(Arc<Mutex<Calls>>);
+
+impl Flow {
+    pub(crate) fn start(from: &Pod, to: IpAddr, port: u16) -> Result<Self> {
+        let calls = Arc::new(Mutex::new(Calls::new()));
+        let (own, known) = (from.address, Arc::clone(&calls));
+        from.spawn(move || {
+            let mut open: VecDeque<(Instant, UdpSocket)> = VecDeque::new();
+            let mut next = Instant::now();
+            loop {
+                if let Some(socket) = call(own, (to, port)) {
+                    open.push_back((Instant::now(), socket));
+                }
+                open.retain(|(sent, socket)| {
+                    let answered = socket.recv(&mut [0; 16]).is_ok();
+                    let over = answered || sent.elapsed() > ANSWER;
+                    if over {
+                        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                        known.push_back((*sent, answered));
+                        // Those of the last seconds are of interest.
+                        if known.len() > 20_000 {
+                            known.pop_front();
+                        }
+                    }
+                    !over
+                });
+                next += GAP;
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        })?;
+        Ok(Self(calls))
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether most of the latest calls were answered.
+    pub(crate) fn is_answered(&self) -> bool {
+        let calls = self.calls();
+        let latest = calls.iter().rev().take(ALIKE);
+        latest.filter(|(_, answered)| *answered).count() * 2 > ALIKE
+    }
+
+    /// How long after a moment the first call was made that was answered.
+    pub(crate) fn first_answered(&self, since: Instant) -> Option<Duration> {
+        let calls = self.calls();
+        let answered = calls.iter().filter(|(sent, answered)| *answered && *sent >= since).map(|(sent, _)| *sent);
+        answered.min().map(|sent| sent - since)
+    }
+
+    /// How long after a moment the last call was made that was answered; zero if none was.
+    pub(crate) fn last_answered(&self, since: Instant) -> Option<Duration> {
+        let calls = self.calls();
+        let answered = calls.iter().filter(|(sent, answered)| *answered && *sent >= since).map(|(sent, _)| *sent);
+        Some(answered.max().map_or(Duration::ZERO, |sent| sent - since))
+    }
+}
+
+fn call(own: IpAddr, to: (IpAddr, u16)) -> Option<UdpSocket> {
+    let socket = UdpSocket::bind((own, 0)).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    socket.connect(to).ok()?;
+    socket.send(b"call").ok()?;
+    Some(socket)
+}
