@@ -65,7 +65,9 @@ struct Desk {
 
 impl Desk {
     fn ask(self: &Arc<Self>, request: Request) -> Option<Answer> {
+        // Who does not wait runs already, or starts whatever becomes of us; the source tells of it when it knows.
         if let Ask::Add(attached) = &request.ask
+            && request.waits
             && let Err(why) = self.source.complete(attached)
         {
             let message = format!("who container {} is could not be found out: {why}", attached.key.container);

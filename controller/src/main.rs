@@ -15,9 +15,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bulkhead_controller::{
@@ -147,6 +150,8 @@ enum Command {
 
 /// How often it is said what a start waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a start that waits looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(200);
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 const STATE: &str = "/var/lib/bulkhead";
 const SOCKET: &str = "/run/bulkhead/api.sock";
@@ -427,6 +432,10 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
 
     let cluster = match args.source {
         From::File => None,
+        From::Kubernetes if args.policies.is_some() || args.workloads.is_some() => {
+            let help = "leave out --policies and --workloads, or say `--source file`";
+            return Err(miette::miette!(help = help, "with the source `kubernetes` no files are read"));
+        }
         From::Kubernetes => Some(Arc::new(Cluster::follow(args.kubeconfig.as_deref()).into_diagnostic()?)),
     };
     let source: Arc<dyn Source> = match &cluster {
@@ -445,8 +454,12 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let refused = || format!("CNI plugins cannot be served at {}", args.cni_socket.display());
     let plugins = Plugins::bind(&args.cni_socket, Arc::clone(&source)).into_diagnostic().wrap_err_with(refused)?;
     let life = life.plugins(plugins);
-    let stopper = life.stopper();
-    end_on_signals(move || stopper.stop())?;
+    let (stopper, ending) = (life.stopper(), Arc::new(AtomicBool::new(false)));
+    let ends = Arc::clone(&ending);
+    end_on_signals(move || {
+        ends.store(true, Ordering::Relaxed);
+        stopper.stop();
+    })?;
 
     let options = Options::new(&args.pins, &args.state).xdp(args.xdp.into()).mark_mask(args.mark_mask);
     let options = options.gate(args.gate.clone());
@@ -459,8 +472,10 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         cni: Some(args.cni_socket.clone()),
         scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect() },
     };
-    if let Some(cluster) = &cluster {
-        wait_for(cluster);
+    if let Some(cluster) = &cluster
+        && !wait_for(cluster, &ending)
+    {
+        return Ok(Ok(()));
     }
     let mut agent = match Agent::start(node, settings) {
         Ok(agent) => agent,
@@ -477,12 +492,20 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
 }
 
 /// Nothing is changed before all of a cluster is known: what is in force stays.
-fn wait_for(cluster: &Cluster) {
-    let mut waited = Duration::ZERO;
-    while !cluster.wait(PATIENCE) {
-        waited += PATIENCE;
-        tracing::warn!("what is in force stays as it is, for {} s already: {}", waited.as_secs(), cluster.missing());
+/// `false` when the agent is to end meanwhile.
+fn wait_for(cluster: &Cluster, ending: &AtomicBool) -> bool {
+    let (start, mut said) = (Instant::now(), Instant::now());
+    while !cluster.wait(LOOK) {
+        if ending.load(Ordering::Relaxed) {
+            return false;
+        }
+        if said.elapsed() >= PATIENCE {
+            let waited = start.elapsed().as_secs();
+            tracing::warn!("what is in force stays as it is, for {waited} s already: {}", cluster.missing());
+            said = Instant::now();
+        }
     }
+    true
 }
 
 /// Calls when the process is asked to end: the agent ends between two steps of its work, never within one.

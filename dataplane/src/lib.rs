@@ -6,6 +6,7 @@ pub mod attach;
 pub mod baseline;
 pub mod bypass;
 mod bytes;
+pub mod causes;
 pub mod check;
 pub mod clock;
 pub mod cni;

@@ -19,6 +19,7 @@ use crate::{
         file::{self, FileError},
         now,
     },
+    workloads::WorkloadName,
 };
 
 /// Name of the file beside the socket that tells the next agent.
@@ -98,6 +99,13 @@ impl<N: Node> Agent<N> {
                 let message = format!("the plugin speaks version {}, this agent version {VERSION}", request.version);
                 return Some(refused(message, "put the plugin of the agent's release in its place"));
             }
+            if let Ask::Add(attached) = &request.ask
+                && request.waits
+                && !self.is_known(attached)
+            {
+                let message = format!("pod {}/{} is gone, or is another one", attached.namespace, attached.name);
+                return Some(refused(message, "the runtime tries again as long as there is such a pod"));
+            }
             let mut tried = next.clone();
             match &request.ask {
                 Ask::Add(attached) => {
@@ -118,6 +126,14 @@ impl<N: Node> Agent<N> {
         });
         let refusals = refusals.collect();
         (next, refusals)
+    }
+
+    /// Whether the cluster has the pod that is to start. One without labels would be selected by no policy, and so by no wall.
+    fn is_known(&self, attached: &Attached) -> bool {
+        let Attached { namespace, name, uid, .. } = attached;
+        let name = WorkloadName { namespace: namespace.clone(), name: name.clone() };
+        let listed = || self.listed.workloads.get(&name).is_some_and(|listed| listed.uid == *uid);
+        !self.listed.live || uid.is_none() || listed()
     }
 
     /// Compiles what other attachments make of the workloads, all of it or nothing.

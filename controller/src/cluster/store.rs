@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// An object.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Told {
-    /// Text of a policy.
-    Policy(String),
+    /// Text of a policy; one that has none isolates as a file does that cannot be read.
+    Policy(Result<String, Diagnostic>),
     /// What is read of another one.
-    Seen(Box<Seen>),
+    Seen(Arc<Seen>),
 }
 
 /// Objects of a kind.
@@ -56,12 +56,16 @@ impl Store {
     /// An object of a list.
     ///
     /// # Errors
-    /// It cannot be read; it is as if it were not there.
+    /// It cannot be read; it stays as it was, if it was known.
     pub(super) fn list(&mut self, kind: usize, object: Value) -> Result<(), Diagnostics> {
         let (key, told) = reduce(&KINDS[kind], object);
-        let told = told?;
-        self.kinds[kind].coming.get_or_insert_default().extend(told.map(|told| (key, told)));
-        Ok(())
+        let kept = &mut self.kinds[kind];
+        let (told, result) = match told {
+            Ok(told) => (told, Ok(())),
+            Err(found) => (kept.objects.get(&key).cloned(), Err(found)),
+        };
+        kept.coming.get_or_insert_default().extend(told.map(|told| (key, told)));
+        result
     }
 
     /// The list is complete: what it has not is gone. Whether something is new.
@@ -137,7 +141,7 @@ impl Store {
         for (kept, kind) in self.kinds.iter().zip(&KINDS) {
             for (key, told) in &kept.objects {
                 match told {
-                    Told::Policy(text) => _ = policies.insert(kind.full_name(key), Ok(text.clone())),
+                    Told::Policy(text) => _ = policies.insert(kind.full_name(key), text.clone()),
                     Told::Seen(seen) => objects.push(&**seen),
                 }
             }
@@ -166,7 +170,7 @@ fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnost
     let key = key(&object);
     if kind.is_policy {
         let text = text(kind, &key, &object["spec"]);
-        return (key, text.map(Told::Policy).map(Some));
+        return (key, Ok(Some(Told::Policy(text))));
     }
     if let Value::Object(fields) = &mut object {
         // Items of lists have none.
@@ -175,17 +179,16 @@ fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnost
     }
     let source = source(kind.full_name(&key), "");
     let seen = manifest::see(&source, object);
-    (key, seen.map(|seen| seen.map(Box::new).map(Told::Seen)))
+    (key, seen.map(|seen| seen.map(Arc::new).map(Told::Seen)))
 }
 
 /// A policy as somebody could have written it: without what the API server adds.
-fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostics> {
+fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostic> {
     let metadata = match key.namespace.as_str() {
         "" => json!({ "name": key.name }),
         namespace => json!({ "name": key.name, "namespace": namespace }),
     };
     let document = json!({ "apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, "spec": spec });
-    serde_saphyr::to_string(&document).map_err(|error| {
-        Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))).into()
-    })
+    serde_saphyr::to_string(&document)
+        .map_err(|error| Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))))
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bulkhead_dataplane::causes::causes;
 use futures_util::StreamExt as _;
 use kube::{
     Api, Client,
@@ -116,20 +117,6 @@ fn is_status(error: &watcher::Error, code: u16) -> bool {
         | watcher::Error::WatchError(status) => status.code == code,
         _ => false,
     }
-}
-
-/// An error and what it comes from, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn take(kind: usize, event: Event<DynamicObject>, shared: &Shared) {

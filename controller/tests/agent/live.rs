@@ -1,12 +1,19 @@
 //! What runtimes tell of containers beside what a cluster says of pods.
 
+use std::{any::Any, sync::Arc, time::Duration};
+
 use bulkhead_controller::{
+    agent::{Agent, Settings},
     attachments::{Attachment, Attachments},
     diagnostic::source,
+    input::{Files, LIVE, Listing},
     manifest::Manifests,
+    source::{Heard, Source},
     workloads::{Workload, WorkloadName, Workloads},
 };
-use bulkhead_dataplane::cni::protocol::{Attached, Interface, Key};
+use bulkhead_dataplane::cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION};
+
+use crate::home::Home;
 
 /// Pods as `name uid node address labels`.
 fn cluster(pods: &[[&str; 5]]) -> Workloads {
@@ -27,21 +34,25 @@ fn cluster(pods: &[[&str; 5]]) -> Workloads {
 }
 
 fn attach(attachments: &mut Attachments, name: &str, uid: &str, address: &str) {
+    let attached = attached(name, uid, address);
+    attachments.add(Attachment { network: "cbr0".to_owned(), attached });
+}
+
+fn attached(name: &str, uid: &str, address: &str) -> Attached {
     let interface = Interface {
         name: "eth0".to_owned(),
         link: format!("veth-{uid}"),
         ifindex: 7,
         addresses: vec![address.parse().unwrap()],
     };
-    let attached = Attached {
+    Attached {
         key: Key { container: format!("sandbox-{uid}"), ifname: "eth0".to_owned() },
         namespace: "shop".to_owned(),
         name: name.to_owned(),
         uid: Some(uid.to_owned()),
         labels: [].into(),
         interfaces: vec![interface],
-    };
-    attachments.add(Attachment { network: "cbr0".to_owned(), attached });
+    }
 }
 
 fn name(name: &str) -> WorkloadName {
@@ -107,4 +118,46 @@ fn a_container_keeps_its_labels_when_its_pod_is_deleted() {
     attachments.learn(&cluster(&[["web", "u2", "n1", "", "app: other"]]));
     let joined = joined(&attachments, &cluster(&[]));
     assert_eq!(shown(&joined.workloads[&name("web")]), ["app=web veth-u1 [10.244.0.5]"]);
+}
+
+/// A cluster that stays as it is.
+#[derive(Debug)]
+struct Still(Arc<Workloads>);
+
+impl Source for Still {
+    fn read(&self) -> Files {
+        let workloads = (LIVE.to_owned(), Ok(Listing::Live(Arc::clone(&self.0))));
+        Files { policies: Ok([].into()), workloads }
+    }
+
+    fn watch(&self, _heard: Heard) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Its pod may have been deleted in the moment before: without labels no policy would select it.
+#[test]
+fn a_container_does_not_start_without_its_pod() {
+    let home = Home::new();
+    let mut workloads = cluster(&[["web", "u1", "n1", "", "app: web"]]);
+    workloads.nodes.get_mut("n1").unwrap().addresses.insert("192.0.2.1".parse().unwrap());
+    let source = Arc::new(Still(Arc::new(workloads)));
+    let settings = Settings { source, cni: Some(home.path("state/cni.sock")), ..home.settings() };
+    let mut agent = Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}"));
+    let mut add = |uid: &str, waits| {
+        let ask = Ask::Add(attached("web", uid, "10.0.0.1"));
+        agent.attach(&[Request { version: VERSION, network: "cbr0".to_owned(), waits, ask }]).remove(0)
+    };
+    let Answer::Refused { message, .. } = add("u2", true) else { panic!("it starts as nobody") };
+    assert!(message.contains("pod shop/web is gone, or is another one"), "{message}");
+    let refused = |answer| match answer {
+        Answer::Done => String::new(),
+        Answer::Refused { message, .. } => message,
+    };
+    let known = refused(add("u1", true));
+    assert!(!known.contains("another one"), "{known}");
 }

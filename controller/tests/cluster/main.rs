@@ -223,6 +223,23 @@ fn an_object_that_cannot_be_read_harms_no_other() {
     assert!(names(&cluster).contains(&"shop/web".to_owned()));
 }
 
+/// A pod that is known is not forgotten because its next form cannot be read, in a list either: who is unknown is selected by no policy.
+#[test]
+fn an_object_that_becomes_unreadable_stays_as_it_was() {
+    let server = Server::start();
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    let cluster = follow(&server);
+    let known = workloads(&cluster.read()).workloads.keys().cloned().collect::<Vec<_>>();
+    let mut broken = pod("web", "u1", "10.244.1.5");
+    broken["spec"]["nodeName"] = json!(["n1"]);
+    server.put(PODS, broken);
+    server.forget();
+    server.put(PODS, pod("db", "u2", "10.244.1.6"));
+    eventually("the new list", || names(&cluster).contains(&"shop/db".to_owned()));
+    let listed = workloads(&cluster.read());
+    assert!(known.iter().all(|name| listed.workloads[name].labels["app"] == "web"), "{:?}", names(&cluster));
+}
+
 #[test]
 fn a_kubeconfig_that_cannot_be_read_is_told() {
     let server = Server::start();

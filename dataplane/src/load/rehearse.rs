@@ -1,7 +1,5 @@
 //! The programs and tables as [`super::Programs::load`] makes them, but pinned and attached nowhere: whether this kernel takes them.
 
-use std::error::Error;
-
 use aya::{EbpfLoader, programs::Program};
 use aya_obj::Object;
 use bulkhead_ebpf::mark::Layout;
@@ -9,7 +7,9 @@ use serde::Serialize;
 
 use super::{PROGRAMS, STUB, Sizes, verifier};
 use crate::{
-    bytes, mark,
+    bytes,
+    causes::causes,
+    mark,
     node::NodeError,
     sys::{self, Doing as _},
 };
@@ -48,7 +48,7 @@ fn load(object: &[u8], sizes: &Sizes, layout: Option<&Layout>) -> Result<Rehears
     if let Some(layout) = layout {
         loader.override_global("MARK", bytes::of(layout), true);
     }
-    let mut loaded = loader.load(object).map_err(|error| whole(&error)).doing(|| "make the tables")?;
+    let mut loaded = loader.load(object).map_err(|error| causes(&error)).doing(|| "make the tables")?;
     let mut rehearsal = Rehearsal::default();
     for (name, program) in loaded.programs_mut() {
         match program {
@@ -62,19 +62,4 @@ fn load(object: &[u8], sizes: &Sizes, layout: Option<&Layout>) -> Result<Rehears
         rehearsal.compiled += usize::from(sys::program_compiled(program.fd().doing(doing)?).doing(doing)?);
     }
     Ok(rehearsal)
-}
-
-/// An error with its causes: aya names the table, and the kernel's reason stands behind it.
-fn whole(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Some errors repeat their cause.
-        let told = error.to_string();
-        if !text.contains(&told) {
-            text = format!("{text}: {told}");
-        }
-        cause = error.source();
-    }
-    text
 }
