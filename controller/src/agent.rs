@@ -146,6 +146,8 @@ pub struct Agent<N> {
     unguarded: Vec<Unguarded>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
+    /// The same, where some of it is used.
+    found: Diagnostics,
     /// Why the latest publish failed; empty when it did not.
     failed: String,
     /// Why the database could not be written; empty when it can.
@@ -288,6 +290,7 @@ impl<N: Node> Agent<N> {
             memory,
             unguarded: Vec::new(),
             refused: String::new(),
+            found: Diagnostics::default(),
             failed: String::new(),
             unstored: String::new(),
             behind: String::new(),
@@ -697,7 +700,7 @@ impl<N: Node> Agent<N> {
             );
             self.record_refusal(Outcome::Refused, &why);
         }
-        self.refused = why;
+        (self.refused, self.found) = (why, Diagnostics::default());
     }
 
     /// Says which files are not used beside those that are.
@@ -711,7 +714,7 @@ impl<N: Node> Agent<N> {
                 self.record_refusal(Outcome::Refused, &format!("not all files are used:\n{why}"));
             }
         }
-        self.refused = why;
+        (self.refused, self.found) = (why, found.clone());
     }
 
     /// What is in force was not changed by the files as they are. Said once for each reason, not each time that it is tried; of failures, which may

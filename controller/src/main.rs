@@ -485,6 +485,9 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         Err(StartError::Input(found)) => return Ok(Err(found)),
         Err(error) => return Err(error).into_diagnostic(),
     };
+    if let Some(cluster) = &cluster {
+        cluster.tell(&args.node, &life.handle()).into_diagnostic()?;
+    }
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!("systemd could not be told that the walls stand: {error}");
     }

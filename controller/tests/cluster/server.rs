@@ -12,8 +12,9 @@ use std::{
 use axum::{
     Router,
     body::Body,
+    body::Bytes,
     extract::{Query, State},
-    http::{StatusCode, Uri},
+    http::{Method, StatusCode, Uri},
     response::{IntoResponse as _, Response},
 };
 use futures_util::stream;
@@ -39,6 +40,10 @@ struct Content {
     slow: Option<String>,
     /// Collections that were listed, in order.
     lists: Vec<String>,
+    /// What nobody may write.
+    forbidden: Vec<String>,
+    /// What was written: method and path.
+    writes: Vec<String>,
 }
 
 #[derive(Default)]
@@ -50,6 +55,22 @@ struct Shared {
 impl Shared {
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Makes an object, or changes it.
+    fn put(&self, collection: &str, mut object: Value) -> Value {
+        let mut content = self.content();
+        content.version += 1;
+        object["metadata"]["resourceVersion"] = content.version.to_string().into();
+        let key = key(&object);
+        let objects = content.objects.get_mut(collection).unwrap();
+        let event = if objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
+        let version = content.version;
+        content.history.push((version, collection.to_owned(), event, object.clone()));
+        self.changed.notify_waiters();
+        object
     }
 }
 
@@ -97,16 +118,26 @@ impl Server {
         self.shared.content().objects.entry(collection.to_owned()).or_default();
     }
 
-    pub(crate) fn put(&self, collection: &str, mut object: Value) {
-        let mut content = self.shared.content();
-        content.version += 1;
-        object["metadata"]["resourceVersion"] = content.version.to_string().into();
-        let key = key(&object);
-        let objects = content.objects.get_mut(collection).unwrap();
-        let event = if objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        let version = content.version;
-        content.history.push((version, collection.to_owned(), event, object));
-        self.shared.changed.notify_waiters();
+    pub(crate) fn put(&self, collection: &str, object: Value) {
+        self.shared.put(collection, object);
+    }
+
+    pub(crate) fn get(&self, collection: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.shared.content().objects[collection].get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(crate) fn all(&self, collection: &str) -> Vec<Value> {
+        self.shared.content().objects[collection].values().cloned().collect()
+    }
+
+    /// Nobody may write to this collection, or everybody may again.
+    pub(crate) fn forbid(&self, collections: &[&str]) {
+        self.shared.content().forbidden = collections.iter().map(|collection| (*collection).to_owned()).collect();
+    }
+
+    /// What was written, of which the path has this.
+    pub(crate) fn writes(&self, part: &str) -> usize {
+        self.shared.content().writes.iter().filter(|write| write.contains(part)).count()
     }
 
     pub(crate) fn delete(&self, collection: &str, namespace: &str, name: &str) {
@@ -162,17 +193,19 @@ fn status(code: StatusCode, reason: &str) -> Response {
 
 async fn answer(
     State(shared): State<Arc<Shared>>,
+    method: Method,
     uri: Uri,
     Query(query): Query<BTreeMap<String, String>>,
+    body: Bytes,
 ) -> Response {
     let path = uri.path().to_owned();
     if shared.content().down {
         return status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
     }
-    if let Some((namespace, name)) = path.strip_prefix("/api/v1/namespaces/").and_then(|rest| rest.split_once("/pods/"))
+    if let Some(of) = One::of(&path)
+        && shared.content().objects.contains_key(&of.collection)
     {
-        let found = shared.content().objects[PODS].get(&(namespace.to_owned(), name.to_owned())).cloned();
-        return found.map_or_else(|| status(StatusCode::NOT_FOUND, "NotFound"), |pod| pod.to_string().into_response());
+        return of.answer(&shared, &method, &body, &query);
     }
     if !shared.content().objects.contains_key(&path) {
         return status(StatusCode::NOT_FOUND, "NotFound");
@@ -182,6 +215,96 @@ async fn answer(
         return watch(shared, path, since);
     }
     list(&shared, &path).await
+}
+
+/// What the path of an object, or of the objects of a namespace, stands for.
+struct One {
+    collection: String,
+    namespace: String,
+    /// Empty for all of the namespace.
+    name: String,
+}
+
+impl One {
+    fn of(path: &str) -> Option<Self> {
+        let parts: Vec<_> = path.strip_suffix("/status").unwrap_or(path).split('/').collect();
+        // `/api/v1` and `/apis/group/version`, each with an empty part before it.
+        let begin = if parts.get(1) == Some(&"api") { 3 } else { 4 };
+        let (before, rest) = parts.split_at_checked(begin)?;
+        let (namespace, plural, name) = match *rest {
+            ["namespaces", namespace, plural] => (namespace, plural, ""),
+            ["namespaces", namespace, plural, name] => (namespace, plural, name),
+            [plural, name] => ("", plural, name),
+            _ => return None,
+        };
+        let collection = format!("{}/{plural}", before.join("/"));
+        Some(Self { collection, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    fn answer(&self, shared: &Shared, method: &Method, body: &[u8], query: &BTreeMap<String, String>) -> Response {
+        let known =
+            shared.content().objects[&self.collection].get(&(self.namespace.clone(), self.name.clone())).cloned();
+        if *method == Method::GET {
+            return match known {
+                Some(object) => object.to_string().into_response(),
+                None if self.name.is_empty() => self.list(shared, query),
+                None => status(StatusCode::NOT_FOUND, "NotFound"),
+            };
+        }
+        {
+            let mut content = shared.content();
+            if content.forbidden.contains(&self.collection) {
+                return status(StatusCode::FORBIDDEN, "Forbidden");
+            }
+            content.writes.push(format!("{method} {}", self.collection));
+        }
+        let mut sent: Value = serde_json::from_slice(body).unwrap();
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        let new = match (method, known) {
+            (&Method::POST, _) => {
+                sent["metadata"]["namespace"] = self.namespace.clone().into();
+                sent
+            }
+            (&Method::PUT, Some(known)) if version(&known) != version(&sent) => {
+                return status(StatusCode::CONFLICT, "Conflict");
+            }
+            (&Method::PUT, Some(_)) => sent,
+            (&Method::PATCH, Some(mut known)) => {
+                merge(&mut known, sent);
+                known
+            }
+            _ => return status(StatusCode::NOT_FOUND, "NotFound"),
+        };
+        shared.put(&self.collection, new).to_string().into_response()
+    }
+
+    fn list(&self, shared: &Shared, query: &BTreeMap<String, String>) -> Response {
+        let label = query.get("labelSelector").and_then(|label| label.split_once('='));
+        let name = query.get("fieldSelector").and_then(|field| field.strip_prefix("metadata.name="));
+        let content = shared.content();
+        let those = content.objects[&self.collection].iter().filter(|((namespace, of), object)| {
+            *namespace == self.namespace
+                && name.is_none_or(|name| name == of)
+                && label.is_none_or(|(label, value)| object["metadata"]["labels"][label] == value)
+        });
+        let items: Vec<_> = those.map(|(_, object)| object.clone()).collect();
+        json!({ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": items }).to_string().into_response()
+    }
+}
+
+/// As RFC 7396 has it.
+fn merge(known: &mut Value, patch: Value) {
+    match patch {
+        Value::Object(fields) => {
+            if !known.is_object() {
+                *known = json!({});
+            }
+            for (name, field) in fields {
+                merge(&mut known[name], field);
+            }
+        }
+        other => *known = other,
+    }
 }
 
 async fn list(shared: &Shared, path: &str) -> Response {
