@@ -30,7 +30,7 @@ use crate::{
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
-    input::{Files, Inputs, LIVE},
+    input::{Files, Inputs, LIVE, Listing},
     metrics::{Health, Totals, render},
     model::Model,
     overlay::{Held, Overlay},
@@ -209,7 +209,10 @@ impl<N: Node> Agent<N> {
         let mut memory = Memory::default();
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
-            let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
+            // In a cluster many write, and one bad policy keeps no node from its walls: it opens nothing, and isolates what can be read of it.
+            let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
+            let is_live = matches!(files.workloads.1, Ok(Listing::Live(_)));
+            let base_inputs = base.map(|base| &base.inputs).or(is_live.then_some(&none)).filter(|_| keep);
             let joined = (&attachments, settings.node.as_str());
             let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;

@@ -116,6 +116,8 @@ fn agents_agree_on_what_is_in_force() {
     assert!(!agents[0].cluster.has_news());
     let heard = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let (count, still) = (Arc::clone(&heard), follow(&server));
+    // What it was told at its start is heard by then.
+    thread::sleep(A_WHILE);
     let _watched = still.watch(Box::new(move || _ = count.fetch_add(1, SeqCst)));
     let mut said = server.get(INTENTS, "shop", "shop").unwrap();
     said["status"]["published"] = "0/0".into();
@@ -169,8 +171,9 @@ fn a_network_policy_that_is_refused_has_an_event() {
     let server = server();
     let metadata = json!({ "name": "db", "namespace": "shop", "uid": "uid-db", "generation": 1 });
     let spec = json!({ "podSelector": {}, "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/40" } }] }] });
-    let _agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
     server.put(POLICIES, json!({ "metadata": metadata, "spec": spec }));
+    // One bad policy keeps no agent from its start.
+    let _agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
     eventually("an event", || !server.all(EVENTS).is_empty());
     thread::sleep(A_WHILE);
     let events = server.all(EVENTS);
