@@ -4,9 +4,10 @@
 //! for the id of the plan before.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::Path,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
 };
 
@@ -19,7 +20,7 @@ use bulkhead_controller::{
     adopt::Scope,
     agent::{Agent, Settings},
     api::{self, handle::Handle, identity::Identity, problem::Problem, types::PlanBody},
-    control::{Basis, Control, Put, PutError, Report, Seen},
+    control::{Basis, Control, Put, PutError, Report, Seen, Standing},
     input::Locations,
     metrics::Health,
     run::Wake,
@@ -73,8 +74,16 @@ impl Control for Frozen {
         self.0.report()
     }
 
+    fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing {
+        self.0.standing(texts)
+    }
+
     fn seen(&mut self) -> Result<Seen, NodeError> {
         self.0.seen()
+    }
+
+    fn denied(&mut self) -> Result<Seen, NodeError> {
+        self.0.denied()
     }
 
     fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
@@ -108,7 +117,7 @@ fn agent(directory: &Path) -> Frozen {
     fs::write(path("workloads.yaml"), WORKLOADS).expect("a new file");
     let locations = Locations { policies: path("policies"), workloads: path("workloads.yaml") };
     let settings = Settings {
-        source: std::sync::Arc::new(locations),
+        source: Arc::new(locations),
         node: "n1".to_owned(),
         state: path("state"),
         observe: false,

@@ -30,7 +30,7 @@ use crate::{
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
-    input::{Files, Inputs, LIVE},
+    input::{Files, Inputs, LIVE, Listing},
     metrics::{Health, Totals, render},
     model::Model,
     overlay::{Held, Overlay},
@@ -146,6 +146,8 @@ pub struct Agent<N> {
     unguarded: Vec<Unguarded>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
+    /// The same, where some of it is used.
+    found: Diagnostics,
     /// Why the latest publish failed; empty when it did not.
     failed: String,
     /// Why the database could not be written; empty when it can.
@@ -207,7 +209,10 @@ impl<N: Node> Agent<N> {
         let mut memory = Memory::default();
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
-            let base_inputs = base.filter(|_| keep).map(|base| &base.inputs);
+            // In a cluster many write, and one bad policy keeps no node from its walls: it opens nothing, and isolates what can be read of it.
+            let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
+            let is_live = matches!(files.workloads.1, Ok(Listing::Live(_)));
+            let base_inputs = base.map(|base| &base.inputs).or(is_live.then_some(&none)).filter(|_| keep);
             let joined = (&attachments, settings.node.as_str());
             let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;
@@ -288,6 +293,7 @@ impl<N: Node> Agent<N> {
             memory,
             unguarded: Vec::new(),
             refused: String::new(),
+            found: Diagnostics::default(),
             failed: String::new(),
             unstored: String::new(),
             behind: String::new(),
@@ -697,7 +703,7 @@ impl<N: Node> Agent<N> {
             );
             self.record_refusal(Outcome::Refused, &why);
         }
-        self.refused = why;
+        (self.refused, self.found) = (why, Diagnostics::default());
     }
 
     /// Says which files are not used beside those that are.
@@ -711,7 +717,7 @@ impl<N: Node> Agent<N> {
                 self.record_refusal(Outcome::Refused, &format!("not all files are used:\n{why}"));
             }
         }
-        self.refused = why;
+        (self.refused, self.found) = (why, found.clone());
     }
 
     /// What is in force was not changed by the files as they are. Said once for each reason, not each time that it is tried; of failures, which may

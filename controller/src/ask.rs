@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::SystemTime};
 
 use bulkhead_controller::{
+    convert,
     diagnostic::{Diagnostic, Diagnostics, Drawn},
     explain::{self, Question, Who, no_workload, parse_point},
     lint::{self, Check},
@@ -88,6 +89,14 @@ pub(crate) struct DiffArgs {
     /// JSON instead of text.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  bulkhead manifest policy-examples/shop.yaml | kubectl apply --filename=-")]
+pub(crate) struct ManifestArgs {
+    /// Files and directories with policies of Bulkhead.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
 }
 
 #[derive(Args)]
@@ -232,4 +241,11 @@ pub(crate) fn lint(args: &LintArgs) -> Result<Answer, Diagnostics> {
         format!("{}{}\n", drawn.collect::<String>(), lint::summary(&findings))
     };
     Ok(Answer { text, notes, good: findings.is_empty() })
+}
+
+pub(crate) fn manifest(args: &ManifestArgs) -> Result<Answer, Diagnostics> {
+    let mut found = Diagnostics::default();
+    let texts = offline::sources(&args.paths, &mut found);
+    let texts: Vec<_> = texts.iter().filter_map(|source| found.take(convert::manifests(source))).collect();
+    Ok(Answer { text: found.or(texts.join("---\n"))?, notes: Diagnostics::default(), good: true })
 }

@@ -1,6 +1,10 @@
 //! How others change what an agent enforces: they plan on a [`Basis`] and hand in a [`Put`], which holds only as long as the basis does.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
@@ -225,6 +229,21 @@ pub struct Seen {
     pub contacts: Contacts,
 }
 
+/// How policies stand with an agent.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Names of those asked about that are not in force as they are.
+    pub differ: BTreeSet<String>,
+    /// What is wrong with policies that are not used beside those that are.
+    pub found: Diagnostics,
+    /// Why nothing of what changed is used; empty when some of it is.
+    pub refused: String,
+    /// Why the latest publish failed, or what was published cannot be kept; empty when neither.
+    pub failed: String,
+    /// The node drops nothing.
+    pub observe: bool,
+}
+
 /// An agent, for those who ask it from another thread. Calls take as long as the node does.
 pub trait Control {
     /// What is in force, and what a change would start from.
@@ -263,11 +282,20 @@ pub trait Control {
     /// What the node says.
     fn report(&mut self) -> Result<Report, NodeError>;
 
+    /// How policies stand, by name and text.
+    fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing;
+
     /// What was seen on the node.
     ///
     /// # Errors
     /// What the node says.
     fn seen(&mut self) -> Result<Seen, NodeError>;
+
+    /// The same without flows.
+    ///
+    /// # Errors
+    /// What the node says.
+    fn denied(&mut self) -> Result<Seen, NodeError>;
 
     /// Exact counters.
     ///

@@ -53,6 +53,16 @@ impl Place {
         self.source.name()
     }
 
+    /// How many bytes it has.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The file.
+    pub(crate) const fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
     /// Whether it is in this very text, whatever its name.
     pub(crate) fn is_in(&self, source: &Arc<Source>) -> bool {
         Arc::ptr_eq(&self.source, source)

@@ -172,12 +172,12 @@ pub(crate) struct ExternalFields {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ServiceFields {
-    select: Option<Spanned<BTreeMap<String, String>>>,
+    pub(crate) select: Option<Spanned<BTreeMap<String, String>>>,
     #[serde(default)]
-    accepts: Vec<Spanned<String>>,
+    pub(crate) accepts: Vec<Spanned<String>>,
     #[serde(default)]
-    calls: Vec<Spanned<String>>,
-    isolate: Option<Spanned<String>>,
+    pub(crate) calls: Vec<Spanned<String>>,
+    pub(crate) isolate: Option<Spanned<String>>,
 }
 
 impl Reader<'_> {

@@ -29,6 +29,7 @@ pub mod cni;
 pub mod compile;
 pub mod confine;
 pub mod control;
+pub mod convert;
 pub mod diagnostic;
 pub mod drift;
 pub mod explain;

@@ -84,6 +84,8 @@ enum Command {
     BlastRadius(ask::BlastArgs),
     /// Report what somebody should look at in files: rules without effect, doors left open, connections half open. Needs no agent.
     Lint(ask::LintArgs),
+    /// Print Intents and Guards of files as objects of Kubernetes, for kubectl. Needs no agent.
+    Manifest(ask::ManifestArgs),
     /// Tell whether this node can be guarded, before anything is installed: kernel, network and who else is there. Needs no agent, changes nothing.
     Check(survey::CheckArgs),
     /// Show what policies would open and cut, and how much room they need. Changes nothing. Asks the agent.
@@ -319,6 +321,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => return answer(ask::diff(&args)),
         Command::BlastRadius(args) => return answer(ask::blast_radius(&args)),
         Command::Lint(args) => return answer(ask::lint(&args)),
+        Command::Manifest(args) => return answer(ask::manifest(&args)),
         Command::Check(args) => return answer(Ok(survey::check(&args))),
         Command::Plan(args) => online::plan(&args).and_then(|text| out(&text)),
         Command::Apply(args) => online::apply(&args).and_then(|text| out(&text)),
@@ -482,6 +485,9 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         Err(StartError::Input(found)) => return Ok(Err(found)),
         Err(error) => return Err(error).into_diagnostic(),
     };
+    if let Some(cluster) = &cluster {
+        cluster.tell(&args.node, &life.handle()).into_diagnostic()?;
+    }
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!("systemd could not be told that the walls stand: {error}");
     }

@@ -34,6 +34,25 @@ pub struct Loaded {
 /// Everything that is wrong with any of them.
 pub fn load(paths: &[PathBuf]) -> Result<Loaded, Diagnostics> {
     let mut found = Diagnostics::default();
+    let sources = sources(paths, &mut found);
+    let mut parts = Parts::default();
+    for source in &sources {
+        let _: Option<()> = found.take(parts.add(source));
+    }
+    let Parts { mut policies, workloads, manifests } = parts;
+    let seen = found.take(manifests.workloads());
+    let workloads = found.take(merge(workloads.into_iter().chain(seen)));
+    let Manifests { policies: read, mut notes, .. } = manifests;
+    policies.extend(read);
+    let built = workloads.filter(|_| found.0.is_empty()).map(|workloads| Model::build(&policies, &workloads));
+    let model = built.and_then(|model| found.take(model));
+    let Some(model) = model else { return Err(found) };
+    notes.0.extend_from_slice(&model.warnings.0);
+    Ok(Loaded { model, notes })
+}
+
+/// Reads files as [`load`] does, each by itself. What cannot be read is added to what was found.
+pub fn sources(paths: &[PathBuf], found: &mut Diagnostics) -> Vec<Arc<Source>> {
     let mut sources = Vec::new();
     for path in paths {
         match files(path) {
@@ -50,20 +69,7 @@ pub fn load(paths: &[PathBuf]) -> Result<Loaded, Diagnostics> {
             Err(error) => found.push(Diagnostic::nowhere(format!("{} cannot be read: {error}", path.display()))),
         }
     }
-    let mut parts = Parts::default();
-    for source in &sources {
-        let _: Option<()> = found.take(parts.add(source));
-    }
-    let Parts { mut policies, workloads, manifests } = parts;
-    let seen = found.take(manifests.workloads());
-    let workloads = found.take(merge(workloads.into_iter().chain(seen)));
-    let Manifests { policies: read, mut notes, .. } = manifests;
-    policies.extend(read);
-    let built = workloads.filter(|_| found.0.is_empty()).map(|workloads| Model::build(&policies, &workloads));
-    let model = built.and_then(|model| found.take(model));
-    let Some(model) = model else { return Err(found) };
-    notes.0.extend_from_slice(&model.warnings.0);
-    Ok(Loaded { model, notes })
+    sources
 }
 
 /// What files hold.

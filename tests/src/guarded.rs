@@ -24,6 +24,9 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// What a user applies.
 pub const OBSERVE: &str = include_str!("../../controller/deploy/kubernetes/bulkhead.yaml");
 
+/// Definitions of Intent and Guard, which a user applies before.
+pub const DEFINITIONS: &str = include_str!("../../controller/deploy/kubernetes/crds.yaml");
+
 /// Clusters are large: one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -71,6 +74,8 @@ impl Guarded {
         let admin = fs::read(self.cluster.kubeconfig()).unwrap();
         let mut settings: Value = serde_json::from_slice(&admin).unwrap();
         settings["users"][0]["user"] = serde_json::json!({ "token": token.trim() });
+        // Where a pod's service account would be.
+        settings["contexts"][0]["context"]["namespace"] = "kube-system".into();
         fs::write(self.kubeconfig(), settings.to_string()).unwrap();
     }
 
@@ -110,6 +115,11 @@ impl Guarded {
     pub fn kill_agent(&mut self, node: usize) {
         self.kill_agent_without_source(node);
         self.wait_for_agent(node);
+    }
+
+    /// Kills the agent of a node at once. What is in force stays.
+    pub fn end_agent(&mut self, node: usize) {
+        self.agents[node][0].kill().unwrap();
     }
 
     /// The same while no source answers: it waits.

@@ -23,14 +23,16 @@ render() {
 kubernetes=1.34.0
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-render bulkhead
-render enforce --set observe=false
-render uninstall --set uninstall=true
+# In a file of its own: whoever deletes the others keeps what people wrote.
+render crds --show-only templates/crds.yaml
+render bulkhead --set crds=false
+render enforce --set crds=false --set observe=false
+render uninstall --set crds=false --set uninstall=true
 helm lint --quiet --kube-version "$kubernetes" chart
 # What values turn on has to be rendered somewhere.
 helm template bulkhead chart --kube-version "$kubernetes" --set bpffs.mount=true --set serviceMonitor.enabled=true --set metrics.address=0.0.0.0 --set 'cni.exempt={kube-system}' \
   --set 'agent.args={--xdp=generic}' --set apiServer.host=192.0.2.1 --set apiServer.port=6443 --set serviceMonitor.labels.release=prometheus >/dev/null
-for file in bulkhead enforce uninstall; do
+for file in crds bulkhead enforce uninstall; do
   if [ "${1:-}" = --check ]; then
     diff --unified "$file.yaml" "$out/$file.yaml"
   else

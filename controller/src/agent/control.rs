@@ -1,6 +1,6 @@
 //! Changes from elsewhere than files: see [`crate::control`].
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
@@ -12,7 +12,7 @@ use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding};
 use crate::{
     audit::{Event, Outcome},
     bypass::Record,
-    control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen},
+    control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen, Standing},
     input::{Files, Inputs},
     metrics::Health,
     plan,
@@ -249,11 +249,36 @@ impl<N: Node> Control for Agent<N> {
         })
     }
 
+    fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing {
+        let Inputs { policies, isolating, .. } = &self.revision.inputs;
+        let differs = |name: &str, text: &str| {
+            isolating.contains(name) || policies.get(name).is_none_or(|in_force| in_force != text)
+        };
+        let differ = texts.iter().filter(|(name, text)| differs(name, text)).map(|(name, _)| name.clone()).collect();
+        let failed = [&self.failed, &self.unstored].into_iter().find(|why| !why.is_empty());
+        Standing {
+            differ,
+            found: self.found.clone(),
+            refused: if self.found.0.is_empty() { self.refused.clone() } else { String::new() },
+            failed: failed.cloned().unwrap_or_default(),
+            observe: self.settings.observe,
+        }
+    }
+
     fn seen(&mut self) -> Result<Seen, NodeError> {
         Ok(Seen {
             model: Arc::clone(self.compiling.model()),
             node: self.settings.node.clone(),
             flows: self.node.flows()?,
+            contacts: self.node.contacts()?,
+        })
+    }
+
+    fn denied(&mut self) -> Result<Seen, NodeError> {
+        Ok(Seen {
+            model: Arc::clone(self.compiling.model()),
+            node: self.settings.node.clone(),
+            flows: Vec::new(),
             contacts: self.node.contacts()?,
         })
     }

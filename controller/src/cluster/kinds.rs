@@ -19,9 +19,13 @@ pub(super) struct Kind {
 
 /// Place of the pods in [`KINDS`].
 pub(super) const PODS: usize = 2;
+/// Place of the nodes.
+pub(super) const NODES: usize = 1;
+/// Places of those that people write for Bulkhead.
+pub(super) const OURS: [usize; 2] = [9, 10];
 
 /// All of them. Slices of services with a selector are left out: who answers there is said by the selector.
-pub(super) const KINDS: [Kind; 9] = [
+pub(super) const KINDS: [Kind; 11] = [
     object("v1", "Namespace", "namespaces"),
     object("v1", "Node", "nodes"),
     object("v1", "Pod", "pods"),
@@ -34,6 +38,8 @@ pub(super) const KINDS: [Kind; 9] = [
     optional("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", "adminnetworkpolicies"),
     optional("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies"),
     optional("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies"),
+    optional("bulkhead.io/v1", "Intent", "intents"),
+    optional("bulkhead.io/v1", "Guard", "guards"),
 ];
 
 const fn object(api_version: &'static str, name: &'static str, plural: &'static str) -> Kind {

@@ -4,9 +4,17 @@
 //! holds until the API server says something else: a watch that breaks, a server that is away or a history that is too old change nothing; a list that
 //! is made anew takes effect when it is complete.
 //!
-//! Nothing is written there. The rights that it takes are those in `deploy/kubernetes`.
+//! Written are only statuses, events and leases, from a thread of their own that nothing waits for. The rights that all this takes are those in
+//! `deploy/kubernetes`.
 
+mod blocked;
+mod conditions;
+mod events;
 mod kinds;
+mod lease;
+mod report;
+mod roster;
+mod status;
 mod store;
 mod watch;
 
@@ -24,12 +32,17 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tokio::sync::Notify;
 
 use self::{
+    blocked::Blocked,
     kinds::{KINDS, PODS},
+    roster::Roster,
+    status::Statuses,
     store::Store,
 };
 use crate::{
+    api::handle::Handle,
     diagnostic::Diagnostics,
     input::Files,
     source::{Heard, Source},
@@ -59,6 +72,10 @@ struct Shared {
     heard: Mutex<Option<Heard>>,
     /// Why each kind cannot be followed; empty for those that can.
     behind: Mutex<[String; KINDS.len()]>,
+    /// Objects whose status is written.
+    roster: Mutex<Roster>,
+    /// They are others than before.
+    news: Notify,
 }
 
 impl Shared {
@@ -68,6 +85,10 @@ impl Shared {
 
     fn behind(&self) -> MutexGuard<'_, [String; KINDS.len()]> {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what is known, and tells whoever wants to know.
@@ -93,6 +114,8 @@ pub struct Cluster {
     client: Client,
     /// Where its API server is.
     server: String,
+    /// Where its leases are.
+    namespace: String,
 }
 
 impl fmt::Debug for Cluster {
@@ -109,7 +132,7 @@ impl Cluster {
     pub fn follow(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let config = runtime.block_on(config(kubeconfig))?;
-        let server = config.cluster_url.to_string();
+        let (server, namespace) = (config.cluster_url.to_string(), config.default_namespace.clone());
         let client = {
             let _guard = runtime.enter();
             Client::try_from(config).map_err(|error| ClusterError::Config(error.to_string()))?
@@ -119,6 +142,8 @@ impl Cluster {
             told: Condvar::new(),
             heard: Mutex::new(None),
             behind: Mutex::default(),
+            roster: Mutex::default(),
+            news: Notify::new(),
         });
         for kind in 0..KINDS.len() {
             runtime.spawn(watch::follow(kind, client.clone(), Arc::clone(&shared)));
@@ -127,7 +152,21 @@ impl Cluster {
         thread::Builder::new()
             .name("cluster".to_owned())
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-        Ok(Self { shared, runtime: handle, client, server })
+        Ok(Self { shared, runtime: handle, client, server, namespace })
+    }
+
+    /// Begins to tell how policies stand with the agent of a node, and what is blocked there, from a thread of its own.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn tell(&self, node: &str, agent: &Handle) -> Result<(), ClusterError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let statuses =
+            Statuses::new(Arc::clone(&self.shared), self.client.clone(), agent.clone(), &self.namespace, node);
+        let blocked = Blocked::new(self.client.clone(), agent.clone(), node);
+        let tell = async { tokio::join!(statuses.follow(), blocked.follow()) };
+        thread::Builder::new().name("status".to_owned()).spawn(move || runtime.block_on(tell)).map(drop)?;
+        Ok(())
     }
 
     /// Where its API server is.

@@ -183,7 +183,7 @@ fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnost
 }
 
 /// A policy as somebody could have written it: without what the API server adds.
-fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostic> {
+pub(super) fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostic> {
     let metadata = match key.namespace.as_str() {
         "" => json!({ "name": key.name }),
         namespace => json!({ "name": key.name, "namespace": namespace }),

@@ -84,6 +84,7 @@ pub(super) async fn follow(kind: usize, client: Client, shared: Arc<Shared>) {
                 }
                 Err(error) if is_status(&error, 404) && KINDS[kind].is_optional => {
                     shared.behind()[kind].clear();
+                    shared.roster().absent(kind);
                     shared.change(|store| store.absent(kind));
                     tokio::time::sleep(jitter(ABSENT)).await;
                     break;
@@ -120,6 +121,9 @@ fn is_status(error: &watcher::Error, code: u16) -> bool {
 }
 
 fn take(kind: usize, event: Event<DynamicObject>, shared: &Shared) {
+    if shared.roster().hear(kind, &event) {
+        shared.news.notify_one();
+    }
     match event {
         Event::Init => shared.change(|store| {
             store.begin(kind);

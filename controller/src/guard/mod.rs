@@ -14,7 +14,7 @@ use crate::{
     ports::Ports,
 };
 
-pub(crate) use read::{Fields, RuleFields, SubjectFields};
+pub(crate) use read::{Fields, MatchFields, RuleFields, SubjectFields};
 pub(crate) use resolve::resolve;
 
 /// One document. Its first rule that matches decides; when none does, what comes after it is asked.

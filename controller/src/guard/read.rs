@@ -37,27 +37,27 @@ pub(crate) struct Fields {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SubjectFields {
-    namespaces: Option<Spanned<BTreeMap<String, String>>>,
-    services: Option<Spanned<Vec<Spanned<String>>>>,
-    workloads: Option<Spanned<BTreeMap<String, String>>>,
+    pub(crate) namespaces: Option<Spanned<BTreeMap<String, String>>>,
+    pub(crate) services: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(crate) workloads: Option<Spanned<BTreeMap<String, String>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RuleFields {
-    allow: Option<Spanned<MatchFields>>,
-    deny: Option<Spanned<MatchFields>>,
-    pass: Option<Spanned<MatchFields>>,
+    pub(crate) allow: Option<Spanned<MatchFields>>,
+    pub(crate) deny: Option<Spanned<MatchFields>>,
+    pub(crate) pass: Option<Spanned<MatchFields>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct MatchFields {
-    from: Option<OneOrMany>,
-    to: Option<OneOrMany>,
-    ports: Option<Spanned<Vec<Spanned<String>>>>,
-    mode: Option<Spanned<String>>,
-    expires: Option<Spanned<String>>,
+pub(crate) struct MatchFields {
+    pub(crate) from: Option<OneOrMany>,
+    pub(crate) to: Option<OneOrMany>,
+    pub(crate) ports: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(crate) mode: Option<Spanned<String>>,
+    pub(crate) expires: Option<Spanned<String>>,
 }
 
 /// What rules of a document need to know of it.

@@ -6,6 +6,7 @@
 mod admin;
 mod network_policy;
 mod objects;
+mod own;
 mod ports;
 mod prefixes;
 mod read;
@@ -17,6 +18,7 @@ use self::objects::{Known, Objects};
 pub(crate) use self::{
     network_policy::Wall,
     objects::{Seen, live},
+    own::VERSION,
 };
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Severity, Source},
@@ -92,6 +94,7 @@ impl Manifests {
     pub fn workloads(&self) -> Result<Workloads, Diagnostics> {
         let namespaces = self.policies.iter().filter_map(|policy| match policy {
             Policy::Network(policy) => Some(policy.name.namespace.as_str()),
+            Policy::Intent(intent) => Some(intent.namespace.as_str()),
             _ => None,
         });
         self.objects.workloads(namespaces)
@@ -119,6 +122,7 @@ fn policy(api_version: &str, kind: &str, object: &mut Fields<'_>, found: &mut Di
         "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy" | "ClusterNetworkPolicy" => {
             Some(admin::read(api_version, kind, object, found).map(Policy::Guard))
         }
+        _ if own::is_kind(api_version, kind) => Some(own::read(api_version, kind, object, found)),
         _ => None,
     }
 }
@@ -165,7 +169,8 @@ impl Walls {
             self.partial |= wall.is_none();
             self.walls.extend(wall);
         } else {
-            self.partial |= foreign || kind.is_empty() || group(api_version) == "bulkhead";
+            self.partial |=
+                foreign || kind.is_empty() || group(api_version) == "bulkhead" || own::is_ours(group(api_version));
         }
     }
 }
@@ -217,7 +222,8 @@ impl File {
         }
         if let Some(item) = header.kind.strip_suffix("List") {
             let items = fields.get("items");
-            if item.is_empty() || items.is_some() || POLICIES.contains(&item) {
+            if item.is_empty() || items.is_some() || POLICIES.contains(&item) || own::is_kind(header.api_version, item)
+            {
                 let of = (!item.is_empty()).then_some((header.api_version, item));
                 for item in items.map(|items| items.list(&mut self.found)).unwrap_or_default() {
                     self.object(item, of);
@@ -296,6 +302,9 @@ fn foreign(header: &Header<'_>) -> Option<String> {
         .any(|foreign| group.strip_suffix(foreign).is_some_and(|sub| sub.is_empty() || sub.ends_with('.')))
     {
         return Some(format!("only policies of Kubernetes itself are read: {known}"));
+    }
+    if own::is_ours(group) && !own::is_kind(header.api_version, header.kind) {
+        return Some("`bulkhead.io` has the kinds `Intent` and `Guard`".to_owned());
     }
     let policy = header.kind.contains("NetworkPolicy")
         || group == "policy.networking.k8s.io"

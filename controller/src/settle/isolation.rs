@@ -24,6 +24,40 @@ struct Document {
     mode: Option<String>,
     namespace: Option<String>,
     services: Option<Entries<Option<Fields>>>,
+    /// Where an object of Kubernetes says the same.
+    metadata: Option<Metadata>,
+    spec: Option<Spec>,
+    /// Objects of a list.
+    items: Option<Vec<Spanned<Document>>>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    namespace: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Spec {
+    mode: Option<String>,
+    services: Option<Entries<Option<Fields>>>,
+}
+
+impl Document {
+    /// What is listed last of it.
+    fn listed(&mut self) -> Option<&mut Entries<Option<Fields>>> {
+        let items = self.items.iter_mut().flatten().rev();
+        let below = items.filter_map(|item| item.value.listed()).next();
+        below.or(self.spec.as_mut().and_then(|spec| spec.services.as_mut())).or(self.services.as_mut())
+    }
+
+    /// As a file says it.
+    fn plain(self) -> Self {
+        let Self { kind, metadata: Some(metadata), spec: Some(Spec { mode, services }), .. } = self else {
+            return self;
+        };
+        let namespace = metadata.namespace.or_else(|| Some("default".to_owned()));
+        Self { kind, mode, namespace, services, metadata: None, spec: None, items: None }
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,10 +129,18 @@ impl Read {
     }
 }
 
-/// Reads a text as far as it goes. A file is of one family: what can be read of ours goes first.
+/// Reads a text as far as it goes.
 pub(super) fn read(text: &str) -> Read {
-    let ours = services(text);
-    if ours.isolated.is_empty() { pods(text).unwrap_or(ours) } else { ours }
+    let mut ours = services(text);
+    match pods(text) {
+        Some(pods) if ours.isolated.is_empty() => pods,
+        Some(pods) => {
+            ours.isolated.extend(pods.isolated);
+            ours.whole &= pods.whole;
+            ours
+        }
+        None => ours,
+    }
 }
 
 /// Reads NetworkPolicies; `None` where there is none.
@@ -119,9 +161,13 @@ fn services(text: &str) -> Read {
     }
     let mut whole = cut.is_empty() && !documents.is_empty();
     let mut services: Vec<Service> = Vec::new();
-    for document in documents {
+    let items = |mut document: Spanned<Document>| match document.value.items.take() {
+        Some(items) => items,
+        None => vec![document],
+    };
+    for document in documents.into_iter().flat_map(items) {
         let begin = document.referenced.line();
-        let Document { kind, mode, namespace, services: listed } = document.value;
+        let Document { kind, mode, namespace, services: listed, .. } = document.value.plain();
         if kind.as_deref() == Some("Guard") {
             continue;
         }
@@ -167,7 +213,7 @@ fn documents<T: DeserializeOwned>(text: &str) -> (Vec<T>, Vec<&str>) {
 
 /// Leaves out the last service when the text that was cut off may go on about it: it may select others than it seems to.
 fn leave_out_torn(documents: &mut [Spanned<Document>], cut: &[&str]) {
-    let listed = documents.iter_mut().rev().find_map(|document| document.value.services.as_mut());
+    let listed = documents.iter_mut().rev().find_map(|document| document.value.listed());
     let next = cut.iter().find(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
     if let (Some(listed), Some(next)) = (listed, next)
         && let Some((name, _)) = listed.0.last()
@@ -182,6 +228,9 @@ fn leave_out_torn(documents: &mut [Spanned<Document>], cut: &[&str]) {
 /// A policy file that isolates these and says nothing else, each in its line as far as that can be.
 pub(super) fn text(isolated: &[Isolated]) -> String {
     let (mut text, mut line, mut open) = (String::new(), 1, None);
+    // A file is of one family.
+    let objects = isolated.iter().any(|isolated| matches!(isolated, Isolated::Pods(_)));
+    let end = if objects { " }}}\n" } else { " }}\n" };
     let to = |text: &mut String, line: &mut u64, wanted: u64| {
         while *line < wanted {
             text.push('\n');
@@ -193,7 +242,7 @@ pub(super) fn text(isolated: &[Isolated]) -> String {
             Isolated::Service(service) => service,
             Isolated::Pods(wall) => {
                 if open.take().is_some() {
-                    text.push_str(" }}\n");
+                    text.push_str(end);
                     line += 1;
                 }
                 to(&mut text, &mut line, wall.line);
@@ -206,14 +255,23 @@ pub(super) fn text(isolated: &[Isolated]) -> String {
         let document = (lines[0], &name.namespace, audit[0]);
         if open != Some(document) {
             if open.replace(document).is_some() {
-                text.push_str(" }}\n");
+                text.push_str(end);
                 line += 1;
             }
             to(&mut text, &mut line, lines[0]);
             let mode = if audit[0] { "mode: audit, " } else { "" };
             let namespace = quoted(&name.namespace);
-            let _ =
-                write!(text, "--- {{apiVersion: bulkhead/v1, kind: Intent, {mode}namespace: {namespace}, services: {{");
+            let _ = match objects {
+                true => write!(
+                    text,
+                    "--- {{apiVersion: {}, kind: Intent, metadata: {{name: isolated, namespace: {namespace}}}, spec: {{{mode}services: {{",
+                    manifest::VERSION
+                ),
+                false => write!(
+                    text,
+                    "--- {{apiVersion: bulkhead/v1, kind: Intent, {mode}namespace: {namespace}, services: {{"
+                ),
+            };
         }
         to(&mut text, &mut line, lines[1]);
         let isolate = if audit[1] { "isolate: audit, " } else { "" };
@@ -226,7 +284,7 @@ pub(super) fn text(isolated: &[Isolated]) -> String {
         text.push_str("},");
     }
     if open.is_some() {
-        text.push_str(" }}\n");
+        text.push_str(end);
     }
     text
 }

@@ -1,5 +1,6 @@
 //! YAML with places: every value that can be wrong knows where it stands.
 
+pub(crate) mod path;
 pub(crate) mod tree;
 
 use std::{fmt, marker::PhantomData, sync::Arc};

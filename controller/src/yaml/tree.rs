@@ -266,6 +266,12 @@ impl<'a> Fields<'a> {
         self.here
     }
 
+    /// All of them, whatever they are called.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'a Spanned<String>, Node<'a>)> + use<'a> {
+        let source = self.here.source;
+        self.entries.iter().map(move |(key, item)| (key, Node::new(source, item)))
+    }
+
     /// A field; one that is null is left out.
     pub(crate) fn get(&mut self, name: &'static str) -> Option<Node<'a>> {
         self.known.push(name);

@@ -176,6 +176,22 @@ fn what_is_isolated_is_read_as_far_as_it_goes() {
     assert!(said.contains("shop/taken cannot be isolated: the name `shop/taken` is given twice"), "{said}");
 }
 
+/// The same of objects of Kubernetes, alone, in a list, and beside a NetworkPolicy.
+#[test]
+fn an_object_that_never_was_good_isolates_as_a_file_does() {
+    let object = |name: &str, services: &str| {
+        format!(
+            "apiVersion: bulkhead.io/v1\nkind: Intent\nmetadata: {{ name: {name}, namespace: ops }}\nspec: {{ services: {services} }}\n"
+        )
+    };
+    let bad = object("a", "{ backup: { calls: [nobody:80] }, mail: {} }");
+    says(&isolated(Ok(&bad), None), "ops/backup, ops/mail");
+    let policy = network_policy("db", "  podSelector: { matchLabels: { app: db } }\n  ingres: []\n");
+    says(&isolated(Ok(&format!("{bad}---\n{policy}")), None), "networkpolicy ops/db, ops/backup, ops/mail");
+    let item = "{ apiVersion: bulkhead.io/v1, kind: Intent, metadata: { namespace: ops }, spec: { services: { a: {}, b: { calls: [c] } } } }";
+    says(&isolated(Ok(&format!("apiVersion: v1\nkind: List\nitems:\n- {item}\n")), None), "ops/a, ops/b");
+}
+
 /// A NetworkPolicy with this `spec`.
 fn network_policy(name: &str, spec: &str) -> String {
     format!(

@@ -1,6 +1,7 @@
 //! A cluster as a source, against an API server in memory that fails as real ones do.
 
 mod server;
+mod status;
 
 use std::{
     collections::BTreeSet,
@@ -55,6 +56,12 @@ fn names(cluster: &Cluster) -> Vec<String> {
 
 fn policies(cluster: &Cluster) -> Vec<String> {
     cluster.read().policies.unwrap().into_keys().collect()
+}
+
+/// An Intent of the namespace `shop`.
+fn intent(name: &str, generation: u64) -> Value {
+    let metadata = json!({ "name": name, "namespace": "shop", "uid": format!("uid-{name}"), "generation": generation });
+    json!({ "metadata": metadata, "spec": { "services": { "db": {} } } })
 }
 
 fn pod(name: &str, uid: &str, address: &str) -> Value {
@@ -177,8 +184,11 @@ fn kinds_that_a_cluster_may_lack_are_seen_when_it_has_none() {
     server.define(admin);
     let spec = json!({ "priority": 1, "subject": { "namespaces": {} } });
     server.put(admin, json!({ "metadata": { "name": "tenants" }, "spec": spec }));
+    let intents = "/apis/bulkhead.io/v1/intents";
+    server.define(intents);
+    server.put(intents, intent("shop", 1));
     let there = follow(&server);
-    assert_eq!(policies(&there), ["adminnetworkpolicy/tenants"]);
+    assert_eq!(policies(&there), ["adminnetworkpolicy/tenants", "intent/shop/shop"]);
 }
 
 /// ADD may be faster than the watch, and a name may be another pod's by now.

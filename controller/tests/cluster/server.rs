@@ -1,5 +1,7 @@
 //! An API server in memory, as far as a client that lists and watches can tell, with the failures that a real one has.
 
+mod object;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -12,14 +14,17 @@ use std::{
 use axum::{
     Router,
     body::Body,
+    body::Bytes,
     extract::{Query, State},
-    http::{StatusCode, Uri},
+    http::{Method, StatusCode, Uri},
     response::{IntoResponse as _, Response},
 };
 use futures_util::stream;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::Notify};
+
+use self::object::One;
 
 /// What the server knows, and how it behaves.
 #[derive(Default)]
@@ -39,6 +44,10 @@ struct Content {
     slow: Option<String>,
     /// Collections that were listed, in order.
     lists: Vec<String>,
+    /// What nobody may write.
+    forbidden: Vec<String>,
+    /// What was written: method and path.
+    writes: Vec<String>,
 }
 
 #[derive(Default)]
@@ -50,6 +59,22 @@ struct Shared {
 impl Shared {
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Makes an object, or changes it.
+    fn put(&self, collection: &str, mut object: Value) -> Value {
+        let mut content = self.content();
+        content.version += 1;
+        object["metadata"]["resourceVersion"] = content.version.to_string().into();
+        let key = key(&object);
+        let objects = content.objects.get_mut(collection).unwrap();
+        let event = if objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
+        let version = content.version;
+        content.history.push((version, collection.to_owned(), event, object.clone()));
+        self.changed.notify_waiters();
+        object
     }
 }
 
@@ -97,16 +122,26 @@ impl Server {
         self.shared.content().objects.entry(collection.to_owned()).or_default();
     }
 
-    pub(crate) fn put(&self, collection: &str, mut object: Value) {
-        let mut content = self.shared.content();
-        content.version += 1;
-        object["metadata"]["resourceVersion"] = content.version.to_string().into();
-        let key = key(&object);
-        let objects = content.objects.get_mut(collection).unwrap();
-        let event = if objects.insert(key, object.clone()).is_some() { "MODIFIED" } else { "ADDED" };
-        let version = content.version;
-        content.history.push((version, collection.to_owned(), event, object));
-        self.shared.changed.notify_waiters();
+    pub(crate) fn put(&self, collection: &str, object: Value) {
+        self.shared.put(collection, object);
+    }
+
+    pub(crate) fn get(&self, collection: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.shared.content().objects[collection].get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(crate) fn all(&self, collection: &str) -> Vec<Value> {
+        self.shared.content().objects[collection].values().cloned().collect()
+    }
+
+    /// Nobody may write to this collection, or everybody may again.
+    pub(crate) fn forbid(&self, collections: &[&str]) {
+        self.shared.content().forbidden = collections.iter().map(|collection| (*collection).to_owned()).collect();
+    }
+
+    /// What was written, of which the path has this.
+    pub(crate) fn writes(&self, part: &str) -> usize {
+        self.shared.content().writes.iter().filter(|write| write.contains(part)).count()
     }
 
     pub(crate) fn delete(&self, collection: &str, namespace: &str, name: &str) {
@@ -162,17 +197,19 @@ fn status(code: StatusCode, reason: &str) -> Response {
 
 async fn answer(
     State(shared): State<Arc<Shared>>,
+    method: Method,
     uri: Uri,
     Query(query): Query<BTreeMap<String, String>>,
+    body: Bytes,
 ) -> Response {
     let path = uri.path().to_owned();
     if shared.content().down {
         return status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
     }
-    if let Some((namespace, name)) = path.strip_prefix("/api/v1/namespaces/").and_then(|rest| rest.split_once("/pods/"))
+    if let Some(of) = One::of(&path)
+        && shared.content().objects.contains_key(&of.collection)
     {
-        let found = shared.content().objects[PODS].get(&(namespace.to_owned(), name.to_owned())).cloned();
-        return found.map_or_else(|| status(StatusCode::NOT_FOUND, "NotFound"), |pod| pod.to_string().into_response());
+        return of.answer(&shared, &method, &body, &query);
     }
     if !shared.content().objects.contains_key(&path) {
         return status(StatusCode::NOT_FOUND, "NotFound");

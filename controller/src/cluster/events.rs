@@ -1,0 +1,185 @@
+//! Events: what people see who describe a pod or a policy. Few, whatever happens: an object has one at a time, which is changed at most once a minute,
+//! and of a node come so many in a minute.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bulkhead_dataplane::causes::causes;
+use k8s_openapi::{
+    api::{
+        core::v1::ObjectReference,
+        events::v1::{Event, EventSeries},
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Error,
+    api::{ListParams, Patch, PatchParams, PostParams},
+    core::DynamicObject,
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::{
+    kinds::{KINDS, Kind, OURS},
+    report::{cut, reasons},
+};
+use crate::diagnostic::Diagnostics;
+
+/// An object's event is not changed sooner.
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+/// Events of a node in that time.
+const BUDGET: usize = 10;
+/// What is written of a policy is written again after this time, while it is so.
+const AGAIN: Duration = Duration::from_secs(1800);
+/// The API server forgets events after an hour.
+const FORGOTTEN: Duration = Duration::from_secs(3000);
+/// Characters; the API server takes 1,024 bytes.
+const WORDS: usize = 900;
+/// How long a request may take.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What was written last about an object.
+#[derive(Debug)]
+struct Written {
+    event: String,
+    first: Instant,
+    count: i32,
+}
+
+/// Writes events.
+pub(super) struct Events {
+    client: Client,
+    node: String,
+    /// By unique id of the object.
+    written: BTreeMap<String, Written>,
+    /// When the latest ones were written.
+    latest: VecDeque<Instant>,
+    /// Policies by name, with what was said of them last and when.
+    policies: BTreeMap<String, (String, Instant)>,
+    warned: bool,
+}
+
+impl Events {
+    pub(super) fn new(client: Client, node: &str) -> Self {
+        let node = node.to_owned();
+        Self {
+            client,
+            node,
+            written: BTreeMap::new(),
+            latest: VecDeque::new(),
+            policies: BTreeMap::new(),
+            warned: false,
+        }
+    }
+
+    /// Whether one more may be written in this minute.
+    pub(super) fn may(&mut self) -> bool {
+        while self.latest.front().is_some_and(|at| at.elapsed() >= MINUTE) {
+            self.latest.pop_front();
+        }
+        self.latest.len() < BUDGET
+    }
+
+    /// Writes an event about an object, or changes the one that it has. What cannot be written is lost.
+    pub(super) async fn write(&mut self, about: ObjectReference, reason: &str, action: &str, note: &str) {
+        self.written.retain(|_, written| written.first.elapsed() < FORGOTTEN);
+        self.latest.push_back(Instant::now());
+        let note = cut(note, WORDS);
+        match timeout(ANSWER, self.put(about, reason, action, note)).await {
+            Ok(Err(Error::Api(status))) if status.code == 403 => {
+                if !self.warned {
+                    tracing::warn!("events are not written, a right is missing: {}", status.message);
+                }
+                self.warned = true;
+            }
+            Ok(Err(error)) => tracing::debug!("event: {}", causes(&error)),
+            Ok(Ok(())) => {}
+            Err(_) => tracing::debug!("event: the API server does not answer"),
+        }
+    }
+
+    async fn put(&mut self, about: ObjectReference, reason: &str, action: &str, note: String) -> Result<(), Error> {
+        let stamp = MicroTime(Timestamp::now());
+        let namespace = about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let uid = about.uid.clone().unwrap_or_default();
+        if let Some(written) = self.written.get_mut(&uid) {
+            let series = EventSeries { count: written.count + 1, last_observed_time: stamp.clone() };
+            let patch = json!({ "note": note, "series": series });
+            match api.patch(&written.event, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(_) => {
+                    written.count += 1;
+                    return Ok(());
+                }
+                Err(Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let event = format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), stamp.0.as_nanosecond());
+        let object = Event {
+            metadata: ObjectMeta { name: Some(event.clone()), namespace: Some(namespace), ..ObjectMeta::default() },
+            action: Some(action.to_owned()),
+            event_time: Some(stamp),
+            note: Some(note),
+            reason: Some(reason.to_owned()),
+            regarding: Some(about),
+            reporting_controller: Some("bulkhead.io/agent".to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            type_: Some("Warning".to_owned()),
+            ..Event::default()
+        };
+        api.create(&PostParams::default(), &object).await?;
+        self.written.insert(uid, Written { event, first: Instant::now(), count: 1 });
+        Ok(())
+    }
+
+    /// Says of policies of Kubernetes that they are refused, which have no status for it.
+    pub(super) async fn refused(&mut self, found: &Diagnostics) {
+        let files: BTreeSet<&str> = found.0.iter().filter_map(|found| Some(found.place.as_ref()?.file())).collect();
+        self.policies.retain(|name, (_, at)| files.contains(name.as_str()) && at.elapsed() < AGAIN);
+        for name in files {
+            let Some((kind, namespace, of)) = object(name) else { continue };
+            let note = reasons(name, found);
+            if self.policies.get(name).is_some_and(|(said, _)| *said == note) || !self.may() {
+                continue;
+            }
+            self.policies.insert(name.to_owned(), (note.clone(), Instant::now()));
+            if let Some(about) = self.find(kind, namespace, of).await {
+                self.write(about, "Refused", "Read", &note).await;
+            }
+        }
+    }
+
+    /// The object that has a name now. It may only be listed.
+    async fn find(&self, kind: &Kind, namespace: &str, name: &str) -> Option<ObjectReference> {
+        let resource = kind.resource();
+        let api: Api<DynamicObject> = match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        };
+        let those = ListParams::default().fields(&format!("metadata.name={name}"));
+        let listed = timeout(ANSWER, api.list(&those)).await.ok()?.ok()?;
+        let object = listed.items.into_iter().next()?;
+        Some(ObjectReference {
+            api_version: Some(kind.api_version.to_owned()),
+            kind: Some(kind.name.to_owned()),
+            namespace: object.metadata.namespace,
+            name: object.metadata.name,
+            uid: object.metadata.uid,
+            ..ObjectReference::default()
+        })
+    }
+}
+
+/// What a name of a policy stands for, where it is one of Kubernetes: kind, namespace and name.
+fn object(name: &str) -> Option<(&'static Kind, &str, &str)> {
+    let (of, rest) = name.split_once('/')?;
+    let policies = KINDS.iter().enumerate().filter(|(at, kind)| kind.is_policy && !OURS.contains(at));
+    let kind = policies.map(|(_, kind)| kind).find(|kind| kind.name.to_ascii_lowercase() == of)?;
+    let (namespace, name) = rest.split_once('/').unwrap_or(("", rest));
+    Some((kind, namespace, name))
+}

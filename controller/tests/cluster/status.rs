@@ -1,0 +1,184 @@
+//! What agents say of Intents in their statuses, and in events.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use bulkhead_controller::{
+    adopt::Scope,
+    agent::{Agent, Settings},
+    cluster::Cluster,
+    run::{Life, Stopper},
+    source::Source as _,
+};
+use bulkhead_dataplane::memory::{Links, MemoryNode, MemoryStore};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    A_WHILE, eventually, follow, intent,
+    server::{POLICIES, Server},
+};
+
+const INTENTS: &str = "/apis/bulkhead.io/v1/intents";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+const EVENTS: &str = "/apis/events.k8s.io/v1/events";
+
+/// A server with two nodes and all that statuses take.
+fn server() -> Server {
+    let server = Server::start();
+    for kind in [INTENTS, LEASES, EVENTS] {
+        server.define(kind);
+    }
+    for (number, node) in [(1, "n1"), (2, "n2")] {
+        let addresses = [json!({ "type": "InternalIP", "address": format!("192.0.2.{number}") })];
+        let metadata = json!({ "name": node, "uid": format!("uid-{node}") });
+        server.put("/api/v1/nodes", json!({ "metadata": metadata, "status": { "addresses": addresses } }));
+    }
+    server
+}
+
+/// The agent of a node, which tells.
+struct Running {
+    stopper: Stopper,
+    worker: Option<JoinHandle<()>>,
+    cluster: Arc<Cluster>,
+    _home: TempDir,
+}
+
+impl Running {
+    fn start(server: &Server, node: &str) -> Self {
+        let home = TempDir::new().unwrap();
+        let cluster = Arc::new(follow(server));
+        let settings = Settings {
+            source: Arc::<Cluster>::clone(&cluster),
+            node: node.to_owned(),
+            state: home.path().to_owned(),
+            observe: false,
+            cni: None,
+            scope: Scope::default(),
+        };
+        let kernel = MemoryNode::open(MemoryStore::default(), Links::default(), home.path()).unwrap();
+        let mut agent = Agent::start(kernel, settings).unwrap_or_else(|error| panic!("{error}"));
+        let life = Life::new(None).unwrap();
+        cluster.tell(node, &life.handle()).unwrap();
+        let (stopper, source) = (life.stopper(), Arc::clone(&cluster));
+        let worker = thread::spawn(move || life.run(&mut agent, &*source).unwrap());
+        Self { stopper, worker: Some(worker), cluster, _home: home }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        self.worker.take().into_iter().for_each(|worker| worker.join().unwrap());
+    }
+}
+
+fn condition(server: &Server, name: &str, of: &str) -> (String, String) {
+    let status = server.get(INTENTS, "shop", name).unwrap()["status"].clone();
+    let all = status["conditions"].as_array().cloned().unwrap_or_default();
+    let found = all.into_iter().find(|condition| condition["type"] == of).unwrap_or_default();
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("message"))
+}
+
+#[track_caller]
+fn becomes(server: &Server, name: &str, of: &str, status: &str, message: &str) {
+    eventually(&format!("{name}: {of} becomes {status}, {message}"), || {
+        let (is, says) = condition(server, name, of);
+        is == status && says.contains(message)
+    });
+}
+
+fn with(mut intent: Value, spec: Value) -> Value {
+    intent["spec"] = spec;
+    intent
+}
+
+#[test]
+fn agents_agree_on_what_is_in_force() {
+    let server = server();
+    server.put(INTENTS, intent("shop", 1));
+    let agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
+    becomes(&server, "shop", "Published", "True", "generation 1 is in force on 2 of 2 nodes");
+    becomes(&server, "shop", "Accepted", "True", "");
+    assert_eq!(server.get(INTENTS, "shop", "shop").unwrap()["status"]["published"], "2/2");
+    let lease = server.get(LEASES, "default", "bulkhead-node-n1").unwrap();
+    assert_eq!(lease["metadata"]["ownerReferences"][0]["uid"], "uid-n1", "it goes with its node");
+
+    // One writes, once, and what it writes is no news of a policy.
+    thread::sleep(A_WHILE);
+    let writes = server.writes(INTENTS);
+    assert!((1..=4).contains(&writes), "{writes}");
+    assert!(!agents[0].cluster.has_news());
+    let heard = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (count, still) = (Arc::clone(&heard), follow(&server));
+    // What it was told at its start is heard by then.
+    thread::sleep(A_WHILE);
+    let _watched = still.watch(Box::new(move || _ = count.fetch_add(1, SeqCst)));
+    let mut said = server.get(INTENTS, "shop", "shop").unwrap();
+    said["status"]["published"] = "0/0".into();
+    server.put(INTENTS, said);
+    becomes(&server, "shop", "Published", "True", "2 of 2 nodes");
+    eventually("what somebody else wrote is put right", || {
+        server.get(INTENTS, "shop", "shop").unwrap()["status"]["published"] == "2/2"
+    });
+    assert_eq!(heard.load(SeqCst), 0, "a status wakes nobody");
+
+    // What is wrong is said where it stands, and of nothing else.
+    server.put(INTENTS, intent("other", 1));
+    let wrong = json!({ "services": { "db": {}, "web": { "calls": ["bd:1"] } } });
+    server.put(INTENTS, with(intent("shop", 2), wrong));
+    becomes(&server, "shop", "Accepted", "False", "spec.services.web.calls[0]: ");
+    becomes(&server, "shop", "Compiled", "False", "on n1");
+    becomes(&server, "shop", "Published", "False", "generation 2 is in force on 0 of 2 nodes; refused on n1, n2");
+    becomes(&server, "other", "Accepted", "False", "intent/shop/shop spec.services.db: ");
+    server.delete(INTENTS, "shop", "other");
+    server.put(INTENTS, intent("shop", 3));
+    becomes(&server, "shop", "Published", "True", "generation 3 is in force on 2 of 2 nodes");
+}
+
+/// Statuses are worth nothing without what is in force, and that does not wait for them.
+#[test]
+fn without_rights_and_without_a_server_policies_hold() {
+    let server = server();
+    server.forbid(&[LEASES]);
+    server.put(INTENTS, intent("shop", 1));
+    let agent = Running::start(&server, "n1");
+    server.put(INTENTS, with(intent("shop", 2), json!({ "services": { "web": {} } })));
+    eventually("the next edition is read", || !agent.cluster.has_news());
+    thread::sleep(A_WHILE);
+    assert_eq!((server.all(LEASES).len(), server.writes(INTENTS)), (0, 0));
+    drop(agent);
+
+    server.forbid(&[]);
+    let agent = Running::start(&server, "n1");
+    becomes(&server, "shop", "Published", "True", "1 of 1 nodes");
+    server.down(true);
+    thread::sleep(Duration::from_secs(2));
+    server.down(false);
+    server.put(INTENTS, intent("shop", 3));
+    becomes(&server, "shop", "Published", "True", "generation 3");
+    drop(agent);
+}
+
+/// A policy of Kubernetes has no status that could say it.
+#[test]
+fn a_network_policy_that_is_refused_has_an_event() {
+    let server = server();
+    let metadata = json!({ "name": "db", "namespace": "shop", "uid": "uid-db", "generation": 1 });
+    let spec = json!({ "podSelector": {}, "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/40" } }] }] });
+    server.put(POLICIES, json!({ "metadata": metadata, "spec": spec }));
+    // One bad policy keeps no agent from its start.
+    let _agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
+    eventually("an event", || !server.all(EVENTS).is_empty());
+    thread::sleep(A_WHILE);
+    let events = server.all(EVENTS);
+    assert_eq!(events.len(), 1, "one agent writes it, once: {events:?}");
+    assert_eq!((&events[0]["reason"], &events[0]["regarding"]["uid"]), (&json!("Refused"), &json!("uid-db")));
+    let note = events[0]["note"].as_str().unwrap();
+    assert!(note.starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{note}");
+}
