@@ -4,4 +4,5 @@ mod daemonset;
 mod forged;
 mod lasting;
 mod netpol;
+mod services;
 mod shop;
