@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_topology::{Netns, sweep};
+use bulkhead_topology::Netns;
 use serde_json::json;
 
 use crate::{
@@ -58,7 +58,7 @@ impl Builder {
     /// Something is missing or does not start; the message has the end of its log. Nothing is left then.
     pub fn start(self) -> Result<Cluster> {
         ensure!((1..=9).contains(&self.plan.nodes), "{} nodes: a cluster has 1 to 9", self.plan.nodes);
-        sweep_all();
+        sweep();
         let directory = Directory::new()?;
         let programs = Programs::find()?;
         let credentials = Credentials::make(directory.0.join("credentials"), self.plan)?;
@@ -174,6 +174,14 @@ impl Cluster {
         self.shared.kubectl(&self.control.netns, &["apply", "--filename=-"], yaml)
     }
 
+    /// Brings the images of an archive onto all nodes.
+    ///
+    /// # Errors
+    /// containerd refuses it.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.import(archive))
+    }
+
     /// The last lines of the logs of all its programs, for the message of a test that fails.
     #[must_use]
     pub fn logs(&self) -> String {
@@ -270,9 +278,9 @@ impl Drop for Directory {
     }
 }
 
-/// Removes what owners left who were killed: their processes ended with them.
-fn sweep_all() {
-    sweep();
+/// Removes what owners left who were killed: their processes ended with them. A cluster that starts does it too.
+pub fn sweep() {
+    bulkhead_topology::sweep();
     let orphaned = |name: &str| {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())

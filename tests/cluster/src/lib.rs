@@ -29,7 +29,7 @@ mod shared;
 mod space;
 
 pub use self::{
-    cluster::{Builder, Cluster},
+    cluster::{Builder, Cluster, sweep},
     daemon::Daemon,
     node::Node,
     plan::ProxyMode,
