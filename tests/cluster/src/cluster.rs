@@ -15,7 +15,7 @@ use crate::{
     credentials::Credentials,
     groups,
     node::Node,
-    plan::{Plan, ProxyMode},
+    plan::{Backend, Plan, ProxyMode},
     programs::Programs,
     shared::Shared,
 };
@@ -49,6 +49,13 @@ impl Builder {
     #[must_use]
     pub fn dual_stack(mut self, dual_stack: bool) -> Self {
         self.plan.dual_stack = dual_stack;
+        self
+    }
+
+    /// How flannel takes packets from node to node; by VXLAN unless said.
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.plan.backend = backend;
         self
     }
 
@@ -98,10 +105,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts with two nodes, iptables and IPv4.
+    /// Starts with two nodes, iptables, IPv4 and VXLAN.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { plan: Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false } }
+        let plan = Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false, backend: Backend::Vxlan };
+        Builder { plan }
     }
 
     /// What the names of all its control groups and its directory begin with.

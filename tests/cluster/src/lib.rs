@@ -32,6 +32,6 @@ pub use self::{
     cluster::{Builder, Cluster, sweep},
     daemon::Daemon,
     node::Node,
-    plan::ProxyMode,
+    plan::{Backend, ProxyMode},
     programs::available,
 };

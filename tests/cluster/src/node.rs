@@ -250,7 +250,7 @@ fn conflist(shared: &Shared, number: u8) -> String {
 }
 
 fn write_settings(shared: &Shared, directory: &Path, name: &str, groups: &Groups) -> Result<()> {
-    let mut network = json!({ "Network": PODS[0], "Backend": { "Type": "vxlan" } });
+    let mut network = json!({ "Network": PODS[0], "Backend": shared.plan.backend.settings() });
     if shared.plan.dual_stack {
         network["EnableIPv6"] = json!(true);
         network["IPv6Network"] = json!(PODS[1]);

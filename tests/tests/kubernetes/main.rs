@@ -4,5 +4,6 @@ mod daemonset;
 mod forged;
 mod lasting;
 mod netpol;
+mod plain;
 mod services;
 mod shop;
