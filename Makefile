@@ -1,6 +1,6 @@
 # Everything here works on a new machine: each target first runs tests/setup/setup.sh, which installs what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test test-long bench dist lint clean
+.PHONY: help setup demo demo-clean lab lab-down test test-long bench dist lint clean
 
 # Where `cargo install` and rustup put their programs. Added only where it is missing: the eBPF half is built anew when
 # PATH changes.
@@ -27,6 +27,14 @@ demo: setup ## two nodes, a VXLAN, a small shop: what a policy allows and blocks
 
 demo-clean: ## remove what make demo KEEP=1 left standing
 	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-demo -- clean
+
+lab: ## a Kubernetes of two nodes with flannel, Bulkhead by its chart, the shop as pods: to look around
+	@tests/setup/setup.sh --lab
+	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
+	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-lab -- up
+
+lab-down: ## remove what make lab raised
+	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-lab -- down
 
 test: ## every test except long variants; tests on real links need root
 	@tests/setup/setup.sh --test

@@ -20,13 +20,15 @@ GO_MIN=1.25
 
 usage() {
   cat <<'USAGE'
-usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --dist]
+usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --dist]
 
   --dry-run  print the steps that are missing, take none of them
   --build    what a build needs and no more: the kernel is not asked whether it could run what is built
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, Go, and below target/
              flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
+  --lab      what `make lab` needs too: of these the reference CNI plugins, containerd, runc, busybox, conntrack, openssl, Go, flannel's CNI plugin and
+             Kubernetes, and helm
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
 
 environment:
@@ -39,6 +41,7 @@ dry_run=false
 build=false
 lint=false
 tests=false
+lab=false
 dist=false
 for argument in "$@"; do
   case $argument in
@@ -46,6 +49,7 @@ for argument in "$@"; do
     --build) build=true ;;
     --lint) lint=true ;;
     --test) tests=true ;;
+    --lab) lab=true ;;
     --dist) dist=true ;;
     -h | --help) usage; exit 0 ;;
     *) printf 'setup: unknown argument %q\n' "$argument" >&2; usage >&2; exit 2 ;;
@@ -144,14 +148,16 @@ base_packages() {
   install_for nft nftables "the input rule that guards the VXLAN port"
   install_for iptables-nft iptables "the tests write rules of others that use packet marks"
   install_for unshare util-linux "set-up and tests enter network namespaces"
-  if $tests; then
+  if $tests || $lab; then
     install "the tests call the CNI plugin behind the reference plugins" containernetworking-plugins || true
-    install_for podman podman "the tests start real containers"
-    install_for runc runc "podman starts them with it"
+    install_for runc runc "containers are started with it"
     install_for containerd containerd "the tests start containers with this one too"
     install_for busybox busybox-static "the image of these containers"
     install_for conntrack conntrack "kube-proxy forgets connections with it"
     install_for openssl openssl "makes the keys of the tests' clusters"
+  fi
+  if $tests; then
+    install_for podman podman "the tests start real containers"
     install_for systemd-analyze systemd "a test checks the unit file"
   fi
   if $lint; then
@@ -394,7 +400,7 @@ helm() {
     return 0
   fi
   go version -m "$directory/helm" 2>/dev/null | grep -qw "helm.sh/helm/v3.v$HELM" && return
-  step "build helm $HELM into $directory" "it makes the plain manifests out of the chart" \
+  step "build helm $HELM into $directory" "it installs the chart, and makes the plain manifests out of it" \
     env CGO_ENABLED=0 GOBIN="$directory" go install "helm.sh/helm/v3/cmd/helm@v$HELM" || true
 }
 
@@ -492,8 +498,13 @@ elif $dist; then
 else
   if $tests; then
     schemathesis
+  fi
+  if $tests || $lab; then
     flannel_plugin
     kubernetes
+  fi
+  if $lab; then
+    helm
   fi
   kernel
 fi

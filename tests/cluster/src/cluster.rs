@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_topology::{Netns, sweep};
+use bulkhead_topology::Netns;
 use serde_json::json;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     credentials::Credentials,
     groups,
     node::Node,
-    plan::{Plan, ProxyMode},
+    plan::{Backend, Plan, ProxyMode},
     programs::Programs,
     shared::Shared,
 };
@@ -52,13 +52,20 @@ impl Builder {
         self
     }
 
+    /// How flannel takes packets from node to node; by VXLAN unless said.
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.plan.backend = backend;
+        self
+    }
+
     /// Starts it. On return the nodes are ready, and names of Services are resolved.
     ///
     /// # Errors
     /// Something is missing or does not start; the message has the end of its log. Nothing is left then.
     pub fn start(self) -> Result<Cluster> {
         ensure!((1..=9).contains(&self.plan.nodes), "{} nodes: a cluster has 1 to 9", self.plan.nodes);
-        sweep_all();
+        sweep();
         let directory = Directory::new()?;
         let programs = Programs::find()?;
         let credentials = Credentials::make(directory.0.join("credentials"), self.plan)?;
@@ -98,10 +105,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts with two nodes, iptables and IPv4.
+    /// Starts with two nodes, iptables, IPv4 and VXLAN.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder { plan: Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false } }
+        let plan = Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false, backend: Backend::Vxlan };
+        Builder { plan }
     }
 
     /// What the names of all its control groups and its directory begin with.
@@ -172,6 +180,14 @@ impl Cluster {
     /// The API server refuses them.
     pub fn apply(&self, yaml: &str) -> Result<String> {
         self.shared.kubectl(&self.control.netns, &["apply", "--filename=-"], yaml)
+    }
+
+    /// Brings the images of an archive onto all nodes.
+    ///
+    /// # Errors
+    /// containerd refuses it.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.import(archive))
     }
 
     /// The last lines of the logs of all its programs, for the message of a test that fails.
@@ -270,9 +286,9 @@ impl Drop for Directory {
     }
 }
 
-/// Removes what owners left who were killed: their processes ended with them.
-fn sweep_all() {
-    sweep();
+/// Removes what owners left who were killed: their processes ended with them. A cluster that starts does it too.
+pub fn sweep() {
+    bulkhead_topology::sweep();
     let orphaned = |name: &str| {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
         owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())

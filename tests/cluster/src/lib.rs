@@ -29,9 +29,9 @@ mod shared;
 mod space;
 
 pub use self::{
-    cluster::{Builder, Cluster},
+    cluster::{Builder, Cluster, sweep},
     daemon::Daemon,
     node::Node,
-    plan::ProxyMode,
+    plan::{Backend, ProxyMode},
     programs::available,
 };

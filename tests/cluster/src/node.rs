@@ -94,10 +94,15 @@ impl Node {
         node.start_proxy(shared)?;
         shared.eventually("containerd answers", || Ok(node.file("/run/containerd/containerd.sock").exists()))?;
         node.start_kubelet(shared, number)?;
-        let images = shared.programs.images();
-        let import = node.command("ctr").args(["--namespace=k8s.io", "images", "import"]).arg(images).output()?;
-        ensure!(import.status.success(), "import images: {}", String::from_utf8_lossy(&import.stderr));
+        node.import(&shared.programs.images())?;
         Ok(node)
+    }
+
+    /// Brings images onto it.
+    pub(crate) fn import(&self, archive: &Path) -> Result<()> {
+        let import = self.command("ctr").args(["--namespace=k8s.io", "images", "import"]).arg(archive).output()?;
+        ensure!(import.status.success(), "import images: {}", String::from_utf8_lossy(&import.stderr));
+        Ok(())
     }
 
     /// A command whose program runs as one of the node's own: in all its namespaces, where its BPF file system, its `/run`, `/etc/cni` and control groups are.
@@ -245,7 +250,7 @@ fn conflist(shared: &Shared, number: u8) -> String {
 }
 
 fn write_settings(shared: &Shared, directory: &Path, name: &str, groups: &Groups) -> Result<()> {
-    let mut network = json!({ "Network": PODS[0], "Backend": { "Type": "vxlan" } });
+    let mut network = json!({ "Network": PODS[0], "Backend": shared.plan.backend.settings() });
     if shared.plan.dual_stack {
         network["EnableIPv6"] = json!(true);
         network["IPv6Network"] = json!(PODS[1]);

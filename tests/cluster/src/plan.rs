@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
 
 /// Of the underlay.
 pub(crate) const MTU: u32 = 1500;
@@ -36,12 +37,36 @@ impl ProxyMode {
     }
 }
 
+/// How flannel takes packets from node to node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Encapsulated.
+    #[default]
+    Vxlan,
+    /// Plain where the underlay leads there at once, as it does here, else encapsulated.
+    DirectRouting,
+    /// Plain, and there is no VXLAN device.
+    HostGw,
+}
+
+impl Backend {
+    /// As flannel's settings have it.
+    pub(crate) fn settings(self) -> Value {
+        match self {
+            Self::Vxlan => json!({ "Type": "vxlan" }),
+            Self::DirectRouting => json!({ "Type": "vxlan", "DirectRouting": true }),
+            Self::HostGw => json!({ "Type": "host-gw" }),
+        }
+    }
+}
+
 /// What differs between clusters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) nodes: u8,
     pub(crate) proxy: ProxyMode,
     pub(crate) dual_stack: bool,
+    pub(crate) backend: Backend,
 }
 
 impl Plan {

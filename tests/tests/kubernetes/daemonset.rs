@@ -23,16 +23,9 @@ fn import_image(guarded: &Guarded) {
     let reference = format!("bulkhead:{}", env!("CARGO_PKG_VERSION"));
     let mut make = Command::new(script);
     make.arg(program.parent().unwrap()).arg(&archive).arg(reference);
-    succeed(&mut make);
-    for node in guarded.cluster.nodes() {
-        succeed(node.command("ctr").args(["--namespace=k8s.io", "images", "import"]).arg(&archive));
-    }
-}
-
-#[track_caller]
-fn succeed(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = make.output().unwrap();
+    assert!(output.status.success(), "{make:?}: {}", String::from_utf8_lossy(&output.stderr));
+    guarded.cluster.import(&archive).unwrap();
 }
 
 /// Waits until the DaemonSet is as it was applied, and ready on all nodes.

@@ -5,4 +5,6 @@ mod daemonset;
 mod forged;
 mod lasting;
 mod netpol;
+mod plain;
+mod services;
 mod shop;
