@@ -3,6 +3,7 @@
 //! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
 
 mod adopt;
+mod changes;
 mod cni;
 mod compiling;
 mod control;
@@ -20,7 +21,7 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{adopt::Adoption, compiling::Compiling};
+use self::{adopt::Adoption, changes::Unwritten, compiling::Compiling};
 use crate::{
     adopt::Scope,
     attachments::Attachments,
@@ -143,6 +144,7 @@ pub struct Agent<N> {
     seen: Option<Files>,
     /// Policies that were read.
     memory: Memory,
+    unwritten: Unwritten,
     unguarded: Vec<Unguarded>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
@@ -291,6 +293,7 @@ impl<N: Node> Agent<N> {
             stale: !unguarded.is_empty(),
             seen: None,
             memory,
+            unwritten: Unwritten::default(),
             unguarded: Vec::new(),
             refused: String::new(),
             found: Diagnostics::default(),
@@ -366,6 +369,13 @@ impl<N: Node> Agent<N> {
 
     /// Reads policies and workloads, and publishes what changed.
     fn read_input(&mut self) {
+        self.sweep_attachments();
+        if self.follow_changes() {
+            self.note_behind();
+            return;
+        }
+        // What is not used goes on as it is written down.
+        self.write_down();
         let files = self.settings.source.read();
         self.note_behind();
         if self.overlay.forget(&files) {
@@ -373,7 +383,6 @@ impl<N: Node> Agent<N> {
             self.stored(kept);
         }
         let files = self.overlay.over(files);
-        self.sweep_attachments();
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
             let joined = (&self.attachments, self.settings.node.as_str());
@@ -577,20 +586,26 @@ impl<N: Node> Agent<N> {
                 }
             }
         }
+        self.unwritten.clear();
         let Some(revision) = revision else {
             self.close_staged("publishing it failed, and then the input was again what is in force");
             return true;
         };
+        self.set_revision(revision);
+        for warning in &self.compiling.model().warnings.0 {
+            tracing::warn!("{warning}");
+        }
+        true
+    }
+
+    /// What was written down is in force.
+    fn set_revision(&mut self, revision: Revision) {
         let before = Some(self.revision.head.number);
         (self.revision, self.staged) = (revision, None);
         let marked = self.mark();
         self.stored(marked);
         self.record_change(before);
-        for warning in &self.compiling.model().warnings.0 {
-            tracing::warn!("{warning}");
-        }
         tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
-        true
     }
 
     /// Writes a revision that is about to take effect; `None` when it is the one in force.
@@ -658,7 +673,10 @@ impl<N: Node> Agent<N> {
         if !self.stale && desired == self.desired {
             return Ok(());
         }
-        let result = publish(&mut self.node, &desired);
+        let result = match !self.stale && desired.has_guards_of(&self.desired) {
+            true => self.node.rewrite(&desired).map(|_| Vec::new()),
+            false => publish(&mut self.node, &desired),
+        };
         // After an error of the kernel only a publish that succeeds says what is in force.
         self.stale = match &result {
             Ok(unguarded) => !unguarded.is_empty(),

@@ -37,13 +37,22 @@ impl Attachment {
     /// by its id as well.
     #[must_use]
     pub fn workload(&self, workloads: &Workloads) -> WorkloadName {
-        let Attached { namespace, name, uid, .. } = &self.attached;
-        let plain = WorkloadName { namespace: namespace.clone(), name: name.clone() };
-        let listed = workloads.workloads.get(&plain).and_then(|listed| listed.uid.as_ref());
-        match (uid, listed) {
+        let plain = self.plain();
+        let listed = workloads.workloads.get(&plain).and_then(|listed| listed.uid.as_deref());
+        self.called(plain, listed)
+    }
+
+    fn plain(&self) -> WorkloadName {
+        let Attached { namespace, name, .. } = &self.attached;
+        WorkloadName { namespace: namespace.clone(), name: name.clone() }
+    }
+
+    /// Its name where one of its plain name is listed with a unique id.
+    fn called(&self, plain: WorkloadName, listed: Option<&str>) -> WorkloadName {
+        match (&self.attached.uid, listed) {
             (Some(own), Some(listed)) if own != listed => {
                 let short: String = own.chars().take(8).collect();
-                WorkloadName { name: format!("{name}.{short}"), ..plain }
+                WorkloadName { name: format!("{}.{short}", plain.name), ..plain }
             }
             _ => plain,
         }
@@ -154,10 +163,33 @@ impl Attachments {
         of.try_fold(listed, |before, attachment| join(before, workloads, attachment, node, &owner).map(Some))
     }
 
+    /// Whose they are.
+    #[must_use]
+    pub fn workloads(&self, workloads: &Workloads) -> BTreeSet<WorkloadName> {
+        self.0.iter().map(|known| known.workload(workloads)).collect()
+    }
+
+    /// These workloads, of which something changed, and those whose names or whose being attached went with it. `uid` says which unique id each had.
+    pub fn renamed<'a>(
+        &self,
+        names: &BTreeSet<WorkloadName>,
+        workloads: &Workloads,
+        uid: impl Fn(&WorkloadName) -> Option<&'a str>,
+    ) -> BTreeSet<WorkloadName> {
+        let mut renamed = names.clone();
+        for known in &self.0 {
+            let plain = known.plain();
+            if names.contains(&plain) {
+                renamed.extend([known.workload(workloads), known.called(plain.clone(), uid(&plain))]);
+            }
+        }
+        renamed
+    }
+
     /// Who is here is known from the runtimes: where a cluster gives such an address to somebody else, or others to whom it gives it, that is not so any
     /// more or not yet.
     fn displace(&self, workloads: &mut Workloads) {
-        let attached: BTreeSet<WorkloadName> = self.0.iter().map(|known| known.workload(workloads)).collect();
+        let attached = self.workloads(workloads);
         let told: BTreeSet<IpAddr> = self.addresses().collect();
         for (name, workload) in &mut workloads.workloads {
             if attached.contains(name) {
@@ -192,6 +224,21 @@ impl Attachments {
         let mut workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?.clone();
         leave(&mut workload, &self.addresses().collect());
         Some(workload)
+    }
+
+    /// Workloads that are not attached, and to which a cluster gives addresses that were, and are not any more.
+    #[must_use]
+    pub fn given_back(&self, before: &Self, workloads: &Workloads) -> Vec<(WorkloadName, Workload)> {
+        let now: BTreeSet<IpAddr> = self.addresses().collect();
+        let free: BTreeSet<IpAddr> = before.addresses().filter(|address| !now.contains(address)).collect();
+        if free.is_empty() || !workloads.live {
+            return Vec::new();
+        }
+        let has = |workload: &Workload| {
+            workload.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| free.contains(address))
+        };
+        let given = workloads.workloads.iter().filter(|(_, workload)| has(workload)).map(|(name, _)| name);
+        given.filter_map(|name| Some((name.clone(), self.left_of(workloads, name)?))).collect()
     }
 
     /// Takes over the labels that a cluster gives to those that are attached: they hold as long as the container runs, also when its pod was deleted

@@ -175,6 +175,7 @@ impl Life {
         loop {
             let due = changed.map_or(refresh, |(_, quiet)| quiet).min(account);
             let due = linked.map_or(due, |linked| due.min(linked));
+            let due = agent.until_written().map_or(due, |left| due.min(Instant::now() + left));
             let wait = due.saturating_duration_since(Instant::now());
             match wake.recv_timeout(agent.until_deadline().map_or(wait, |left| left.min(wait))) {
                 Ok(Wake::Changed) => {
@@ -199,11 +200,18 @@ impl Life {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             agent.expire();
+            if agent.until_written().is_some_and(|left| left.is_zero()) {
+                agent.write_down();
+            }
             let now = Instant::now();
             if now >= account {
                 agent.check();
                 account_now(agent);
                 account = Instant::now() + ACCOUNT;
+            }
+            let is_due = changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE);
+            if is_due && agent.follow_changes() {
+                changed = None;
             }
             if now >= refresh || changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE) {
                 changed = None;
@@ -217,6 +225,7 @@ impl Life {
             }
         }
         account_now(agent);
+        agent.write_down();
         tracing::info!("stopped; everything stays in force");
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
     input::{Files, Inputs, Listing},
     intent::Intent,
+    network_policy::NetworkPolicy,
     policy::{self, Policy},
     workloads::{self, Workloads},
 };
@@ -34,13 +35,33 @@ pub struct Settled<T> {
 pub struct Memory(BTreeMap<String, Arc<Version>>);
 
 impl Memory {
-    fn read(&mut self, name: &str, text: &str) -> Arc<Version> {
+    /// The Kubernetes policy that was read of a file: `Some(None)` where there was no file, `None` where it says anything else.
+    pub(crate) fn network_policy(&self, name: &str) -> Option<Option<&NetworkPolicy>> {
+        let Some(version) = self.0.get(name) else { return Some(None) };
+        match &version.content {
+            Ok(Content::Policy(policies)) => match policies.as_slice() {
+                [Policy::Network(policy)] => Some(Some(policy)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    fn version(&mut self, name: &str, text: &str) -> Arc<Version> {
         if let Some(known) = self.0.get(name).filter(|known| known.source.inner() == text) {
             return Arc::clone(known);
         }
         let version = Arc::new(Version::parse(name, text, true));
         self.0.insert(name.to_owned(), Arc::clone(&version));
         version
+    }
+
+    pub(crate) fn read(&mut self, name: &str, text: &str) {
+        self.version(name, text);
     }
 
     /// Forgets those that are not there any more.
@@ -306,7 +327,7 @@ impl<'a> Mix<'a> {
                 let before = last.and_then(|last| last.policies.get_key_value(name));
                 let before = before.map(|(name, text)| (name.as_str(), text.as_str()));
                 let isolating = last.is_some_and(|last| last.isolating.contains(name));
-                let parse = |text: &str| memory.read(name, text);
+                let parse = |text: &str| memory.version(name, text);
                 let mut file = Self::file(name, true, read, before.filter(|_| !isolating), parse);
                 file.isolating = before.filter(|_| isolating).map(|(_, text)| text);
                 // Its directory cannot be read: what it isolates stays as it is.

@@ -2,7 +2,9 @@
 
 use std::{
     any::Any,
-    fmt,
+    collections::{BTreeMap, BTreeSet},
+    fmt, mem,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,8 +14,57 @@ use notify::{RecursiveMode, Watcher as _};
 
 use crate::{
     input::{Files, Locations},
+    labels::Labels,
+    model::ServiceName,
     watch::watcher,
+    workloads::{Workload, WorkloadName, Workloads},
 };
+
+/// What changed, where that can be told one by one.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Texts of policies by their names; `None` for those that are gone.
+    pub policies: BTreeMap<String, Option<String>>,
+    /// Labels of namespaces; `None` for those that are gone.
+    pub namespaces: BTreeMap<String, Option<Labels>>,
+    /// Workloads, without what runtimes told; `None` for those that are gone.
+    pub workloads: BTreeMap<WorkloadName, Option<Workload>>,
+    /// Who answers at a service's addresses: workloads, and addresses that are nobody's.
+    pub answering: BTreeMap<ServiceName, (BTreeSet<WorkloadName>, BTreeSet<IpAddr>)>,
+}
+
+impl Changes {
+    /// Puts what changed in the place of what was there, which is returned, but for policies; `None`, and nothing changed, where a service is not there.
+    pub fn exchange(self, listed: &mut Workloads) -> Option<Self> {
+        let Self { policies: _, namespaces, workloads, answering } = self;
+        if !answering.keys().all(|name| listed.frontends.contains_key(name)) {
+            return None;
+        }
+        let mut before = Self::default();
+        for (name, labels) in namespaces {
+            let was = match labels {
+                Some(labels) => listed.namespaces.insert(name.clone(), labels),
+                None => listed.namespaces.remove(&name),
+            };
+            before.namespaces.insert(name, was);
+        }
+        for (name, workload) in workloads {
+            let was = match workload {
+                Some(workload) => listed.workloads.insert(name.clone(), workload),
+                None => listed.workloads.remove(&name),
+            };
+            before.workloads.insert(name, was);
+        }
+        for (name, (workloads, outside)) in answering {
+            if let Some(frontend) = listed.frontends.get_mut(&name) {
+                let was =
+                    (mem::replace(&mut frontend.workloads, workloads), mem::replace(&mut frontend.outside, outside));
+                before.answering.insert(name, was);
+            }
+        }
+        Some(before)
+    }
+}
 
 /// Called after something may have changed, from whatever thread.
 pub type Heard = Box<dyn Fn() + Send + Sync>;
@@ -32,6 +83,11 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// Whether it says something else than when it was read last, where that costs nothing to tell.
     fn has_news(&self) -> bool {
         false
+    }
+
+    /// What changed since it was read last or asked this, whichever came later; `None` where only reading all of it says that.
+    fn changes(&self) -> Option<Changes> {
+        None
     }
 
     /// Waits until it can say who a container is that is about to start.

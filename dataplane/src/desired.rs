@@ -42,6 +42,20 @@ pub struct Desired {
     pub observe: bool,
 }
 
+impl Desired {
+    /// Whether the same links are guarded in the same way, whatever they let through.
+    #[must_use]
+    pub fn has_guards_of(&self, other: &Self) -> bool {
+        let guarded = |a: &Endpoint, b: &Endpoint| {
+            (&a.name, &a.link, a.segment, &a.addresses) == (&b.name, &b.link, b.segment, &b.addresses)
+        };
+        self.observe == other.observe
+            && self.overlays == other.overlays
+            && self.endpoints.len() == other.endpoints.len()
+            && self.endpoints.iter().zip(&other.endpoints).all(|(a, b)| guarded(a, b))
+    }
+}
+
 /// Index in [`Desired::selectors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SelectorId(pub u32);

@@ -19,6 +19,15 @@ pub trait Node: Send {
     /// [`NodeError::Capacity`] before anything is written, [`NodeError::Link`] for an endpoint's link that cannot be guarded, else [`NodeError::Kernel`].
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError>;
 
+    /// As [`Node::publish`], where endpoints and overlays are those of the last one that succeeded, and no guard is known to be missing: links are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// As [`Node::publish`].
+    fn rewrite(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        self.publish(desired)
+    }
+
     /// Says by which links containers hang that wait for the next publish, and may have nothing before: a node to which attaching takes time begins with
     /// their links, shut, while it writes its tables; they stay shut where the publish fails. Holds for every publish until something else is said. What runs
     /// already is not named here: it goes from unguarded to guarded, and is not shut between.

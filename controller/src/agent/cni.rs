@@ -151,8 +151,14 @@ impl<N: Node> Agent<N> {
                     }
                 }
                 let owner = |segment, address| compiling.owner(&name, segment, address);
-                let workload = after.joined(listed, node, &name, owner)?;
+                let workload = match after.left_of(listed, &name) {
+                    None => after.joined(listed, node, &name, owner)?,
+                    left => left,
+                };
                 compiling.put(&name, workload.as_ref())?;
+            }
+            for (name, left) in after.given_back(before, listed) {
+                compiling.put(&name, Some(&left))?;
             }
             Ok(())
         })

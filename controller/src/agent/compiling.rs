@@ -11,9 +11,11 @@ use super::for_node;
 use crate::{
     compile::{Compiler, Extent},
     diagnostic::Diagnostics,
+    labels::Labels,
     metrics::Compiles,
-    model::Model,
-    workloads::{Workload, WorkloadName},
+    model::{Model, PolicyName, ServiceName},
+    network_policy::NetworkPolicy,
+    workloads::{Frontend, Workload, WorkloadName},
 };
 
 /// Keeps what is compiled up to date. What does not take effect after all is taken back.
@@ -89,6 +91,30 @@ impl Compiling {
             Some(workload) => self.compiler.upsert_workload(name, workload),
             None => self.compiler.remove_workload(name),
         }?;
+        self.compiles.changes += 1;
+        Ok(())
+    }
+
+    /// A Kubernetes policy is new, other than before, or gone.
+    pub(super) fn put_policy(&mut self, name: &PolicyName, policy: Option<NetworkPolicy>) -> Result<(), Diagnostics> {
+        match policy {
+            Some(policy) => self.compiler.upsert_network_policy(policy),
+            None => self.compiler.remove_network_policy(name),
+        }?;
+        self.compiles.changes += 1;
+        Ok(())
+    }
+
+    /// A namespace has these labels; `None` for one that is gone.
+    pub(super) fn label_namespace(&mut self, name: &str, labels: Option<Labels>) -> Result<(), Diagnostics> {
+        self.compiler.label_namespace(name, labels)?;
+        self.compiles.changes += 1;
+        Ok(())
+    }
+
+    /// Others answer at a service's addresses.
+    pub(super) fn put_service(&mut self, name: &ServiceName, frontend: Frontend) -> Result<(), Diagnostics> {
+        self.compiler.upsert_service(name, frontend)?;
         self.compiles.changes += 1;
         Ok(())
     }

@@ -174,6 +174,7 @@ impl<N: Node> Agent<N> {
 
 impl<N: Node> Control for Agent<N> {
     fn basis(&mut self) -> Basis {
+        self.write_down();
         self.basis_of(self.settings.source.read())
     }
 
@@ -226,6 +227,7 @@ impl<N: Node> Control for Agent<N> {
     }
 
     fn report(&mut self) -> Result<Report, NodeError> {
+        self.write_down();
         let lost = self.node.contacts()?.unsent;
         let status = self.node.status()?;
         let bypass = status.bypassed_until.and_then(|until| Record::of(until, &self.settings.state));

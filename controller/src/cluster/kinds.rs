@@ -2,6 +2,8 @@
 
 use kube::core::ApiResource;
 
+use crate::workloads::WorkloadName;
+
 /// A kind of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
@@ -17,10 +19,12 @@ pub(super) struct Kind {
     pub(super) labels: Option<&'static str>,
 }
 
-/// Place of the pods in [`KINDS`].
-pub(super) const PODS: usize = 2;
-/// Place of the nodes.
+/// Places of kinds in [`KINDS`].
+pub(super) const NAMESPACES: usize = 0;
 pub(super) const NODES: usize = 1;
+pub(super) const PODS: usize = 2;
+pub(super) const SERVICES: usize = 3;
+pub(super) const SLICES: usize = 4;
 /// Places of those that people write for Bulkhead.
 pub(super) const OURS: [usize; 2] = [9, 10];
 
@@ -73,9 +77,5 @@ impl Kind {
     }
 }
 
-/// Namespace, empty for what is in none, and name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    pub(super) namespace: String,
-    pub(super) name: String,
-}
+/// Namespace, empty for what is in none, and name. A pod is the workload of its name.
+pub(super) type Key = WorkloadName;

@@ -8,6 +8,7 @@
 //! `deploy/kubernetes`.
 
 mod blocked;
+mod changes;
 mod conditions;
 mod events;
 mod kinds;
@@ -16,6 +17,8 @@ mod report;
 mod roster;
 mod status;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::{
@@ -45,7 +48,7 @@ use crate::{
     api::handle::Handle,
     diagnostic::Diagnostics,
     input::Files,
-    source::{Heard, Source},
+    source::{Changes, Heard, Source},
 };
 
 /// How long it is waited for a pod that is about to start and is not known yet. The plugin waits no longer than it was told to.
@@ -233,6 +236,10 @@ impl Source for Cluster {
 
     fn has_news(&self) -> bool {
         self.shared.store().has_news()
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        self.shared.store().changes()
     }
 
     /// ADD names a pod and brings no labels. A pod of the same name may be another, so that its unique id counts.

@@ -2,15 +2,19 @@
 //!
 //! A kind that is listed anew stays as it was until its list is complete.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::kinds::{KINDS, Key, Kind, PODS};
+use super::{
+    changes::{self, Claims, News},
+    kinds::{KINDS, Key, Kind, NAMESPACES, PODS},
+};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, source},
     input::{Files, LIVE, Listing},
     manifest::{self, Seen},
+    source::Changes,
 };
 
 /// An object.
@@ -20,6 +24,15 @@ enum Told {
     Policy(Result<String, Diagnostic>),
     /// What is read of another one.
     Seen(Arc<Seen>),
+}
+
+impl Told {
+    const fn seen(&self) -> Option<&Arc<Seen>> {
+        match self {
+            Self::Seen(seen) => Some(seen),
+            Self::Policy(_) => None,
+        }
+    }
 }
 
 /// Objects of a kind.
@@ -35,9 +48,10 @@ struct Kept {
 #[derive(Debug)]
 pub(super) struct Store {
     kinds: [Kept; KINDS.len()],
-    /// They are others than when they were read last.
-    news: bool,
-    /// As they were read last.
+    claims: Claims,
+    /// What is other than when it was read or asked for last.
+    news: News,
+    /// As they were read last, unless something changed since.
     read: Option<Files>,
     /// What was found wrong with them then.
     pub(super) notes: Diagnostics,
@@ -45,7 +59,13 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new() -> Self {
-        Self { kinds: Default::default(), news: true, read: None, notes: Diagnostics::default() }
+        Self {
+            kinds: Default::default(),
+            claims: Claims::default(),
+            news: News { all: true, ..News::default() },
+            read: None,
+            notes: Diagnostics::default(),
+        }
     }
 
     /// A list begins.
@@ -72,9 +92,15 @@ impl Store {
     pub(super) fn end(&mut self, kind: usize) -> bool {
         let kept = &mut self.kinds[kind];
         let coming = kept.coming.take().unwrap_or_default();
-        self.news |= !kept.complete || coming != kept.objects;
+        self.news.all |= !kept.complete || coming != kept.objects;
         (kept.objects, kept.complete) = (coming, true);
-        self.news
+        if kind == PODS {
+            self.claims = Claims::default();
+            for (key, told) in &kept.objects {
+                self.claims.change(key, None, told.seen().map(|seen| &**seen));
+            }
+        }
+        self.has_news()
     }
 
     /// The cluster has no such kind, and so no object of it. Whether something is new.
@@ -90,21 +116,37 @@ impl Store {
     pub(super) fn apply(&mut self, kind: usize, object: Value) -> Result<bool, Diagnostics> {
         let (key, told) = reduce(&KINDS[kind], object);
         let told = told?;
-        let objects = &mut self.kinds[kind].objects;
-        let matters = objects.get(&key) != told.as_ref();
-        match told {
-            Some(told) => _ = objects.insert(key, told),
-            None => _ = objects.remove(&key),
-        }
-        self.news |= matters;
-        Ok(matters)
+        Ok(self.put(kind, key, told.as_ref()))
     }
 
     /// An object is gone. Whether that matters.
     pub(super) fn delete(&mut self, kind: usize, object: &Value) -> bool {
-        let gone = self.kinds[kind].objects.remove(&key(object)).is_some();
-        self.news |= gone;
-        gone
+        self.put(kind, key(object), None)
+    }
+
+    /// Puts what is kept of an object in the place of what was there. Whether that matters.
+    fn put(&mut self, kind: usize, key: Key, told: Option<&Told>) -> bool {
+        let objects = &mut self.kinds[kind].objects;
+        if objects.get(&key) == told {
+            return false;
+        }
+        let before = match told {
+            Some(told) => objects.insert(key.clone(), told.clone()),
+            None => objects.remove(&key),
+        };
+        if KINDS[kind].is_policy {
+            self.news.policies.insert((kind, key));
+        } else if kind == PODS {
+            let before = before.as_ref().and_then(Told::seen);
+            let after = told.and_then(Told::seen);
+            self.claims.change(&key, before.map(|seen| &**seen), after.map(|seen| &**seen));
+            self.news.pods.entry(key).or_insert_with(|| before.cloned());
+        } else if kind == NAMESPACES && told.is_some() {
+            self.news.namespaces.insert(key);
+        } else {
+            self.news.all = true;
+        }
+        true
     }
 
     /// Whether every kind was listed once.
@@ -127,13 +169,35 @@ impl Store {
     }
 
     /// Whether it was not read since something changed.
-    pub(super) const fn has_news(&self) -> bool {
-        self.news
+    pub(super) fn has_news(&self) -> bool {
+        !self.news.is_none()
+    }
+
+    /// All of it is to be read.
+    #[cfg(test)]
+    pub(super) fn doubt(&mut self) {
+        self.news.all = true;
+    }
+
+    /// What changed since it was read or asked this; `None` where only reading all of it says that.
+    pub(super) fn changes(&mut self) -> Option<Changes> {
+        let mut changes = changes::changes(&self.news, &self.claims, &*self)?;
+        for (kind, key) in &self.news.policies {
+            let text = match self.kinds[*kind].objects.get(key) {
+                Some(Told::Policy(text)) => Some(text.clone().ok()?),
+                _ => None,
+            };
+            changes.policies.insert(KINDS[*kind].full_name(key), text);
+        }
+        if !mem::take(&mut self.news).is_none() {
+            self.read = None;
+        }
+        Some(changes)
     }
 
     /// All of it, for the agent. Told are names and places that cannot be used together, once.
     pub(super) fn read(&mut self) -> Files {
-        if let Some(read) = self.read.as_ref().filter(|_| !self.news) {
+        if let Some(read) = self.read.as_ref().filter(|_| self.news.is_none()) {
             return read.clone();
         }
         let mut policies = BTreeMap::new();
@@ -155,8 +219,24 @@ impl Store {
         self.notes = notes;
         let files =
             Files { policies: Ok(policies), workloads: (LIVE.to_owned(), Ok(Listing::Live(Arc::new(workloads)))) };
-        (self.read, self.news) = (Some(files.clone()), false);
+        (self.read, self.news) = (Some(files.clone()), News::default());
         files
+    }
+}
+
+impl changes::Objects for Store {
+    fn get(&self, kind: usize, key: &Key) -> Option<&Seen> {
+        self.kinds[kind].objects.get(key)?.seen().map(|seen| &**seen)
+    }
+
+    fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)> {
+        let first = Key { namespace: namespace.to_owned(), name: String::new() };
+        let inside = self.kinds[kind].objects.range(first..).take_while(move |(key, _)| key.namespace == namespace);
+        inside.filter_map(|(key, told)| Some((key, &**told.seen()?)))
+    }
+
+    fn all(&self, kind: usize) -> impl Iterator<Item = (&Key, &Seen)> {
+        self.kinds[kind].objects.iter().filter_map(|(key, told)| Some((key, &**told.seen()?)))
     }
 }
 

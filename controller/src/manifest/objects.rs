@@ -4,6 +4,7 @@ mod flannel;
 mod join;
 mod owners;
 mod pods;
+mod seen;
 mod services;
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -136,13 +137,6 @@ impl Objects {
 /// An object of a cluster, reduced to what is read of it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen(Object);
-
-impl Seen {
-    /// Whether it is the pod with this unique id, and has not ended.
-    pub(crate) fn is_pod(&self, uid: &str) -> bool {
-        matches!(&self.0, Object::Pod(pod) if pod.metadata.uid.as_deref() == Some(uid) && !pod.finished)
-    }
-}
 
 /// An object as far as it is read.
 #[derive(Debug, PartialEq)]

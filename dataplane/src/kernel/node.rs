@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, TryLockError},
+    mem,
     net::IpAddr,
     path::{Path, PathBuf},
     thread,
@@ -123,6 +124,8 @@ pub struct KernelNode {
     loaded: Option<abi::Config>,
     /// What stood after the latest publish.
     guards: Vec<Guard>,
+    /// MACs of the containers whose links these are.
+    macs: BTreeMap<EndpointName, [u8; 6]>,
     /// What is known of the far ends of containers' links.
     inside: KnownInside,
     /// Links whose containers wait for the next publish.
@@ -157,6 +160,7 @@ impl KernelNode {
             layout,
             loaded: None,
             guards: Vec::new(),
+            macs: BTreeMap::new(),
             inside: KnownInside::default(),
             held: BTreeSet::new(),
             ruled: BTreeSet::new(),
@@ -460,7 +464,13 @@ impl Node for KernelNode {
     /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         // All that asks the kernel for links comes first: while something is attached the kernel answers nobody who does.
-        let (discovered, mut macs) = look(desired)?;
+        let (discovered, mut look_up) = look(desired)?;
+        let mut known = BTreeMap::new();
+        let mut macs = |endpoint: &Endpoint| {
+            let mac = look_up(endpoint)?;
+            known.insert(endpoint.name.clone(), mac);
+            Ok(mac)
+        };
         let before = tunnel_ports(self.publisher.store())?;
         let shutting = self.begin_shut(desired);
         let (attach, removed, published) = self.write(desired, &mut macs)?;
@@ -504,6 +514,17 @@ impl Node for KernelNode {
         }
 
         self.publisher.release(&removed)?;
+        self.macs = known;
+        Ok(published)
+    }
+
+    fn rewrite(&mut self, desired: &Desired) -> Result<Published, NodeError> {
+        let macs = mem::take(&mut self.macs);
+        if !desired.endpoints.iter().all(|endpoint| macs.contains_key(&endpoint.name)) {
+            return self.publish(desired);
+        }
+        let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(macs[&endpoint.name]))?;
+        self.macs = macs;
         Ok(published)
     }
 

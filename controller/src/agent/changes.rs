@@ -1,0 +1,222 @@
+//! What a source tells one by one, carried out one by one: costs what changes, not what is there.
+//!
+//! Whatever is not as simple as that is left to reading all of it. What took effect is written down when it has been quiet for a while: a cluster keeps its
+//! policies itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use bulkhead_dataplane::node::Node;
+
+use super::Agent;
+use crate::{
+    diagnostic::Diagnostics,
+    model::PolicyName,
+    network_policy::NetworkPolicy,
+    source::Changes,
+    store::{Condition, now},
+    workloads::WorkloadName,
+};
+
+/// Quiet time before what took effect is written down, and the longest wait for quiet.
+const QUIET: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Writing takes at most this part of the time.
+const SHARE: u32 = 20;
+
+/// Policies that took effect and are not written down yet.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    texts: BTreeMap<String, Option<String>>,
+    /// When the first and the last of them took effect.
+    since: Option<(Instant, Instant)>,
+    /// How long it took the last time.
+    took: Duration,
+}
+
+impl Unwritten {
+    fn add(&mut self, texts: BTreeMap<String, Option<String>>) {
+        if !texts.is_empty() {
+            let now = Instant::now();
+            self.since = Some((self.since.map_or(now, |(first, _)| first), now));
+            self.texts.extend(texts);
+        }
+    }
+
+    /// When they are written down.
+    fn due(&self) -> Option<Instant> {
+        let rest = self.took * SHARE;
+        self.since.map(|(first, last)| (last + QUIET.max(rest)).min(first + PATIENCE.max(rest)))
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self { took: self.took, ..Self::default() };
+    }
+}
+
+impl<N: Node> Agent<N> {
+    /// Carries out what the source says that has changed. `false` where all of it has to be read instead.
+    pub fn follow_changes(&mut self) -> bool {
+        // What is in force must be what is written, but for what follows.
+        let is_plain = self.listed.live
+            && self.seen.is_some()
+            && !self.stale
+            && self.refused.is_empty()
+            && self.overlay.documents.is_empty()
+            && self.overlay.held.is_empty()
+            && self.revision.head.condition != Condition::Staged;
+        if !is_plain {
+            return false;
+        }
+        if !self.settings.source.has_news() {
+            return true;
+        }
+        let Some(changes) = self.settings.source.changes() else { return false };
+        let is_done = self.carry_out(changes);
+        if !is_done {
+            // It was told, and will not be told again.
+            self.seen = None;
+        }
+        is_done
+    }
+
+    fn carry_out(&mut self, changes: Changes) -> bool {
+        let Some(policies) = self.read_policies(&changes.policies) else { return false };
+        let (texts, names) = (changes.policies.clone(), changes.workloads.keys().cloned().collect());
+        let Some(before) = changes.exchange(&mut self.listed) else { return false };
+        self.compiled = now();
+        self.compiling.begin();
+        let is_done = match self.compile_changes(policies, &before, &names) {
+            Ok(()) => self.enforce(self.compiling.desired()).is_ok(),
+            Err(_) => false,
+        };
+        if !is_done {
+            self.compiling.go_back();
+            before.exchange(&mut self.listed);
+            return false;
+        }
+        self.compiling.keep();
+        self.peers = None;
+        if let Some(Ok(seen)) = self.seen.as_mut().map(|seen| &mut seen.policies) {
+            for (name, text) in texts.clone() {
+                match text {
+                    Some(text) => _ = seen.insert(name, Ok(text)),
+                    None => _ = seen.remove(&name),
+                }
+            }
+        }
+        self.unwritten.add(texts);
+        if self.attachments.learn(&self.listed) {
+            self.keep_attachments();
+        }
+        true
+    }
+
+    /// What texts say, if each is one Kubernetes policy and nothing else, and was so.
+    fn read_policies(
+        &mut self,
+        texts: &BTreeMap<String, Option<String>>,
+    ) -> Option<Vec<(PolicyName, Option<NetworkPolicy>)>> {
+        let mut policies = Vec::new();
+        for (name, text) in texts {
+            let before = self.memory.network_policy(name)?.cloned();
+            let after = match text {
+                Some(text) => {
+                    self.memory.read(name, text);
+                    Some(self.memory.network_policy(name)??.clone())
+                }
+                None => {
+                    self.memory.forget(name);
+                    None
+                }
+            };
+            let called = before.iter().chain(&after).map(|policy| policy.name.clone()).collect::<BTreeSet<_>>();
+            policies.extend(called.into_iter().map(|name| {
+                let after = after.clone().filter(|policy| policy.name == name);
+                (name, after)
+            }));
+        }
+        // What goes makes room first.
+        policies.sort_by_key(|(_, after)| after.is_some());
+        Some(policies)
+    }
+
+    /// Compiles policies, and what of the workloads was otherwise `before`.
+    fn compile_changes(
+        &mut self,
+        policies: Vec<(PolicyName, Option<NetworkPolicy>)>,
+        before: &Changes,
+        names: &BTreeSet<WorkloadName>,
+    ) -> Result<(), Diagnostics> {
+        let (listed, node) = (&self.listed, self.settings.node.as_str());
+        let (discovered, now, attachments) = (&self.discovered, self.compiled, &self.attachments);
+        let renamed = attachments.renamed(names, listed, |name| {
+            before.workloads.get(name).and_then(|workload| workload.as_ref()?.uid.as_deref())
+        });
+        self.compiling.together(|compiling| {
+            compiling.renew(discovered, now)?;
+            for (name, policy) in policies {
+                compiling.put_policy(&name, policy)?;
+            }
+            for name in before.namespaces.keys() {
+                compiling.label_namespace(name, listed.namespaces.get(name).cloned())?;
+            }
+            for name in before.answering.keys() {
+                if let Some(frontend) = listed.frontends.get(name) {
+                    compiling.put_service(name, frontend.clone())?;
+                }
+            }
+            // Who has an address no longer comes before who has it now.
+            let attached = attachments.workloads(listed);
+            let (here, others): (Vec<_>, Vec<_>) = renamed.iter().partition(|name| attached.contains(*name));
+            let others = others.into_iter().map(|name| (name, attachments.left_of(listed, name)));
+            let (gone, others): (Vec<_>, Vec<_>) = others.partition(|(_, left)| left.is_none());
+            for (name, left) in gone.into_iter().chain(others) {
+                compiling.put(name, left.as_ref())?;
+            }
+            for name in here {
+                let owner = |segment, address| compiling.owner(name, segment, address);
+                let workload = attachments.joined(listed, node, name, owner)?;
+                compiling.put(name, workload.as_ref())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// How long until what took effect is written down.
+    #[must_use]
+    pub fn until_written(&self) -> Option<Duration> {
+        self.unwritten.due().map(|due| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Writes down what took effect, if it is not yet. Where that fails it is tried again.
+    pub fn write_down(&mut self) {
+        if self.unwritten.texts.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let mut inputs = self.revision.inputs.clone();
+        for (name, text) in &self.unwritten.texts {
+            match text {
+                Some(text) => _ = inputs.policies.insert(name.clone(), text.clone()),
+                None => _ = inputs.policies.remove(name),
+            }
+        }
+        match self.stage(&inputs, &self.compiling.desired()) {
+            Ok(revision) => {
+                self.unwritten.clear();
+                self.unwritten.took = begun.elapsed();
+                if let Some(revision) = revision {
+                    self.set_revision(revision);
+                }
+            }
+            Err(error) => {
+                let now = Instant::now();
+                self.unwritten.since = Some((now, now));
+                self.stored(Err(error));
+            }
+        }
+    }
+}

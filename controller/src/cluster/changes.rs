@@ -1,0 +1,157 @@
+//! What changed in a cluster, one by one. Pure.
+//!
+//! A pod concerns itself, those that say they have an address of its own, and the services at whose addresses it answers. They are put together as all of
+//! the cluster is, from those objects alone that say something of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::kinds::{Key, NAMESPACES, NODES, PODS, SERVICES, SLICES};
+use crate::{
+    manifest::{self, Seen},
+    model::ServiceName,
+    source::Changes,
+};
+
+/// What is news.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    /// What they were.
+    pub(super) pods: BTreeMap<Key, Option<Arc<Seen>>>,
+    /// Namespaces that are there, new or with other labels.
+    pub(super) namespaces: BTreeSet<Key>,
+    /// Policies by kind.
+    pub(super) policies: BTreeSet<(usize, Key)>,
+    /// Something that concerns whoever knows.
+    pub(super) all: bool,
+}
+
+impl News {
+    pub(super) fn is_none(&self) -> bool {
+        !self.all && self.pods.is_empty() && self.namespaces.is_empty() && self.policies.is_empty()
+    }
+}
+
+/// Which pods say that they have an address.
+#[derive(Debug, Default)]
+pub(super) struct Claims(BTreeMap<IpAddr, BTreeSet<Key>>);
+
+impl Claims {
+    /// A pod is another one now.
+    pub(super) fn change(&mut self, name: &Key, before: Option<&Seen>, after: Option<&Seen>) {
+        for address in before.into_iter().flat_map(Seen::claims) {
+            let left = self.0.get_mut(&address).map(|by| {
+                by.remove(name);
+                by.is_empty()
+            });
+            if left == Some(true) {
+                self.0.remove(&address);
+            }
+        }
+        for address in after.into_iter().flat_map(Seen::claims) {
+            self.0.entry(address).or_default().insert(name.clone());
+        }
+    }
+
+    fn of(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
+        self.0.get(&address).into_iter().flatten()
+    }
+}
+
+/// Objects as they are now.
+pub(super) trait Objects {
+    fn get(&self, kind: usize, key: &Key) -> Option<&Seen>;
+    /// Those of a namespace.
+    fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)>;
+    fn all(&self, kind: usize) -> impl Iterator<Item = (&Key, &Seen)>;
+}
+
+/// What pods and namespaces changed; `None` where that cannot be said without all of the cluster.
+pub(super) fn changes(news: &News, claims: &Claims, objects: &impl Objects) -> Option<Changes> {
+    let named = |namespace: &str| Key { namespace: String::new(), name: namespace.to_owned() };
+    let is_defined = |namespace: &str| objects.get(NAMESPACES, &named(namespace)).is_some();
+    let pod = |key: &Key| objects.get(PODS, key);
+    let known = news.pods.keys().all(|key| is_defined(&key.namespace))
+        && news.policies.iter().all(|(_, key)| key.namespace.is_empty() || is_defined(&key.namespace));
+    if news.all || !known {
+        return None;
+    }
+    let before = || news.pods.iter().filter_map(|(key, before)| Some((key, before.as_deref()?)));
+    let after = || news.pods.keys().filter_map(|key| Some((key, pod(key)?)));
+    let addresses: BTreeSet<IpAddr> = before().chain(after()).flat_map(|(_, pod)| pod.claims()).collect();
+    let rivals = addresses.iter().flat_map(|address| claims.of(*address));
+    let concerned: BTreeSet<&Key> = news.pods.keys().chain(rivals).collect();
+
+    // Who says anything of them.
+    let claimed = concerned.iter().filter_map(|key| pod(key)).flat_map(Seen::claims);
+    let mut pods: BTreeSet<&Key> = concerned.clone();
+    pods.extend(claimed.flat_map(|address| claims.of(address)));
+    let services = services(news, (&concerned, &addresses), objects);
+    let mut others = Vec::new();
+    for name in &services {
+        let key = Key { namespace: name.namespace.clone(), name: name.name.clone() };
+        let Some(service) = objects.get(SERVICES, &key) else { continue };
+        others.push(service);
+        let inside = objects.of_namespace(PODS, &name.namespace);
+        pods.extend(inside.filter(|(_, pod)| service.selects(pod)).map(|(key, _)| key));
+        for (_, slice) in objects.of_namespace(SLICES, &name.namespace) {
+            let Some((_, those, there)) = slice.answering().filter(|(of, ..)| *of == name.name) else { continue };
+            others.push(slice);
+            pods.extend(there.into_iter().flat_map(|address| claims.of(address)));
+            let inside = objects.of_namespace(PODS, &name.namespace);
+            pods.extend(inside.map(|(key, _)| key).filter(|key| those.contains(key.name.as_str())));
+        }
+    }
+    // A node that nobody describes is known from its pods alone.
+    let pods: Vec<&Seen> = pods.into_iter().filter_map(pod).collect();
+    let nodes: BTreeSet<&str> = pods.iter().filter_map(|pod| pod.node()).collect();
+    let nodes = nodes.into_iter().map(|node| objects.get(NODES, &named(node)));
+    others.extend(nodes.collect::<Option<Vec<_>>>()?);
+    if before().filter_map(|(_, pod)| pod.node()).any(|node| objects.get(NODES, &named(node)).is_none()) {
+        return None;
+    }
+    others.extend(news.namespaces.iter().filter_map(|key| objects.get(NAMESPACES, key)));
+    others.extend(pods);
+
+    let (mut part, _) = manifest::live(others, std::iter::empty());
+    let workloads = concerned.into_iter().map(|name| (name.clone(), part.workloads.remove(name)));
+    let answering = services.into_iter().filter_map(|name| {
+        let frontend = part.frontends.remove(&name)?;
+        Some((name, (frontend.workloads, frontend.outside)))
+    });
+    let namespaces = news.namespaces.iter().map(|key| (key.name.clone(), part.namespaces.remove(&key.name)));
+    Some(Changes {
+        policies: BTreeMap::new(),
+        namespaces: namespaces.collect(),
+        workloads: workloads.collect(),
+        answering: answering.collect(),
+    })
+}
+
+/// Services at which somebody answers who is another one now, or at one of these addresses.
+fn services(
+    news: &News,
+    (concerned, addresses): (&BTreeSet<&Key>, &BTreeSet<IpAddr>),
+    objects: &impl Objects,
+) -> BTreeSet<ServiceName> {
+    let mut services = BTreeSet::new();
+    for (key, before) in &news.pods {
+        for (service, seen) in objects.of_namespace(SERVICES, &key.namespace) {
+            let now = objects.get(PODS, key);
+            if before.as_deref().into_iter().chain(now).any(|pod| seen.selects(pod)) {
+                services.insert(ServiceName { namespace: key.namespace.clone(), name: service.name.clone() });
+            }
+        }
+    }
+    for (key, slice) in objects.all(SLICES) {
+        let Some((service, pods, there)) = slice.answering() else { continue };
+        let named = |pod: &&Key| pod.namespace == key.namespace && pods.contains(pod.name.as_str());
+        if concerned.iter().any(named) || !there.is_disjoint(addresses) {
+            services.insert(ServiceName { namespace: key.namespace.clone(), name: service.to_owned() });
+        }
+    }
+    services
+}

@@ -1,0 +1,298 @@
+//! One by one it comes to what all of it comes to.
+
+use std::{
+    any::Any,
+    slice,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bulkhead_dataplane::{
+    cni::protocol::{Ask, Attached, Interface, Key as ContainerKey, Request, VERSION},
+    memory::{Links, MemoryNode, MemoryStore},
+};
+use proptest::{prelude::*, sample::select};
+use serde_json::{Value, json};
+
+use super::{
+    kinds::{KINDS, NAMESPACES, NODES, PODS, SERVICES, SLICES},
+    store::Store,
+};
+use crate::{
+    adopt::Scope,
+    agent::{Agent, Settings},
+    input::{Files, Listing},
+    source::{Changes, Heard, Source},
+    workloads::Workloads,
+};
+
+const POLICIES: usize = 5;
+/// The last one is of no namespace object at first.
+const SPACES: [&str; 3] = ["a", "b", "c"];
+/// The agent's, and two others.
+const MACHINES: [&str; 3] = ["n1", "n2", "n3"];
+const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::1", "2001:db8::2"];
+
+/// What an API server or a runtime tells.
+#[derive(Clone, Debug)]
+enum Told {
+    Is(usize, Value),
+    Gone(usize, Value),
+    Attached(&'static str, &'static str, usize, &'static str),
+    Detached(&'static str, &'static str),
+}
+
+fn named(space: &str, name: &str) -> Value {
+    json!({ "namespace": space, "name": name })
+}
+
+fn pod_of() -> impl Strategy<Value = Told> {
+    let who = (select(&SPACES), select(&["p0", "p1", "p2", "p3"]), select(&["u1", "u2"]), select(&["1", "2", "3"]));
+    let what = (
+        proptest::option::weighted(0.9, select(&MACHINES)),
+        proptest::collection::btree_set(select(&ADDRESSES), 0..3),
+        select(&["web", "db", "other"]),
+        proptest::bool::weighted(0.1),
+        proptest::bool::weighted(0.1),
+    );
+    (who, what).prop_map(|((space, name, uid, second), (node, addresses, app, host, ended))| {
+        let mut metadata = named(space, name);
+        metadata["uid"] = format!("{name}-{uid}").into();
+        metadata["creationTimestamp"] = format!("2026-01-01T00:00:0{second}Z").into();
+        metadata["labels"] = json!({ "app": app });
+        let ips: Vec<_> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+        let mut status = json!({ "phase": if ended { "Failed" } else { "Running" } });
+        if !ips.is_empty() {
+            status["podIPs"] = ips.into();
+        }
+        let mut spec = json!({ "hostNetwork": host, "containers": [] });
+        if let Some(node) = node {
+            spec["nodeName"] = node.into();
+        }
+        Told::Is(PODS, json!({ "metadata": metadata, "spec": spec, "status": status }))
+    })
+}
+
+fn service_of() -> impl Strategy<Value = Told> {
+    let names = select(&["s0", "s1"]);
+    (select(&SPACES), names, select(&["web", "db", ""]), 0..2_u8).prop_map(|(space, name, app, last)| {
+        let mut spec =
+            json!({ "clusterIP": format!("10.96.{}.{last}", name.len() + space.len()), "ports": [{ "port": 80 }] });
+        if !app.is_empty() {
+            spec["selector"] = json!({ "app": app });
+        }
+        Told::Is(SERVICES, json!({ "metadata": named(space, name), "spec": spec }))
+    })
+}
+
+fn slice_of() -> impl Strategy<Value = Told> {
+    let names = select(&["s0", "s1"]);
+    let pod = proptest::option::of(select(&["p0", "p1"]));
+    (select(&SPACES), names, select(&ADDRESSES), pod).prop_map(|(space, service, address, pod)| {
+        let mut metadata = named(space, service);
+        metadata["labels"] = json!({ "kubernetes.io/service-name": service });
+        let mut endpoint = json!({ "addresses": [address] });
+        if let Some(pod) = pod {
+            endpoint["targetRef"] = json!({ "kind": "Pod", "name": pod });
+        }
+        let ports = json!([{ "name": "", "port": 80, "protocol": "TCP" }]);
+        Told::Is(
+            SLICES,
+            json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": [endpoint], "ports": ports }),
+        )
+    })
+}
+
+fn policy_of() -> impl Strategy<Value = Told> {
+    let peer = select(&["web", "db", "everybody"]);
+    (select(&SPACES), select(&["x", "y"]), select(&["web", "db"]), peer).prop_map(|(space, name, app, peer)| {
+        let from = match peer {
+            "everybody" => json!([{ "namespaceSelector": {} }]),
+            app => json!([{ "podSelector": { "matchLabels": { "app": app } } }]),
+        };
+        let selector = json!({ "matchLabels": { "app": app } });
+        let spec = json!({ "podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{ "from": from }] });
+        Told::Is(POLICIES, json!({ "metadata": named(space, name), "spec": spec }))
+    })
+}
+
+fn namespace(name: &str, tenant: &str) -> Told {
+    Told::Is(NAMESPACES, json!({ "metadata": { "name": name, "labels": { "tenant": tenant } } }))
+}
+
+fn node(name: &str) -> Told {
+    let number = name.trim_start_matches('n');
+    let addresses = json!([{ "type": "InternalIP", "address": format!("192.0.2.{number}") }]);
+    Told::Is(NODES, json!({ "metadata": { "name": name }, "status": { "addresses": addresses } }))
+}
+
+fn told() -> impl Strategy<Value = Told> {
+    let gone =
+        (select(&SPACES), select(&["p0", "p1", "p2", "p3"])).prop_map(|(space, name)| (PODS, named(space, name)));
+    let services = (select(&[SERVICES, SLICES]), select(&SPACES), select(&["s0", "s1"]))
+        .prop_map(|(kind, space, name)| (kind, named(space, name)));
+    let policies = (select(&SPACES), select(&["x", "y"])).prop_map(|(space, name)| (POLICIES, named(space, name)));
+    let spaces = select(&SPACES).prop_map(|name| (NAMESPACES, json!({ "name": name })));
+    let machines = select(&["n2", "n3"]).prop_map(|name| (NODES, json!({ "name": name })));
+    let gone = prop_oneof![4 => gone, 1 => services, 1 => policies, 1 => spaces, 1 => machines];
+    prop_oneof![
+        16 => pod_of(),
+        2 => service_of(),
+        2 => slice_of(),
+        4 => policy_of(),
+        2 => (select(&SPACES), select(&["red", "blue"])).prop_map(|(name, tenant)| namespace(name, tenant)),
+        1 => select(&["n2", "n3"]).prop_map(node),
+        8 => gone.prop_map(|(kind, metadata)| Told::Gone(kind, json!({ "metadata": metadata }))),
+        3 => (select(&SPACES), select(&["p0", "p1"]), 1..3_usize, select(&ADDRESSES))
+            .prop_map(|(space, name, uid, address)| Told::Attached(space, name, uid, address)),
+        2 => (select(&SPACES), select(&["p0", "p1"])).prop_map(|(space, name)| Told::Detached(space, name)),
+    ]
+}
+
+/// A cluster of which somebody tells.
+#[derive(Debug)]
+struct Followed(Mutex<Store>);
+
+impl Followed {
+    fn new() -> Self {
+        let mut store = Store::new();
+        (0..KINDS.len()).for_each(|kind| _ = store.absent(kind));
+        let followed = Self(Mutex::new(store));
+        for name in ["a", "b"] {
+            followed.tell(&namespace(name, "red"));
+        }
+        for name in ["n1", "n2"] {
+            followed.tell(&node(name));
+        }
+        followed
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, told: &Told) {
+        match told.clone() {
+            Told::Is(kind, object) => _ = self.store().apply(kind, object).unwrap_or_else(|found| panic!("{found}")),
+            Told::Gone(kind, object) => _ = self.store().delete(kind, &object),
+            Told::Attached(..) | Told::Detached(..) => {}
+        }
+    }
+}
+
+impl Source for Followed {
+    fn read(&self) -> Files {
+        self.store().read()
+    }
+
+    fn watch(&self, _heard: Heard) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn has_news(&self) -> bool {
+        self.store().has_news()
+    }
+
+    fn changes(&self) -> Option<Changes> {
+        self.store().changes()
+    }
+}
+
+fn listed(files: &Files) -> Workloads {
+    match &files.workloads.1 {
+        Ok(Listing::Live(workloads)) => (**workloads).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a container's runtime asks.
+fn asked(told: &Told) -> Option<Request> {
+    let key =
+        |space: &str, name: &str| ContainerKey { container: format!("{space}-{name}"), ifname: "eth0".to_owned() };
+    let ask = match *told {
+        Told::Attached(space, name, uid, address) => Ask::Add(Attached {
+            key: key(space, name),
+            namespace: space.to_owned(),
+            name: name.to_owned(),
+            uid: Some(format!("{name}-u{uid}")),
+            labels: [].into(),
+            interfaces: vec![Interface {
+                name: "eth0".to_owned(),
+                link: format!("veth-{space}-{name}"),
+                ifindex: 7,
+                addresses: vec![address.parse().ok()?],
+            }],
+        }),
+        Told::Detached(space, name) => Ask::Del { key: key(space, name) },
+        Told::Is(..) | Told::Gone(..) => return None,
+    };
+    Some(Request { version: VERSION, network: "cbr0".to_owned(), waits: false, ask })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn changes_come_to_what_is_read(batches in proptest::collection::vec(proptest::collection::vec(told(), 1..4), 1..24)) {
+        let followed = Followed::new();
+        let mut known = listed(&followed.read());
+        let mut texts = followed.read().policies.unwrap();
+        for told in batches.iter().flatten() {
+            followed.tell(told);
+            let changes = followed.changes();
+            prop_assert_eq!(followed.store().has_news(), changes.is_none());
+            match changes {
+                Some(changes) => {
+                    for (name, text) in changes.policies.clone() {
+                        match text {
+                            Some(text) => _ = texts.insert(name, Ok(text)),
+                            None => _ = texts.remove(&name),
+                        }
+                    }
+                    prop_assert!(changes.exchange(&mut known).is_some());
+                    let all = followed.read();
+                    prop_assert_eq!(format!("{known:#?}"), format!("{:#?}", listed(&all)));
+                    prop_assert_eq!(&Ok(texts.clone()), &all.policies);
+                }
+                None => (known, texts) = (listed(&followed.read()), followed.read().policies.unwrap()),
+            }
+        }
+    }
+
+    /// What an agent makes of changes is what it makes of all: reading that changes nothing in the tables.
+    #[test]
+    fn an_agent_that_follows_is_where_one_that_reads_is(
+        batches in proptest::collection::vec(proptest::collection::vec(told(), 1..4), 1..24)
+    ) {
+        let home = tempfile::TempDir::new().unwrap();
+        let (store, links) = (MemoryStore::default(), Links::default());
+        let node = MemoryNode::open(store.clone(), links, home.path()).unwrap();
+        let source = Arc::new(Followed::new());
+        let settings = Settings {
+            source: Arc::clone(&source) as Arc<dyn Source>,
+            node: "n1".to_owned(),
+            state: home.path().to_owned(),
+            observe: false,
+            cni: Some(home.path().join("cni.sock")),
+            scope: Scope::default(),
+        };
+        let mut agent = Agent::start(node, settings).unwrap_or_else(|error| panic!("{error}"));
+        for batch in &batches {
+            for told in batch {
+                source.tell(told);
+                asked(told).iter().for_each(|request| _ = agent.attach(slice::from_ref(request)));
+            }
+            let followed = agent.follow_changes();
+            let before = store.snapshot();
+            source.store().doubt();
+            agent.refresh();
+            if followed {
+                prop_assert_eq!(before, store.snapshot());
+            }
+        }
+    }
+}

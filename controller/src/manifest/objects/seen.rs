@@ -1,0 +1,48 @@
+//! What of an object of a cluster says whom else a change of it concerns.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Object, Seen};
+
+impl Seen {
+    /// Whether it is the pod with this unique id, and has not ended.
+    pub(crate) fn is_pod(&self, uid: &str) -> bool {
+        matches!(&self.0, Object::Pod(pod) if pod.metadata.uid.as_deref() == Some(uid) && !pod.finished)
+    }
+
+    /// Node of a pod that runs there.
+    pub(crate) fn node(&self) -> Option<&str> {
+        match &self.0 {
+            Object::Pod(pod) if !pod.finished => pod.template.node.as_ref().map(|(node, _)| node.as_str()),
+            _ => None,
+        }
+    }
+
+    /// Addresses that a pod says it has. One that does not run has none, and one in its node's network none of its own.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = IpAddr> {
+        let pod = match &self.0 {
+            Object::Pod(pod) if self.node().is_some() && !pod.template.host => Some(pod),
+            _ => None,
+        };
+        pod.into_iter().flat_map(|pod| pod.addresses.keys().copied())
+    }
+
+    /// Whether it is a service whose selector has this pod.
+    pub(crate) fn selects(&self, pod: &Self) -> bool {
+        match (&self.0, &pod.0) {
+            (Object::Service(service), Object::Pod(pod)) => {
+                let has = |(label, value): (&String, &String)| pod.template.labels.get(label) == Some(value);
+                !service.selector.is_empty() && service.selector.iter().all(has)
+            }
+            _ => false,
+        }
+    }
+
+    /// Of a slice: its service, pods that answer there, and addresses.
+    pub(crate) fn answering(&self) -> Option<(&str, BTreeSet<&str>, BTreeSet<IpAddr>)> {
+        let Object::Slice(_, slice) = &self.0 else { return None };
+        let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied());
+        Some((&slice.service, pods.collect(), addresses.collect()))
+    }
+}
