@@ -154,12 +154,16 @@ impl Attachments {
         name: &WorkloadName,
         owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
     ) -> Result<Option<Workload>, Diagnostics> {
-        let mut of = self.0.iter().filter(|attachment| attachment.workload(workloads) == *name).peekable();
-        let listed =
-            workloads.workloads.get(name).cloned().map(|workload| match workloads.live && of.peek().is_some() {
-                true => Workload { endpoints: Vec::new(), ..workload },
-                false => workload,
-            });
+        if let Some(left) = self.left_of(workloads, name) {
+            return Ok(Some(left));
+        }
+        let mut of = self.0.iter().filter(|attachment| attachment.workload(workloads) == *name);
+        // In a cluster the runtime says where it is.
+        let listed = workloads.workloads.get(name).cloned();
+        let listed = listed.map(|workload| match workloads.live {
+            true => Workload { endpoints: Vec::new(), ..workload },
+            false => workload,
+        });
         of.try_fold(listed, |before, attachment| join(before, workloads, attachment, node, &owner).map(Some))
     }
 

@@ -151,10 +151,7 @@ impl<N: Node> Agent<N> {
                     }
                 }
                 let owner = |segment, address| compiling.owner(&name, segment, address);
-                let workload = match after.left_of(listed, &name) {
-                    None => after.joined(listed, node, &name, owner)?,
-                    left => left,
-                };
+                let workload = after.joined(listed, node, &name, owner)?;
                 compiling.put(&name, workload.as_ref())?;
             }
             for (name, left) in after.given_back(before, listed) {
@@ -168,6 +165,8 @@ impl<N: Node> Agent<N> {
     fn change_attachments(&mut self, next: Attachments) -> Result<(), String> {
         // Before it takes effect: an agent that starts in between would take the guards for left-overs.
         let before = std::mem::replace(&mut self.attachments, next);
+        // A link may be another one of the same name, and what is desired the same.
+        self.stale |= !self.attachments.links().is_subset(&before.links());
         if let Err(error) = self.write_attachments() {
             // Who goes may go all the same: the next agent finds its link gone.
             if self.attachments.iter().any(|attachment| !before.iter().any(|known| known == attachment)) {
