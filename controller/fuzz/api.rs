@@ -17,12 +17,14 @@ use axum::{
     http::{Method, Request, header},
 };
 use bulkhead_controller::{
+    accounts::Accounts,
     adopt::Scope,
     agent::{Agent, Settings},
     api::{self, handle::Handle, identity::Identity, problem::Problem, types::PlanBody},
-    control::{Basis, Control, Put, PutError, Report, Seen, Standing},
+    control::{Basis, Control, Known, Put, PutError, Report, Standing},
     input::Locations,
     metrics::Health,
+    peers::Peers,
     run::Wake,
     store::{Author, Head},
 };
@@ -30,7 +32,7 @@ use bulkhead_dataplane::{
     cni::protocol as plugin,
     desired::Desired,
     memory::{Links, MemoryNode, MemoryStore},
-    node::{NodeError, Reading, Rehearsal},
+    node::{MarkConflicts, NodeError, Rehearsal, Status},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -53,7 +55,7 @@ impl Control for Frozen {
     }
 
     fn put(&mut self, _: Put) -> Result<Head, PutError> {
-        Ok(self.0.report()?.head)
+        Ok(self.0.basis().revision.head.clone())
     }
 
     fn confirm(&mut self, revision: u64, _: &Author) -> Result<Head, PutError> {
@@ -70,28 +72,32 @@ impl Control for Frozen {
 
     fn forbidden(&mut self, _: &Author, _: &str) {}
 
-    fn report(&mut self) -> Result<Report, NodeError> {
-        self.0.report()
+    fn report(&mut self, status: Status, lost: u64) -> Report {
+        self.0.report(status, lost)
     }
 
     fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing {
         self.0.standing(texts)
     }
 
-    fn seen(&mut self) -> Result<Seen, NodeError> {
-        self.0.seen()
+    fn known(&mut self) -> Known {
+        self.0.known()
     }
 
-    fn denied(&mut self) -> Result<Seen, NodeError> {
-        self.0.denied()
+    fn accounts(&mut self) -> Accounts {
+        self.0.accounts()
     }
 
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        self.0.counters()
+    fn peers(&mut self) -> Arc<Peers> {
+        self.0.peers()
     }
 
-    fn metrics(&mut self) -> Result<String, NodeError> {
-        Control::metrics(&mut self.0)
+    fn looked(&mut self, status: Result<Status, NodeError>) {
+        self.0.looked(status);
+    }
+
+    fn take_marks(&mut self, found: Result<MarkConflicts, NodeError>) {
+        self.0.take_marks(found);
     }
 
     fn health(&mut self) -> Health {

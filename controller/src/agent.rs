@@ -12,17 +12,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bulkhead_dataplane::{
     desired::{Desired, Endpoint, EndpointName},
-    node::{Discovered, MarkConflicts, Node, NodeError},
+    node::{Discovered, MarkConflicts, Node, NodeError, Status},
 };
 use serde::{Deserialize, Serialize};
 
 use self::{adopt::Adoption, changes::Unwritten, compiling::Compiling};
 use crate::{
+    accounts::Accounts,
     adopt::Scope,
     attachments::Attachments,
     audit::{Event, Log, Outcome},
@@ -32,28 +33,20 @@ use crate::{
     diagnostic::Diagnostics,
     drift::{self, Drift},
     input::{Files, Inputs, LIVE, Listing},
-    metrics::{Health, Totals, render},
+    metrics::Health,
     model::Model,
     overlay::{Held, Overlay},
     peers::Peers,
     room::no_room,
     settle::{Memory, Settled, settle_with},
     source::Source,
-    store::{
-        Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError,
-        file::{self, FileError},
-        now, seconds,
-    },
+    store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds},
     workloads::Workloads,
 };
 
-/// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
-const MARKS: Duration = Duration::from_secs(300);
 /// Names of settings in the database: what holds beside the revision in force, and beside the one that is staged.
 const BESIDE: &str = "beside";
 const BESIDE_STAGED: &str = "beside staged";
-/// Name of the file with totals by peer in the state directory.
-const TOTALS: &str = "peers.json";
 
 /// What an agent is for.
 #[derive(Clone, Debug)]
@@ -157,14 +150,12 @@ pub struct Agent<N> {
     /// Why the source may say what is not so any more; empty when it says what is.
     behind: String,
     /// Names for addresses, once somebody asks.
-    peers: Option<Peers>,
-    totals: Totals,
-    read_at: u64,
+    peers: Option<Arc<Peers>>,
+    accounts: Accounts,
     /// Since when it runs, nanoseconds of Unix time.
     started: u64,
-    /// Who else uses our bits of packet marks, and when that was looked for.
+    /// Who else uses our bits of packet marks.
     marks: MarkConflicts,
-    marks_at: Instant,
     bypass: bypass::Watch,
     drift: Drift,
     adoption: Adoption,
@@ -271,10 +262,7 @@ impl<N: Node> Agent<N> {
         let before = last.map(|last| last.head.number);
         let leftover = store.reader().staged()?.map(|staged| staged.head.number);
         let leftover = leftover.filter(|&number| number != revision.head.number);
-        let totals = file::load(&settings.state, TOTALS).unwrap_or_else(|error| {
-            tracing::warn!("{error}; totals by peer begin anew");
-            None
-        });
+        let accounts = Accounts::open(node.observer()?, settings.state.clone());
         let mut agent = Self {
             node,
             settings,
@@ -301,11 +289,9 @@ impl<N: Node> Agent<N> {
             unstored: String::new(),
             behind: String::new(),
             peers: None,
-            totals: totals.map(Totals::restore).unwrap_or_default(),
-            read_at: 0,
+            accounts,
             started: compiled,
             marks: MarkConflicts::default(),
-            marks_at: Instant::now(),
             bypass: bypass::Watch::default(),
             drift: Drift::default(),
             adoption: Adoption::default(),
@@ -336,7 +322,8 @@ impl<N: Node> Agent<N> {
         if agent.desired.observe {
             tracing::warn!("this node only observes: nothing is dropped");
         }
-        agent.check_marks();
+        let marks = agent.accounts.mark_conflicts();
+        agent.take_marks(marks);
         agent.keep_attachments();
         agent.take_over_shut();
         agent.adopt();
@@ -485,12 +472,28 @@ impl<N: Node> Agent<N> {
 
     /// Looks whether all guards stand, and puts up again what the node lost: a link that was made anew, the input rule.
     pub fn check(&mut self) {
+        let status = self.node.status();
+        self.take_status(status);
+    }
+
+    /// The same, of what was seen beside the agent. A publish may have been under way meanwhile: what looks missing is looked at again.
+    pub fn looked(&mut self, status: Result<Status, NodeError>) {
+        match status {
+            Ok(status) if !self.missing(&status).is_empty() => self.check(),
+            status => self.take_status(status),
+        }
+    }
+
+    fn missing(&self, status: &Status) -> BTreeSet<(String, String)> {
+        drift::missing(status, !self.desired.overlays.is_empty() && !self.desired.observe)
+    }
+
+    fn take_status(&mut self, status: Result<Status, NodeError>) {
         // Jiffies and the wall clock drift apart. Deadlines that did not are the same again, and nothing is written.
         self.stale |= self.has_deadlines();
-        match self.node.status() {
+        match status {
             Ok(status) => {
-                let rule = !self.desired.overlays.is_empty() && !self.desired.observe;
-                if let Some(found) = self.drift.find(drift::missing(&status, rule), now()) {
+                if let Some(found) = self.drift.find(self.missing(&status), now()) {
                     tracing::warn!("found missing, and put up again: {found}");
                     self.record_seen("enforcement.drift", found);
                 }
@@ -501,9 +504,6 @@ impl<N: Node> Agent<N> {
                 }
             }
             Err(error) => tracing::warn!("what is in force cannot be read: {error}"),
-        }
-        if self.marks_at.elapsed() >= MARKS {
-            self.check_marks();
         }
     }
 
@@ -521,8 +521,9 @@ impl<N: Node> Agent<N> {
 
     /// Says who else uses our bits of packet marks. What others write there may let through what was not checked, and what they read was not
     /// meant for them; nothing of it is reason enough to leave a node unguarded.
-    fn check_marks(&mut self) {
-        let found = self.node.mark_conflicts();
+    pub fn take_marks(&mut self, found: Result<MarkConflicts, NodeError>) {
+        let unread = |error: NodeError| MarkConflicts { unread: vec![error.to_string()], ..self.marks.clone() };
+        let found = found.unwrap_or_else(unread);
         for why in found.unread.iter().filter(|why| !self.marks.unread.contains(why)) {
             tracing::warn!("who else uses packet marks is not known in full: {why}");
         }
@@ -538,7 +539,6 @@ impl<N: Node> Agent<N> {
             }
         }
         self.marks = found;
-        self.marks_at = Instant::now();
     }
 
     /// Puts in force what was compiled. Whether it is.
@@ -776,41 +776,11 @@ impl<N: Node> Agent<N> {
         self.unguarded = unguarded;
     }
 
-    /// Brings the totals by peer up to date and stores them. Flows live in tables that evict: called often enough, few are missed.
-    ///
-    /// # Errors
-    /// What the node says.
-    pub fn account(&mut self) -> Result<(), NodeError> {
-        self.read()?;
-        if let Err(error) = file::store(&self.settings.state, TOTALS, &self.totals.save(self.read_at)) {
-            tracing::warn!("totals by peer would not survive the agent: {error}");
-        }
-        Ok(())
-    }
-
-    fn read(
-        &mut self,
-    ) -> Result<(Vec<bulkhead_dataplane::node::Reading>, bulkhead_dataplane::node::Contacts), NodeError> {
-        let now = now();
-        let readings = self.node.counters()?;
-        let flows = self.node.flows()?;
-        let contacts = self.node.contacts()?;
+    /// Names for addresses, as they are now.
+    pub fn peers(&mut self) -> Arc<Peers> {
         let Self { peers, compiling, settings, discovered, .. } = self;
-        let peers = peers.get_or_insert_with(|| Peers::new(compiling.model(), &settings.node, discovered));
-        self.totals.update(&readings, &flows, &contacts.records, peers);
-        self.read_at = now;
-        Ok((readings, contacts))
-    }
-
-    /// Metrics in Prometheus's text format.
-    ///
-    /// # Errors
-    /// What the node says.
-    pub fn metrics(&mut self) -> Result<String, NodeError> {
-        let (readings, contacts) = self.read()?;
-        let status = self.node.status()?;
-        render(self.health(), &readings, &self.totals, &contacts, &status)
-            .map_err(|error| NodeError::Kernel { doing: "writing metrics".to_owned(), why: error.to_string() })
+        let new = || Arc::new(Peers::new(compiling.model(), &settings.node, discovered));
+        Arc::clone(peers.get_or_insert_with(new))
     }
 
     /// What the agent says of itself.

@@ -9,11 +9,12 @@ use std::{
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
     desired::Desired,
-    node::{Contacts, Discovered, FlowRecord, MarkConflicts, NodeError, Reading, Rehearsal, Status},
+    node::{Contacts, Discovered, FlowRecord, MarkConflicts, NodeError, Rehearsal, Status},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    accounts::Accounts,
     adopt::Found,
     agent::Unguarded,
     attachments::Attachments,
@@ -25,6 +26,7 @@ use crate::{
     metrics::Health,
     model::Model,
     overlay::{Overlay, digest},
+    peers::Peers,
     store::{Author, Head, Origin, Revision, StoreError},
 };
 
@@ -216,13 +218,20 @@ pub struct Report {
     pub audit: Losses,
 }
 
-/// What was seen on the node, and what names it.
+/// What names what is seen on a node.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct Known {
     /// In force.
     pub model: Arc<Model>,
     /// Name of the node.
     pub node: String,
+}
+
+/// What was seen on the node, and what names it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What names it.
+    pub known: Known,
     /// Flows in the tables.
     pub flows: Vec<FlowRecord>,
     /// Samples of what was denied.
@@ -244,7 +253,7 @@ pub struct Standing {
     pub observe: bool,
 }
 
-/// An agent, for those who ask it from another thread. Calls take as long as the node does.
+/// An agent, for those who ask it from another thread. Calls that change something take as long as the node does.
 pub trait Control {
     /// What is in force, and what a change would start from.
     fn basis(&mut self) -> Basis;
@@ -276,38 +285,26 @@ pub trait Control {
     /// Says that somebody tried what they may not.
     fn forbidden(&mut self, author: &Author, what: &str);
 
-    /// What the agent says of itself and its node.
-    ///
-    /// # Errors
-    /// What the node says.
-    fn report(&mut self) -> Result<Report, NodeError>;
+    /// What the agent says of itself and its node, of which others have read the status and how many samples were lost.
+    fn report(&mut self, status: Status, lost: u64) -> Report;
 
     /// How policies stand, by name and text.
     fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing;
 
-    /// What was seen on the node.
-    ///
-    /// # Errors
-    /// What the node says.
-    fn seen(&mut self) -> Result<Seen, NodeError>;
+    /// What names what is seen on the node.
+    fn known(&mut self) -> Known;
 
-    /// The same without flows.
-    ///
-    /// # Errors
-    /// What the node says.
-    fn denied(&mut self) -> Result<Seen, NodeError>;
+    /// What the node counted and saw. To be read beside the agent: it takes long.
+    fn accounts(&mut self) -> Accounts;
 
-    /// Exact counters.
-    ///
-    /// # Errors
-    /// What the node says.
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError>;
+    /// Names for addresses.
+    fn peers(&mut self) -> Arc<Peers>;
 
-    /// Metrics in Prometheus's text format.
-    ///
-    /// # Errors
-    /// What the node says.
-    fn metrics(&mut self) -> Result<String, NodeError>;
+    /// Takes what others have read of what is in force, and puts up again what is missing.
+    fn looked(&mut self, status: Result<Status, NodeError>);
+
+    /// Takes who else uses our bits of packet marks.
+    fn take_marks(&mut self, found: Result<MarkConflicts, NodeError>);
 
     /// Whether it is well, as far as it knows.
     fn health(&mut self) -> Health;

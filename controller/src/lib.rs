@@ -16,6 +16,7 @@
 //! and [`audit`] keep what was in force and who changed it, [`confine`] gives away what none of this needs, [`api`] lets others ask and change,
 //! [`metrics`] and [`show`] tell what the node counted.
 
+pub mod accounts;
 pub mod adopt;
 pub mod agent;
 pub mod api;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    accounts::Accounts,
     agent::Agent,
     api::{
         self,
@@ -19,6 +20,7 @@ use crate::{
     },
     cni::Plugins,
     control::Control,
+    peers::Peers,
     source::Source,
 };
 use bulkhead_dataplane::{
@@ -38,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const REFRESH: Duration = Duration::from_secs(2);
 /// Guards are looked at, and flows are accounted before their tables evict them.
 const ACCOUNT: Duration = Duration::from_secs(10);
+/// How often it is looked who else uses the mark. At boot others come later than the agent; listing a large firewall takes a while.
+const MARKS: Duration = Duration::from_secs(300);
 
 /// How long an address for metrics may stay taken. A program that an agent was about to start when it was killed holds the agent's sockets until it
 /// has begun.
@@ -162,18 +166,18 @@ impl Life {
         let quiet = source.quiet();
         watch_clock(waker.clone());
         watch_links(waker.clone());
+        let looking = look_after(waker.clone(), agent.accounts())?;
         serve(server, api.as_ref(), &handle)?;
         if let Some(plugins) = &plugins {
             plugins.serve(waker.clone())?;
         }
         let mut refresh = Instant::now() + REFRESH;
-        let mut account = Instant::now() + ACCOUNT;
         // When the first of several changes was seen, and until when it has been quiet.
         let mut changed: Option<(Instant, Instant)> = None;
         // When links are looked at again: soon after one came, and when it has been there long enough.
         let mut linked = agent.until_ripe().map(|left| Instant::now() + left);
         loop {
-            let due = changed.map_or(refresh, |(_, quiet)| quiet).min(account);
+            let due = changed.map_or(refresh, |(_, quiet)| quiet);
             let due = linked.map_or(due, |linked| due.min(linked));
             let due = agent.until_written().map_or(due, |left| due.min(Instant::now() + left));
             let wait = due.saturating_duration_since(Instant::now());
@@ -204,11 +208,6 @@ impl Life {
                 agent.write_down();
             }
             let now = Instant::now();
-            if now >= account {
-                agent.check();
-                account_now(agent);
-                account = Instant::now() + ACCOUNT;
-            }
             let is_due = changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE);
             if is_due && agent.follow_changes() {
                 changed = None;
@@ -224,17 +223,52 @@ impl Life {
                 linked = agent.until_ripe().map(|left| Instant::now() + left);
             }
         }
-        account_now(agent);
+        drop(looking);
+        let peers = agent.peers();
+        account(&agent.accounts(), &peers);
         agent.write_down();
         tracing::info!("stopped; everything stays in force");
         Ok(())
     }
 }
 
-fn account_now<N: Node>(agent: &mut Agent<N>) {
-    if let Err(error) = agent.account() {
+fn account(accounts: &Accounts, peers: &Peers) {
+    if let Err(error) = accounts.account(peers) {
         tracing::warn!("what was counted cannot be read: {error}");
     }
+}
+
+/// Reads from a thread of its own what the node counts and whether its guards stand: it takes so long that policies would be late. It ends when nobody
+/// listens any more, or what is returned is dropped.
+fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Sender<()>> {
+    let (looking, end) = mpsc::channel();
+    let look = move || {
+        let mut marks = Instant::now() + MARKS;
+        while end.recv_timeout(ACCOUNT) == Err(RecvTimeoutError::Timeout) {
+            let status = accounts.status();
+            let found = (Instant::now() >= marks).then(|| {
+                marks = Instant::now() + MARKS;
+                accounts.mark_conflicts()
+            });
+            let (reply, answer) = mpsc::channel();
+            let tell = Wake::Ask(Box::new(move |agent| {
+                agent.looked(status);
+                if let Some(found) = found {
+                    agent.take_marks(found);
+                }
+                // Whoever asked may be gone.
+                let _ = reply.send(agent.peers());
+            }));
+            if waker.send(tell).is_err() {
+                return;
+            }
+            // An agent that stops may leave it unanswered.
+            let Ok(peers) = answer.recv() else { return };
+            account(&accounts, &peers);
+        }
+    };
+    thread::Builder::new().name("accounts".to_owned()).spawn(look)?;
+    Ok(looking)
 }
 
 /// Wakes the agent after each step of the wall clock, also that at the end of a suspend: deadlines are in force as jiffies, which know nothing of

@@ -302,6 +302,19 @@ impl Drop for Shutting {
     }
 }
 
+/// Links whose attachments are known, and the values that their stubs hand on: to open a pin takes time, and there are several for each container.
+#[derive(Debug, Default)]
+pub(crate) struct Known<'a> {
+    pub(crate) links: BTreeSet<&'a str>,
+    pub(crate) values: BTreeSet<u32>,
+}
+
+impl Known<'_> {
+    fn says(&self, says: Option<Says>) -> bool {
+        says.is_some_and(|(_, value)| self.values.contains(&value))
+    }
+}
+
 /// The attachments of one directory of pins.
 #[derive(Clone, Debug)]
 pub struct Links {
@@ -708,6 +721,14 @@ impl Links {
         self.list_of(|pin| links.contains(pin.link.as_str()), says)
     }
 
+    /// Those that are not known.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub(crate) fn list_beside(&self, known: &Known<'_>) -> Result<Vec<Attachment>, NodeError> {
+        self.list_of(|pin| !known.links.contains(pin.link.as_str()), |says| !known.says(says))
+    }
+
     /// Attachments of some pins, with what their stubs say where that is of interest.
     fn list_of(
         &self,
@@ -759,10 +780,18 @@ impl Links {
     /// # Errors
     /// When the pins cannot be read or the kernel refuses.
     pub fn retain(&self, wanted: &[Guard]) -> Result<(), NodeError> {
+        self.retain_beside(wanted, &Known::default())
+    }
+
+    /// As [`Self::retain`]. What is known is not looked at, and stays.
+    ///
+    /// # Errors
+    /// As [`Self::retain`].
+    pub(crate) fn retain_beside(&self, wanted: &[Guard], known: &Known<'_>) -> Result<(), NodeError> {
         let wanted: BTreeSet<(&str, Hook)> = wanted.iter().map(|guard| (guard.link.as_str(), guard.hook)).collect();
         let here = network::namespace()?;
         let shut: BTreeSet<(u64, u32, Place)> = self
-            .list()?
+            .list_beside(known)?
             .into_iter()
             .filter(Attachment::shuts)
             .map(|found| (found.namespace, found.ifindex, found.place))
@@ -774,6 +803,10 @@ impl Links {
                 marks.push(pin);
                 continue;
             };
+            if known.links.contains(pin.link.as_str()) {
+                guarded.insert((pin.namespace, pin.ifindex));
+                continue;
+            }
             let gone = self.gone(&pin, here)?;
             let wanted =
                 wanted.contains(&(pin.link.as_str(), hook)) || shut.contains(&(pin.namespace, pin.ifindex, pin.place));
@@ -786,7 +819,7 @@ impl Links {
         for mark in marks.iter().filter(|mark| !guarded.contains(&(mark.namespace, mark.ifindex))) {
             self.remove(mark)?;
         }
-        self.sweep_stubs()
+        self.sweep_stubs(known)
     }
 
     /// Detaches what a guard attached in this network namespace.
@@ -810,7 +843,7 @@ impl Links {
         let failed: Vec<String> =
             pins.iter().filter_map(|pin| self.remove(pin).err()).map(|error| error.to_string()).collect();
         if failed.is_empty() {
-            self.sweep_stubs()
+            self.sweep_stubs(&Known::default())
         } else {
             Err(NodeError::Kernel { doing: "detach".to_owned(), why: failed.join("; ") })
         }
@@ -882,9 +915,9 @@ impl Links {
     }
 
     /// Removes stubs that nothing uses, but for those that the next link needs to be shut.
-    fn sweep_stubs(&self) -> Result<(), NodeError> {
+    fn sweep_stubs(&self, known: &Known<'_>) -> Result<(), NodeError> {
         let mut used = BTreeSet::new();
-        for pin in self.attachments()? {
+        for pin in self.attachments()?.into_iter().filter(|pin| !known.links.contains(pin.link.as_str())) {
             let name = pin.to_string();
             let doing = || format!("look at {name}");
             let Some(fd) = self.open(&name)? else { continue };
@@ -893,7 +926,7 @@ impl Links {
                 _ => sys::link_facts(&fd).doing(doing)?.program,
             });
         }
-        for (id, (name, says)) in self.stubs()? {
+        for (id, (name, says)) in self.stubs_that(|says| !known.says(says))? {
             if !used.contains(&id) && !shuts(says) {
                 self.pins.remove(Kind::Stub, &name)?;
             }

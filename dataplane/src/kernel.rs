@@ -1,9 +1,12 @@
 //! The node as the kernel has it.
 
 mod node;
+mod reader;
+mod standing;
 mod store;
 
 pub use self::{
-    node::{GATE, INPUT_RULE, KernelNode, Options, Reader, XdpMode, attached, detach, idle},
+    node::{KernelNode, Options, XdpMode, attached, detach, idle},
+    reader::{GATE, INPUT_RULE, Reader},
     store::KernelStore,
 };

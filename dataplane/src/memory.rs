@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -17,8 +17,8 @@ use crate::{
     desired::{Desired, Endpoint},
     names::Names,
     node::{
-        Contacts, Containers, Discovered, FlowRecord, LinkStatus, Node, NodeError, Published, Reading, Rehearsal,
-        Status,
+        Contacts, Containers, Discovered, FlowRecord, LinkStatus, MarkConflicts, Node, NodeError, Observer, Published,
+        Reading, Rehearsal, Status,
     },
     publish::{Publisher, Removed, display},
     read,
@@ -301,6 +301,14 @@ impl Store for MemoryStore {
 pub struct MemoryNode {
     publisher: Publisher<MemoryStore>,
     links: Links,
+    directory: PathBuf,
+}
+
+/// The [`Observer`] of a [`MemoryNode`].
+struct MemoryObserver {
+    store: MemoryStore,
+    links: Links,
+    directory: PathBuf,
 }
 
 /// What a [`MemoryNode`] knows of its network. Clones are handles to the same.
@@ -345,7 +353,7 @@ impl MemoryNode {
     /// # Errors
     /// As [`Publisher::open`].
     pub fn open(store: MemoryStore, links: Links, directory: &Path) -> Result<Self, NodeError> {
-        Ok(Self { publisher: Publisher::open(store, directory)?, links })
+        Ok(Self { publisher: Publisher::open(store, directory)?, links, directory: directory.to_owned() })
     }
 
     /// The publisher.
@@ -379,29 +387,8 @@ impl Node for MemoryNode {
         Ok(self.links.network().discovered.clone())
     }
 
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        read::counters(self.publisher.store(), self.names())
-    }
-
-    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
-        read::flows(self.publisher.store(), self.names())
-    }
-
-    fn contacts(&mut self) -> Result<Contacts, NodeError> {
-        read::contacts(self.publisher.store(), self.names())
-    }
-
     fn status(&mut self) -> Result<Status, NodeError> {
-        let mut status = read::status(self.publisher.store(), self.names())?;
-        let network = self.links.network();
-        for endpoint in &mut status.endpoints {
-            endpoint.attached = network.attached.get(&endpoint.link) == Some(&endpoint.slot);
-        }
-        // There is no socket that tunnel packets could reach unchecked.
-        status.input_rule = true;
-        status.links =
-            network.attached.keys().map(|link| LinkStatus { link: link.clone(), guard: "memory".to_owned() }).collect();
-        Ok(status)
+        status(self.publisher.store(), self.names(), &self.links)
     }
 
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
@@ -427,4 +414,44 @@ impl Node for MemoryNode {
         network.containers.links.iter_mut().filter(|found| found.link == link).for_each(|found| found.shut = false);
         Ok(())
     }
+
+    fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError> {
+        let (links, directory) = (self.links.clone(), self.directory.clone());
+        Ok(Box::new(MemoryObserver { store: self.publisher.store().clone(), links, directory }))
+    }
+}
+
+impl Observer for MemoryObserver {
+    fn counters(&self) -> Result<Vec<Reading>, NodeError> {
+        read::with_names(&self.directory, |names| read::counters(&self.store, names))
+    }
+
+    fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
+        read::with_names(&self.directory, |names| read::flows(&self.store, names))
+    }
+
+    fn contacts(&self) -> Result<Contacts, NodeError> {
+        read::with_names(&self.directory, |names| read::contacts(&self.store, names))
+    }
+
+    fn status(&self) -> Result<Status, NodeError> {
+        read::with_names(&self.directory, |names| status(&self.store, names, &self.links))
+    }
+
+    fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError> {
+        Ok(MarkConflicts::default())
+    }
+}
+
+fn status(store: &MemoryStore, names: &Names, links: &Links) -> Result<Status, NodeError> {
+    let mut status = read::status(store, names)?;
+    let network = links.network();
+    for endpoint in &mut status.endpoints {
+        endpoint.attached = network.attached.get(&endpoint.link) == Some(&endpoint.slot);
+    }
+    // There is no socket that tunnel packets could reach unchecked.
+    status.input_rule = true;
+    status.links =
+        network.attached.keys().map(|link| LinkStatus { link: link.clone(), guard: "memory".to_owned() }).collect();
+    Ok(status)
 }

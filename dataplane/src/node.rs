@@ -54,24 +54,6 @@ pub trait Node: Send {
     /// [`NodeError::Kernel`].
     fn discover(&mut self) -> Result<Discovered, NodeError>;
 
-    /// Exact counters since the pins were made, those of endpoints that are gone included.
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError>;
-
-    /// Flows that are in the tables now.
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError>;
-
-    /// Samples of what was denied.
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    fn contacts(&mut self) -> Result<Contacts, NodeError>;
-
     /// What is in force, read back from the kernel.
     ///
     /// # Errors
@@ -112,10 +94,45 @@ pub trait Node: Send {
     /// [`NodeError::Kernel`].
     fn unshut(&mut self, link: &str) -> Result<(), NodeError>;
 
+    /// Who reads what the node counted and saw, from another thread. To be asked for in the network namespace of the node, and used there.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError>;
+}
+
+/// Reads what a node counted and saw beside the [`Node`], which has better to do: to read all tables takes long. Changes nothing. While a publish is under
+/// way it sees what was there before, or after, or some of each.
+pub trait Observer: Send {
+    /// Exact counters since the pins were made, those of endpoints that are gone included.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn counters(&self) -> Result<Vec<Reading>, NodeError>;
+
+    /// Flows that are in the tables now.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn flows(&self) -> Result<Vec<FlowRecord>, NodeError>;
+
+    /// Samples of what was denied.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn contacts(&self) -> Result<Contacts, NodeError>;
+
+    /// See [`Node::status`].
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn status(&self) -> Result<Status, NodeError>;
+
     /// Who else on this node uses bits of packet marks that are ours. Takes as long as listing the firewall does.
-    fn mark_conflicts(&mut self) -> MarkConflicts {
-        MarkConflicts::default()
-    }
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError>;
 }
 
 /// What a publish did.

@@ -274,7 +274,7 @@ impl Lab {
     /// # Errors
     /// What the kernel refuses.
     pub fn counters(&mut self, node: usize) -> Result<Vec<Reading>> {
-        Ok(self.with(node, KernelNode::counters)?)
+        Ok(self.with(node, |node| node.observer()?.counters())?)
     }
 
     /// Packets that a node counted under a reason; for one workload, or with `None` those of the node itself.

@@ -5,16 +5,18 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
     desired::Desired,
-    node::{Node, NodeError, Reading, Rehearsal},
+    node::{MarkConflicts, Node, NodeError, Rehearsal, Status},
 };
 
 use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding};
 use crate::{
+    accounts::Accounts,
     audit::{Event, Outcome},
     bypass::Record,
-    control::{Basis, Control, Fingerprint, Pending, Put, PutError, Report, Seen, Standing},
+    control::{Basis, Control, Fingerprint, Known, Pending, Put, PutError, Report, Standing},
     input::{Files, Inputs},
     metrics::Health,
+    peers::Peers,
     plan,
     room::no_room,
     show::time,
@@ -226,12 +228,10 @@ impl<N: Node> Control for Agent<N> {
         Agent::make_ready(self);
     }
 
-    fn report(&mut self) -> Result<Report, NodeError> {
+    fn report(&mut self, status: Status, lost: u64) -> Report {
         self.write_down();
-        let lost = self.node.contacts()?.unsent;
-        let status = self.node.status()?;
         let bypass = status.bypassed_until.and_then(|until| Record::of(until, &self.settings.state));
-        Ok(Report {
+        Report {
             head: self.revision.head.clone(),
             started: self.started,
             status,
@@ -248,7 +248,7 @@ impl<N: Node> Control for Agent<N> {
             drift: self.drift.clone(),
             found: self.adoption.found.clone(),
             audit: self.log.losses(),
-        })
+        }
     }
 
     fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing {
@@ -267,30 +267,24 @@ impl<N: Node> Control for Agent<N> {
         }
     }
 
-    fn seen(&mut self) -> Result<Seen, NodeError> {
-        Ok(Seen {
-            model: Arc::clone(self.compiling.model()),
-            node: self.settings.node.clone(),
-            flows: self.node.flows()?,
-            contacts: self.node.contacts()?,
-        })
+    fn known(&mut self) -> Known {
+        Known { model: Arc::clone(self.compiling.model()), node: self.settings.node.clone() }
     }
 
-    fn denied(&mut self) -> Result<Seen, NodeError> {
-        Ok(Seen {
-            model: Arc::clone(self.compiling.model()),
-            node: self.settings.node.clone(),
-            flows: Vec::new(),
-            contacts: self.node.contacts()?,
-        })
+    fn accounts(&mut self) -> Accounts {
+        self.accounts.clone()
     }
 
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        self.node.counters()
+    fn peers(&mut self) -> Arc<Peers> {
+        Agent::peers(self)
     }
 
-    fn metrics(&mut self) -> Result<String, NodeError> {
-        Agent::metrics(self)
+    fn looked(&mut self, status: Result<Status, NodeError>) {
+        Agent::looked(self, status);
+    }
+
+    fn take_marks(&mut self, found: Result<MarkConflicts, NodeError>) {
+        Agent::take_marks(self, found);
     }
 
     fn health(&mut self) -> Health {

@@ -5,10 +5,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, oneshot};
+use bulkhead_dataplane::node::{Contacts, NodeError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::problem::{Kind, Problem};
-use crate::{control::Control, diagnostic::Diagnostics, run::Wake};
+use crate::{
+    accounts::Accounts,
+    control::{Control, Seen},
+    diagnostic::Diagnostics,
+    run::Wake,
+};
 
 /// Questions that may wait for the agent at once.
 const WAITING: usize = 64;
@@ -56,15 +62,19 @@ impl Handle {
         self.wait(LONG_PATIENCE, late, change).await
     }
 
+    /// A place among those who wait.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let full = |_| Problem::new(Kind::Busy, "too many requests wait for the agent; ask again");
+        Arc::clone(&self.waiting).try_acquire_owned().map_err(full)
+    }
+
     async fn wait<T: Send + 'static>(
         &self,
         patience: Duration,
         late: &str,
         question: impl FnOnce(&mut dyn Control) -> T + Send + 'static,
     ) -> Result<T, Problem> {
-        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else {
-            return Err(Problem::new(Kind::Busy, "too many requests wait for the agent; ask again"));
-        };
+        let place = self.place()?;
         let (reply, answer) = oneshot::channel();
         let ask = Wake::Ask(Box::new(move |agent| {
             let _place = place;
@@ -77,6 +87,52 @@ impl Handle {
             Ok(answer) => answer.map_err(|_| stopped()),
             Err(_) => Err(Problem::new(Kind::Busy, late)),
         }
+    }
+
+    /// Reads what the node counted and saw, beside the agent.
+    ///
+    /// # Errors
+    /// The agent has no time, or has stopped; the node's.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Accounts) -> Result<T, NodeError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let accounts = self.ask(|agent| agent.accounts()).await?;
+        let place = self.place()?;
+        let looked = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            look(&accounts)
+        });
+        let late = |_| Problem::new(Kind::Busy, "it takes long to read what the node counted; ask again");
+        let looked = tokio::time::timeout(PATIENCE, looked).await.map_err(late)?;
+        let looked = looked.map_err(|error| Problem::new(Kind::Internal, format!("it ended early: {error}")))?;
+        looked.map_err(|error| Problem::new(Kind::Busy, error.to_string()))
+    }
+
+    /// Metrics in Prometheus's text format.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; the node's.
+    pub(super) async fn metrics(&self) -> Result<String, Problem> {
+        let (health, peers) = self.ask(|agent| (agent.health(), agent.peers())).await?;
+        self.look(move |accounts| accounts.metrics(health, &peers)).await
+    }
+
+    /// What was seen on the node.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; the node's.
+    pub(super) async fn seen(&self) -> Result<Seen, Problem> {
+        let (flows, contacts) = self.look(|accounts| Ok((accounts.flows()?, accounts.contacts()?))).await?;
+        Ok(Seen { known: self.ask(|agent| agent.known()).await?, flows, contacts })
+    }
+
+    /// Samples of what was denied on the node.
+    ///
+    /// # Errors
+    /// As [`Self::ask`]; the node's.
+    pub(crate) async fn denied(&self) -> Result<Contacts, Problem> {
+        self.look(Accounts::contacts).await
     }
 
     /// Does what takes long on a thread of its own, one at a time.

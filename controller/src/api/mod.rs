@@ -134,9 +134,8 @@ pub fn open_routes(handle: Handle) -> Router {
 }
 
 async fn scrape(State(handle): State<Handle>) -> Response {
-    match handle.ask(|agent| agent.metrics().map_err(|error| error.to_string())).await {
-        Ok(Ok(text)) => status::text(text),
-        Ok(Err(why)) => Problem::new(Kind::Busy, why).into_response(),
+    match handle.metrics().await {
+        Ok(text) => status::text(text),
         Err(problem) => problem.into_response(),
     }
 }

@@ -9,7 +9,6 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use bulkhead_dataplane::node::NodeError;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
@@ -19,7 +18,7 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
-    control::Seen,
+    accounts::Accounts,
     show::{self, FlowLine, Names, Observation, RuleLine, ServiceLine, WorkloadLine},
 };
 
@@ -29,10 +28,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const WAITING: usize = 256;
 /// Longest wait until one more of them has room; then the stream ends.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-fn unwell(error: &NodeError) -> Problem {
-    Problem::new(Kind::Busy, error.to_string())
-}
 
 /// Workloads, and whether those of this node are guarded
 #[utoipa::path(
@@ -45,9 +40,9 @@ fn unwell(error: &NodeError) -> Problem {
     )
 )]
 pub(super) async fn workloads(State(app): State<App>, _: Identity) -> Answer<Vec<WorkloadLine>> {
-    let (basis, report) = app.handle.ask(|agent| (agent.basis(), agent.report())).await?;
-    let report = report.map_err(|error| unwell(&error))?;
-    Ok(Json(show::workloads(&basis.model, &basis.node, &report.status)))
+    let status = app.handle.look(Accounts::status).await?;
+    let known = app.handle.ask(|agent| agent.known()).await?;
+    Ok(Json(show::workloads(&known.model, &known.node, &status)))
 }
 
 /// Service addresses, and what they lead to
@@ -61,8 +56,8 @@ pub(super) async fn workloads(State(app): State<App>, _: Identity) -> Answer<Vec
     )
 )]
 pub(super) async fn services(State(app): State<App>, _: Identity) -> Answer<Vec<ServiceLine>> {
-    let basis = app.handle.ask(|agent| agent.basis()).await?;
-    Ok(Json(show::services(&basis.model)))
+    let known = app.handle.ask(|agent| agent.known()).await?;
+    Ok(Json(show::services(&known.model)))
 }
 
 /// Rules, where they are written and what they decided here
@@ -76,14 +71,9 @@ pub(super) async fn services(State(app): State<App>, _: Identity) -> Answer<Vec<
     )
 )]
 pub(super) async fn rules(State(app): State<App>, _: Identity) -> Answer<Vec<RuleLine>> {
-    let (basis, counters) = app.handle.ask(|agent| (agent.basis(), agent.counters())).await?;
-    Ok(Json(show::rules(&basis.model, &counters.map_err(|error| unwell(&error))?)))
-}
-
-impl App {
-    async fn seen(&self) -> Result<Seen, Problem> {
-        self.handle.ask(|agent| agent.seen()).await?.map_err(|error| unwell(&error))
-    }
+    let counters = app.handle.look(Accounts::counters).await?;
+    let known = app.handle.ask(|agent| agent.known()).await?;
+    Ok(Json(show::rules(&known.model, &counters)))
 }
 
 /// Flows in the tables
@@ -97,8 +87,8 @@ impl App {
     )
 )]
 pub(super) async fn flows(State(app): State<App>, _: Identity) -> Answer<Vec<FlowLine>> {
-    let seen = app.seen().await?;
-    Ok(Json(show::flows(&Names::new(&seen.model, &seen.node), &seen.flows)))
+    let seen = app.handle.seen().await?;
+    Ok(Json(show::flows(&Names::new(&seen.known.model, &seen.known.node), &seen.flows)))
 }
 
 /// Flows that were allowed and samples of what was blocked, each with its reason and line
@@ -112,8 +102,8 @@ pub(super) async fn flows(State(app): State<App>, _: Identity) -> Answer<Vec<Flo
     )
 )]
 pub(super) async fn observations(State(app): State<App>, _: Identity) -> Answer<Vec<Observation>> {
-    let seen = app.seen().await?;
-    Ok(Json(show::observations(&Names::new(&seen.model, &seen.node), &seen.flows, &seen.contacts)))
+    let seen = app.handle.seen().await?;
+    Ok(Json(show::observations(&Names::new(&seen.known.model, &seen.known.node), &seen.flows, &seen.contacts)))
 }
 
 /// Passes a line on; `false` when nobody reads, or too slowly.
@@ -141,14 +131,14 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
             "as many follow already as may; ask again, or look at /v1/observations",
         ));
     };
-    let mut seen = app.seen().await?;
+    let mut seen = app.handle.seen().await?;
     let (lines, reader) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
     tokio::spawn(async move {
         let _place = place;
         let mut news = show::News::default();
         loop {
             let observations = {
-                let names = Names::new(&seen.model, &seen.node);
+                let names = Names::new(&seen.known.model, &seen.known.node);
                 show::observations(&names, &seen.flows, &seen.contacts)
             };
             for observation in news.of(observations) {
@@ -162,7 +152,7 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
                 () = tokio::time::sleep(LOOK) => {}
                 () = lines.closed() => return,
             }
-            match app.seen().await {
+            match app.handle.seen().await {
                 Ok(now) => seen = now,
                 // An agent that is busy has time again.
                 Err(problem) if problem.status == 503 && !lines.is_closed() => {}

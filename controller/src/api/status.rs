@@ -7,13 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{
-    App,
-    extract::Answer,
-    identity::Identity,
-    problem::{Kind, Problem},
-    types::StatusBody,
-};
+use super::{App, extract::Answer, identity::Identity, problem::Problem, types::StatusBody};
 
 /// What the node enforces, and what is not well
 #[utoipa::path(
@@ -26,8 +20,9 @@ use super::{
     )
 )]
 pub(super) async fn status(State(app): State<App>, _: Identity) -> Answer<StatusBody> {
-    let report = app.handle.ask(|agent| agent.report()).await?;
-    report.map(|report| Json(report.into())).map_err(|error| Problem::new(Kind::Busy, error.to_string()))
+    let (status, lost) = app.handle.look(|accounts| Ok((accounts.status()?, accounts.contacts()?.unsent))).await?;
+    let report = app.handle.ask(move |agent| agent.report(status, lost)).await?;
+    Ok(Json(report.into()))
 }
 
 /// Metrics in Prometheus's text format
@@ -41,8 +36,7 @@ pub(super) async fn status(State(app): State<App>, _: Identity) -> Answer<Status
     )
 )]
 pub(super) async fn metrics(State(app): State<App>, _: Identity) -> Result<Response, Problem> {
-    let metrics = app.handle.ask(|agent| agent.metrics()).await?;
-    metrics.map(text).map_err(|error| Problem::new(Kind::Busy, error.to_string()))
+    app.handle.metrics().await.map(text)
 }
 
 pub(super) fn text(text: String) -> Response {

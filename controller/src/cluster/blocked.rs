@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +18,6 @@ use super::{
 };
 use crate::{
     api::handle::Handle,
-    control::Seen,
     show::{Names, Observation},
 };
 
@@ -68,8 +66,8 @@ impl Blocked {
     pub(super) async fn follow(mut self) {
         let mut begun = false;
         loop {
-            if let Ok(Ok(seen)) = self.handle.ask(|agent| agent.denied()).await {
-                self.look(seen, begun).await;
+            if let Ok(contacts) = self.handle.denied().await {
+                self.look(&contacts.records, begun).await;
                 begun = true;
             }
             if begun {
@@ -80,10 +78,10 @@ impl Blocked {
     }
 
     /// Takes what is new of what was seen.
-    async fn look(&mut self, seen: Seen, begun: bool) {
+    async fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
         let before = std::mem::take(&mut self.counted);
         let mut news = Vec::new();
-        for contact in seen.contacts.records.iter().filter(|contact| is_blocked(contact)) {
+        for contact in contacts.iter().filter(|contact| is_blocked(contact)) {
             let key = key(contact);
             let more = contact.packets.saturating_sub(before.get(&key).copied().unwrap_or_default());
             self.counted.insert(key, contact.packets);
@@ -94,9 +92,9 @@ impl Blocked {
         if news.is_empty() {
             return;
         }
-        let model = Arc::clone(&seen.model);
+        let Ok(known) = self.handle.ask(|agent| agent.known()).await else { return };
         let named = tokio::task::spawn_blocking(move || {
-            let names = Names::new(&model, &seen.node);
+            let names = Names::new(&known.model, &known.node);
             news.into_iter().map(|(contact, more)| (names.contact(&contact), contact, more)).collect::<Vec<_>>()
         });
         for (observation, contact, more) in named.await.unwrap_or_default() {

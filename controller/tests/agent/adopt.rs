@@ -5,7 +5,6 @@ use std::fs;
 use bulkhead_controller::{
     adopt::Scope,
     agent::{Agent, Settings},
-    control::Control as _,
 };
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
@@ -13,7 +12,10 @@ use bulkhead_dataplane::{
     node::{ContainerLink, Containers},
 };
 
-use crate::home::{Home, WORKLOADS, eventually};
+use crate::{
+    home::{Home, WORKLOADS, eventually},
+    support::report,
+};
 
 fn home() -> Home {
     let home = Home::new();
@@ -68,7 +70,7 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     set(&home, &links);
     let mut agent = agent(&home, false);
     assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
-    let found = agent.report().unwrap().found;
+    let found = report(&mut agent).found;
     assert_eq!((found.adopted, found.unenforced, found.strangers), (2, 0, vec![]));
     assert_eq!(agent.until_ripe(), None);
 
@@ -84,7 +86,7 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
         guarded(&home).contains(&"veth-l".to_owned())
     });
     agent.adopt();
-    let found = agent.report().unwrap().found;
+    let found = report(&mut agent).found;
     assert_eq!((found.adopted, found.unenforced, found.strangers), (2, 1, vec![]));
     assert_eq!((agent.health().unenforced, agent.health().strangers), (1, 0));
     let audit = fs::read_to_string(home.path("state/audit.jsonl")).unwrap();
@@ -139,8 +141,8 @@ fn who_is_nobody_is_shut_and_opened_where_nothing_is_dropped() {
         shut("veth-n")
     });
     assert!(!shut("veth-f"), "that one is none of ours");
-    let report = first.report().unwrap();
-    let [stranger] = &report.found.strangers[..] else { panic!("{:?}", report.found) };
+    let told = report(&mut first);
+    let [stranger] = &told.found.strangers[..] else { panic!("{:?}", told.found) };
     assert_eq!((stranger.link.as_str(), stranger.shut), ("veth-n", true));
     assert!(stranger.why.contains("no workload of the file"), "{}", stranger.why);
     drop(first);
@@ -199,7 +201,7 @@ fn who_goes_has_not_started_without_a_guard() {
     eventually("its link has been there for long", || agent.until_ripe().is_none());
     agent.adopt();
     assert!(!guarded(&home).contains(&"veth-e".to_owned()), "nobody guards it again");
-    let found = agent.report().unwrap().found;
+    let found = report(&mut agent).found;
     assert_eq!(found.unenforced, 0);
     let [stranger] = &found.strangers[..] else { panic!("{:?}", found.strangers) };
     assert!(stranger.shut && stranger.why.contains("it goes"), "a bridge that is to be kept is: {stranger:?}");

@@ -16,7 +16,7 @@ use bulkhead_dataplane::{
     store::{Prefixes4, Store as _},
 };
 
-use crate::support::{Home, INTENT, WORKLOADS, Wrapped, stored, value};
+use crate::support::{Home, INTENT, WORKLOADS, Wrapped, metrics, stored, value};
 
 const BAD: &str =
     "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [bd:5432] }\n  db: {}\n";
@@ -36,7 +36,7 @@ fn good_input_is_published_and_stored() {
     assert_eq!(home.attached(), ["veth-db", "veth-web"]);
     assert!(rules(&home).contains(&"shop: web calls db:5432/tcp".to_owned()));
     assert_eq!(stored(&home.state()), Some(1));
-    let text = agent.metrics().unwrap();
+    let text = metrics(&mut agent);
     for (metric, expected) in [
         ("bulkhead_revision", 1),
         ("bulkhead_policy_error", 0),
@@ -104,9 +104,9 @@ fn bad_input_later_keeps_the_last_good_revision() {
         agent.refresh();
         assert_ne!(agent.refused(), "", "{name}: {text}");
         assert_eq!(home.store.snapshot(), before, "{name}: {text}");
-        let metrics = agent.metrics().unwrap();
+        let text = metrics(&mut agent);
         assert_eq!(
-            (value(&metrics, "bulkhead_policy_error", &[]), value(&metrics, "bulkhead_revision", &[])),
+            (value(&text, "bulkhead_policy_error", &[]), value(&text, "bulkhead_revision", &[])),
             (Some(1), Some(1))
         );
         assert_eq!(stored(&home.state()), Some(1));
@@ -191,7 +191,7 @@ fn one_bad_file_does_not_hold_back_the_others() {
     ] {
         assert!(agent.refused().contains(said), "{said} in {}", agent.refused());
     }
-    let error = |agent: &mut Agent<MemoryNode>| value(&agent.metrics().unwrap(), "bulkhead_policy_error", &[]);
+    let error = |agent: &mut Agent<MemoryNode>| value(&metrics(agent), "bulkhead_policy_error", &[]);
     assert_eq!((error(&mut agent), agent.health().revision), (Some(1), 2));
 
     // What is stored is what is in force, now and after the next start.
@@ -286,7 +286,7 @@ fn a_link_that_is_missing_leaves_the_others_guarded() {
     let mut agent = home.agent();
     assert_eq!(home.attached(), ["veth-web"]);
     assert_eq!(agent.unguarded().iter().map(|unguarded| unguarded.link.as_str()).collect::<Vec<_>>(), ["veth-db"]);
-    assert_eq!(value(&agent.metrics().unwrap(), "bulkhead_endpoints_unguarded", &[]), Some(1));
+    assert_eq!(value(&metrics(&mut agent), "bulkhead_endpoints_unguarded", &[]), Some(1));
 
     home.links.network().broken.clear();
     agent.refresh();

@@ -78,9 +78,7 @@ fn it_follows_files_serves_metrics_and_stops() {
 /// Changes a policy while scrapes or notifications about files come without end, and waits until it is in force.
 fn disturbed(clients: usize, writers: usize) {
     let home = Home::new();
-    // It takes longer to be read than the clients take to ask again: a scrape always waits.
-    let node = Wrapped { pause: Duration::from_millis(10), ..Wrapped::new(&home) };
-    let agent = Agent::start(node, home.settings()).unwrap_or_else(|error| panic!("{error}"));
+    let agent = Agent::start(Wrapped::new(&home), home.settings()).unwrap_or_else(|error| panic!("{error}"));
     let done = AtomicBool::new(false);
     alive(&home, agent, |address| {
         thread::scope(|scope| {

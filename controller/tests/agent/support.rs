@@ -4,16 +4,18 @@ use std::{
     collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex},
-    thread,
-    time::Duration,
 };
 
-use bulkhead_controller::store::Reader;
+use bulkhead_controller::{
+    agent::Agent,
+    control::{Control as _, Report},
+    store::Reader,
+};
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
     memory::MemoryNode,
     node::{
-        ContactRecord, Contacts, Containers, Discovered, FlowRecord, Node, NodeError, Published, Reading, Rehearsal,
+        ContactRecord, Containers, Discovered, FlowRecord, Node, NodeError, Observer, Published, Reading, Rehearsal,
         Status,
     },
 };
@@ -21,11 +23,10 @@ use bulkhead_ebpf::reason::Reason;
 
 pub(crate) use crate::home::{Home, INTENT, WORKLOADS};
 
-/// A node that remembers what it was asked last, and may take its time to be read.
+/// A node that remembers what it was asked last.
 pub(crate) struct Wrapped {
     pub(crate) node: MemoryNode,
     pub(crate) asked: Arc<Mutex<Desired>>,
-    pub(crate) pause: Duration,
     pub(crate) held: BTreeSet<String>,
     /// Links that were held at each publish.
     pub(crate) shut: Arc<Mutex<Vec<BTreeSet<String>>>>,
@@ -33,13 +34,7 @@ pub(crate) struct Wrapped {
 
 impl Wrapped {
     pub(crate) fn new(home: &Home) -> Self {
-        Self {
-            node: home.node().unwrap(),
-            asked: Arc::default(),
-            pause: Duration::ZERO,
-            held: BTreeSet::new(),
-            shut: Arc::default(),
-        }
+        Self { node: home.node().unwrap(), asked: Arc::default(), held: BTreeSet::new(), shut: Arc::default() }
     }
 }
 
@@ -62,19 +57,6 @@ impl Node for Wrapped {
         self.node.discover()
     }
 
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        thread::sleep(self.pause);
-        self.node.counters()
-    }
-
-    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
-        self.node.flows()
-    }
-
-    fn contacts(&mut self) -> Result<Contacts, NodeError> {
-        self.node.contacts()
-    }
-
     fn status(&mut self) -> Result<Status, NodeError> {
         self.node.status()
     }
@@ -94,6 +76,22 @@ impl Node for Wrapped {
     fn unshut(&mut self, link: &str) -> Result<(), NodeError> {
         self.node.unshut(link)
     }
+
+    fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError> {
+        self.node.observer()
+    }
+}
+
+/// Metrics of an agent, as they are served.
+pub(crate) fn metrics<N: Node>(agent: &mut Agent<N>) -> String {
+    let (health, peers) = (agent.health(), agent.peers());
+    agent.accounts().metrics(health, &peers).unwrap()
+}
+
+/// What an agent says of itself, as it is served.
+pub(crate) fn report<N: Node>(agent: &mut Agent<N>) -> Report {
+    let accounts = agent.accounts();
+    agent.report(accounts.status().unwrap(), accounts.contacts().unwrap().unsent)
 }
 
 /// Number of the revision that is in force according to a state directory.

@@ -6,6 +6,7 @@ use std::{
     mem,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -13,27 +14,27 @@ use std::{
 use bulkhead_ebpf::{
     abi::{self, program},
     mark::Layout,
-    reason::Reason,
 };
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
-use super::KernelStore;
+use super::{
+    KernelStore,
+    reader::{KernelObserver, Meant, Reader, link_status, meant, no_gate, set_attached, status, tunnel_ports},
+    standing::{Standing, Stood},
+};
 use crate::{
-    attach::{self, Attachment, Classifiers, Guard, Hook, Links, Shutting},
+    attach::{self, Classifiers, Guard, Hook, Links, Shutting},
     desired::{Desired, Endpoint, EndpointName},
     gate, input_rule,
     load::{Maps, Programs, Sizes},
     mark,
-    names::Names,
     network::{self, KnownInside},
     node::{
-        Contacts, Containers, Discovered, DiscoveredOverlay, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts,
-        Node, NodeError, Published, Reading, Rehearsal, Status,
+        Containers, Discovered, DiscoveredOverlay, LinkStatus, Node, NodeError, Observer, Published, Rehearsal, Status,
     },
     pins::Pins,
     publish::{self, Attach, Publisher, Removed},
     read,
-    store::{Config, Endpoints, Store as _},
     sys::Doing as _,
 };
 
@@ -122,10 +123,8 @@ pub struct KernelNode {
     layout: Layout,
     /// Settings of the programs that this process has put in force.
     loaded: Option<abi::Config>,
-    /// What stood after the latest publish.
-    guards: Vec<Guard>,
-    /// MACs of the containers whose links these are.
-    macs: BTreeMap<EndpointName, [u8; 6]>,
+    stood: Stood,
+    meant: Arc<Mutex<Meant>>,
     /// What is known of the far ends of containers' links.
     inside: KnownInside,
     /// Links whose containers wait for the next publish.
@@ -159,8 +158,8 @@ impl KernelNode {
             publisher,
             layout,
             loaded: None,
-            guards: Vec::new(),
-            macs: BTreeMap::new(),
+            stood: Stood::default(),
+            meant: Arc::default(),
             inside: KnownInside::default(),
             held: BTreeSet::new(),
             ruled: BTreeSet::new(),
@@ -250,7 +249,7 @@ impl KernelNode {
     /// Attaches what does not stand, in order; both programs of an endpoint at the same time, since each waits for a grace period of the kernel.
     ///
     /// A link that cannot be guarded does not leave the others unguarded.
-    fn attach(&self, guards: &[(Guard, Option<EndpointName>)], there: &Standing) -> Result<(), NodeError> {
+    fn attach(&self, guards: &[(Guard, Option<EndpointName>)], there: &Standing<'_>) -> Result<(), NodeError> {
         let (links, maps) = (&self.links, self.publisher.store().maps());
         let mut failed = None;
         let missing: Vec<_> = guards.iter().filter(|(guard, _)| !there.holds(guard)).collect();
@@ -280,7 +279,7 @@ impl KernelNode {
     /// Brings the gate to what is guarded.
     fn shut(&mut self, observe: bool) -> Result<(), NodeError> {
         let pattern = self.options.gate.as_deref().filter(|_| !observe);
-        let wanted = pattern.map(|_| self.guards.iter().map(|guard| guard.link.clone()).collect());
+        let wanted = pattern.map(|_| self.stood.guards.iter().map(|guard| guard.link.clone()).collect());
         // To look is to run nft.
         if self.gated.as_ref() != Some(&wanted) {
             match (pattern, &wanted) {
@@ -350,10 +349,6 @@ pub fn attached(pins: &Path) -> Result<Vec<LinkStatus>, NodeError> {
     Ok(Links::new(&Pins::new(pins), Classifiers::default()).list()?.iter().map(link_status).collect())
 }
 
-fn link_status(found: &Attachment) -> LinkStatus {
-    LinkStatus { link: found.link.clone(), guard: found.to_string() }
-}
-
 fn remove(pins: &Pins) -> Result<(), NodeError> {
     let ports = Maps::open(pins).and_then(KernelStore::new).and_then(|store| tunnel_ports(&store));
     // The rule first: without programs that mark, it would stop the overlay. When the pins cannot tell whether there is one, it is looked for.
@@ -363,44 +358,6 @@ fn remove(pins: &Pins) -> Result<(), NodeError> {
     rule.and(gate::remove())
 }
 
-/// What hangs on links when a publish is about to attach.
-struct Standing {
-    found: Vec<Attachment>,
-    /// Guards that this process has put up and that still stand.
-    kept: BTreeSet<Guard>,
-}
-
-impl Standing {
-    /// Of what was found, and the guards of the latest publish. A guard that somebody else has put up is not among those that stand: whether its stub jumps
-    /// into the program array of today is for [`Links::attach`] to say. Nor is one whose link has its name from another one that was renamed.
-    fn new(found: Vec<Attachment>, guards: &[Guard]) -> Result<Self, NodeError> {
-        let here = network::namespace()?;
-        let known: BTreeSet<&Guard> = guards.iter().collect();
-        let mut kept = BTreeSet::new();
-        for attachment in found.iter().filter(|found| found.namespace == here) {
-            if let Some(guard) = attachment.guard()
-                && known.contains(&guard)
-                && if_nametoindex(attachment.link.as_str()) == Ok(attachment.ifindex)
-            {
-                kept.insert(guard);
-            }
-        }
-        Ok(Self { found, kept })
-    }
-
-    fn holds(&self, guard: &Guard) -> bool {
-        self.kept.contains(guard)
-    }
-
-    /// Whether something was found that is neither one of these guards nor in place of one, of a link that was shut until then.
-    fn has_more_than(&self, guards: &[Guard]) -> bool {
-        let guards: BTreeSet<&Guard> = guards.iter().collect();
-        let meant =
-            |found: &Attachment| found.shuts() && found.alive || found.guard().is_some_and(|of| guards.contains(&of));
-        !self.found.iter().all(meant)
-    }
-}
-
 fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeError {
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
@@ -408,11 +365,18 @@ fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeErr
 /// Tells the MAC address of the container behind an endpoint's link.
 type Macs<'a> = &'a mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>;
 
-/// What the network says, and what tells MAC addresses of the containers behind the links of endpoints, as they are now.
-fn look(desired: &Desired) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError>), NodeError> {
+/// What the network says, and what tells MAC addresses of the containers behind the links of endpoints: as they are now, and of links that stood as they were.
+fn look<'a>(
+    desired: &'a Desired,
+    stood: &'a Stood,
+) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError> + use<'a>), NodeError> {
+    let known = |link: &str| stood.macs.get(link).copied().filter(|_| stood.has(link));
     let links = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
-    let (discovered, mut containers) = network::discover_with(links)?;
+    let (discovered, mut containers) = network::discover_with(links.filter(|link| known(link).is_none()))?;
     let mac = move |endpoint: &Endpoint| {
+        if let Some(mac) = known(&endpoint.link) {
+            return Ok(mac);
+        }
         // Asked for once each; another one of the same link is asked for by itself.
         let again = || network::link(&endpoint.link).and_then(|facts| facts.container_mac());
         let mac = containers.remove(endpoint.link.as_str()).unwrap_or_else(again);
@@ -464,16 +428,19 @@ impl Node for KernelNode {
     /// Tables first, then links: a workload that runs already goes from unguarded to guarded without a gap in which its policy is missing.
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         // All that asks the kernel for links comes first: while something is attached the kernel answers nobody who does.
-        let (discovered, mut look_up) = look(desired)?;
-        let mut known = BTreeMap::new();
-        let mut macs = |endpoint: &Endpoint| {
+        let stood = mem::take(&mut self.stood);
+        // Until this succeeds nothing is certain, and what stood is what is missed.
+        self.stood.guards.clone_from(&stood.guards);
+        let (discovered, mut look_up) = look(desired, &stood)?;
+        let mut macs = BTreeMap::new();
+        let mut mac = |endpoint: &Endpoint| {
             let mac = look_up(endpoint)?;
-            known.insert(endpoint.name.clone(), mac);
+            macs.insert(endpoint.link.clone(), mac);
             Ok(mac)
         };
         let before = tunnel_ports(self.publisher.store())?;
         let shutting = self.begin_shut(desired);
-        let (attach, removed, published) = self.write(desired, &mut macs)?;
+        let (attach, removed, published) = self.write(desired, &mut mac)?;
 
         let mut guards: Vec<(Guard, Option<EndpointName>)> =
             self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
@@ -485,7 +452,11 @@ impl Node for KernelNode {
                 ));
             }
         }
-        let there = Standing::new(self.links.list()?, &self.guards)?;
+        let links: BTreeSet<&str> = guards.iter().map(|(guard, _)| guard.link.as_str()).collect();
+        // A link that is not there has no guard to be known.
+        let indexes = links.into_iter().filter_map(|link| Some((link.to_owned(), if_nametoindex(link).ok()?)));
+        let indexes = indexes.collect();
+        let there = Standing::new(&self.links, &stood, guards.iter().map(|(guard, _)| guard))?;
         // What is about to take the place of the stubs that shut links, while these are being attached.
         let coming = guards.iter().filter(|(guard, endpoint)| endpoint.is_some() && !there.holds(guard));
         let says = coming.map(|(guard, _)| (guard.program, guard.value));
@@ -494,7 +465,7 @@ impl Node for KernelNode {
         }
         drop(shutting);
         self.attach(&guards, &there)?;
-        self.guards = guards.into_iter().map(|(guard, _)| guard).collect();
+        self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
         if !ports.is_empty() && !desired.observe {
@@ -509,22 +480,23 @@ impl Node for KernelNode {
         }
         // After what is new is attached, and before what is not guarded any more is let go.
         self.shut(desired.observe)?;
-        if there.has_more_than(&self.guards) {
-            self.links.retain(&self.guards)?;
+        if there.has_more_than(&self.stood.guards) {
+            self.links.retain_beside(&self.stood.guards, &there.known)?;
         }
 
         self.publisher.release(&removed)?;
-        self.macs = known;
+        *meant(&self.meant) = Meant { guards: self.stood.guards.clone(), gated: self.gated.clone().flatten() };
+        self.stood = Stood { guards: mem::take(&mut self.stood.guards), indexes, macs, whole: true };
         Ok(published)
     }
 
     fn rewrite(&mut self, desired: &Desired) -> Result<Published, NodeError> {
-        let macs = mem::take(&mut self.macs);
-        if !desired.endpoints.iter().all(|endpoint| macs.contains_key(&endpoint.name)) {
+        let macs = mem::take(&mut self.stood.macs);
+        if !desired.endpoints.iter().all(|endpoint| macs.contains_key(&endpoint.link)) {
             return self.publish(desired);
         }
-        let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(macs[&endpoint.name]))?;
-        self.macs = macs;
+        let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(macs[&endpoint.link]))?;
+        self.stood.macs = macs;
         Ok(published)
     }
 
@@ -540,7 +512,7 @@ impl Node for KernelNode {
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        let rehearsal = self.publisher.rehearse(desired, &mut look(desired)?.1)?;
+        let rehearsal = self.publisher.rehearse(desired, &mut look(desired, &self.stood)?.1)?;
         settings(desired, self.options.budget)?;
         Ok(rehearsal)
     }
@@ -549,27 +521,16 @@ impl Node for KernelNode {
         network::discover()
     }
 
-    fn counters(&mut self) -> Result<Vec<Reading>, NodeError> {
-        counters(self.publisher.store(), self.publisher.names(), self.options.gate.is_some())
-    }
-
-    fn flows(&mut self) -> Result<Vec<FlowRecord>, NodeError> {
-        read::flows(self.publisher.store(), self.publisher.names())
-    }
-
-    fn contacts(&mut self) -> Result<Contacts, NodeError> {
-        read::contacts(self.publisher.store(), self.publisher.names())
-    }
-
     fn status(&mut self) -> Result<Status, NodeError> {
-        let mut status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.guards)?;
+        let mut status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.stood.guards)?;
+        self.stood.whole &= status.missing.is_empty();
         if !status.input_rule {
             self.ruled.clear();
         }
         if let (Some(pattern), Some(Some(gated))) = (&self.options.gate, &self.gated)
             && !gate::stands(pattern, gated)?
         {
-            status.missing.push(LinkStatus { link: String::new(), guard: GATE.to_owned() });
+            status.missing.push(no_gate());
             self.gated = None;
         }
         Ok(status)
@@ -614,127 +575,8 @@ impl Node for KernelNode {
         self.links.unshut(link)
     }
 
-    fn mark_conflicts(&mut self) -> MarkConflicts {
-        mark::conflicts(self.layout.mask, self.options.sizes.slots)
+    fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError> {
+        let reader = Reader::open(&self.options.pins, &self.options.state)?;
+        Ok(Box::new(KernelObserver { reader, gate: self.options.gate.clone(), meant: Arc::clone(&self.meant) }))
     }
-}
-
-/// Reads what is pinned, while an agent runs or when none does. Changes nothing.
-#[derive(Debug)]
-pub struct Reader {
-    store: KernelStore,
-    links: Links,
-    state: PathBuf,
-}
-
-impl Reader {
-    /// Opens the pins.
-    ///
-    /// # Errors
-    /// Nothing is pinned there, or by another version.
-    pub fn open(pins: &Path, state: &Path) -> Result<Self, NodeError> {
-        let pins = Pins::new(pins);
-        let store = KernelStore::new(Maps::open(&pins)?)?;
-        Ok(Self { store, links: Links::new(&pins, Classifiers::default()), state: state.to_owned() })
-    }
-
-    /// See [`Node::counters`].
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    pub fn counters(&self) -> Result<Vec<Reading>, NodeError> {
-        read::with_names(&self.state, |names| counters(&self.store, names, true))
-    }
-
-    /// See [`Node::flows`].
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    pub fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
-        read::with_names(&self.state, |names| read::flows(&self.store, names))
-    }
-
-    /// See [`Node::contacts`].
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    pub fn contacts(&self) -> Result<Contacts, NodeError> {
-        read::with_names(&self.state, |names| read::contacts(&self.store, names))
-    }
-
-    /// See [`Node::mark_conflicts`]; of the mask that is in force.
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    pub fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError> {
-        let mask = self.store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
-        let slots = self.store.limit::<Endpoints>();
-        Ok(mark::conflicts(mask, u32::try_from(slots).unwrap_or(u32::MAX)))
-    }
-
-    /// See [`Node::status`].
-    ///
-    /// # Errors
-    /// [`NodeError::Kernel`].
-    pub fn status(&self) -> Result<Status, NodeError> {
-        read::with_names(&self.state, |names| status(&self.store, names, &self.links, &[]))
-    }
-}
-
-/// What the tables counted, and what nftables dropped where no program saw it: the input rule, and the gate where there is one.
-fn counters(store: &KernelStore, names: &Names, gated: bool) -> Result<Vec<Reading>, NodeError> {
-    let mut readings = read::counters(store, names)?;
-    // Without an overlay there is no rule, and nft need not be there.
-    let input = if tunnel_ports(store)?.is_empty() { 0 } else { input_rule::counter()? };
-    let shut = if gated { gate::counter()? } else { 0 };
-    let counted = [(input, Reason::Unverified, INPUT_RULE), (shut, Reason::Unguarded, GATE)];
-    readings.extend(counted.into_iter().filter(|(packets, ..)| *packets > 0).map(|(packets, reason, rule)| Reading {
-        endpoint: None,
-        service: String::new(),
-        direction: "ingress",
-        reason,
-        rule: rule.to_owned(),
-        packets,
-        bytes: 0,
-        flows: 0,
-    }));
-    Ok(readings)
-}
-
-/// Name of the gate among the rules and guards.
-pub const GATE: &str = "gate of bridges";
-/// Name of the nftables input rule among the rules.
-pub const INPUT_RULE: &str = "input rule";
-
-fn status(store: &KernelStore, names: &Names, links: &Links, wanted: &[Guard]) -> Result<Status, NodeError> {
-    let mut status = read::status(store, names)?;
-    let attachments = links.list()?;
-    set_attached(&mut status.endpoints, &attachments);
-    status.links = attachments.iter().map(link_status).collect();
-    let missing = wanted.iter().filter(|guard| !attachments.iter().any(|found| guard.is(found)));
-    status.missing = missing.map(|guard| LinkStatus { link: guard.link.clone(), guard: guard.to_string() }).collect();
-    let ports = tunnel_ports(store)?;
-    let mask = store.get::<Config>(&0)?.unwrap_or_default().mark_mask;
-    let stands = |layout: Layout| input_rule::present(&ports, &layout);
-    status.input_rule = status.observe || ports.is_empty() || Layout::new(mask).map_or(Ok(false), stands)?;
-    status.mark_mask = mask;
-    Ok(status)
-}
-
-/// Says of endpoints whether both of their programs are attached.
-fn set_attached(endpoints: &mut [EndpointStatus], attachments: &[Attachment]) {
-    for endpoint in endpoints {
-        let guards = |program| {
-            attachments.iter().any(|found| {
-                found.guards() && found.link == endpoint.link && found.stub == Some((program, endpoint.slot))
-            })
-        };
-        endpoint.attached = guards(program::FROM_WORKLOAD) && guards(program::TO_WORKLOAD);
-    }
-}
-
-/// Ports that the programs in force know; none before the first publish.
-fn tunnel_ports(store: &KernelStore) -> Result<BTreeSet<u16>, NodeError> {
-    let config = store.get::<Config>(&0)?.unwrap_or_default();
-    Ok(config.tunnel_ports.into_iter().filter(|port| *port != 0).collect())
 }

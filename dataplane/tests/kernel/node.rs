@@ -448,6 +448,43 @@ fn those_who_wait_are_shut_while_the_tables_are_written() {
     assert!(call());
 }
 
+/// What stood after a publish is not looked at by the next one: who looks is [`Node::status`], and what it misses is put up again.
+#[test]
+fn what_somebody_took_away_is_missed_and_put_up_again() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("db", 0).build().unwrap();
+    let [web, db] = ["web", "db"].map(|name| topology.workload(name));
+    let guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let mut node = guarded.open(BUDGET).unwrap();
+    let (open, shut) = (desired(&topology, 0, true), desired(&topology, 0, false));
+    let server = TcpEcho::start(&db.netns, (db.v4, 5432).into()).unwrap();
+    let call = || web.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+    guarded.node.netns.run(|| node.publish(&open)).unwrap();
+    let observer = Mutex::new(guarded.node.netns.run(|| node.observer()).unwrap());
+    let missing = || -> Vec<String> {
+        let status = guarded.node.netns.run(|| observer.lock().unwrap().status()).unwrap();
+        status.missing.iter().map(|guard| format!("{} {}", guard.link, guard.guard)).collect()
+    };
+    assert_eq!(missing(), Vec::<String>::new());
+
+    let pins = guarded.directory.pins();
+    let name = |name: &String| name.starts_with(&web.link.name) && name.ends_with("tcx_ingress");
+    let pin = pins.names(Kind::Link).unwrap().into_iter().find(name).unwrap();
+    pins.remove(Kind::Link, &pin).unwrap();
+    guarded.node.netns.run(|| node.publish(&shut)).unwrap();
+    let expected = [format!("{} ingress from_workload", web.link.name)];
+    assert_eq!(missing(), expected, "a publish did not look");
+    assert!(!call(), "the other side judges too");
+    assert_eq!(guarded.node.netns.run(|| node.status()).unwrap().missing.len(), 1);
+    guarded.node.netns.run(|| node.publish(&shut)).unwrap();
+    assert_eq!(missing(), Vec::<String>::new());
+    guarded.node.netns.run(|| node.publish(&open)).unwrap();
+    assert!(call());
+}
+
 /// Everything that a publish may change: entries of all maps but those that the programs write to, pins, links, the input rule, files.
 fn everything(guarded: &Guarded<'_>) -> impl PartialEq + use<> {
     let programs_write = ["BINDINGS", "BUDGET", "CASE4", "CASE6", "CONTACTS", "COUNTERS", "ENDPOINT_COUNTERS"];

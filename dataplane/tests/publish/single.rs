@@ -727,9 +727,10 @@ fn a_node_in_memory_keeps_the_contract_of_nodes() {
     node.publish(&Build::default().endpoint(0, &["a"], &["a"], &[]).0).unwrap();
     assert_eq!(links.network().attached.keys().collect::<Vec<_>>(), ["veth0"]);
     assert_eq!(node.status().unwrap().endpoints.len(), 1);
-    assert!(node.flows().unwrap().is_empty() && node.counters().unwrap().is_empty());
+    let observer = node.observer().unwrap();
+    assert!(observer.flows().unwrap().is_empty() && observer.counters().unwrap().is_empty());
     assert_eq!(
-        (node.contacts().unwrap().unsent, node.discover().unwrap()),
+        (observer.contacts().unwrap().unsent, node.discover().unwrap()),
         (0, bulkhead_dataplane::node::Discovered::default())
     );
 }

@@ -212,8 +212,9 @@ fn work(rights: &[Right]) -> (Result<(), NodeError>, Vec<String>) {
             Ok(node) => node,
             Err(error) => return (Err(error), vec![]),
         };
-        let published = node.publish(&desired).and_then(|_| node.flows()).and_then(|_| node.status()).map(drop);
-        (published, node.mark_conflicts().unread)
+        let observer = node.observer().unwrap();
+        let published = node.publish(&desired).and_then(|_| observer.flows()).and_then(|_| node.status()).map(drop);
+        (published, observer.mark_conflicts().map_or_else(|error| vec![error.to_string()], |found| found.unread))
     })
 }
 
