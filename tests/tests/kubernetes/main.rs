@@ -5,6 +5,7 @@ mod daemonset;
 mod forged;
 mod lasting;
 mod netpol;
+mod open;
 mod plain;
 mod services;
 mod shop;
