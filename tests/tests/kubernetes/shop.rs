@@ -1,5 +1,7 @@
 //! Pods on two nodes under policies that kubectl applies.
 
+use std::thread;
+
 use bulkhead_cluster::Cluster;
 use bulkhead_fixtures::skip;
 use bulkhead_topology::traffic::{Capture, Frame};
@@ -76,19 +78,32 @@ fn a_policy_holds_for_both_families() {
     assert_eq!(netpol::quick(&guarded, "two families"), 3);
 }
 
-/// Labels of a namespace decide, and with a namespace goes all that is known of its pods.
+/// How often labels change in a row.
+const FLIPS: usize = 50;
+
+/// Labels of a namespace and of a pod decide, however often they change, and with a namespace goes all that is known of its pods.
 #[test]
 fn namespaces_are_followed() {
     let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
     let ops = |text: String| text.replace("namespace: shop", "namespace: ops");
-    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: db, namespace: shop }\nspec:\n  podSelector: {}\n  \
-        ingress: [{ from: [{ namespaceSelector: { matchLabels: { team: ops } } }] }]\n---\n";
-    let crowd: String = (0..10).map(|number| ops(pod(&format!("crowd-{number}"), "n1", "args: [pause]"))).collect();
+    // Who may call may send nothing, and who may send may not call: nobody who has either label is answered.
+    let policies = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: db, namespace: shop }\nspec:\n  \
+        podSelector: { matchLabels: { app: db } }\n  ingress: [{ from: [{ namespaceSelector: { matchLabels: { team: ops } } }] }, \
+        { from: [{ podSelector: { matchLabels: { may: call } } }] }]\n---\n\
+        apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: callers, namespace: shop }\nspec:\n  \
+        podSelector: { matchLabels: { may: call } }\n  policyTypes: [Egress]\n---\n";
+    let number = if skip::long() { 100 } else { 10 };
+    let crowd: String = (0..number).map(|number| ops(pod(&format!("crowd-{number}"), "n1", "args: [pause]"))).collect();
     let namespace = NAMESPACE.replace("name: shop", "name: ops");
-    guarded.apply(&[NAMESPACE, &server("db", "n2"), policy, &namespace, &ops(server("web", "n1"))].concat());
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), policies, &namespace, &ops(server("web", "n1"))].concat());
     guarded.wait_for(&["db"]);
+    let address = guarded.address("db");
+    // On the node of `db`: what two nodes know differs for a moment, and what one knows does not.
+    let torn = pod("torn", "n2", &format!("command: [sh, -c, 'ping -i 0.002 {address}']"));
+    guarded.apply(&torn.replace("app: torn", "app: torn, may: call"));
+    guarded.wait_for(&["torn"]);
     guarded.kubectl(&["--namespace=ops", "wait", "--for=condition=Ready", "pod/web", "--timeout=120s"]);
-    let db = format!("{}:8080", guarded.address("db"));
+    let db = format!("{address}:8080");
     let becomes = |connects| {
         eventually(&format!("it connects: {connects}"), || guarded.connects_from("ops", "web", &db) == connects);
     };
@@ -98,32 +113,55 @@ fn namespaces_are_followed() {
     guarded.kubectl(&["label", "namespace", "ops", "team=dev", "--overwrite"]);
     becomes(false);
 
+    let flip = |words: &[&str], labels: [&str; 2]| {
+        for label in labels.into_iter().cycle().take(FLIPS) {
+            guarded.kubectl(&[words, &[label, "--overwrite"]].concat());
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| flip(&["label", "namespace", "ops"], ["team=dev", "team=ops"]));
+        scope.spawn(|| flip(&["--namespace=shop", "label", "pod", "torn"], ["may=send", "may=call"]));
+    });
+    becomes(true);
+    flip(&["label", "namespace", "ops"], ["team=ops", "team=dev"]);
+    becomes(false);
+    let answers = || guarded.kubectl(&["--namespace=shop", "logs", "torn"]).matches("bytes from").count();
+    assert_eq!(answers(), 0, "{}", guarded.log(1));
+    guarded.kubectl(&["--namespace=shop", "delete", "networkpolicy", "callers"]);
+    eventually("one of both is enough", || answers() > 0);
+    guarded.kubectl(&["--namespace=shop", "delete", "pod", "torn"]);
+
     let links = || guarded.links(0);
     let before = links();
     guarded.apply(&crowd);
-    eventually("all are guarded", || links() == before + 20);
+    eventually("all are guarded", || links() == before + 2 * number);
     guarded.kubectl(&["delete", "namespace", "ops"]);
     // With the pod that called.
     eventually("nothing is left of them", || links() == before - 2);
     assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
 }
 
+/// Sends at once, twelve IPv4 packets of 805 bytes, which nobody else sends.
+pub(crate) fn hasty(to: &str) -> String {
+    format!("ping -c 12 -i 0.008 -W 1 -s 777 {to}")
+}
+
+/// Whether a frame has such a packet.
+pub(crate) fn is_hasty(frame: &Frame) -> bool {
+    const BEGINNING: [u8; 4] = [0x45, 0, 0x03, 0x25];
+    frame.bytes.windows(BEGINNING.len()).any(|bytes| bytes == BEGINNING)
+}
+
 /// Pods whose program sends at once: nothing that is denied leaves the node, from the first packet of each.
 #[test]
 fn a_pod_is_denied_from_its_first_packet() {
-    /// The beginning of IPv4 packets of 805 bytes, which nobody else sends.
-    const MARK: [u8; 4] = [0x45, 0, 0x03, 0x25];
     let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
     guarded.apply(&[NAMESPACE, &server("db", "n2"), "---\n", POLICY].concat());
     guarded.wait_for(&["db"]);
     let db = guarded.address("db");
-    let marked = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
     let node = guarded.cluster.node(0);
-    let witness = Capture::count(&node.netns, "flannel.1", marked).unwrap();
-    let sends = |name: &str| {
-        let script = format!("ping -c 12 -i 0.008 -W 1 -s 777 {db}; true");
-        pod(name, "n1", &format!("command: [sh, -c, '{script}']"))
-    };
+    let witness = Capture::count(&node.netns, "flannel.1", is_hasty).unwrap();
+    let sends = |name: &str| pod(name, "n1", &format!("command: [sh, -c, '{}; true']", hasty(&db)));
     let pods = if skip::long() { 100 } else { 8 };
     for number in 0..pods {
         let name = format!("hasty-{number}");
