@@ -9,6 +9,7 @@
 
 mod blocked;
 mod changes;
+mod client;
 mod conditions;
 mod events;
 mod kinds;
@@ -138,7 +139,7 @@ impl Cluster {
         let (server, namespace) = (config.cluster_url.to_string(), config.default_namespace.clone());
         let client = {
             let _guard = runtime.enter();
-            Client::try_from(config).map_err(|error| ClusterError::Config(error.to_string()))?
+            client::client(config)?
         };
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::new()),
@@ -243,20 +244,31 @@ impl Source for Cluster {
     }
 
     /// ADD names a pod and brings no labels. A pod of the same name may be another, so that its unique id counts.
+    ///
+    /// While some watch is behind, policies may be older than a pod and not known yet: then only one that has run before starts again.
     fn complete(&self, attached: &Attached) -> Result<(), String> {
         let Attached { namespace, name, uid, .. } = attached;
         let Some(uid) = uid else { return Ok(()) };
         let end = Instant::now() + PATIENCE;
         loop {
-            if self.shared.store().has_pod(namespace, name, uid) {
+            let behind = self.behind();
+            let is_known = |store: &Store| match behind.as_str() {
+                "" => store.has_pod(namespace, name, uid),
+                _ => store.has_run(namespace, name, uid),
+            };
+            if is_known(&self.shared.store()) {
                 return Ok(());
             }
-            match self.runtime.block_on(self.ask(namespace, name, uid)) {
+            let asked = match behind.as_str() {
+                "" => self.runtime.block_on(self.ask(namespace, name, uid)),
+                why => Err(format!("what {} says since is not known: {why}", self.server)),
+            };
+            match asked {
                 Err(why) if Instant::now() >= end => return Err(why),
                 Err(_) => {
                     // The watch may tell of it first.
-                    let unknown = |store: &mut Store| !store.has_pod(namespace, name, uid);
                     let again = Duration::from_millis(500);
+                    let unknown = |store: &mut Store| !is_known(store);
                     drop(self.shared.told.wait_timeout_while(self.shared.store(), again, unknown));
                 }
                 Ok(()) => return Ok(()),

@@ -161,11 +161,17 @@ impl Store {
 
     /// Whether a pod is known that can still run.
     pub(super) fn has_pod(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        self.pod(namespace, name, uid).is_some()
+    }
+
+    /// The same of one that had an address already.
+    pub(super) fn has_run(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        self.pod(namespace, name, uid).is_some_and(|pod| pod.claims().next().is_some())
+    }
+
+    fn pod(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Seen>> {
         let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
-        match self.kinds[PODS].objects.get(&key) {
-            Some(Told::Seen(seen)) => seen.is_pod(uid),
-            _ => false,
-        }
+        self.kinds[PODS].objects.get(&key)?.seen().filter(|seen| seen.is_pod(uid))
     }
 
     /// Whether it was not read since something changed.

@@ -233,6 +233,34 @@ fn asked(told: &Told) -> Option<Request> {
     Some(Request { version: VERSION, network: "cbr0".to_owned(), waits: false, ask })
 }
 
+/// A pod on a node, with an address or none.
+fn placed(name: &str, created: &str, address: Option<&str>) -> Value {
+    let mut pod = json!({
+        "metadata": { "namespace": "a", "name": name, "uid": name, "creationTimestamp": created },
+        "spec": { "nodeName": "n1", "containers": [] },
+        "status": { "phase": "Running" },
+    });
+    if let Some(address) = address {
+        pod["status"]["podIP"] = address.into();
+    }
+    pod
+}
+
+#[test]
+fn a_pod_has_run_that_has_an_address() {
+    let followed = Followed::new();
+    let known = || {
+        let store = followed.store();
+        (store.has_pod("a", "p0", "p0"), store.has_run("a", "p0", "p0"))
+    };
+    assert_eq!(known(), (false, false));
+    followed.tell(&Told::Is(PODS, placed("p0", "", None)));
+    assert_eq!(known(), (true, false));
+    followed.tell(&Told::Is(PODS, placed("p0", "", Some(ADDRESSES[0]))));
+    assert_eq!(known(), (true, true));
+    assert!(!followed.store().has_run("a", "p0", "another"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 

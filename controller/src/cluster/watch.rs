@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::{
     Shared,
+    client::CONNECT,
     kinds::{KINDS, PODS},
 };
 
@@ -100,12 +101,13 @@ pub(super) async fn follow(kind: usize, client: Client, shared: Arc<Shared>) {
     }
 }
 
-/// Waits until the server lists the kind again.
+/// Waits until the server lists the kind again, and for as long as the watch may take from then on until it goes on and tells what happened meanwhile: a try
+/// that hangs, and a pause.
 async fn answers(api: &Api<DynamicObject>) {
     loop {
         tokio::time::sleep(jitter(AGAIN)).await;
         if api.list(&ListParams::default().limit(1)).await.is_ok() {
-            return;
+            return tokio::time::sleep(CONNECT + MOST).await;
         }
     }
 }

@@ -14,8 +14,8 @@ use crate::{
     control::Control,
     credentials::Credentials,
     groups,
-    node::Node,
-    plan::{Backend, Plan, ProxyMode},
+    node::{Node, UPLINK},
+    plan::{self, Backend, Plan, ProxyMode},
     programs::Programs,
     shared::Shared,
 };
@@ -212,6 +212,28 @@ impl Cluster {
         self.control.start_api(&self.shared)
     }
 
+    /// Drops every packet between a node and the API server from now on, in both directions and without a word: connections that are open hang.
+    ///
+    /// # Errors
+    /// nft refuses it.
+    pub fn part(&self, node: usize) -> Result<()> {
+        let node = &self.nodes[node];
+        let control = plan::control();
+        // What a node sends is dropped where it arrives: a sender whose own node dropped it would hear of that.
+        drop_arriving(&self.control.netns, &node.name, &format!("ip saddr {} ip daddr {control}", node.address))?;
+        drop_arriving(&node.netns, UPLINK, &format!("ip saddr {control}"))
+    }
+
+    /// Lets them pass again.
+    ///
+    /// # Errors
+    /// nft refuses it.
+    pub fn join(&self, node: usize) -> Result<()> {
+        let node = &self.nodes[node];
+        nft(&self.control.netns, &format!("delete table netdev {}", table(&node.name)))?;
+        nft(&node.netns, &format!("delete table netdev {}", table(UPLINK)))
+    }
+
     /// Waits until all nodes and CoreDNS are ready.
     ///
     /// # Errors
@@ -259,6 +281,22 @@ impl Drop for Cluster {
         self.nodes.iter_mut().for_each(Node::end);
         self.control.end();
     }
+}
+
+/// Of what is dropped that arrives on a link.
+fn table(link: &str) -> String {
+    format!("parted_{link}")
+}
+
+fn drop_arriving(netns: &Netns, link: &str, matches: &str) -> Result<()> {
+    let hook = format!("type filter hook ingress device {link} priority 0;");
+    nft(netns, &format!("table netdev {} {{ chain arriving {{ {hook} {matches} drop; }}; }}", table(link)))
+}
+
+fn nft(netns: &Netns, rules: &str) -> Result<()> {
+    let output = netns.command("nft").arg(rules).output().context("start nft")?;
+    ensure!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// A directory that goes with its owner.

@@ -29,6 +29,8 @@ use crate::{
 const PREPARE: &str = include_str!("node.sh");
 /// The file that flannel's DaemonSet writes.
 const CONFLIST: &str = "10-flannel.conflist";
+/// A node's link to the others.
+pub(crate) const UPLINK: &str = "eth0";
 /// What flanneld tells its CNI plugin.
 const SUBNET: &str = "/run/flannel/subnet.env";
 
@@ -70,7 +72,7 @@ impl Node {
             shared.programs.program("flanneld").display().to_string(),
             "--kube-subnet-mgr".to_owned(),
             shared.credentials.option("kubeconfig-file", "admin.kubeconfig"),
-            "--iface=eth0".to_owned(),
+            format!("--iface={UPLINK}"),
             "--ip-masq".to_owned(),
             flag("net-config-path", &directory.join("net-conf.json")),
         ];
@@ -220,7 +222,7 @@ fn wire(shared: &Shared, control: &Control, number: u8) -> Result<Netns> {
         netns.set_sysctl(key, "1")?;
     }
     let port = format!("n{number}");
-    let [near, far] = [&port, "eth0"].map(|name| VethEnd { name, mac: random_mac() });
+    let [near, far] = [&port, UPLINK].map(|name| VethEnd { name, mac: random_mac() });
     let (_, eth0) = Rtnl::open(&control.netns)?.add_veth(near, control.bridge, far, &netns, MTU)?;
     let mut rtnl = Rtnl::open(&netns)?;
     for address in shared.plan.underlay(number) {

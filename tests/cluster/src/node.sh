@@ -4,7 +4,8 @@ directory=$1
 hostname "$2"
 mount -t tmpfs run /run
 mkdir /run/lock /run/netns
-for place in etc opt var/lib; do
+# A kubelet removes logs of pods that are not its own.
+for place in etc opt var/lib var/log; do
   mkdir -p "$directory/changed/$place" "$directory/work/$place"
   mount -t overlay node -o "lowerdir=/$place,upperdir=$directory/changed/$place,workdir=$directory/work/$place" "/$place"
 done

@@ -15,7 +15,12 @@ pub(crate) fn caller(name: &str, node: &str, db: &str) -> String {
 /// What a caller's calls came to.
 pub(crate) fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
     let log = guarded.kubectl(&["--namespace=shop", "logs", pod]);
-    log.lines().filter(|line| matches!(*line, "answered" | "silent")).map(str::to_owned).collect()
+    lines(log.lines())
+}
+
+/// Of what a caller prints, what says how a call went.
+pub(crate) fn lines<'a>(said: impl Iterator<Item = &'a str>) -> Vec<String> {
+    said.filter(|line| matches!(*line, "answered" | "silent")).map(str::to_owned).collect()
 }
 
 #[test]

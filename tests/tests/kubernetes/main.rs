@@ -6,6 +6,7 @@ mod forged;
 mod lasting;
 mod netpol;
 mod open;
+mod parted;
 mod plain;
 mod services;
 mod shop;

@@ -1,0 +1,53 @@
+//! The client of an API server, whose connections notice that nobody is there any more.
+//!
+//! A watch is silent while nothing happens. Where packets are dropped on the way it would look the same until it is asked for anew; kube's own client
+//! leaves it at that. So the kernel asks for a sign of life, which costs the API server nothing.
+
+use std::time::Duration;
+
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{Builder, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt as _, retry::RetryPolicy},
+};
+use tower::{BoxError, ServiceBuilder, retry::RetryLayer};
+
+use super::ClusterError;
+
+/// After so long without a packet the other side is asked for one, and so often again.
+const QUIET: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(5);
+/// A connection on which nothing was answered for so long is given up, whether something was sent on it or not.
+const GONE: Duration = Duration::from_secs(25);
+
+/// How long a new connection may take. After a time without an answer the next try is then soon, and not when the kernel sends its last one again.
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
+
+/// As kube makes it of these settings, but for that.
+pub(super) fn client(config: Config) -> Result<Client, ClusterError> {
+    if config.proxy_url.is_some() {
+        return Err(ClusterError::Config("a proxy before the API server is not supported".to_owned()));
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(QUIET));
+    tcp.set_keepalive_interval(Some(AGAIN));
+    tcp.set_tcp_user_timeout(Some(GONE));
+    let refuse = |error: kube::Error| ClusterError::Config(error.to_string());
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp).map_err(refuse)?);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(config.auth_layer().map_err(refuse)?)
+        .layer(config.extra_headers_layer().map_err(refuse)?)
+        .map_err(BoxError::from)
+        .service(Builder::new(TokioExecutor::new()).build::<_, Body>(connector));
+    Ok(Client::new(service, config.default_namespace))
+}

@@ -1,0 +1,109 @@
+//! A node and the API server that do not hear each other.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use bulkhead_cluster::Cluster;
+use bulkhead_fixtures::skip;
+use bulkhead_topology::traffic::Capture;
+
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
+
+use crate::{
+    lasting::{caller, lines},
+    shop::{hasty, is_hasty},
+};
+
+/// What the calls of a pod of the shop on the first node came to, without asking the API server for it. One that was started anew has a log for each time.
+fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
+    let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", pod, "--output=jsonpath={.metadata.uid}"]);
+    let logs = guarded.cluster.node(0).file(format!("/var/log/pods/shop_{pod}_{uid}/main"));
+    let logs = fs::read_dir(logs).into_iter().flatten();
+    let mut logs: Vec<_> = logs.map(|log| log.unwrap().path()).collect();
+    logs.sort();
+    // Before each line stand its time, its stream and whether it is whole.
+    let said = logs.iter().map(|log| fs::read_to_string(log).unwrap());
+    said.flat_map(|said| lines(said.lines().filter_map(|line| line.rsplit(' ').next()))).collect()
+}
+
+/// Kills what holds the namespaces of a pod: kubelet makes it anew, with another address.
+fn kill_sandbox(guarded: &Guarded, node: usize, pod: &str) {
+    let node = guarded.cluster.node(node);
+    let ctr = |words: &[&str]| {
+        let output = node.command("ctr").arg("--namespace=k8s.io").args(words).output().unwrap();
+        assert!(output.status.success(), "ctr {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let which = format!("labels.\"io.kubernetes.pod.name\"=={pod},labels.\"io.cri-containerd.kind\"==sandbox");
+    let sandbox = ctr(&["containers", "list", "--quiet", &which]);
+    ctr(&["tasks", "kill", "--signal=SIGKILL", sandbox.trim()]);
+}
+
+/// What was in force stays, also for a pod that starts again; what came meanwhile holds when they hear each other again, for a new pod from its first packet.
+#[test]
+fn a_parted_node_keeps_its_verdicts() {
+    let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), &server("open", "n2"), POLICY].concat());
+    guarded.wait_for(&["db", "open"]);
+    let (db, open) = (guarded.address("db"), guarded.address("open"));
+    let also = |text: String, name: &str| text.replace(&format!("app: {name}"), &format!("app: web, also: {name}"));
+    // Only the node of those that call decides whether `open` is called.
+    let again = caller("again", "n1", &open).replace("while true", &format!("{}; while true", hasty(&open)));
+    let again = again.replace("restartPolicy: Never", "restartPolicy: Always");
+    let callers =
+        [caller("web", "n1", &db), also(caller("late", "n1", &db), "late"), caller("guest", "n1", &open), again];
+    let witness = Capture::count(&guarded.cluster.node(0).netns, "flannel.1", is_hasty).unwrap();
+    guarded.apply(&callers.concat());
+    let answered = |pod: &str| calls(&guarded, pod).last().is_some_and(|call| call == "answered");
+    eventually("who may is answered", || answered("web") && answered("late"));
+    let count = |pod: &str| calls(&guarded, pod).len();
+    eventually("all have called", || count("guest") > 2 && count("again") > 2);
+    let before = ["web", "late"].map(count);
+
+    guarded.cluster.part(0).unwrap();
+    let start = Instant::now();
+    let deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: late, namespace: shop }\nspec:\n  \
+        podSelector: { matchLabels: { also: late } }\n  policyTypes: [Egress]\n---\n";
+    guarded.apply(deny);
+    guarded.kubectl(&["--namespace=shop", "delete", "networkpolicy", "guests"]);
+    // It is under the new policy alone, which the node cannot know.
+    let new = caller("new", "n1", &open).replace("while true", &format!("{}; while true", hasty(&open)));
+    guarded.apply(&new.replace("app: new", "app: new, also: late"));
+    kill_sandbox(&guarded, 0, "again");
+    let calls_of_again = count("again");
+    eventually("the agent says that it may be behind", || guarded.metric(0, "bulkhead_source_behind", &[]) == 1.0);
+    println!("it says that it may be behind after {:.1?}", start.elapsed());
+    assert_eq!(guarded.metric(1, "bulkhead_source_behind", &[]), 0.0, "the other node");
+    let long = if skip::long() { 180 } else { 30 };
+    thread::sleep(Duration::from_secs(long).saturating_sub(start.elapsed()));
+    eventually("the pod that starts again calls", || count("again") > calls_of_again + 2);
+    let links = guarded.links(0);
+    for (pod, before) in ["web", "late"].into_iter().zip(before) {
+        let meanwhile = calls(&guarded, pod).split_off(before);
+        assert!(meanwhile.len() > 20 && meanwhile.iter().all(|call| call == "answered"), "{pod}: {meanwhile:?}");
+    }
+    for pod in ["guest", "again"] {
+        let calls = calls(&guarded, pod);
+        assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}");
+    }
+    assert_eq!(witness.counts().frames, 0, "of a pod that starts again");
+    assert_eq!(count("new"), 0, "nobody has told the node of it");
+
+    // What changed meanwhile comes to hold. Of those that may now, one sends what is counted here only when it starts.
+    guarded.cluster.join(0).unwrap();
+    let joined = Instant::now();
+    eventually("what is forbidden now is silent", || calls(&guarded, "late").ends_with(&vec!["silent".to_owned(); 3]));
+    println!("a policy held {:.1?} after they heard each other again", joined.elapsed());
+    eventually("what is allowed now is answered", || answered("guest") && answered("again"));
+    eventually("the pod that came meanwhile has called", || count("new") > 2);
+    assert!(calls(&guarded, "new").iter().all(|call| call == "silent"), "{}", guarded.log(0));
+    assert_eq!(witness.counts().frames, 0, "of the pod that came meanwhile");
+    eventually("it is guarded", || guarded.links(0) == links + 2);
+    eventually("nobody is behind", || guarded.metric(0, "bulkhead_source_behind", &[]) == 0.0);
+    println!("not behind any more {:.1?} after", joined.elapsed());
+    assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
+    let web = calls(&guarded, "web").split_off(before[0]);
+    assert!(web.iter().all(|call| call == "answered"), "{web:?}");
+}
