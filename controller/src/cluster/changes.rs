@@ -35,29 +35,51 @@ impl News {
     }
 }
 
-/// Which pods say that they have an address.
+/// Which pods say that they have an address, and who said it last. That one has it: the API server is told late that a pod is gone, and when pods were made
+/// says nothing of who has an address now.
 #[derive(Debug, Default)]
-pub(super) struct Claims(BTreeMap<IpAddr, BTreeSet<Key>>);
+pub(super) struct Claims {
+    by: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// Grows with each pod that says it has other addresses than before.
+    since: BTreeMap<Key, u64>,
+    last: u64,
+}
 
 impl Claims {
     /// A pod is another one now.
     pub(super) fn change(&mut self, name: &Key, before: Option<&Seen>, after: Option<&Seen>) {
-        for address in before.into_iter().flat_map(Seen::claims) {
-            let left = self.0.get_mut(&address).map(|by| {
+        let addresses = |seen: Option<&Seen>| seen.into_iter().flat_map(Seen::claims).collect::<BTreeSet<_>>();
+        let (before, after) = (addresses(before), addresses(after));
+        if before == after {
+            return;
+        }
+        for address in before {
+            let left = self.by.get_mut(&address).map(|by| {
                 by.remove(name);
                 by.is_empty()
             });
             if left == Some(true) {
-                self.0.remove(&address);
+                self.by.remove(&address);
             }
         }
-        for address in after.into_iter().flat_map(Seen::claims) {
-            self.0.entry(address).or_default().insert(name.clone());
+        if after.is_empty() {
+            self.since.remove(name);
+            return;
+        }
+        self.last += 1;
+        self.since.insert(name.clone(), self.last);
+        for address in after {
+            self.by.entry(address).or_default().insert(name.clone());
         }
     }
 
     fn of(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
-        self.0.get(&address).into_iter().flatten()
+        self.by.get(&address).into_iter().flatten()
+    }
+
+    /// Orders pods: who said last what addresses it has comes last.
+    pub(super) fn since(&self, name: &Key) -> Option<u64> {
+        self.since.get(name).copied()
     }
 }
 
@@ -106,6 +128,8 @@ pub(super) fn changes(news: &News, claims: &Claims, objects: &impl Objects) -> O
         }
     }
     // A node that nobody describes is known from its pods alone.
+    let mut pods: Vec<&Key> = pods.into_iter().collect();
+    pods.sort_by_key(|key| claims.since(key));
     let pods: Vec<&Seen> = pods.into_iter().filter_map(pod).collect();
     let nodes: BTreeSet<&str> = pods.iter().filter_map(|pod| pod.node()).collect();
     let nodes = nodes.into_iter().map(|node| objects.get(NODES, &named(node)));

@@ -93,11 +93,16 @@ impl Store {
         let kept = &mut self.kinds[kind];
         let coming = kept.coming.take().unwrap_or_default();
         self.news.all |= !kept.complete || coming != kept.objects;
-        (kept.objects, kept.complete) = (coming, true);
+        let before = mem::replace(&mut kept.objects, coming);
+        kept.complete = true;
         if kind == PODS {
-            self.claims = Claims::default();
-            for (key, told) in &kept.objects {
-                self.claims.change(key, None, told.seen().map(|seen| &**seen));
+            let (before, after) = (&before, &kept.objects);
+            let keys = before.keys().filter(|key| !after.contains_key(*key)).chain(after.keys());
+            let mut keys: Vec<_> = keys.collect();
+            // Of what changed while nobody told of it nothing else is known.
+            keys.sort_by_key(|key| seen(after, key).map(Seen::created));
+            for key in keys {
+                self.claims.change(key, seen(before, key), seen(after, key));
             }
         }
         self.has_news()
@@ -207,15 +212,18 @@ impl Store {
             return read.clone();
         }
         let mut policies = BTreeMap::new();
-        let mut objects = Vec::new();
+        let (mut objects, mut pods) = (Vec::new(), Vec::new());
         for (kept, kind) in self.kinds.iter().zip(&KINDS) {
             for (key, told) in &kept.objects {
                 match told {
                     Told::Policy(text) => _ = policies.insert(kind.full_name(key), text.clone()),
+                    Told::Seen(seen) if kind.name == KINDS[PODS].name => pods.push((self.claims.since(key), &**seen)),
                     Told::Seen(seen) => objects.push(&**seen),
                 }
             }
         }
+        pods.sort_by_key(|(since, _)| *since);
+        objects.extend(pods.into_iter().map(|(_, pod)| pod));
         let mentioned = KINDS.iter().zip(&self.kinds).filter(|(kind, _)| kind.is_policy);
         let mentioned = mentioned.flat_map(|(_, kept)| kept.objects.keys().map(|key| key.namespace.as_str()));
         let (workloads, notes) = manifest::live(objects, mentioned);
@@ -232,7 +240,7 @@ impl Store {
 
 impl changes::Objects for Store {
     fn get(&self, kind: usize, key: &Key) -> Option<&Seen> {
-        self.kinds[kind].objects.get(key)?.seen().map(|seen| &**seen)
+        seen(&self.kinds[kind].objects, key)
     }
 
     fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)> {
@@ -244,6 +252,10 @@ impl changes::Objects for Store {
     fn all(&self, kind: usize) -> impl Iterator<Item = (&Key, &Seen)> {
         self.kinds[kind].objects.iter().filter_map(|(key, told)| Some((key, &**told.seen()?)))
     }
+}
+
+fn seen<'a>(objects: &'a BTreeMap<Key, Told>, key: &Key) -> Option<&'a Seen> {
+    objects.get(key)?.seen().map(|seen| &**seen)
 }
 
 fn key(object: &Value) -> Key {

@@ -247,6 +247,49 @@ fn placed(name: &str, created: &str, address: Option<&str>) -> Value {
 }
 
 #[test]
+fn who_said_last_that_it_has_an_address_has_it() {
+    const SAME: &str = "2026-01-01T00:00:01Z";
+    const LATER: &str = "2026-01-01T00:00:02Z";
+    let followed = Followed::new();
+    let owners = || {
+        let workloads = listed(&followed.read()).workloads;
+        let owners = workloads.iter().filter(|(_, workload)| !workload.endpoints.is_empty());
+        owners.map(|(name, _)| name.name.clone()).collect::<Vec<_>>()
+    };
+    let is = |pod: Value| followed.tell(&Told::Is(PODS, pod));
+    let [one, other] = [Some(ADDRESSES[0]), Some(ADDRESSES[1])];
+    // The younger one is first to have it.
+    is(placed("p1", LATER, one));
+    is(placed("p0", SAME, None));
+    assert_eq!(owners(), ["p1"]);
+    is(placed("p0", SAME, one));
+    assert_eq!(owners(), ["p0"]);
+    is(placed("p2", SAME, one));
+    assert_eq!(owners(), ["p2"]);
+    is(placed("p0", SAME, other));
+    is(placed("p0", SAME, one));
+    assert_eq!(owners(), ["p0"]);
+
+    // What is listed anew says nothing of an order that is known, and of others who is younger.
+    let mut store = followed.store();
+    store.begin(PODS);
+    for pod in [placed("p0", SAME, one), placed("p1", LATER, one), placed("p2", SAME, one)] {
+        store.list(PODS, pod).unwrap();
+    }
+    store.end(PODS);
+    drop(store);
+    assert_eq!(owners(), ["p0"]);
+    let mut store = followed.store();
+    store.begin(PODS);
+    for pod in [placed("p0", SAME, one), placed("p3", LATER, one), placed("p4", SAME, one)] {
+        store.list(PODS, pod).unwrap();
+    }
+    store.end(PODS);
+    drop(store);
+    assert_eq!(owners(), ["p3"]);
+}
+
+#[test]
 fn a_pod_has_run_that_has_an_address() {
     let followed = Followed::new();
     let known = || {

@@ -59,7 +59,7 @@ impl Objects {
 }
 
 /// Puts together what runs in a cluster (`namespaces` are those of policies), by what its API server says of it at a moment at which things come and go: nothing is made up, and where two
-/// have one address the newer one has it. What else does not fit is told beside it.
+/// have one address the one that stands behind the other has it. What else does not fit is told beside it.
 pub(crate) fn live<'a>(objects: Vec<&'a Seen>, namespaces: impl Iterator<Item = &'a str>) -> (Workloads, Diagnostics) {
     let objects = objects.into_iter().map(|Seen(object)| object).collect();
     let mut join = Join::new(objects, Diagnostics::default(), true);
@@ -134,7 +134,7 @@ impl<'a> Join<'a> {
         if live {
             // One that waits for a node is nobody's peer yet.
             alive.retain(|pod| pod.template.node.is_some());
-            alive.sort_by(|a, b| b.metadata.created.cmp(&a.metadata.created));
+            alive.reverse();
         }
         for pod in alive {
             let node = self.node(&pod.metadata, &pod.template);
@@ -671,11 +671,9 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_was_given_again_is_the_newer_pods() {
-        let pod = |name, created| {
-            running(name, created, "spec: { nodeName: n1 }\nstatus: { phase: Running, podIP: 10.244.1.5 }")
-        };
-        for pods in [[pod("old", "01"), pod("new", "02")], [pod("a-new", "02"), pod("z-old", "01")]] {
+    fn an_address_that_was_given_again_is_the_last_pods() {
+        let pod = |name| running(name, "01", "spec: { nodeName: n1 }\nstatus: { phase: Running, podIP: 10.244.1.5 }");
+        for pods in [[pod("old"), pod("new")], [pod("z-old"), pod("a-new")]] {
             let (found, notes) = cluster(&pods.concat());
             assert!(notes.0.is_empty(), "{notes}");
             let owners = found.workloads.iter().filter(|(_, workload)| !workload.endpoints.is_empty());

@@ -27,6 +27,14 @@ impl Seen {
         pod.into_iter().flat_map(|pod| pod.addresses.keys().copied())
     }
 
+    /// When a pod was made, as the API server writes it.
+    pub(crate) fn created(&self) -> &str {
+        match &self.0 {
+            Object::Pod(pod) => &pod.metadata.created,
+            _ => "",
+        }
+    }
+
     /// Whether it is a service whose selector has this pod.
     pub(crate) fn selects(&self, pod: &Self) -> bool {
         match (&self.0, &pod.0) {

@@ -1,0 +1,72 @@
+//! Addresses and ranges of addresses that go from one to another.
+
+use std::net::Ipv4Addr;
+
+use bulkhead_cluster::Cluster;
+
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
+
+use crate::puppet::{Puppet, claim, puppet};
+
+/// Of two pods that say they have an address the one has it that said it last, however old they are and whatever they are called; and a pod has it only
+/// behind the node whose range it is of.
+#[test]
+fn the_last_to_claim_an_address_has_it() {
+    let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), "---\n", POLICY].concat());
+    guarded.wait_for(&["db"]);
+    let db: Ipv4Addr = guarded.address("db").parse().unwrap();
+    let node = guarded.cluster.node(1);
+    let [address, aside] = [5, 6].map(|last| Ipv4Addr::new(10, 244, 8, last));
+    let [one, other] = [8, 9].map(|number| Puppet::new(&guarded, number));
+    let becomes = |from: &Puppet<'_>, answered: bool| {
+        eventually(&format!("behind {}: {answered}", from.name()), || from.is_answered(address, node, db) == answered);
+    };
+    one.register("10.244.8.0/24");
+    other.register("10.244.9.0/24");
+    // All of one second.
+    let pods = [("early", "web"), ("guest", "guest"), ("late", "web")];
+    guarded.apply(&pods.map(|(name, app)| puppet(name, "n8", app)).concat());
+    claim(&guarded, "early", address);
+    becomes(&one, true);
+    assert!(!other.is_answered(address, node, db), "it is behind another node");
+    claim(&guarded, "guest", address);
+    becomes(&one, false);
+    claim(&guarded, "late", address);
+    becomes(&one, true);
+    for pods in [["early", "guest"], ["guest", "late"]].into_iter().cycle().take(10) {
+        for pod in pods {
+            claim(&guarded, pod, aside);
+            claim(&guarded, pod, address);
+        }
+    }
+    becomes(&one, true);
+    claim(&guarded, "guest", aside);
+    claim(&guarded, "guest", address);
+    becomes(&one, false);
+    claim(&guarded, "late", aside);
+    claim(&guarded, "late", address);
+    becomes(&one, true);
+
+    // The range moves, and the address in it is another pod's. That `late` still says it has it, and may call, helps nobody.
+    one.leave();
+    other.leave();
+    eventually("nobody is behind a node that is gone", || !one.is_answered(address, node, db));
+    other.register("10.244.8.0/24");
+    one.register("10.244.9.0/24");
+    guarded.apply(&puppet("moved", "n9", "guest"));
+    claim(&guarded, "moved", address);
+    let bound = ["verdict=\"blocked\"", "reason=\"wrong_vtep\""];
+    let counted = || guarded.metric(1, "bulkhead_underlay_packets_total", &bound);
+    let before = counted();
+    eventually("the range is not that of the node it was of", || {
+        assert!(!one.is_answered(address, node, db));
+        counted() > before
+    });
+    assert!(!other.is_answered(address, node, db));
+    guarded.kubectl(&["--namespace=shop", "label", "pod", "moved", "app=web", "--overwrite"]);
+    becomes(&other, true);
+    assert!(!one.is_answered(address, node, db));
+    guarded.kubectl(&["--namespace=shop", "label", "pod", "moved", "app=guest", "--overwrite"]);
+    becomes(&other, false);
+}
