@@ -46,15 +46,31 @@ impl Guarded {
         let mut guarded = Self::bare(builder)?;
         guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
-        for node in 0..guarded.cluster.nodes().len() {
-            guarded.install(node);
-            let agents = [guarded.agent(node), guarded.follower(node)];
-            guarded.agents.push(agents);
-        }
+        (0..guarded.cluster.nodes().len()).for_each(|node| guarded.guard(node));
         for node in 0..guarded.agents.len() {
             guarded.wait_for_agent(node);
         }
         Some(guarded)
+    }
+
+    /// Installs the plugin on the node behind those that are guarded, and starts its agent.
+    fn guard(&mut self, node: usize) {
+        self.install(node);
+        self.agents.push([self.agent(node), self.follower(node)]);
+    }
+
+    /// Takes the last node out of the cluster.
+    pub fn remove_last_node(&mut self) {
+        self.agents.pop();
+        self.cluster.remove_last_node().unwrap();
+    }
+
+    /// Adds one with a range of pods' addresses.
+    pub fn add_node(&mut self, pods: &str) {
+        self.cluster.add_node(pods.parse().unwrap()).unwrap();
+        let node = self.agents.len();
+        self.guard(node);
+        self.wait_for_agent(node);
     }
 
     /// A cluster that nobody guards yet.

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_topology::Netns;
+use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use crate::{
@@ -78,7 +79,7 @@ impl Builder {
         };
         let control = Control::start(&shared)?;
         let mut cluster = Cluster { nodes: Vec::new(), control, shared, _directory: directory };
-        cluster.register()?;
+        cluster.register((1..=self.plan.nodes).map(|number| (number, self.plan.pods_of(number))))?;
         let (shared, control) = (&cluster.shared, &cluster.control);
         cluster.nodes = thread::scope(|scope| {
             let starts: Vec<_> =
@@ -259,10 +260,9 @@ impl Cluster {
     }
 
     /// Says which nodes there will be, and which pods' addresses each has: flanneld asks for them when it starts, and nobody has to wait for the others.
-    fn register(&self) -> Result<()> {
-        let nodes: Vec<_> = (1..=self.shared.plan.nodes)
-            .map(|number| {
-                let pods = self.shared.plan.pods_of(number);
+    fn register(&self, nodes: impl Iterator<Item = (u8, Vec<IpNetwork>)>) -> Result<()> {
+        let nodes: Vec<_> = nodes
+            .map(|(number, pods)| {
                 json!({
                     "apiVersion": "v1",
                     "kind": "Node",
@@ -272,6 +272,34 @@ impl Cluster {
             })
             .collect();
         self.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": nodes }).to_string()).map(drop)
+    }
+
+    /// Takes the last node out: the machine is gone with its disk, and nobody in the cluster knows of it any more.
+    ///
+    /// # Errors
+    /// The API server or the disk refuses.
+    pub fn remove_last_node(&mut self) -> Result<()> {
+        let node = self.nodes.pop().context("a cluster without nodes")?;
+        let (name, directory) = (node.name.clone(), node.directory().to_owned());
+        drop(node);
+        // Its namespace goes with its link when the kernel finds the time, and the next node needs the name.
+        let gone = || Ok(!self.control.netns.command("ip").args(["link", "show", &name]).output()?.status.success());
+        let _ = self.control.netns.command("ip").args(["link", "delete", &name]).output()?;
+        self.shared.eventually("its link is gone", gone)?;
+        fs::remove_dir_all(directory)?;
+        self.kubectl(&["delete", "node", &name]).map(drop)
+    }
+
+    /// Adds a node behind the others, as a new machine with a range of pods' addresses, and waits until it is ready. For a cluster of one family.
+    ///
+    /// # Errors
+    /// It is not ready in time, or the cluster has two.
+    pub fn add_node(&mut self, pods: IpNetwork) -> Result<()> {
+        ensure!(!self.shared.plan.dual_stack, "one range for two families");
+        let number = u8::try_from(self.nodes.len() + 1)?;
+        self.register([(number, vec![pods])].into_iter())?;
+        self.nodes.push(Node::start(&self.shared, &self.control, number)?);
+        self.wait_ready()
     }
 }
 

@@ -9,7 +9,7 @@ use bulkhead_topology::traffic::{Capture, Frame as Seen};
 
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, eventually, server};
 
-use crate::puppet::{Puppet, mac_of};
+use crate::puppet::{Puppet, dropped, mac_of};
 
 /// Source port of what is forged.
 const FORGED: u16 = 6666;
@@ -32,10 +32,7 @@ fn forged_tunnel_packets_reach_no_pod() {
     let send = || (0..10).for_each(|_| host.send(&frame, node));
     let forged = |frame: &Seen| frame.bytes.get(34..36) == Some(&FORGED.to_be_bytes()[..]);
     let witness = Capture::count(&node.netns, "cni0", forged).unwrap();
-    let counted = |reason: &str| {
-        let labels = ["verdict=\"blocked\"", &format!("reason=\"{reason}\"")];
-        guarded.metric(1, "bulkhead_underlay_packets_total", &labels)
-    };
+    let counted = |reason: &str| dropped(&guarded, 1, reason);
     let before = counted("unknown_vtep");
     send();
     eventually("all of it is counted", || counted("unknown_vtep") == before + 10.0);

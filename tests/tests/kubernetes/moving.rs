@@ -3,10 +3,11 @@
 use std::net::Ipv4Addr;
 
 use bulkhead_cluster::Cluster;
+use bulkhead_fixtures::{Frame, tcp};
 
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
 
-use crate::puppet::{Puppet, claim, puppet};
+use crate::puppet::{Puppet, claim, dropped, mac_of, puppet};
 
 /// Of two pods that say they have an address the one has it that said it last, however old they are and whatever they are called; and a pod has it only
 /// behind the node whose range it is of.
@@ -56,12 +57,10 @@ fn the_last_to_claim_an_address_has_it() {
     one.register("10.244.9.0/24");
     guarded.apply(&puppet("moved", "n9", "guest"));
     claim(&guarded, "moved", address);
-    let bound = ["verdict=\"blocked\"", "reason=\"wrong_vtep\""];
-    let counted = || guarded.metric(1, "bulkhead_underlay_packets_total", &bound);
-    let before = counted();
+    let before = dropped(&guarded, 1, "wrong_vtep");
     eventually("the range is not that of the node it was of", || {
         assert!(!one.is_answered(address, node, db));
-        counted() > before
+        dropped(&guarded, 1, "wrong_vtep") > before
     });
     assert!(!other.is_answered(address, node, db));
     guarded.kubectl(&["--namespace=shop", "label", "pod", "moved", "app=web", "--overwrite"]);
@@ -69,4 +68,40 @@ fn the_last_to_claim_an_address_has_it() {
     assert!(!one.is_answered(address, node, db));
     guarded.kubectl(&["--namespace=shop", "label", "pod", "moved", "app=guest", "--overwrite"]);
     becomes(&other, false);
+}
+
+/// A node is taken out, and joins again as a new machine, with the same name and underlay address and another range of pods' addresses.
+#[test]
+fn a_node_that_joins_again_has_its_new_range_alone() {
+    let Some(mut guarded) = Guarded::start(Cluster::builder()) else { return };
+    let callers = [server("web", "n2"), server("guest", "n2")].concat();
+    guarded.apply(&[NAMESPACE, &server("db", "n1"), &callers, POLICY].concat());
+    guarded.wait_for(&["db", "web", "guest"]);
+    let db: Ipv4Addr = guarded.address("db").parse().unwrap();
+    let served = format!("{db}:8080");
+    guarded.becomes("guest", &served, false);
+    guarded.becomes("web", &served, true);
+    let old: Ipv4Addr = guarded.address("web").parse().unwrap();
+
+    guarded.remove_last_node();
+    guarded.kubectl(&["--namespace=shop", "delete", "pod", "web", "guest", "--force", "--grace-period=0"]);
+    guarded.add_node("10.244.7.0/24");
+    guarded.apply(&callers);
+    guarded.wait_for(&["web", "guest"]);
+    let new: Ipv4Addr = guarded.address("web").parse().unwrap();
+    assert!(old.octets()[2] == 2 && new.octets()[2] == 7, "{old} {new}");
+    guarded.becomes("web", &served, true);
+    guarded.becomes("guest", &served, false);
+    // The other way, to where the pods are now.
+    guarded.becomes("db", &format!("{new}:8080"), true);
+
+    // The old range is not the node's to send from, though it was.
+    let callee = guarded.cluster.node(0);
+    let frame = Frame::eth([2, 0, 0, 0, 0, 9], mac_of(callee, "flannel.1")).ipv4(old, db).tcp(6666, 8080, tcp::SYN);
+    let before = dropped(&guarded, 0, "wrong_vtep");
+    Puppet::of(&guarded, 1).send(&frame, callee);
+    eventually("what comes from the old range is dropped", || dropped(&guarded, 0, "wrong_vtep") > before);
+    for node in 0..2 {
+        assert_eq!(guarded.metric(node, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(node));
+    }
 }

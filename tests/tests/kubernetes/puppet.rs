@@ -37,6 +37,13 @@ impl<'a> Puppet<'a> {
         Self { guarded, number, socket }
     }
 
+    /// Root on a real node, who sends beside the tunnel's own socket. Answers go there.
+    pub(crate) fn of(guarded: &'a Guarded, node: usize) -> Self {
+        let of = guarded.cluster.node(node);
+        let socket = of.netns.run(|| UdpSocket::bind((of.address, 0))).unwrap();
+        Self { guarded, number: u8::try_from(node + 1).unwrap(), socket }
+    }
+
     pub(crate) fn name(&self) -> String {
         format!("n{}", self.number)
     }
@@ -96,6 +103,12 @@ impl<'a> Puppet<'a> {
             }
         }
     }
+}
+
+/// How many tunnel packets a node has dropped for a reason.
+pub(crate) fn dropped(guarded: &Guarded, node: usize, reason: &str) -> f64 {
+    let labels = ["verdict=\"blocked\"", &format!("reason=\"{reason}\"")];
+    guarded.metric(node, "bulkhead_underlay_packets_total", &labels)
 }
 
 /// That of a link of a node.
