@@ -361,6 +361,12 @@ fn tables_and_chains_are_listed() {
         expected.chains = chains;
     }
     assert_eq!(netns.run(Firewall::look).unread, expected.unread);
+
+    let ask = ["-t", "mangle", "-A", "FORWARD", "-j", "NFQUEUE"];
+    let asked = netns.command("iptables-nft").args(ask).output();
+    if skip::require("iptables-nft with NFQUEUE", asked.is_ok_and(|output| output.status.success())) {
+        assert_eq!(netns.run(Firewall::look).queues, [pair("ip", "mangle")].into());
+    }
 }
 
 #[test]

@@ -65,12 +65,17 @@ impl Firewall {
             } else if let Some(chain) = object.get("chain") {
                 self.chains.insert(text(chain, "name"));
             } else if let Some(rule) = object.get("rule")
-                && rule["expr"].as_array().into_iter().flatten().any(|statement| statement.get("queue").is_some())
+                && rule["expr"].as_array().into_iter().flatten().any(asks)
             {
                 self.queues.insert((text(rule, "family"), text(rule, "table")));
             }
         }
     }
+}
+
+/// Whether a statement asks a program; by iptables' `NFQUEUE` too.
+fn asks(statement: &Value) -> bool {
+    statement.get("queue").is_some() || statement["xt"]["name"] == "NFQUEUE"
 }
 
 /// Chains in what `iptables-save` writes: `:KUBE-SERVICES - [0:0]`.
