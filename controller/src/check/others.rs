@@ -104,13 +104,15 @@ enum Beside {
 const ENGINES: [Engine; 7] = [
     Engine {
         name: "kube-router",
-        chains: &["KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"],
+        // Without policies it has chains KUBE-ROUTER-SERVICES and others.
+        chains: &["KUBE-ROUTER-INPUT", "KUBE-ROUTER-FORWARD", "KUBE-ROUTER-OUTPUT", "KUBE-POD-FW-", "KUBE-NWPLCY-"],
         tables: &[],
         links: &[],
         programs: &[],
         beside: Beside::Both,
-        remedy: "in k3s `k3s server --disable-network-policy` (then restart the node, its rules stay till then); elsewhere kube-router \
-                 `--run-firewall=false`",
+        remedy: "when Bulkhead enforces: in k3s `disable-network-policy: true` in /etc/rancher/k3s/config.yaml and a restart of k3s, elsewhere \
+                 kube-router `--run-firewall=false`; then its rules, which stay, on each node: `iptables-save --table filter | grep -vE \
+                 'KUBE-(ROUTER-(INPUT|FORWARD|OUTPUT)|POD-FW|NWPLCY)' | iptables-restore`, and the same with ip6tables",
     },
     Engine {
         name: "kube-network-policies",
@@ -119,8 +121,9 @@ const ENGINES: [Engine; 7] = [
         links: &[],
         programs: &[],
         beside: Beside::Both,
-        remedy: "delete its DaemonSet (`kubectl -n kube-system delete daemonset kube-network-policies`) and its table (`nft delete table inet \
-                 kube-network-policies`)",
+        remedy: "when Bulkhead enforces: its table on each node (`nft delete table inet kube-network-policies`), which drops what it would ask about \
+                 once nobody answers, then its DaemonSet (`kubectl -n kube-system delete daemonset kube-network-policies`), then the table again \
+                 where it came back",
     },
     Engine {
         name: "Calico",

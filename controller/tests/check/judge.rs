@@ -193,6 +193,17 @@ fn the_mode_of_kube_proxy_is_told_by_its_rules() {
 }
 
 #[test]
+fn a_kube_router_without_policies_is_none_that_enforces() {
+    let with = |chain: &str| {
+        line("policies", |facts| {
+            facts.firewall.chains.insert(chain.to_owned());
+        })
+    };
+    assert_eq!(with("KUBE-ROUTER-SERVICES").verdict, Verdict::Ok);
+    assert!(with("KUBE-ROUTER-INPUT").found.starts_with("kube-router is here"));
+}
+
+#[test]
 fn a_network_that_is_not_up_yet_is_said() {
     let line = line("overlay", |facts| facts.network = Ok(Survey::default()));
     assert_eq!(line.verdict, Verdict::Warning);
