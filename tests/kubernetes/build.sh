@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds a Kubernetes with flannel out of the Go module beside it, and the images of its pods: for tests/cluster. Called by tests/setup/setup.sh.
+# Builds a Kubernetes with flannel out of the Go module beside it, the images of its pods, and others that enforce policies: for tests/cluster. Called by
+# tests/setup/setup.sh.
 # usage: build.sh DIRECTORY     done once, unless something here changes: DIRECTORY/stamp, written last, says what was built
 #        build.sh --stamp       prints what it would say
 set -euo pipefail
@@ -30,6 +31,7 @@ programs() { go list -f '{{if eq .Name "main"}}{{.ImportPath}}{{end}}' tool | gr
 mapfile -t packages < <(programs)
 go build -ldflags "$flags" -o "$directory/" "${packages[@]}" ./coredns
 mv "$directory/server" "$directory/etcd"
+mv "$directory/cmd" "$directory/kube-network-policies"
 CGO_ENABLED=1 go build -ldflags "$flags" -o "$directory/flanneld" github.com/flannel-io/flannel
 go test -c -ldflags "$flags" -o "$directory/e2e.test" k8s.io/kubernetes/test/e2e
 
@@ -37,9 +39,19 @@ go test -c -ldflags "$flags" -o "$directory/e2e.test" k8s.io/kubernetes/test/e2e
 
 work=$(mktemp -d "$directory/images.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-archive=$work/archive
-mkdir "$archive"
-manifests=()
+
+begin_archive() {
+  archive=$work/archive
+  mkdir "$archive"
+  manifests=()
+}
+
+# end_archive NAME: puts the images since its beginning into DIRECTORY/NAME.tar.
+end_archive() {
+  (IFS=,; printf '[%s]' "${manifests[*]}") >"$archive/manifest.json"
+  tar --create --file "$directory/$1.tar" --directory "$archive" .
+  rm -r "$archive"
+}
 
 # image PROGRAM COMMAND REFERENCE...: an image of one layer with the program and busybox. COMMAND is JSON.
 image() {
@@ -57,11 +69,16 @@ image() {
   manifests+=("$(printf '{"Config":"%s.json","RepoTags":[%s],"Layers":["%s.tar"]}' "$program" "${references:1}" "$program")")
 }
 
+begin_archive
 # The names that Kubernetes' own tests ask for; `agnhost pause` does what the image for pods' namespaces has to.
 image agnhost '["pause"]' registry.k8s.io/e2e-test-images/agnhost:2.56 registry.k8s.io/pause:3.10
 image coredns null bulkhead.test/coredns:latest
-(IFS=,; printf '[%s]' "${manifests[*]}") >"$archive/manifest.json"
-tar --create --file "$directory/images.tar" --directory "$archive" .
+end_archive images
+
+# Not every cluster has this one.
+begin_archive
+image kube-network-policies null bulkhead.test/kube-network-policies:latest
+end_archive kube-network-policies
 
 stamp >"$directory/stamp.new"
 mv "$directory/stamp.new" "$directory/stamp"

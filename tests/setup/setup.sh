@@ -25,8 +25,8 @@ usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --d
   --dry-run  print the steps that are missing, take none of them
   --build    what a build needs and no more: the kernel is not asked whether it could run what is built
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
-  --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, Go, and below target/
-             flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
+  --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, ipset, Go, and below
+             target/ flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
   --lab      what `make lab` needs too: of these the reference CNI plugins, containerd, runc, busybox, conntrack, openssl, Go, flannel's CNI plugin and
              Kubernetes, and helm
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
@@ -159,6 +159,7 @@ base_packages() {
   if $tests; then
     install_for podman podman "the tests start real containers"
     install_for systemd-analyze systemd "a test checks the unit file"
+    install_for ipset ipset "kube-router keeps addresses in sets"
   fi
   if $lint; then
     install_for shellcheck shellcheck "make lint checks the shell scripts"

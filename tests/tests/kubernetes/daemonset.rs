@@ -11,12 +11,12 @@ use bulkhead_tests::{
 
 use crate::lasting::{caller, calls};
 
-const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
+pub(crate) const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
 const UNINSTALL: &str = include_str!("../../../controller/deploy/kubernetes/uninstall.yaml");
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 
 /// Makes the image that the manifests name, and brings it onto all nodes.
-fn import_image(guarded: &Guarded) {
+pub(crate) fn import_image(guarded: &Guarded) {
     let archive = guarded.cluster.directory().join("bulkhead.tar");
     let program = bulkhead().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes/agent-image.sh");
@@ -30,7 +30,7 @@ fn import_image(guarded: &Guarded) {
 
 /// Waits until the DaemonSet is as it was applied, and ready on all nodes.
 #[track_caller]
-fn rolled_out(guarded: &Guarded) {
+pub(crate) fn rolled_out(guarded: &Guarded) {
     let words = ["--namespace=kube-system", "rollout", "status", "daemonset/bulkhead", "--timeout=120s"];
     if let Err(error) = guarded.cluster.kubectl(&words) {
         let selector = "--selector=app.kubernetes.io/name=bulkhead";
