@@ -23,7 +23,7 @@ enum Suite {
     Datapath(datapath::Options),
     /// Time and memory of the policy compiler by the size of the cluster.
     Policy(policy::Options),
-    /// Time from a policy's call to the API server until it holds on both nodes of a real cluster. Needs root and the programs of the tests.
+    /// What Bulkhead takes, and how soon what is said holds, on a real cluster. Needs root and the programs of the tests.
     Kubernetes(kubernetes::Options),
     /// Time that the CNI plugin adds to the start of a container. Needs root and the reference plugins.
     Cni(cni::Options),

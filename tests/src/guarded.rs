@@ -46,17 +46,21 @@ impl Guarded {
         let mut guarded = Self::bare(builder)?;
         guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
-        (0..guarded.cluster.nodes().len()).for_each(|node| guarded.guard(node));
+        (0..guarded.cluster.nodes().len()).for_each(|node| guarded.begin(node));
         for node in 0..guarded.agents.len() {
             guarded.wait_for_agent(node);
         }
         Some(guarded)
     }
 
-    /// Installs the plugin on the node behind those that are guarded, and starts its agent.
-    fn guard(&mut self, node: usize) {
+    /// Installs on a node that was guarded, or on the one behind those that are, and starts its agent.
+    fn begin(&mut self, node: usize) {
         self.install(node);
-        self.agents.push([self.agent(node), self.follower(node)]);
+        let daemons = [self.agent(node), self.follower(node)];
+        match self.agents.get_mut(node) {
+            Some(before) => *before = daemons,
+            None => self.agents.push(daemons),
+        }
     }
 
     /// Takes the last node out of the cluster.
@@ -68,9 +72,7 @@ impl Guarded {
     /// Adds one with a range of pods' addresses.
     pub fn add_node(&mut self, pods: &str) {
         self.cluster.add_node(pods.parse().unwrap()).unwrap();
-        let node = self.agents.len();
-        self.guard(node);
-        self.wait_for_agent(node);
+        self.guard(self.agents.len());
     }
 
     /// A cluster that nobody guards yet.
@@ -144,6 +146,31 @@ impl Guarded {
         self.agents[node][0] = self.agent(node);
     }
 
+    /// Number of the process of a node's agent.
+    pub fn agent_pid(&self, node: usize) -> Option<u32> {
+        self.agents[node][0].pid()
+    }
+
+    /// Has the agent of a node, which must have ended, forget all that it knew.
+    pub fn forget(&self, node: usize) {
+        fs::remove_dir_all(self.state(node, "state")).unwrap();
+    }
+
+    /// Ends a node's programs and takes out of it all that was installed.
+    pub fn unguard(&mut self, node: usize) {
+        self.agents[node].iter_mut().for_each(|daemon| daemon.stop().unwrap());
+        let mut uninstall = self.cluster.node(node).command(bulkhead().unwrap());
+        uninstall.arg("uninstall").arg("--record").arg(self.state(node, "install"));
+        let output = uninstall.arg("--state").arg(self.state(node, "state")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Installs, and has an agent guard what runs there.
+    pub fn guard(&mut self, node: usize) {
+        self.begin(node);
+        self.wait_for_agent(node);
+    }
+
     /// Waits until all agents answer.
     pub fn wait_for_agents(&mut self) {
         (0..self.agents.len()).for_each(|node| self.wait_for_agent(node));
@@ -172,7 +199,8 @@ impl Guarded {
     /// How many programs are attached to links of a node and pinned.
     pub fn links(&self, node: usize) -> usize {
         let pins = self.cluster.node(node).file("/sys/fs/bpf/bulkhead");
-        let layouts = fs::read_dir(pins).unwrap().map(|layout| layout.unwrap().path().join("links"));
+        // Nothing is there where nothing is installed.
+        let layouts = fs::read_dir(pins).into_iter().flatten().map(|layout| layout.unwrap().path().join("links"));
         layouts.filter_map(|links| fs::read_dir(links).ok()).map(Iterator::count).sum()
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bulkhead_cluster::Node;
 use nix::sched::{CloneFlags, setns};
 
@@ -18,6 +18,8 @@ use nix::sched::{CloneFlags, setns};
 const GAP: Duration = Duration::from_millis(1);
 /// An answer that takes longer does not come.
 const ANSWER: Duration = Duration::from_millis(20);
+/// What nobody waits longer for.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// So many of the latest calls say how it is.
 const ALIKE: usize = 30;
 
@@ -40,7 +42,10 @@ impl Pod {
     }
 
     /// Runs something there, on a thread of its own. What it came to is sent, unless nobody listens.
-    fn spawn<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> Result<mpsc::Receiver<T>> {
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<mpsc::Receiver<T>> {
         let namespace = File::open(&self.namespace)?;
         let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
@@ -69,7 +74,7 @@ pub(crate) fn server(pod: &Pod, port: u16) -> Result<()> {
 /// Calls in the order in which they were made: when, and whether they were answered, once that is known.
 type Calls = VecDeque<(Instant, bool)>;
 
-/// Calls that go on until the process ends.
+/// Calls that go on while there is one.
 pub(crate) struct Flow(Arc<Mutex<Calls>>);
 
 impl Flow {
@@ -79,7 +84,8 @@ impl Flow {
         from.spawn(move || {
             let mut open: VecDeque<(Instant, UdpSocket)> = VecDeque::new();
             let mut next = Instant::now();
-            loop {
+            // Who asks for them is gone when nobody else has them.
+            while Arc::strong_count(&known) > 1 {
                 if let Some(socket) = call(own, (to, port)) {
                     open.push_back((Instant::now(), socket));
                 }
@@ -127,6 +133,16 @@ impl Flow {
         let answered = calls.iter().filter(|(sent, answered)| *answered && *sent >= since).map(|(sent, _)| *sent);
         Some(answered.max().map_or(Duration::ZERO, |sent| sent - since))
     }
+}
+
+/// Waits until the calls of all flows are answered, or none is.
+pub(super) fn until(flows: &[Flow], answered: bool) -> Result<()> {
+    let start = Instant::now();
+    while !flows.iter().all(|flow| flow.is_answered() == answered) {
+        ensure!(start.elapsed() < PATIENCE, "calls are answered: not {answered} within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 fn call(own: IpAddr, to: (IpAddr, u16)) -> Option<UdpSocket> {

@@ -60,6 +60,20 @@ impl Builder {
         self
     }
 
+    /// Which controllers run, as `--controllers` has it: `*,-NAME` leaves one out. All that run by default unless said.
+    #[must_use]
+    pub fn controllers(mut self, controllers: &'static str) -> Self {
+        self.plan.controllers = controllers;
+        self
+    }
+
+    /// Whose requests to the API server are written down, by the name of the user; see [`Cluster::requests`]. Nobody's unless said.
+    #[must_use]
+    pub fn audit(mut self, user: &'static str) -> Self {
+        self.plan.audited = Some(user);
+        self
+    }
+
     /// Starts it. On return the nodes are ready, and names of Services are resolved.
     ///
     /// # Errors
@@ -109,7 +123,14 @@ impl Cluster {
     /// Starts with two nodes, iptables, IPv4 and VXLAN.
     #[must_use]
     pub fn builder() -> Builder {
-        let plan = Plan { nodes: 2, proxy: ProxyMode::Iptables, dual_stack: false, backend: Backend::Vxlan };
+        let plan = Plan {
+            nodes: 2,
+            proxy: ProxyMode::Iptables,
+            dual_stack: false,
+            backend: Backend::Vxlan,
+            controllers: "*",
+            audited: None,
+        };
         Builder { plan }
     }
 
@@ -173,6 +194,24 @@ impl Cluster {
     /// It failed; the error has what it printed.
     pub fn kubectl(&self, words: &[&str]) -> Result<String> {
         self.shared.kubectl(&self.control.netns, words, "")
+    }
+
+    /// Requests of the user of [`Builder::audit`] so far, each as verb and path.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn requests(&self) -> Result<Vec<(String, String)>> {
+        let text = match fs::read_to_string(Control::requests(&self.shared)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        let request = |line: &str| {
+            let event: serde_json::Value = serde_json::from_str(line)?;
+            let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+            Ok((text("verb"), text("requestURI")))
+        };
+        // The last line may not be whole yet.
+        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(request).collect()
     }
 
     /// Applies manifests.

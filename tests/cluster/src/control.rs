@@ -1,9 +1,10 @@
 //! The control plane: etcd, API server, controller manager and scheduler.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::Result;
 use bulkhead_topology::{Netns, random_mac, rtnl::Rtnl};
+use serde_json::json;
 
 use crate::{
     credentials::flag,
@@ -90,6 +91,14 @@ impl Control {
             &credentials.option("kubelet-certificate-authority", "ca.crt"),
             "--kubelet-preferred-address-types=InternalIP",
         ]);
+        if let Some(user) = shared.plan.audited {
+            let policy = shared.directory.join("control/audit.json");
+            let rules = json!([{ "level": "Metadata", "users": [user], "omitStages": ["ResponseStarted", "ResponseComplete", "Panic"] }]);
+            let document = json!({ "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules });
+            fs::write(&policy, document.to_string())?;
+            let log = Self::requests(shared);
+            command.args([flag("audit-policy-file", &policy), flag("audit-log-path", &log)]);
+        }
         let mut api = self.space.start("kube-apiserver", command)?;
         shared.eventually("the API server is ready", || {
             api.check()?;
@@ -97,6 +106,11 @@ impl Control {
         })?;
         self.api = Some(api);
         Ok(())
+    }
+
+    /// Where requests are written down, one a line.
+    pub(crate) fn requests(shared: &Shared) -> PathBuf {
+        shared.directory.join("control/requests.jsonl")
     }
 
     /// Stops the API server; what it knows stays in etcd.
@@ -121,6 +135,7 @@ impl Control {
                 &credentials.option("root-ca-file", "ca.crt"),
                 &format!("--service-cluster-ip-range={}", shared.plan.services()),
                 "--use-service-account-credentials",
+                &format!("--controllers={}", shared.plan.controllers),
             ],
         )?;
         self.run(

@@ -67,6 +67,10 @@ pub(crate) struct Plan {
     pub(crate) proxy: ProxyMode,
     pub(crate) dual_stack: bool,
     pub(crate) backend: Backend,
+    /// As the controller manager has it.
+    pub(crate) controllers: &'static str,
+    /// Whose requests are written down.
+    pub(crate) audited: Option<&'static str>,
 }
 
 impl Plan {

@@ -1,0 +1,168 @@
+//! Objects of a large cluster, as its API server keeps them.
+
+use serde_json::{Value, json};
+
+use super::Size;
+
+/// An object, by its name in etcd.
+pub(super) type Object = (String, Value);
+
+/// When all of them were made.
+const CREATED: &str = "2026-01-01T00:00:00Z";
+/// Generated nodes' pods are in `10.244.0.0/16` behind those of the real nodes, 64 addresses each, so that flannel takes them for its own.
+const FIRST: usize = 10 * 4;
+/// Most nodes for which there are addresses.
+pub(super) const MOST: usize = 1024 - FIRST;
+/// Most pods of a node.
+pub(super) const DENSITY: usize = 60;
+
+impl Size {
+    /// All of them but the pods.
+    pub(super) fn others(self) -> impl Iterator<Item = Object> {
+        let nodes = (0..self.nodes).map(node);
+        nodes.chain((0..self.namespaces).flat_map(|at| [namespace(at), account(at), policy(at)]))
+    }
+
+    /// Address of a pod.
+    fn address(self, at: usize) -> String {
+        let host = (FIRST + at % self.nodes) * 64 + 2 + at / self.nodes;
+        format!("10.244.{}.{}", host >> 8, host & 0xff)
+    }
+
+    /// A pod as its namespace's name, what somebody asks for, and what the kubelet says of it then. `edition` is another one each time it is made anew.
+    pub(super) fn pod(self, at: usize, edition: usize) -> (String, Value, Value) {
+        let (namespace, address) = (namespace_name(at % self.namespaces), self.address(at));
+        let app = format!("app-{}", at / self.namespaces % 5);
+        let name = format!("{app}-6d5f8c7b9-{at:06}-{edition}");
+        let variable = |number| json!({ "name": format!("SETTING_NUMBER_{number}"), "value": format!("http://backend-{number}.example.internal:8080/path/to/{app}") });
+        let variables: Vec<_> = (0..16).map(variable).collect();
+        let probe = json!({ "httpGet": { "path": "/healthz", "port": "http", "scheme": "HTTP" }, "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3 });
+        let container = json!({
+            "name": "main", "image": format!("registry.example.internal/team/{app}:1.42.7"), "imagePullPolicy": "IfNotPresent",
+            "args": ["--verbose", "--listen=:8080", "--metrics=:9090"], "env": variables,
+            "ports": [{ "name": "http", "containerPort": 8080, "protocol": "TCP" }, { "name": "metrics", "containerPort": 9090, "protocol": "TCP" }],
+            "resources": { "requests": { "cpu": "100m", "memory": "128Mi" }, "limits": { "memory": "256Mi" } },
+            "livenessProbe": probe, "readinessProbe": probe,
+            "volumeMounts": [{ "name": "settings", "mountPath": "/etc/settings", "readOnly": true }, { "name": "cache", "mountPath": "/var/cache" }],
+            "securityContext": { "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } },
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+        });
+        let fields = json!({ "f:metadata": { "f:labels": { ".": {}, "f:app": {}, "f:team": {}, "f:pod-template-hash": {} }, "f:ownerReferences": {} }, "f:spec": { "f:containers": { "k:{\"name\":\"main\"}": { ".": {}, "f:args": {}, "f:env": { ".": {} }, "f:image": {}, "f:imagePullPolicy": {}, "f:livenessProbe": {}, "f:ports": {}, "f:readinessProbe": {}, "f:resources": {}, "f:volumeMounts": {} } }, "f:nodeName": {}, "f:volumes": {} } });
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name, "namespace": namespace, "uid": uid(3, at), "creationTimestamp": CREATED,
+                "labels": { "app": app, "team": format!("team-{}", at % 50), "pod-template-hash": "6d5f8c7b9" },
+                "annotations": { "prometheus.io/scrape": "true", "prometheus.io/port": "9090", "example.com/checksum": uid(4, at) },
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-6d5f8c7b9"), "uid": uid(5, at), "controller": true, "blockOwnerDeletion": true }],
+                "managedFields": [{ "manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1", "time": CREATED, "fieldsType": "FieldsV1", "fieldsV1": fields }],
+            },
+            "spec": {
+                "nodeName": node_name(at % self.nodes), "containers": [container], "serviceAccountName": "default", "serviceAccount": "default",
+                "automountServiceAccountToken": false, "restartPolicy": "Always", "terminationGracePeriodSeconds": 0, "dnsPolicy": "ClusterFirst",
+                "schedulerName": "default-scheduler", "enableServiceLinks": true, "securityContext": {},
+                // No kubelet says that its node lives: nothing shall come of that.
+                "tolerations": [{ "operator": "Exists" }],
+                "volumes": [{ "name": "settings", "configMap": { "name": app, "defaultMode": 420 } }, { "name": "cache", "emptyDir": {} }],
+            },
+        });
+        let condition = |kind: &str| json!({ "type": kind, "status": "True", "lastTransitionTime": CREATED });
+        let conditions =
+            ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"].map(condition);
+        let status = json!({
+            "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }], "hostIP": node_address(at % self.nodes),
+            "hostIPs": [{ "ip": node_address(at % self.nodes) }], "qosClass": "Burstable", "startTime": CREATED,
+            "conditions": conditions,
+            "containerStatuses": [{
+                "name": "main", "image": format!("registry.example.internal/team/{app}:1.42.7"), "imageID": format!("sha256:{}", uid(6, at).repeat(2)),
+                "containerID": format!("containerd://{}", uid(7, at).repeat(2)), "ready": true, "started": true, "restartCount": 0,
+                "state": { "running": { "startedAt": CREATED } },
+            }],
+        });
+        (namespace, pod, status)
+    }
+
+    /// All pods, as they run.
+    pub(super) fn pods(self) -> impl Iterator<Item = Object> {
+        (0..self.pods).map(move |at| {
+            let (namespace, mut pod, status) = self.pod(at, 0);
+            pod["status"] = status;
+            let key = format!("/registry/pods/{namespace}/{}", pod["metadata"]["name"].as_str().unwrap_or_default());
+            (key, pod)
+        })
+    }
+}
+
+fn uid(kind: usize, at: usize) -> String {
+    format!("{kind:08x}-0000-4000-8000-{at:012x}")
+}
+
+fn node_name(at: usize) -> String {
+    format!("g{at:04}")
+}
+
+fn node_address(at: usize) -> String {
+    format!("172.30.{}.{}", at >> 8, at & 0xff)
+}
+
+pub(super) fn namespace_name(at: usize) -> String {
+    format!("large-{at:04}")
+}
+
+fn node(at: usize) -> Object {
+    let (name, host) = (node_name(at), (FIRST + at) * 64);
+    let range = format!("10.244.{}.{}/26", host >> 8, host & 0xff);
+    let mac = format!("02:00:00:00:{:02x}:{:02x}", at >> 8, at & 0xff);
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {
+            "name": name, "uid": uid(1, at), "creationTimestamp": CREATED, "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux" },
+            "annotations": {
+                "flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                "flannel.alpha.coreos.com/backend-data": format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}"),
+                "flannel.alpha.coreos.com/public-ip": node_address(at),
+            },
+        },
+        "spec": { "podCIDR": range, "podCIDRs": [range] },
+        "status": { "addresses": [{ "type": "InternalIP", "address": node_address(at) }, { "type": "Hostname", "address": name }] },
+    });
+    (format!("/registry/minions/{name}"), node)
+}
+
+fn namespace(at: usize) -> Object {
+    let name = namespace_name(at);
+    let namespace = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {
+            "name": name, "uid": uid(2, at), "creationTimestamp": CREATED,
+            "labels": { "kubernetes.io/metadata.name": name, "team": format!("team-{}", at % 50) },
+        },
+        "spec": { "finalizers": ["kubernetes"] }, "status": { "phase": "Active" },
+    });
+    (format!("/registry/namespaces/{name}"), namespace)
+}
+
+/// Without it nobody can make a pod there.
+fn account(at: usize) -> Object {
+    let namespace = namespace_name(at);
+    let account = json!({
+        "apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": { "name": "default", "namespace": namespace, "uid": uid(8, at), "creationTimestamp": CREATED },
+    });
+    (format!("/registry/serviceaccounts/{namespace}/default"), account)
+}
+
+/// Pods of the namespace are called by each other, and one application of it by a team.
+fn policy(at: usize) -> Object {
+    let namespace = namespace_name(at);
+    let team = json!({ "namespaceSelector": { "matchLabels": { "team": format!("team-{}", at % 50) } }, "podSelector": { "matchLabels": { "app": "app-0" } } });
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": { "name": "inside", "namespace": namespace, "uid": uid(9, at), "creationTimestamp": CREATED },
+        "spec": {
+            "podSelector": {}, "policyTypes": ["Ingress"],
+            "ingress": [{ "from": [{ "podSelector": {} }] }, { "from": [team], "ports": [{ "protocol": "TCP", "port": 8080 }] }],
+        },
+    });
+    (format!("/registry/networkpolicies/{namespace}/inside"), policy)
+}
