@@ -41,6 +41,7 @@ const NODE: usize = 0;
 
 /// What to measure.
 #[derive(Args, Debug)]
+#[group(skip)]
 pub(super) struct Options {
     /// Generated nodes, in `scale`.
     #[arg(long, default_value_t = 100)]

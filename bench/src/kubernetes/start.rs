@@ -55,6 +55,7 @@ spec:
 
 /// What to measure.
 #[derive(Args, Debug)]
+#[group(skip)]
 pub(super) struct Options {
     /// Starts of pods with Bulkhead and without it, in `start`.
     #[arg(long, default_value_t = 60)]

@@ -20,6 +20,7 @@ const METRICS: [(&str, bool); 4] =
 
 /// What to measure.
 #[derive(Args, Debug)]
+#[group(skip)]
 pub(super) struct Options {
     /// Turns with Bulkhead and without it, in `traffic`.
     #[arg(long, default_value_t = 5)]

@@ -9,8 +9,8 @@ pub(super) type Object = (String, Value);
 
 /// When all of them were made.
 const CREATED: &str = "2026-01-01T00:00:00Z";
-/// Generated nodes' pods are in `10.244.0.0/16` behind those of the real nodes, 64 addresses each, so that flannel takes them for its own.
-const FIRST: usize = 10 * 4;
+/// Generated nodes' pods are in `10.244.0.0/16` behind those of both real nodes, 64 addresses each, so that flannel takes them for its own.
+const FIRST: usize = 3 * 4;
 /// Most nodes for which there are addresses.
 pub(super) const MOST: usize = 1024 - FIRST;
 /// Most pods of a node.
