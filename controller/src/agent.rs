@@ -239,6 +239,8 @@ impl<N: Node> Agent<N> {
         let mut whole = String::new();
         let files = overlay.over(written);
         let mut now = force(&files, base, true);
+        // Used as it is, it need not be used again.
+        let seen = now.is_ok().then(|| files.clone());
         for good in [&staged, &last].into_iter().flatten() {
             match &now {
                 // What was good may be refused now: the node's addresses changed.
@@ -279,7 +281,7 @@ impl<N: Node> Agent<N> {
             desired,
             compiled,
             stale: !unguarded.is_empty(),
-            seen: None,
+            seen,
             memory,
             unwritten: Unwritten::default(),
             unguarded: Vec::new(),

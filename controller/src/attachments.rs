@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -134,10 +135,10 @@ impl Attachments {
             let name = attachment.workload(workloads);
             let owner =
                 |segment, address| owners.get(&(segment, address))?.iter().find(|owner| **owner != name).cloned();
-            let before = joined.workloads.remove(&name);
+            let before = joined.workloads.remove(&name).map(Arc::unwrap_or_clone);
             if let Some(workload) = found.take(join(before, workloads, attachment, node, owner)) {
                 own(&name, &workload, &mut owners);
-                joined.workloads.insert(name, workload);
+                joined.workloads.insert(name, Arc::new(workload));
             }
         }
         found.or(joined)
@@ -159,7 +160,7 @@ impl Attachments {
         }
         let mut of = self.0.iter().filter(|attachment| attachment.workload(workloads) == *name);
         // In a cluster the runtime says where it is.
-        let listed = workloads.workloads.get(name).cloned();
+        let listed = workloads.workloads.get(name).map(|workload| Workload::clone(workload));
         let listed = listed.map(|workload| match workloads.live {
             true => Workload { endpoints: Vec::new(), ..workload },
             false => workload,
@@ -196,10 +197,13 @@ impl Attachments {
         let attached = self.workloads(workloads);
         let told: BTreeSet<IpAddr> = self.addresses().collect();
         for (name, workload) in &mut workloads.workloads {
-            if attached.contains(name) {
-                workload.endpoints.clear();
-            } else {
-                leave(workload, &told);
+            let is_here = attached.contains(name);
+            let addresses = || workload.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            // Others share those of which nothing changes.
+            if is_here {
+                Arc::make_mut(workload).endpoints.clear();
+            } else if addresses().any(|address| told.contains(address)) {
+                leave(Arc::make_mut(workload), &told);
             }
         }
     }
@@ -225,7 +229,8 @@ impl Attachments {
     #[must_use]
     pub fn left_of(&self, workloads: &Workloads, name: &WorkloadName) -> Option<Workload> {
         let attached = || self.0.iter().any(|known| known.workload(workloads) == *name);
-        let mut workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?.clone();
+        let workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?;
+        let mut workload = Workload::clone(workload);
         leave(&mut workload, &self.addresses().collect());
         Some(workload)
     }

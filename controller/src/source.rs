@@ -6,6 +6,7 @@ use std::{
     fmt, mem,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ pub struct Changes {
     /// Labels of namespaces; `None` for those that are gone.
     pub namespaces: BTreeMap<String, Option<Labels>>,
     /// Workloads, without what runtimes told; `None` for those that are gone.
-    pub workloads: BTreeMap<WorkloadName, Option<Workload>>,
+    pub workloads: BTreeMap<WorkloadName, Option<Arc<Workload>>>,
     /// Who answers at a service's addresses: workloads, and addresses that are nobody's.
     pub answering: BTreeMap<ServiceName, (BTreeSet<WorkloadName>, BTreeSet<IpAddr>)>,
 }

@@ -55,8 +55,8 @@ pub struct Workloads {
     pub resolvers: BTreeSet<IpAddr>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
-    /// Workloads by name.
-    pub workloads: BTreeMap<WorkloadName, Workload>,
+    /// Workloads by name. There are many, and several who know them.
+    pub workloads: BTreeMap<WorkloadName, Arc<Workload>>,
     /// Labels of namespaces; one that is not listed has none.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Service addresses, by the name of the service. (A service that an Intent lists may be called the same and be another.)
@@ -324,6 +324,7 @@ impl Reader<'_> {
         }
         let namespaces = self.namespaces(&document.namespaces);
         let frontends = self.frontends(&document.services, &nodes, &workloads);
+        let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false }
     }
 

@@ -65,7 +65,7 @@ impl World {
         }
         for index in 0..size.workloads {
             let (name, workload) = world.workload(index);
-            world.workloads.workloads.insert(name, workload);
+            world.workloads.workloads.insert(name, Arc::new(workload));
         }
         for namespace in 0..size.namespaces {
             let (name, service) = world.service(namespace);

@@ -14,6 +14,7 @@ mod conditions;
 mod events;
 mod kinds;
 mod lease;
+mod object;
 mod report;
 mod roster;
 mod status;

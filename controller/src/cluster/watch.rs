@@ -20,6 +20,7 @@ use super::{
     Shared,
     client::CONNECT,
     kinds::{KINDS, PODS},
+    object::{Object, Pod},
 };
 
 /// How long it is waited after a failure: the first time, and at most. The most is short, since what a cluster says meanwhile is not known.
@@ -60,11 +61,19 @@ fn jitter(time: Duration) -> Duration {
 
 /// Follows a kind.
 pub(super) async fn follow(kind: usize, client: Client, shared: Arc<Shared>) {
+    if kind == PODS {
+        follow_as::<Pod>(kind, client, shared).await;
+    } else {
+        follow_as::<DynamicObject>(kind, client, shared).await;
+    }
+}
+
+async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) {
     let resource = KINDS[kind].resource();
     let config =
         watcher::Config { label_selector: KINDS[kind].labels.map(str::to_owned), ..watcher::Config::default() };
     let config = config.page_size(PAGE).timeout(WATCH);
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let api: Api<K> = Api::all_with(client, &resource);
     loop {
         let mut events = watcher(api.clone(), config.clone()).backoff(Pause(FIRST)).boxed();
         loop {
@@ -103,7 +112,7 @@ pub(super) async fn follow(kind: usize, client: Client, shared: Arc<Shared>) {
 
 /// Waits until the server lists the kind again, and for as long as the watch may take from then on until it goes on and tells what happened meanwhile: a try
 /// that hangs, and a pause.
-async fn answers(api: &Api<DynamicObject>) {
+async fn answers<K: Object>(api: &Api<K>) {
     loop {
         tokio::time::sleep(jitter(AGAIN)).await;
         if api.list(&ListParams::default().limit(1)).await.is_ok() {
@@ -122,8 +131,8 @@ fn is_status(error: &watcher::Error, code: u16) -> bool {
     }
 }
 
-fn take(kind: usize, event: Event<DynamicObject>, shared: &Shared) {
-    if shared.roster().hear(kind, &event) {
+fn take<K: Object>(kind: usize, event: Event<K>, shared: &Shared) {
+    if K::for_roster(&event).is_some_and(|event| shared.roster().hear(kind, event)) {
         shared.news.notify_one();
     }
     match event {
@@ -131,31 +140,29 @@ fn take(kind: usize, event: Event<DynamicObject>, shared: &Shared) {
             store.begin(kind);
             false
         }),
-        Event::InitApply(object) => shared.change(|store| {
-            if let Err(found) = store.list(kind, json(&object)) {
-                Shared::refuse(&found);
-            }
-            false
-        }),
+        Event::InitApply(object) => {
+            let object = object.into_json();
+            shared.change(|store| {
+                if let Err(found) = store.list(kind, object) {
+                    Shared::refuse(&found);
+                }
+                false
+            });
+        }
         Event::InitDone => shared.change(|store| store.end(kind)),
         Event::Apply(object) => {
-            shared.change(|store| store.apply(kind, json(&object)).inspect_err(Shared::refuse).unwrap_or_default());
+            let object = object.into_json();
+            shared.change(|store| store.apply(kind, object).inspect_err(Shared::refuse).unwrap_or_default());
         }
-        Event::Delete(object) => shared.change(|store| store.delete(kind, &json(&object))),
+        Event::Delete(object) => {
+            let object = object.into_json();
+            shared.change(|store| store.delete(kind, &object));
+        }
     }
-}
-
-/// Without who wrote which field, which is the longest part of most objects.
-fn json(object: &DynamicObject) -> Value {
-    let mut value = serde_json::to_value(object).unwrap_or_default();
-    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-    }
-    value
 }
 
 /// Asks for a pod.
 pub(super) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<Value, String> {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &KINDS[PODS].resource());
-    api.get(name).await.map(|pod| json(&pod)).map_err(|error| causes(&error))
+    let api: Api<Pod> = Api::namespaced_with(client.clone(), namespace, &KINDS[PODS].resource());
+    api.get(name).await.map(Object::into_json).map_err(|error| causes(&error))
 }

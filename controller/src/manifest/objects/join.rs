@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use bulkhead_ebpf::abi::Mode;
@@ -54,6 +55,7 @@ impl Objects {
         join.make_up_addresses(&frontends);
         let Join { found, nodes, workloads, .. } = join;
         let service_label = service_label(&workloads);
+        let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         found.or(Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false })
     }
 }
@@ -70,6 +72,7 @@ pub(crate) fn live<'a>(objects: Vec<&'a Seen>, namespaces: impl Iterator<Item = 
     join.name_services();
     join.place_in_overlays();
     let Join { found, nodes, workloads, .. } = join;
+    let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
     let service_label = SERVICE_OF.to_owned();
     (Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: true }, found)
 }
@@ -157,7 +160,8 @@ impl<'a> Join<'a> {
             return;
         }
         let mut addresses = Vec::new();
-        for (&address, place) in &pod.addresses {
+        for (address, place) in &pod.addresses {
+            let address = *address;
             if let Some((owner, first)) = self.addresses.get(&address) {
                 if self.live {
                     // It ended, or is about to, and its address was given again before the API server was told.
@@ -324,7 +328,7 @@ impl<'a> Join<'a> {
             if !workload.host {
                 frontend.workloads.insert(name.clone());
             } else if let Some(pod) = self.pods.get(name) {
-                frontend.outside.extend(pod.addresses.keys());
+                frontend.outside.extend(pod.addresses.iter().map(|(address, _)| *address));
             }
         }
     }

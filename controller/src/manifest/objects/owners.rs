@@ -133,7 +133,7 @@ mod tests {
     /// Workloads with their owners: `web-1 of web[Deployment]`.
     fn owners(text: &str) -> Vec<String> {
         let workloads = manifests(text).workloads().unwrap().workloads;
-        let one = |(name, workload): (&crate::workloads::WorkloadName, &crate::workloads::Workload)| {
+        let one = |(name, workload): (&crate::workloads::WorkloadName, &std::sync::Arc<crate::workloads::Workload>)| {
             let owner = workload.owner.as_ref();
             owner.map_or_else(|| name.name.clone(), |owner| format!("{} of {}[{}]", name.name, owner.name, owner.kind))
         };

@@ -1,6 +1,6 @@
 //! Pods, and what makes them from a template.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, mem, net::IpAddr};
 
 use super::super::ports;
 use super::{Metadata, address, list, section};
@@ -28,8 +28,8 @@ pub(super) struct Template {
 pub(super) struct Pod {
     pub(super) metadata: Metadata,
     pub(super) template: Template,
-    /// Its addresses, and where they stand.
-    pub(super) addresses: BTreeMap<IpAddr, Place>,
+    /// Its addresses in their order, and where they stand.
+    pub(super) addresses: Box<[(IpAddr, Place)]>,
     /// Addresses of its node.
     pub(super) node_addresses: Vec<IpAddr>,
     /// It runs no more, and its addresses may be those of another.
@@ -45,10 +45,11 @@ pub(super) struct Controller {
     pub(super) retired: bool,
 }
 
-pub(super) fn pod(metadata: Option<Metadata>, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Pod> {
-    let labels = metadata.as_ref().map(|metadata| metadata.labels.clone()).unwrap_or_default();
+pub(super) fn pod(mut metadata: Option<Metadata>, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Pod> {
+    // They are those of its template, and there are many pods: once is enough.
+    let labels = metadata.as_mut().map(|metadata| mem::take(&mut metadata.labels)).unwrap_or_default();
     let template = object.required("spec", found)?.fields(found).map(|mut spec| template(labels, &mut spec, found));
-    let (mut addresses, mut node_addresses, mut finished) = (BTreeMap::new(), Vec::new(), false);
+    let (mut addresses, mut node_addresses, mut finished) = (BTreeMap::<IpAddr, Place>::new(), Vec::new(), false);
     if let Some(mut status) = section(object, "status", found) {
         let own = status_addresses(&mut status, "podIP", "podIPs", found);
         addresses.extend(own.into_iter().rev().map(|(address, written)| (address, written.place())));
@@ -57,6 +58,7 @@ pub(super) fn pod(metadata: Option<Metadata>, object: &mut Fields<'_>, found: &m
         let phase = status.get("phase").and_then(|phase| phase.text(found));
         finished = matches!(phase, Some("Succeeded" | "Failed"));
     }
+    let addresses = addresses.into_iter().collect();
     Some(Pod { metadata: metadata?, template: template?, addresses, node_addresses, finished })
 }
 

@@ -24,7 +24,7 @@ impl Seen {
             Object::Pod(pod) if self.node().is_some() && !pod.template.host => Some(pod),
             _ => None,
         };
-        pod.into_iter().flat_map(|pod| pod.addresses.keys().copied())
+        pod.into_iter().flat_map(|pod| pod.addresses.iter().map(|(address, _)| *address))
     }
 
     /// When a pod was made, as the API server writes it.
