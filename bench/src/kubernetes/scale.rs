@@ -229,8 +229,10 @@ async fn list(client: &Client) -> Result<(Duration, u64)> {
 fn synced(guarded: &Guarded, begin: Instant) -> Result<(Process, Duration)> {
     let mut took = Duration::ZERO;
     eventually("the agent has a revision in force", || {
+        // An answer comes when the agent has begun, and not before.
+        let answers = guarded.metrics(NODE).is_some();
         took = begin.elapsed();
-        guarded.metrics(NODE).is_some()
+        answers
     });
     let process = Process(guarded.agent_pid(NODE).context("the agent has ended")?);
     Ok((process, took))

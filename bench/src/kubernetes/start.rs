@@ -140,7 +140,7 @@ fn start(stage: &Stage) -> Result<(Duration, Duration)> {
             if let Some(answered) = flow.first_answered(begin) {
                 break answered;
             }
-            ensure!(begin.elapsed() < PATIENCE, "{address} does not answer");
+            ensure!(begin.elapsed() < PATIENCE, "{address} does not answer; it wrote: {}", fs::read_to_string(&log).unwrap_or_default());
             thread::sleep(Duration::from_millis(2));
         };
         drop(flow);

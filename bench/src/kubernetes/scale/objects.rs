@@ -116,7 +116,12 @@ fn node(at: usize) -> Object {
     let node = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {
-            "name": name, "uid": uid(1, at), "creationTimestamp": CREATED, "labels": { "kubernetes.io/hostname": name, "kubernetes.io/os": "linux" },
+            "name": name, "uid": uid(1, at), "creationTimestamp": CREATED,
+            // Old names too, which the node lifecycle controller would add.
+            "labels": {
+                "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+                "beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": "amd64",
+            },
             "annotations": {
                 "flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/kube-subnet-manager": "true",
                 "flannel.alpha.coreos.com/backend-data": format!("{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}"),
