@@ -210,7 +210,11 @@ fn exchange(socket: &UdpSocket, deadline: Duration, request: &[u8], payload: usi
     loop {
         let left = end.saturating_duration_since(Instant::now());
         socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let length = socket.recv(&mut reply)?;
+        let length = match socket.recv(&mut reply) {
+            // The process was stopped and goes on.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            received => received?,
+        };
         if reply[..length].get(payload..) == Some(&request[payload..]) {
             return Ok(());
         }
