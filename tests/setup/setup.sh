@@ -26,7 +26,7 @@ usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --d
   --build    what a build needs and no more: the kernel is not asked whether it could run what is built
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, ipset, Go, and below
-             target/ flannel's CNI plugin, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
+             target/ flannel's CNI plugin, helm, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
   --lab      what `make lab` needs too: of these the reference CNI plugins, containerd, runc, busybox, conntrack, openssl, Go, flannel's CNI plugin and
              Kubernetes, and helm
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
@@ -503,8 +503,6 @@ else
   if $tests || $lab; then
     flannel_plugin
     kubernetes
-  fi
-  if $lab; then
     helm
   fi
   kernel

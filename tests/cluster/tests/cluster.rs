@@ -235,3 +235,73 @@ fn killed() {
         file.to_string_lossy().starts_with(name.rsplit_once('-').unwrap().0)
     }));
 }
+
+/// Where a lab notes itself: one stands at a time on a machine.
+const LAB: &str = "/run/bulkhead-lab";
+
+/// Removes the lab, also when the test fails.
+struct Lab(&'static Path);
+
+impl Lab {
+    #[track_caller]
+    fn says(&self, word: &str) -> String {
+        let output = Command::new(self.0).arg(word).output().unwrap();
+        let [said, wrong] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success(), "{word}: {said}{wrong}");
+        said
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = Command::new(self.0).arg("down").output();
+    }
+}
+
+/// `up` raises a cluster that Bulkhead guards and says how to look around; `down` leaves nothing.
+#[test]
+fn lab() {
+    let Some(_turn) = turn() else { return };
+    let program = Path::new(env!("CARGO_BIN_EXE_bulkhead-lab"));
+    let helm = program.ancestors().any(|directory| directory.join("helm/helm").is_file());
+    let beside = ["bulkhead", "bulkhead-cni"].iter().all(|name| program.with_file_name(name).is_file());
+    if !skip::require("helm (`tests/setup/setup.sh --test` builds it)", helm)
+        || !skip::require("bulkhead and bulkhead-cni (`cargo build`)", beside)
+        || !skip::require("a machine without a lab (`make lab-down`)", !Path::new(LAB).exists())
+    {
+        return;
+    }
+    let before = machine();
+    let lab = Lab(program);
+    let said = lab.says("up");
+    let option = |name: &str| {
+        let of = said.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap_or_else(|| panic!("{said}"));
+        Path::new(of.split(':').next().unwrap()).to_owned()
+    };
+    let [tools, kubeconfig] = ["PATH=", "KUBECONFIG="].map(option);
+    let directory = tools.parent().unwrap();
+    let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(!left(&name).is_empty(), "this would find nothing");
+
+    // As it says.
+    let connects = |to: &str| {
+        let words = ["--namespace", "shop", "exec", "web", "--", "/agnhost", "connect", to, "--timeout=1s"];
+        let output = Command::new(tools.join("kubectl")).env("KUBECONFIG", &kubeconfig).args(words).output().unwrap();
+        output.status.success()
+    };
+    assert!(connects("cart:8080"));
+    assert!(!connects("db:5432"));
+    let metrics = ["busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9477/metrics"];
+    assert!(printed(tools.join("n1").to_str().unwrap(), &metrics).contains("bulkhead_packets_total"));
+
+    lab.says("down");
+    assert_eq!(left(&name), Vec::<String>::new());
+    assert!(!directory.exists() && !Path::new(LAB).exists());
+    let owner = name.rsplit_once('-').unwrap().0;
+    let namespaces = printed("find", &["/run/netns", "-name", &format!("{owner}-*")]);
+    assert_eq!(namespaces, "");
+    assert!(!fs::read_to_string("/proc/self/mounts").unwrap().contains(&format!("{owner}-")));
+    for (before, after) in before.into_iter().zip(machine()) {
+        assert_eq!(before, after);
+    }
+}
