@@ -46,7 +46,7 @@ test-long: export BULKHEAD_LONG := 1
 test-long: test ## every test, in its long variant where it has one
 
 SUITE ?= datapath
-bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts, kubernetes: of policies on a cluster; ARGS: see cargo run -p bulkhead-bench -- --help)
+bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts, kubernetes: of agents on a cluster; ARGS: see cargo run -p bulkhead-bench -- --help)
 	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
 	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 

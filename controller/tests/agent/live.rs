@@ -28,7 +28,7 @@ fn cluster(pods: &[[&str; 5]]) -> Workloads {
     let mut workloads = manifests.workloads().unwrap_or_else(|found| panic!("{found}"));
     workloads.live = true;
     for workload in workloads.workloads.values_mut() {
-        workload.endpoints.retain(|endpoint| !endpoint.placeholder);
+        Arc::make_mut(workload).endpoints.retain(|endpoint| !endpoint.placeholder);
     }
     workloads
 }

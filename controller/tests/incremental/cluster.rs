@@ -193,7 +193,7 @@ impl Cluster {
     pub(crate) fn with(&self, event: &Event) -> Self {
         let mut with = self.clone();
         match event.clone() {
-            Event::Workload(name, workload) => _ = with.workloads.workloads.insert(name, workload),
+            Event::Workload(name, workload) => _ = with.workloads.workloads.insert(name, Arc::new(workload)),
             Event::NoWorkload(name) => _ = with.workloads.workloads.remove(&name),
             Event::Policy(policy) => _ = with.policies.insert(policy.name.clone(), policy),
             Event::NoPolicy(name) => _ = with.policies.remove(&name),

@@ -52,7 +52,7 @@ fn too_many_ends() {
     let mut cluster = Cluster::new();
     let mut odd = workload("n0", "web", &["10.0.0.2"], "veth0");
     odd.labels.insert("tier".to_owned(), "odd".to_owned());
-    cluster.workloads.workloads.insert(name("a", "w0"), odd);
+    cluster.workloads.workloads.insert(name("a", "w0"), Arc::new(odd));
     let mut compiler = cluster.compiler();
     let before = compiler.desired().clone();
     let refusal = cluster.tell(&mut compiler, &event).unwrap().unwrap_err();

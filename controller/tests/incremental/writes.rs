@@ -33,7 +33,7 @@ impl Rig {
         cluster = cluster.with(&Event::Workload(local, described));
         for at in 0..others {
             let (name, described) = other(at);
-            cluster.workloads.workloads.insert(name, described);
+            cluster.workloads.workloads.insert(name, std::sync::Arc::new(described));
         }
         let web: Selector = [Requirement::is("app", "web")].into_iter().collect();
         let peer = Peer::Workloads { namespaces: Scope::Named("a".to_owned()), labels: web };

@@ -52,7 +52,7 @@ fn read(dir: &Path) -> Result<Manifests, Diagnostics> {
 
 /// Workloads as the expected connections call them.
 fn names(workloads: &Workloads) -> BTreeSet<String> {
-    let name = |(name, workload): (&WorkloadName, &Workload)| match &workload.owner {
+    let name = |(name, workload): (&WorkloadName, &std::sync::Arc<Workload>)| match &workload.owner {
         Some(owner) => format!("{}/{}[{}]", name.namespace, owner.name, owner.kind),
         None => name.to_string(),
     };

@@ -1,6 +1,9 @@
 //! Random clusters with policies of Kubernetes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bulkhead_controller::{
     diagnostic::{Place, source},
@@ -113,7 +116,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = (Vec<NetworkPolicy>, Workloads)
         };
         let workloads = Workloads {
             nodes: BTreeMap::from([("n1".to_owned(), node)]),
-            workloads: all.into_iter().collect(),
+            workloads: all.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect(),
             namespaces: NAMESPACES.iter().map(ToString::to_string).zip(namespaces).collect(),
             ..Workloads::default()
         };

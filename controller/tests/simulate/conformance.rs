@@ -1,7 +1,7 @@
 //! Policies of the conformance tests of network-policy-api, each with what its test expects: of the policy as it is written, and after each change that
 //! the test makes. Both tiers are tried as `ClusterNetworkPolicy`, and once more as the older kinds, of which the same was expected.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use bulkhead_controller::{
     diagnostic::source,
@@ -447,9 +447,9 @@ fn cluster(text: &str, v6: bool) -> Workloads {
     }
     let mut workloads = manifests.workloads().unwrap_or_else(|found| panic!("{found}"));
     let sets = std::mem::take(&mut workloads.workloads);
-    for (number, (set, workload)) in (1..).zip(sets) {
+    for (number, (set, mut workload)) in (1..).zip(sets) {
         for (index, node) in NODES.iter().enumerate() {
-            let mut pod = workload.clone();
+            let pod = Arc::make_mut(&mut workload);
             pod.owner = None;
             (*node).clone_into(&mut pod.node);
             if !pod.host {
@@ -457,7 +457,7 @@ fn cluster(text: &str, v6: bool) -> Workloads {
                 pod.endpoints = vec![Endpoint { segment: 0, addresses, link: String::new(), placeholder: false }];
             }
             let name = format!("{}-{index}", set.name);
-            workloads.workloads.insert(WorkloadName { namespace: set.namespace.clone(), name }, pod);
+            workloads.workloads.insert(WorkloadName { namespace: set.namespace.clone(), name }, Arc::clone(&workload));
         }
     }
     workloads

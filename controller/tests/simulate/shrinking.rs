@@ -4,7 +4,10 @@
 //! were nobody may reach more than before, and nobody may be reached by more. (A label that goes may take a workload out of a policy's reach, which
 //! opens that workload's own walls; and who is asked not to have a label fulfils that without it. Neither is about peers that resolve to nobody.)
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bulkhead_controller::{
     model::Model,
@@ -46,7 +49,7 @@ fn lose(workloads: &Workloads, loss: Loss) -> (Workloads, BTreeSet<WorkloadName>
         }
         Loss::WorkloadsLabel(index) => {
             let (name, workload) = left.workloads.iter_mut().nth(index).unwrap();
-            workload.labels.clear();
+            Arc::make_mut(workload).labels.clear();
             changed.insert(name.clone());
         }
         Loss::NamespacesLabel(index) => left.namespaces.values_mut().nth(index).unwrap().clear(),
