@@ -55,7 +55,7 @@ impl Churn {
 }
 
 async fn churn(client: Client, size: Size, every: Duration, over: &AtomicBool) -> Result<usize> {
-    let next = AtomicUsize::new(0);
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let begin = tokio::time::Instant::now();
     let worker = || async {
         while !over.load(Ordering::Relaxed) {
@@ -64,12 +64,12 @@ async fn churn(client: Client, size: Size, every: Duration, over: &AtomicBool) -
             // All over the cluster, and not one node after the other.
             let at = turn.wrapping_mul(7919) % size.pods;
             replace(&client, size, at, turn / size.pods).await.with_context(|| format!("replace pod {at}"))?;
+            done.fetch_add(1, Ordering::Relaxed);
         }
         Ok::<_, anyhow::Error>(())
     };
     futures_util::future::try_join_all((0..AT_ONCE).map(|_| worker())).await?;
-    // Those who ended took a turn each before; what counts is done.
-    Ok(next.load(Ordering::Relaxed))
+    Ok(done.load(Ordering::Relaxed))
 }
 
 async fn replace(client: &Client, size: Size, at: usize, edition: usize) -> Result<()> {
