@@ -114,10 +114,10 @@ fn hand_over(other: &mut dyn Other, proxy: ProxyMode, mode: &str) {
     guarded.apply(ENFORCE);
     rolled_out(&guarded);
     other.leave(&guarded);
-    let alone = names.map(|name| calls(&guarded, name).len());
-    eventually("all have called since", || {
-        names.iter().zip(alone).all(|(name, alone)| calls(&guarded, name).len() > alone + 8)
-    });
+    for name in names {
+        let alone = calls(&guarded, name).len();
+        eventually(&format!("{name} calls on"), || calls(&guarded, name).len() > alone + 8);
+    }
     for ((name, _, allowed), before) in CALLERS.into_iter().zip(before) {
         let said = &calls(&guarded, name)[before..];
         let same = if allowed { "answered" } else { "silent" };
