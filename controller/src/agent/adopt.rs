@@ -18,6 +18,9 @@ use crate::adopt::{Found, Stranger, cache, identify, unguarded};
 /// telling of it.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How long it may be there until it counts as a start without a guard while nobody says who it is. On a busy node a chain takes longer.
+const BUSY: Duration = Duration::from_secs(5);
+
 /// How long the link of a container may be there after the runtime has said that it goes. The plugin is the first of a chain to be told.
 const DEPARTURE: Duration = Duration::from_secs(30);
 
@@ -194,7 +197,7 @@ impl<N: Node> Agent<N> {
     fn count(&mut self, link: &ContainerLink, who: Result<&(Request, Answer), &String>) {
         let Some(seen) = self.adoption.sightings.get_mut(&(link.link.clone(), link.index)) else { return };
         // One that is shut never ran without.
-        if seen.counted || seen.before || link.shut {
+        if seen.counted || seen.before || link.shut || who.is_err() && seen.since.elapsed() < BUSY {
             return;
         }
         seen.counted = true;

@@ -1,6 +1,9 @@
 //! Containers that nobody told of, found by an agent on a node in memory.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use bulkhead_controller::{
     adopt::Scope,
@@ -26,7 +29,13 @@ fn home() -> Home {
 }
 
 fn agent(home: &Home, observe: bool) -> Agent<MemoryNode> {
-    let scope = Scope { cache: Some(home.path("cache")), bridges: ["br0".to_owned()].into() };
+    agent_of(home, observe, &["br0"])
+}
+
+/// An agent that is to keep bridges.
+fn agent_of(home: &Home, observe: bool, bridges: &[&str]) -> Agent<MemoryNode> {
+    let bridges = bridges.iter().map(|bridge| (*bridge).to_owned()).collect();
+    let scope = Scope { cache: Some(home.path("cache")), bridges };
     let settings = Settings { cni: Some(home.path("state/cni.sock")), observe, scope, ..home.settings() };
     Agent::start(home.node().unwrap(), settings).unwrap()
 }
@@ -80,7 +89,7 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     set(&home, &links);
     agent.adopt();
     assert!(!guarded(&home).contains(&"veth-l".to_owned()));
-    assert!(agent.until_ripe().is_some_and(|left| left <= std::time::Duration::from_secs(1)));
+    assert!(agent.until_ripe().is_some_and(|left| left <= Duration::from_secs(1)));
     eventually("it is guarded", || {
         agent.adopt();
         guarded(&home).contains(&"veth-l".to_owned())
@@ -97,6 +106,30 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     let gone = Request { version: VERSION, network: "net".to_owned(), waits: false, ask: Ask::Del { key } };
     assert_eq!(agent.attach(&[gone]), [Answer::Done]);
     assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
+}
+
+/// The plugins of a busy node may not be done yet.
+#[test]
+fn who_is_nobody_is_said_before_it_is_counted() {
+    let home = home();
+    let known = link("veth-c", 2, "10.0.0.7");
+    set(&home, std::slice::from_ref(&known));
+    // What is on a bridge that is kept would be shut.
+    let mut agent = agent_of(&home, false, &[]);
+    let came = Instant::now();
+    set(&home, &[known, link("veth-n", 3, "10.0.0.10")]);
+    eventually("nobody knows it", || {
+        agent.adopt();
+        agent.health().strangers == 1
+    });
+    // A machine may stop in between.
+    if came.elapsed() < Duration::from_secs(4) {
+        assert_eq!(agent.health().unenforced, 0);
+    }
+    eventually("it is counted", || {
+        agent.adopt();
+        agent.health().unenforced == 1
+    });
 }
 
 /// A container whose ADD tells of it in time is no unguarded one.
