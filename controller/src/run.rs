@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -156,7 +156,7 @@ impl Life {
     /// this thread.
     ///
     /// # Errors
-    /// The server cannot be started, or it died.
+    /// A thread cannot be started, or the one died that looks whether all guards stand. What is in force stays.
     pub fn run<N: Node>(self, agent: &mut Agent<N>, source: &dyn Source) -> io::Result<()> {
         let handle = self.handle();
         let Self { wake, waker, server, api, plugins } = self;
@@ -177,6 +177,10 @@ impl Life {
         // When links are looked at again: soon after one came, and when it has been there long enough.
         let mut linked = agent.until_ripe().map(|left| Instant::now() + left);
         loop {
+            // Nobody would miss a guard any more. Whoever starts the agent again has both.
+            if looking.thread.is_finished() {
+                return Err(io::Error::other("the thread that looks whether all guards stand has died"));
+            }
             let due = changed.map_or(refresh, |(_, quiet)| quiet);
             let due = linked.map_or(due, |linked| due.min(linked));
             let due = agent.until_written().map_or(due, |left| due.min(Instant::now() + left));
@@ -240,7 +244,7 @@ fn account(accounts: &Accounts, peers: &Peers) {
 
 /// Reads from a thread of its own what the node counts and whether its guards stand: it takes so long that policies would be late. It ends when nobody
 /// listens any more, or what is returned is dropped.
-fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Sender<()>> {
+fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Looking> {
     let (looking, end) = mpsc::channel();
     let look = move || {
         let mut marks = Instant::now() + MARKS;
@@ -267,8 +271,14 @@ fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Sender<()>>
             account(&accounts, &peers);
         }
     };
-    thread::Builder::new().name("accounts".to_owned()).spawn(look)?;
-    Ok(looking)
+    let thread = thread::Builder::new().name("accounts".to_owned()).spawn(look)?;
+    Ok(Looking { _end: looking, thread })
+}
+
+/// The thread of [`look_after`].
+struct Looking {
+    _end: Sender<()>,
+    thread: JoinHandle<()>,
 }
 
 /// Wakes the agent after each step of the wall clock, also that at the end of a suspend: deadlines are in force as jiffies, which know nothing of

@@ -30,7 +30,8 @@ pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// As kube makes it of these settings, but for that.
 pub(super) fn client(config: Config) -> Result<Client, ClusterError> {
     if config.proxy_url.is_some() {
-        return Err(ClusterError::Config("a proxy before the API server is not supported".to_owned()));
+        let why = "a proxy before the API server is not supported: leave out `proxy-url` in the kubeconfig, and unset HTTPS_PROXY";
+        return Err(ClusterError::Config(why.to_owned()));
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);

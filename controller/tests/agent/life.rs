@@ -75,6 +75,23 @@ fn it_follows_files_serves_metrics_and_stops() {
     assert_eq!(home.attached(), ["veth-db", "veth-web"], "everything stays in force");
 }
 
+/// An agent that would miss no guard any more ends, so that another one begins.
+#[test]
+fn it_does_not_outlive_who_looks_after_its_guards() {
+    let home = Home::new();
+    let node = Wrapped { deadly: true, ..Wrapped::new(&home) };
+    let mut agent = Agent::start(node, home.settings()).unwrap_or_else(|error| panic!("{error}"));
+    let life = Life::new(None).unwrap();
+    let stopper = life.stopper();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_secs(60));
+        stopper.stop();
+    });
+    let ended = life.run(&mut agent, &home.locations()).map_err(|error| error.to_string());
+    assert!(ended.as_ref().is_err_and(|why| why.contains("has died")), "{ended:?}");
+    assert_eq!(home.attached(), ["veth-db", "veth-web"], "everything stays in force");
+}
+
 /// Changes a policy while scrapes or notifications about files come without end, and waits until it is in force.
 fn disturbed(clients: usize, writers: usize) {
     let home = Home::new();

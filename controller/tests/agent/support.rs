@@ -15,8 +15,8 @@ use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
     memory::MemoryNode,
     node::{
-        ContactRecord, Containers, Discovered, FlowRecord, Node, NodeError, Observer, Published, Reading, Rehearsal,
-        Status,
+        ContactRecord, Contacts, Containers, Discovered, FlowRecord, MarkConflicts, Node, NodeError, Observer,
+        Published, Reading, Rehearsal, Status,
     },
 };
 use bulkhead_ebpf::reason::Reason;
@@ -30,11 +30,39 @@ pub(crate) struct Wrapped {
     pub(crate) held: BTreeSet<String>,
     /// Links that were held at each publish.
     pub(crate) shut: Arc<Mutex<Vec<BTreeSet<String>>>>,
+    /// Whoever reads its status from another thread panics.
+    pub(crate) deadly: bool,
+}
+
+/// See [`Wrapped::deadly`].
+struct Deadly(Box<dyn Observer>);
+
+impl Observer for Deadly {
+    fn counters(&self) -> Result<Vec<Reading>, NodeError> {
+        self.0.counters()
+    }
+
+    fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
+        self.0.flows()
+    }
+
+    fn contacts(&self) -> Result<Contacts, NodeError> {
+        self.0.contacts()
+    }
+
+    fn status(&self) -> Result<Status, NodeError> {
+        panic!("as the test wants it");
+    }
+
+    fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError> {
+        self.0.mark_conflicts()
+    }
 }
 
 impl Wrapped {
     pub(crate) fn new(home: &Home) -> Self {
-        Self { node: home.node().unwrap(), asked: Arc::default(), held: BTreeSet::new(), shut: Arc::default() }
+        let (node, asked, shut) = (home.node().unwrap(), Arc::default(), Arc::default());
+        Self { node, asked, held: BTreeSet::new(), shut, deadly: false }
     }
 }
 
@@ -78,7 +106,8 @@ impl Node for Wrapped {
     }
 
     fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError> {
-        self.node.observer()
+        let observer = self.node.observer()?;
+        Ok(if self.deadly { Box::new(Deadly(observer)) } else { observer })
     }
 }
 
