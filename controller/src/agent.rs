@@ -904,16 +904,19 @@ pub(crate) fn for_node(mut desired: Desired, observe: bool) -> Desired {
 
 /// Takes endpoints out, and says which.
 fn leave_out(desired: &mut Desired, which: impl Fn(&Endpoint) -> bool) -> BTreeSet<EndpointName> {
-    let gone: BTreeSet<_> =
-        desired.endpoints.extract_if(.., |endpoint| which(endpoint)).map(|endpoint| endpoint.name).collect();
+    let gone: Vec<_> = desired.endpoints.extract_if(.., |endpoint| which(endpoint)).collect();
     if !gone.is_empty() {
-        for known in desired.addresses.values_mut() {
-            if known.endpoint.as_ref().is_some_and(|name| gone.contains(name)) {
+        let theirs =
+            gone.iter().flat_map(|endpoint| endpoint.addresses.iter().map(|address| (endpoint.segment, *address)));
+        for key in theirs {
+            if let Some(known) = desired.addresses.get_mut(&key)
+                && known.endpoint.as_ref().is_some_and(|name| gone.iter().any(|endpoint| endpoint.name == *name))
+            {
                 known.endpoint = None;
             }
         }
     }
-    gone
+    gone.into_iter().map(|endpoint| endpoint.name).collect()
 }
 
 /// Publishes as much as can be guarded.

@@ -35,7 +35,7 @@ pub struct External {
 }
 
 /// Addresses by prefix. Sorted and without duplicates, so that equal ones have equal text.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidrs {
     /// Prefixes; an address in any of them belongs.
     pub cidrs: Vec<IpNetwork>,
@@ -111,7 +111,7 @@ impl fmt::Display for PeerName {
 }
 
 /// Peers that have their names from us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Entity {
     /// Every workload that is known.
     Cluster,

@@ -227,7 +227,7 @@ impl<'a> Says<'a> {
         {
             return Some(Self::Guard(guard, rule));
         }
-        if let Some(rule) = model.rules_of(workload, direction).find(|rule| is(&rule.name, &rule.place)) {
+        if let Some(rule) = model.rules_of(workload, direction).find(|rule| is(&rule.named.name, &rule.place)) {
             return Some(Self::Rule(rule));
         }
         let mut isolations = model.isolations(workload, direction).into_iter();
@@ -239,7 +239,7 @@ impl<'a> Says<'a> {
     pub(crate) fn rule(self) -> Option<&'a str> {
         match self {
             Self::Guard(_, rule) => Some(&rule.name),
-            Self::Rule(rule) => Some(&rule.name),
+            Self::Rule(rule) => Some(&rule.named.name),
             Self::Isolated(..) | Self::Node | Self::Nobody => None,
         }
     }

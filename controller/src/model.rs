@@ -5,10 +5,12 @@ mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
+use bulkhead_dataplane::desired;
 use bulkhead_ebpf::abi::{Direction, Mode};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
@@ -51,8 +53,10 @@ pub struct Model {
     /// Rules of Intents in the order in which they are written, and behind them those of Kubernetes policies: of each in order, the policies by
     /// name until one changes. One line that opens a wall to several peers or ports is several rules of one name.
     pub rules: Vec<Rule>,
-    /// Indexes of the rules that open a wall, in order.
+    /// Indexes of the rules that open a wall of Intents, in order.
     by_wall: BTreeMap<Wall, Vec<usize>>,
+    /// Indexes of the rules of a Kubernetes policy, in order.
+    by_policy: BTreeMap<PolicyName, Vec<usize>>,
     /// Service addresses that lead to a workload, whether it is there or not.
     leading: BTreeMap<WorkloadName, BTreeSet<ServiceName>>,
     /// Namespaces by a label and its value.
@@ -185,8 +189,9 @@ impl Workload {
 /// Opens one wall of somebody to somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Stable and without line numbers: `shop: cart calls db:5432/tcp`. One line that opens both ends is two rules of one name.
-    pub name: String,
+    /// Its name, stable and without line numbers: `shop: cart calls db:5432/tcp`; and where it is written. One line that opens both ends is two rules of
+    /// one name.
+    pub named: Arc<desired::Rule>,
     /// Where it is written.
     pub place: Place,
     /// Whose wall.
@@ -194,7 +199,7 @@ pub struct Rule {
     /// Traffic to the wall's owner, or from it.
     pub direction: Direction,
     /// Who is let through.
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// Ports on the side that listens.
     pub ports: Ports,
     /// It grants nothing: what it would let through is reported.
@@ -215,7 +220,7 @@ pub enum Wall {
 }
 
 /// The other side of a rule.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// Addresses.
     Cidrs(Cidrs),
@@ -248,7 +253,7 @@ pub enum Peer {
 }
 
 /// Namespaces.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// This one.
     Named(String),
@@ -344,6 +349,7 @@ impl Model {
             network_policies: network,
             rules: Vec::new(),
             by_wall: BTreeMap::new(),
+            by_policy: BTreeMap::new(),
             leading,
             labelled: events::labelled(&workloads.namespaces),
             warnings: Diagnostics::default(),
@@ -355,9 +361,8 @@ impl Model {
         for intent in intents {
             Builder { model: &mut model, found: &mut found, intent }.intent();
         }
-        for (index, rule) in model.rules.iter().enumerate() {
-            model.by_wall.entry(rule.wall.clone()).or_default().push(index);
-        }
+        let of_intents = mem::take(&mut model.rules);
+        of_intents.into_iter().for_each(|rule| model.open(rule));
         let opened: Vec<_> = model.network_policies.values().flat_map(opened).collect();
         opened.into_iter().for_each(|rule| model.open(rule));
         guard::resolve(&mut model, guards, &mut found);
@@ -413,18 +418,24 @@ impl Model {
     /// All that isolates a workload in a direction, or would if it were enforced: first what does.
     #[must_use]
     pub fn isolations(&self, workload: &Workload, direction: Direction) -> Vec<Isolation<'_>> {
-        let services = workload.services.iter().filter_map(|name| self.services.get_key_value(name));
-        let policies = workload.policies.iter().filter_map(|name| self.network_policies.get(name));
-        let mut isolations: Vec<_> = services.map(|(name, service)| Isolation::Service(name, service)).collect();
-        isolations.extend(policies.filter(|policy| policy.isolates(direction)).map(Isolation::Policy));
+        let mut isolations: Vec<_> = self.isolating_any(workload, direction).collect();
         isolations.sort_by_key(|isolation| isolation.audit());
         isolations
+    }
+
+    /// The same, services first.
+    fn isolating_any(&self, workload: &Workload, direction: Direction) -> impl Iterator<Item = Isolation<'_>> {
+        let services = workload.services.iter().filter_map(|name| self.services.get_key_value(name));
+        let services = services.map(|(name, service)| Isolation::Service(name, service));
+        let policies = workload.policies.iter().filter_map(|name| self.network_policies.get(name));
+        services.chain(policies.filter(move |policy| policy.isolates(direction)).map(Isolation::Policy))
     }
 
     /// The first that isolates a workload in a direction, or with `audit` the first that would.
     #[must_use]
     pub fn isolating(&self, workload: &Workload, direction: Direction, audit: bool) -> Option<Isolation<'_>> {
-        self.isolations(workload, direction).into_iter().next().filter(|isolation| audit || !isolation.audit())
+        let all = || self.isolating_any(workload, direction);
+        all().find(|isolation| !isolation.audit()).or_else(|| all().next().filter(|_| audit))
     }
 
     /// What to say of a service that nobody is.
@@ -467,7 +478,7 @@ impl Model {
             guard::Whom::Is(peer) => Some(peer),
             guard::Whom::Same | guard::Whom::Other => None,
         });
-        let peers = peers.chain(self.rules.iter().map(|rule| &rule.peer));
+        let peers = peers.chain(self.rules.iter().map(|rule| &*rule.peer));
         let prefixes = peers.filter_map(|peer| match peer {
             Peer::Cidrs(cidrs) => Some(cidrs.cidrs.iter().chain(&cidrs.except)),
             _ => None,
@@ -482,15 +493,23 @@ impl Model {
         let frontends = workload.frontends.iter().cloned().map(Wall::Backends);
         let walls = services.chain(resolver.then_some(Wall::Resolvers)).chain(frontends);
         let intents: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
-        let policies = workload.policies.iter().cloned().map(Wall::Policy);
-        let policies = policies.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied();
+        let policies = workload.policies.iter().filter_map(|name| self.by_policy.get(name)).flatten().copied();
         let opening = intents.into_iter().chain(policies).map(|index| &self.rules[index]);
         opening.filter(move |rule| rule.direction == direction)
     }
 
     fn open(&mut self, rule: Rule) {
-        self.by_wall.entry(rule.wall.clone()).or_default().push(self.rules.len());
+        let at = self.rules.len();
+        self.index(&rule.wall).push(at);
         self.rules.push(rule);
+    }
+
+    /// Indexes of the rules that open a wall.
+    fn index(&mut self, wall: &Wall) -> &mut Vec<usize> {
+        match wall {
+            Wall::Policy(name) => self.by_policy.entry(name.clone()).or_default(),
+            wall => self.by_wall.entry(wall.clone()).or_default(),
+        }
     }
 
     fn warn_of_empty_services(&mut self) {
@@ -518,11 +537,11 @@ fn opened(policy: &NetworkPolicy) -> impl Iterator<Item = Rule> {
     let peers = rules.flat_map(|rule| rule.peers.iter().map(move |peer| (rule, peer)));
     peers.flat_map(move |(rule, peer)| {
         rule.ports.iter().map(move |ports| Rule {
-            name: rule.name.clone(),
+            named: Arc::new(desired::Rule { name: rule.name.clone(), origin: rule.place.origin() }),
             place: rule.place.clone(),
             wall: Wall::Policy(policy.name.clone()),
             direction: rule.direction,
-            peer: peer.clone(),
+            peer: Arc::new(peer.clone()),
             ports: ports.clone(),
             audit: false,
         })
@@ -709,12 +728,13 @@ impl Builder<'_> {
         let Some(peer) = self.peer(line) else { return };
         let verb = if direction == Direction::Ingress { "accepts" } else { "calls" };
         let name = format!("{}: {} {verb} {}:{}", service.namespace, service.name, line.peer, line.ports);
+        let named = Arc::new(desired::Rule { name, origin: line.place.origin() });
         let rule = |wall: &ServiceName, direction, peer| Rule {
-            name: name.clone(),
+            named: Arc::clone(&named),
             place: line.place.clone(),
             wall: Wall::Service(wall.clone()),
             direction,
-            peer,
+            peer: Arc::new(peer),
             ports: line.ports.clone(),
             audit: self.intent.audit,
         };
@@ -798,12 +818,13 @@ impl Builder<'_> {
             let full = ServiceName { namespace: self.intent.namespace.clone(), name: service.name.clone() };
             for ports in [Ports::one(Transport::Udp, 53), Ports::one(Transport::Tcp, 53)] {
                 let name = format!("{}: {} asks dns {ports}", self.intent.namespace, service.name);
+                let named = Arc::new(desired::Rule { name, origin: place.origin() });
                 let rule = |wall, direction, peer| Rule {
-                    name: name.clone(),
+                    named: Arc::clone(&named),
                     place: place.clone(),
                     wall,
                     direction,
-                    peer,
+                    peer: Arc::new(peer),
                     ports: ports.clone(),
                     audit: self.intent.audit,
                 };
@@ -815,12 +836,16 @@ impl Builder<'_> {
                     Target::Number(number) => Ports::one(*transport, *number),
                     Target::Named(name) => Ports::named(name),
                 };
-                let rule = |from: &str, wall, direction, peer| Rule {
+                let named = |from: &str| desired::Rule {
                     name: format!("{}: {} asks dns {ports} {from} {name}", self.intent.namespace, service.name),
+                    origin: place.origin(),
+                };
+                let rule = |from: &str, wall, direction, peer| Rule {
+                    named: Arc::new(named(from)),
                     place: place.clone(),
                     wall,
                     direction,
-                    peer,
+                    peer: Arc::new(peer),
                     ports: ports.clone(),
                     audit: self.intent.audit,
                 };

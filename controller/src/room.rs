@@ -139,7 +139,7 @@ fn authors(model: &Model) -> Authors<'_> {
     // An Intent has no name of its own: it is its namespace's part of a file.
     let mut intents: BTreeMap<(&str, &str), (&Place, Vec<(&str, Option<&Peer>)>)> = BTreeMap::new();
     for rule in &model.rules {
-        let namespace = match (&rule.wall, &rule.peer) {
+        let namespace = match (&rule.wall, &*rule.peer) {
             (Wall::Service(name), _) | (Wall::Resolvers | Wall::Backends(_), Peer::Service(name)) => &name.namespace,
             _ => continue,
         };
@@ -148,7 +148,7 @@ fn authors(model: &Model) -> Authors<'_> {
         if rule.place.line < place.line {
             *place = &rule.place;
         }
-        rules.push((rule.name.as_str(), Some(&rule.peer)));
+        rules.push((rule.named.name.as_str(), Some(&rule.peer)));
     }
     for ((namespace, _), (place, rules)) in intents {
         authors.add(format!("intent {namespace}"), place, rules);

@@ -358,7 +358,7 @@ pub fn rules(model: &Model, readings: &[Reading]) -> Vec<RuleLine> {
 /// Where each rule is written.
 fn origins(model: &Model) -> BTreeMap<String, String> {
     let mut origins: BTreeMap<String, String> =
-        model.rules.iter().map(|rule| (rule.name.clone(), rule.place.origin())).collect();
+        model.rules.iter().map(|rule| (rule.named.name.clone(), rule.place.origin())).collect();
     let guards = model.guards.iter().flat_map(|guard| &guard.rules);
     origins.extend(guards.map(|rule| (rule.name.clone(), rule.place.origin())));
     for direction in [Direction::Ingress, Direction::Egress] {

@@ -15,6 +15,8 @@ use bulkhead_ebpf::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::pieces::Pieces;
+
 /// VNI of an overlay, 0 for none.
 pub type Segment = u32;
 
@@ -31,7 +33,7 @@ pub struct Desired {
     /// Endpoints on this node.
     pub endpoints: Vec<Endpoint>,
     /// Known addresses, on any node.
-    pub addresses: BTreeMap<(Segment, IpAddr), Address>,
+    pub addresses: Pieces<(Segment, IpAddr), Address>,
     /// Prefixes for what is not a known address. Each has all selectors that match it: look-up finds the longest only.
     pub prefixes: BTreeMap<(Segment, IpNetwork), Prefix>,
     /// Overlays of which this node is a member.
@@ -67,7 +69,7 @@ pub struct RuleId(pub u32);
 pub struct SetId(pub u32);
 
 /// A rule that verdicts name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// Stable and unique, without line numbers: `shop/cart calls db:5432/tcp`.
     pub name: String,

@@ -28,6 +28,7 @@ mod netns;
 pub mod network;
 mod nft;
 pub mod node;
+pub mod pieces;
 pub mod pins;
 pub mod publish;
 pub mod read;

@@ -5,9 +5,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use bulkhead_dataplane::desired::{
-    Address, Backend, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule,
-    RuleId, SelectorId, ServiceAddress, SetId, View,
+use bulkhead_dataplane::{
+    desired::{
+        Address, Backend, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule,
+        RuleId, SelectorId, ServiceAddress, SetId, View,
+    },
+    pieces::Pieces,
 };
 use bulkhead_ebpf::{
     abi::{Action, Config, Direction, FlowKey4, Mode, mapped},
@@ -213,7 +216,7 @@ pub(crate) fn desired(tables: Tables) -> Desired {
         mode: Mode::Enforce,
         views: vec![View { ingress: SetId(0), egress: SetId(1), until: None }],
     };
-    let mut addresses = BTreeMap::new();
+    let mut addresses = Pieces::default();
     let mut known = BTreeMap::new();
     for family in Family::ALL {
         let own = Address { endpoint: Some(name()), ..Address::default() };

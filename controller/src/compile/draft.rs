@@ -1,6 +1,6 @@
 //! What one direction of a workload is judged by, before ids are given.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use bulkhead_dataplane::{desired, node::direction_label};
 use bulkhead_ebpf::{
@@ -19,14 +19,14 @@ use crate::{
 };
 
 /// A distinct peer expression. Its text is its identity.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Selector {
-    pub(super) peer: Peer,
+    pub(super) peer: Arc<Peer>,
     /// Of the peer's workloads only those whose port of this name has this number.
     pub(super) port: Option<NamedPort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct NamedPort {
     pub(super) name: String,
     pub(super) transport: Transport,
@@ -70,7 +70,7 @@ pub(super) struct Line {
     pub(super) stretch: Stretch,
     /// `None` for everyone.
     pub(super) selector: Option<Selector>,
-    pub(super) rule: desired::Rule,
+    pub(super) rule: Arc<desired::Rule>,
 }
 
 /// Where those who match a peer listen by the name of a port.
@@ -114,7 +114,7 @@ impl Subject<'_> {
             return draft;
         }
         self.guards(Tier::Baseline, &mut draft, found);
-        let open = desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() };
+        let open = Arc::new(desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() });
         draft.push(Step {
             tier: OPEN,
             action: Action::Allow,
@@ -164,10 +164,10 @@ impl Subject<'_> {
         }
         for (tier, guard) in (first..).zip(concerning) {
             for rule in guard.rules(draft.direction, self.now) {
-                let Some(peer) = guard.peer(rule, self.model, &self.name.namespace) else { continue };
-                let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
-                let lines =
-                    rule.ports.iter().flat_map(|ports| self.lines(draft.direction, &peer, ports, &named)).collect();
+                let Some(peer) = guard.peer(rule, self.model, &self.name.namespace).map(Arc::new) else { continue };
+                let named = Arc::new(desired::Rule { name: rule.name.clone(), origin: rule.place.origin() });
+                let mut lines = Vec::new();
+                rule.ports.iter().for_each(|ports| self.lines(draft.direction, &peer, ports, &named, &mut lines));
                 let reason = if rule.action == Action::Deny { Reason::DeniedByRule } else { Reason::Rule };
                 // Whom Kubernetes passes on, nobody else of this tier is asked about.
                 let leaves = rule.action == Action::Pass && guard.passes_all();
@@ -187,45 +187,54 @@ impl Subject<'_> {
         let Some(first) = model.isolating(workload, direction, true) else { return false };
         // Where nothing is enforced all is reported only.
         let only_audit = first.audit();
-        for audit in [false, true] {
+        let (audited, enforced): (Vec<_>, Vec<_>) =
+            model.rules_of(workload, direction).partition(|rule| rule.audit || only_audit);
+        for (audit, rules) in [(false, enforced), (true, audited)] {
             let mut lines: Vec<Line> = Vec::new();
-            for rule in model.rules_of(workload, direction).filter(|rule| (rule.audit || only_audit) == audit) {
-                let named = desired::Rule { name: rule.name.clone(), origin: rule.place.origin() };
-                lines.extend(self.lines(direction, &rule.peer, &rule.ports, &named));
+            for rule in rules {
+                self.lines(direction, &rule.peer, &rule.ports, &rule.named, &mut lines);
             }
             if direction == Direction::Ingress && only_audit == audit {
-                let rule = desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() };
-                lines.extend(self.lines(direction, &Peer::Entity(Entity::Node), &Ports::Any, &rule));
+                let rule = Arc::new(desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() });
+                let node = Arc::new(Peer::Entity(Entity::Node));
+                self.lines(direction, &node, &Ports::Any, &rule, &mut lines);
             }
             draft.push(step(Action::Allow, audit, Reason::Rule, lines));
         }
-        let rest = desired::Rule { name: isolated(first, direction), origin: first.place().origin() };
+        let rest = Arc::new(desired::Rule { name: isolated(first, direction), origin: first.place().origin() });
         draft.push(step(Action::Deny, only_audit, Reason::Isolated, everyone(&rest)));
         draft.isolated |= !only_audit;
         !only_audit
     }
 
-    /// What a rule is for the workload: its ports are those of the side that listens.
-    fn lines(self, direction: Direction, peer: &Peer, ports: &Ports, rule: &desired::Rule) -> Vec<Line> {
+    /// Adds what a rule is for the workload: its ports are those of the side that listens.
+    fn lines(
+        self,
+        direction: Direction,
+        peer: &Arc<Peer>,
+        ports: &Ports,
+        rule: &Arc<desired::Rule>,
+        lines: &mut Vec<Line>,
+    ) {
         let Self { model, workload, .. } = self;
         let line = |stretch, port: Option<NamedPort>| {
-            let everyone = *peer == Peer::Any && port.is_none();
-            let selector = (!everyone).then(|| Selector { peer: peer.clone(), port });
-            Line { stretch, selector, rule: rule.clone() }
+            let everyone = **peer == Peer::Any && port.is_none();
+            let selector = (!everyone).then(|| Selector { peer: Arc::clone(peer), port });
+            Line { stretch, selector, rule: Arc::clone(rule) }
         };
         match (ports, direction) {
             (Ports::Named { name, transport }, Direction::Ingress) => {
                 let own = workload.listens(name, *transport);
-                own.map(|(transport, number)| line(one(transport, number), None)).into_iter().collect()
+                lines.extend(own.map(|(transport, number)| line(one(transport, number), None)));
             }
             (Ports::Named { name, transport }, Direction::Egress) => {
                 let listening = self.listening.ports(model, peer, name, *transport);
                 let port = |(transport, number)| {
                     line(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }))
                 };
-                listening.into_iter().map(port).collect()
+                lines.extend(listening.into_iter().map(port));
             }
-            (ports, _) => ports.stretches().into_iter().map(|stretch| line(stretch, None)).collect(),
+            (ports, _) => lines.extend(ports.stretches().into_iter().map(|stretch| line(stretch, None))),
         }
     }
 }
@@ -242,9 +251,9 @@ impl Draft {
     }
 }
 
-fn everyone(rule: &desired::Rule) -> Vec<Line> {
+fn everyone(rule: &Arc<desired::Rule>) -> Vec<Line> {
     let stretches = Ports::Any.stretches().into_iter();
-    stretches.map(|stretch| Line { stretch, selector: None, rule: rule.clone() }).collect()
+    stretches.map(|stretch| Line { stretch, selector: None, rule: Arc::clone(rule) }).collect()
 }
 
 fn one(transport: Transport, number: u16) -> Stretch {

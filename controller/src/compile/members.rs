@@ -37,7 +37,7 @@ enum Place<'a> {
 
 impl Place<'_> {
     fn of(selector: &Selector) -> Place<'_> {
-        match &selector.peer {
+        match &*selector.peer {
             Peer::Cidrs(_) => Place::Prefixes,
             Peer::Service(name) => Place::Namespace(&name.namespace),
             Peer::Workloads { namespaces: Scope::Named(name), .. } => Place::Namespace(name),
@@ -94,7 +94,7 @@ impl Members {
 
     /// Reads selectors of prefixes anew.
     pub(super) fn renew_prefixes<'a>(&mut self, selectors: impl Iterator<Item = (SelectorId, &'a Selector)>) {
-        let some: Vec<_> = selectors.filter(|(_, selector)| matches!(selector.peer, Peer::Cidrs(_))).collect();
+        let some: Vec<_> = selectors.filter(|(_, selector)| matches!(*selector.peer, Peer::Cidrs(_))).collect();
         self.prefixes = [false, true].map(|v6| prefixes(&some, v6));
     }
 

@@ -169,14 +169,14 @@ impl Names {
     fn of<'a>(drafts: impl Iterator<Item = &'a Draft>) -> Self {
         let (mut selectors, mut rules) = (BTreeMap::new(), BTreeSet::new());
         for line in drafts.flat_map(|draft| &draft.steps).flat_map(|step| &step.lines) {
-            rules.insert(line.rule.clone());
+            rules.insert(&*line.rule);
             if let Some(selector) = &line.selector {
                 selectors.insert(selector.to_string(), selector.clone());
             }
         }
         let mut selectors: Vec<_> = selectors.into_values().collect();
         selectors.sort();
-        Self { selectors, rules: rules.into_iter().collect() }
+        Self { selectors, rules: rules.into_iter().cloned().collect() }
     }
 }
 
@@ -255,10 +255,12 @@ fn id(found: Result<usize, usize>) -> u32 {
 
 /// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
 fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
-    let Subject { model, name, workload, .. } = subject;
-    let isolating = model.isolating(workload, set.direction, true);
-    let place = isolating.map_or(&workload.place, Isolation::place);
-    let name = isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`"));
+    let whose = || {
+        let Subject { model, name, workload, .. } = subject;
+        let isolating = model.isolating(workload, set.direction, true);
+        let place = isolating.map_or(&workload.place, Isolation::place);
+        (place, isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`")))
+    };
     let direction = direction_label(set.direction);
     let most =
         |intervals: &[Interval]| intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default();
@@ -268,6 +270,7 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
         .zip(set.classes.iter().map(|intervals| most(intervals)))
         .find(|&(_, entries)| entries > limit)
     {
+        let (place, name) = whose();
         let message = format!(
             "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {limit} fit"
         );
@@ -288,6 +291,7 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
             ranges.push(text);
         }
     }
+    let (place, name) = whose();
     let message = format!(
         "the rules of {name} cut {class:?} at {direction} into {} intervals, {PORT_INTERVALS} fit: {}",
         intervals.len(),

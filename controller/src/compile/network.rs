@@ -8,6 +8,7 @@ use std::{
 use bulkhead_dataplane::{
     desired::{Address, EndpointName, Overlay, Prefix, Segment, SelectorId},
     node::Discovered,
+    pieces::Pieces,
 };
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -197,10 +198,10 @@ impl<'a> Network<'a> {
     }
 
     /// Known addresses: those of all workloads in their segments, and those of nodes in every segment in use.
-    pub(super) fn addresses(&self) -> Result<BTreeMap<(Segment, IpAddr), Address>, Diagnostics> {
+    pub(super) fn addresses(&self) -> Result<Pieces<(Segment, IpAddr), Address>, Diagnostics> {
         let Self { model, node, underlay, .. } = self;
         let mut found = Diagnostics::default();
-        let mut addresses = BTreeMap::new();
+        let mut addresses = Pieces::default();
         let members = Members::new(ids(self.selectors));
         let selector = |id: SelectorId| self.selectors.get(id.0 as usize);
         for (name, workload) in &model.workloads {
@@ -264,12 +265,12 @@ pub(super) fn endpoint_name(name: &WorkloadName, index: u32) -> EndpointName {
 impl draft::Selector {
     /// Whether it names a workload, whatever the address.
     pub(super) fn has_member(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
-        self.has_port(workload) && !matches!(self.peer, Peer::Cidrs(_)) && model.matches(&self.peer, name, workload)
+        self.has_port(workload) && !matches!(*self.peer, Peer::Cidrs(_)) && model.matches(&self.peer, name, workload)
     }
 
     /// As [`Self::has_member`], of one of [`Model::candidates`]: its namespace has been looked at.
     pub(super) fn has_candidate(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
-        match &self.peer {
+        match &*self.peer {
             Peer::Workloads { labels, .. } => {
                 !workload.host && self.has_port(workload) && labels.matches(&workload.labels)
             }
@@ -286,12 +287,12 @@ impl draft::Selector {
 
     /// Whether it names an address, whoever has it.
     pub(super) fn holds(&self, address: IpAddr) -> bool {
-        matches!(&self.peer, Peer::Cidrs(cidrs) if holds(cidrs, address))
+        matches!(&*self.peer, Peer::Cidrs(cidrs) if holds(cidrs, address))
     }
 
     /// Prefixes that it mentions.
     pub(super) fn nets(&self) -> impl Iterator<Item = &IpNetwork> {
-        let cidrs = match &self.peer {
+        let cidrs = match &*self.peer {
             Peer::Cidrs(cidrs) => Some(cidrs.cidrs.iter().chain(&cidrs.except)),
             _ => None,
         };
@@ -299,8 +300,8 @@ impl draft::Selector {
     }
 
     /// Whether it may name a node or a prefix.
-    pub(super) const fn is_beyond(&self) -> bool {
-        match &self.peer {
+    pub(super) fn is_beyond(&self) -> bool {
+        match &*self.peer {
             Peer::Cidrs(_) | Peer::Any | Peer::Nodes(_) => true,
             Peer::Entity(entity) => !matches!(entity, Entity::Cluster),
             Peer::Namespaces { other, .. } => *other,
@@ -310,7 +311,7 @@ impl draft::Selector {
 
     /// Whether it names the address of a node, this one or another.
     pub(super) fn has_node(&self, model: &Model, underlay: &Underlay, address: IpAddr) -> bool {
-        match &self.peer {
+        match &*self.peer {
             // Only workloads name their ports.
             _ if self.port.is_some() => false,
             Peer::Entity(Entity::Node) => underlay.nodes.get(&address).copied().unwrap_or_default(),
@@ -323,7 +324,7 @@ impl draft::Selector {
 
     /// Whether it matches all of a prefix.
     pub(super) fn covers(&self, model: &Model, underlay: &Underlay, segment: Segment, net: IpNetwork) -> bool {
-        match &self.peer {
+        match &*self.peer {
             _ if self.port.is_some() => false,
             Peer::Entity(Entity::World) => underlay.is_world(segment, net),
             Peer::Entity(Entity::Nodes) => underlay.is_masqueraded(net),

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -46,7 +47,7 @@ impl Surroundings {
 
     /// Whether a peer is somebody, as an endpoint in a segment meets it.
     pub(crate) fn is(&self, model: &Model, segment: Segment, peer: &Peer, met: Met<'_>) -> bool {
-        let selector = Selector { peer: peer.clone(), port: None };
+        let selector = Selector { peer: Arc::new(peer.clone()), port: None };
         self.matching(model, segment, [(SelectorId(0), &selector)].into_iter(), met).next().is_some()
     }
 
@@ -137,7 +138,7 @@ impl Walls {
 
     /// Whom a line is about.
     pub(crate) fn peer(&self, line: &Line) -> Option<&Peer> {
-        line.selector.and_then(|id| self.selectors.get(id.0 as usize)).map(|selector| &selector.peer)
+        line.selector.and_then(|id| self.selectors.get(id.0 as usize)).map(|selector| &*selector.peer)
     }
 
     /// What two walls share that judge alike.
@@ -190,7 +191,7 @@ struct Written {
     selectors: Vec<Selector>,
     selector_ids: BTreeMap<Selector, SelectorId>,
     rules: Vec<desired::Rule>,
-    rule_ids: BTreeMap<desired::Rule, RuleId>,
+    rule_ids: BTreeMap<Arc<desired::Rule>, RuleId>,
 }
 
 impl Written {
@@ -206,8 +207,8 @@ impl Written {
                 written.selectors.push(selector.clone());
             }
             if !written.rule_ids.contains_key(&line.rule) {
-                written.rule_ids.insert(line.rule.clone(), RuleId(next(written.rules.len())));
-                written.rules.push(line.rule.clone());
+                written.rule_ids.insert(Arc::clone(&line.rule), RuleId(next(written.rules.len())));
+                written.rules.push(desired::Rule::clone(&line.rule));
             }
         }
         written

@@ -87,7 +87,7 @@ impl Verdict<'_> {
         match self {
             Self::Open | Self::OwnNode => None,
             Self::Guarded(rule) | Self::Denied(rule) => Some((&rule.name, &rule.place)),
-            Self::Allowed(rule) => Some((&rule.name, &rule.place)),
+            Self::Allowed(rule) => Some((&rule.named.name, &rule.place)),
             Self::Refused { by, .. } => Some(("", by.place())),
             Self::Quarantined(place) => Some(("", place)),
         }

@@ -40,7 +40,7 @@ pub fn near<'a>(model: &'a Model, question: &Question<'_>, most: usize) -> Vec<L
     found.sort_by_key(|lack| lack.rank);
     // One line that opens both ends, or lists several peers, is several rules of one name.
     let mut seen = BTreeSet::new();
-    found.retain(|lack| seen.insert(&lack.rule.name));
+    found.retain(|lack| seen.insert(&lack.rule.named.name));
     found.truncate(most);
     found
 }
@@ -112,7 +112,7 @@ fn peers(model: &Model, rule: &Rule, peer: Party<'_>) -> Option<String> {
         Wall::Resolvers => "",
     };
     let who = workload(model, peer);
-    Some(match (&rule.peer, who) {
+    Some(match (&*rule.peer, who) {
         (Peer::Workloads { namespaces, labels }, Some((name, workload))) => {
             let namespace = namespaces.holds(model, &name.namespace);
             match (namespace, labels.matches(&workload.labels)) {

@@ -118,7 +118,7 @@ impl<'a> Explanation<'a> {
         };
         let near = || {
             near(model, &self.question, NEAR).into_iter().map(|lack| Nearest {
-                rule: lack.rule.name.clone(),
+                rule: lack.rule.named.name.clone(),
                 place: lack.rule.place.origin(),
                 lacks: lack.lacks.clone(),
             })
@@ -175,7 +175,7 @@ impl<'a> Explanation<'a> {
         }
         line(text, "nearest rules, and what each lacks:");
         for lack in near {
-            line(text, &format!("    {}  {}", lack.rule.place.origin(), lack.rule.name));
+            line(text, &format!("    {}  {}", lack.rule.place.origin(), lack.rule.named.name));
             line(text, &format!("        {}", lack.lacks));
         }
     }
@@ -188,7 +188,7 @@ fn wall(verdict: &Verdict<'_>, own: Party<'_>, model: &Model) -> String {
         Verdict::Open => "allowed, nothing isolates it".to_owned(),
         Verdict::OwnNode => format!("allowed, a {NODE_REACHES}"),
         Verdict::Guarded(rule) => format!("allowed by {} ({})", rule.name, rule.place.origin()),
-        Verdict::Allowed(rule) => format!("allowed by {} ({})", rule.name, rule.place.origin()),
+        Verdict::Allowed(rule) => format!("allowed by {} ({})", rule.named.name, rule.place.origin()),
         Verdict::Denied(rule) => format!("denied by {} ({})", rule.name, rule.place.origin()),
         Verdict::Refused { .. } => "denied, no rule allows it".to_owned(),
         Verdict::Quarantined(place) => format!("denied, it is in quarantine ({})", place.origin()),

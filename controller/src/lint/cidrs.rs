@@ -64,14 +64,14 @@ fn written(model: &Model) -> BTreeMap<(&str, Direction), Written<'_>> {
     let externals: BTreeSet<(&str, &Cidrs)> =
         model.externals.iter().map(|(name, cidrs)| (name.namespace.as_str(), cidrs)).collect();
     for rule in &model.rules {
-        let Peer::Cidrs(cidrs) = &rule.peer else { continue };
+        let Peer::Cidrs(cidrs) = &*rule.peer else { continue };
         let by_somebody = match &rule.wall {
             Wall::Policy(_) => true,
             Wall::Service(service) => externals.contains(&(service.namespace.as_str(), cidrs)),
             Wall::Resolvers | Wall::Backends(_) => false,
         };
         if by_somebody {
-            add(&rule.name, rule.direction, &rule.place, cidrs);
+            add(&rule.named.name, rule.direction, &rule.place, cidrs);
         }
     }
     written

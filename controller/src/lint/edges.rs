@@ -33,7 +33,11 @@ pub(super) fn check(walls: &Walls<'_>, shadowed: &[Finding]) -> Vec<Finding> {
         }
         if let Some(by) = refused(walls, rule) {
             let fresh = || Half { place: &rule.place, direction: rule.direction, what: BTreeSet::new(), by };
-            halves.entry(&rule.name).or_insert_with(fresh).what.insert(format!("{} on {}", rule.peer, rule.ports));
+            halves
+                .entry(&rule.named.name)
+                .or_insert_with(fresh)
+                .what
+                .insert(format!("{} on {}", rule.peer, rule.ports));
         }
     }
     halves.into_iter().map(|(name, half)| half.finding(name)).collect()

@@ -123,7 +123,7 @@ pub(super) fn check(model: &Model, simulation: &Simulation<'_>) -> Vec<Finding> 
 /// Where rules are written.
 fn places(model: &Model) -> BTreeMap<&str, &Place> {
     let guards = model.guards.iter().flat_map(|guard| &guard.rules).map(|rule| (rule.name.as_str(), &rule.place));
-    let places = guards.chain(model.rules.iter().map(|rule| (rule.name.as_str(), &rule.place)));
+    let places = guards.chain(model.rules.iter().map(|rule| (rule.named.name.as_str(), &rule.place)));
     places.filter(|(name, _)| *name != NOT_ISOLATED).collect()
 }
 

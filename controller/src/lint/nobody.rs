@@ -22,7 +22,7 @@ pub(super) fn check(model: &Model) -> Vec<Finding> {
             Whom::Same | Whom::Other => None,
         }));
     }
-    peers.extend(model.rules.iter().map(|rule| ((rule.name.as_str(), &rule.peer), &rule.place)));
+    peers.extend(model.rules.iter().map(|rule| ((rule.named.name.as_str(), &*rule.peer), &rule.place)));
     let mut asked: BTreeMap<&Peer, Option<String>> = BTreeMap::new();
     for ((name, peer), place) in peers {
         if let Some(help) = asked.entry(peer).or_insert_with(|| nobody(model, peer)) {

@@ -60,7 +60,7 @@ impl Model {
         name: &PolicyName,
         policy: Option<NetworkPolicy>,
     ) -> Option<NetworkPolicy> {
-        self.close(&Wall::Policy(name.clone()));
+        self.close(name);
         policy.iter().flat_map(opened).for_each(|rule| self.open(rule));
         let members = self.workloads.range_mut(first_of(&name.namespace)..);
         for (_, workload) in members.take_while(|(member, _)| member.namespace == name.namespace) {
@@ -192,15 +192,15 @@ impl Model {
         iter::successors(self.workloads.keys().next().map(|member| member.namespace.as_str()), behind)
     }
 
-    /// Takes the rules of a wall of Kubernetes policies away. The last one, another policy's, moves to where one was.
-    fn close(&mut self, wall: &Wall) {
-        let mut indexes = self.by_wall.remove(wall).unwrap_or_default();
+    /// Takes the rules of a Kubernetes policy away. The last one, another policy's, moves to where one was.
+    fn close(&mut self, name: &PolicyName) {
+        let mut indexes = self.by_policy.remove(name).unwrap_or_default();
         indexes.sort_unstable();
         for index in indexes.into_iter().rev() {
             self.rules.swap_remove(index);
             let last = self.rules.len();
-            let Some(moved) = self.rules.get(index) else { continue };
-            let indexes = self.by_wall.get_mut(&moved.wall).into_iter().flatten();
+            let Some(Rule { wall: Wall::Policy(moved), .. }) = self.rules.get(index) else { continue };
+            let indexes = self.by_policy.get_mut(moved).into_iter().flatten();
             indexes.filter(|at| **at == last).for_each(|at| *at = index);
         }
     }

@@ -43,8 +43,8 @@ pub(super) fn unknown(model: &Model) -> Vec<Diagnostic> {
             Wall::Resolvers | Wall::Backends(_) => continue,
         };
         // Those are made of a service's own target ports.
-        if !matches!(rule.peer, Peer::Backends(_)) {
-            look((&rule.ports, &rule.name, &rule.place), ours, || listeners(model, rule), &mut found);
+        if !matches!(*rule.peer, Peer::Backends(_)) {
+            look((&rule.ports, &rule.named.name, &rule.place), ours, || listeners(model, rule), &mut found);
         }
     }
     let unknown = found.into_iter().filter(|(_, unknown)| !unknown.known && !unknown.unsettled);

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use bulkhead_controller::compile::{Change, Moved};
-use bulkhead_dataplane::desired::{Desired, PolicySet, SelectorId};
+use bulkhead_dataplane::{
+    desired::{Desired, PolicySet, SelectorId},
+    pieces::{Piece, Pieces},
+};
 
 /// Panics if a change does not say what moved.
 pub(crate) fn assert_tells(change: &Change, before: &Desired, after: &Desired, when: &str) {
@@ -38,7 +41,7 @@ pub(crate) fn assert_tells(change: &Change, before: &Desired, after: &Desired, w
     assert_eq!(change.sets.set.iter().map(|id| id.0).collect::<Vec<_>>(), found.set, "sets {when}");
     assert_eq!(change.sets.removed.iter().map(|id| id.0).collect::<Vec<_>>(), found.removed, "sets {when}");
     assert_eq!(change.endpoints, moved(&endpoints(before), &endpoints(after)), "endpoints {when}");
-    assert_eq!(change.addresses, moved(&before.addresses, &after.addresses), "addresses {when}");
+    assert_eq!(change.addresses, moved(&whole(&before.addresses), &whole(&after.addresses)), "addresses {when}");
     assert_eq!(change.prefixes, moved(&before.prefixes, &after.prefixes), "prefixes {when}");
     assert_eq!(change.overlays, moved(&overlays(before), &overlays(after)), "overlays {when}");
     assert_eq!(change.services, moved(&before.services, &after.services), "services {when}");
@@ -50,4 +53,9 @@ fn moved<K: Clone + Ord, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap
         set: set.map(|(key, _)| key.clone()).collect(),
         removed: before.keys().filter(|key| !after.contains_key(key)).cloned().collect(),
     }
+}
+
+/// In one piece.
+fn whole<K: Piece, V: Clone>(pieces: &Pieces<K, V>) -> BTreeMap<K, V> {
+    pieces.iter().map(|(key, value)| (*key, value.clone())).collect()
 }

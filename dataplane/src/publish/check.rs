@@ -1,6 +1,6 @@
 //! What is refused before anything else: states that contradict themselves, and what no limit allows.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
 
@@ -24,9 +24,8 @@ pub(crate) fn capacity(
     if need <= limit { Ok(()) } else { Err(NodeError::Capacity { what: what.into(), table, need, limit }) }
 }
 
-/// What a compiler may not hand over. Lookups after this need not ask again.
+/// What a compiler may not hand over, but for selectors of addresses ([`are_there`]). Lookups after this need not ask again.
 pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
-    let is_there = |selector: &SelectorId| !desired.selectors.get(selector.0 as usize).is_none_or(String::is_empty);
     let (mut names, mut links) = (HashSet::new(), HashSet::new());
     for endpoint in &desired.endpoints {
         let who = display(&endpoint.name);
@@ -56,7 +55,7 @@ pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
                     Peers::Any(rule) => (rule.0 as usize) < desired.rules.len(),
                     Peers::Selectors(some) => {
                         let within = |(selector, rule): &(SelectorId, RuleId)| {
-                            is_there(selector) && (rule.0 as usize) < desired.rules.len()
+                            is_there(desired, *selector) && (rule.0 as usize) < desired.rules.len()
                         };
                         !some.is_empty() && some.iter().all(within)
                     }
@@ -74,13 +73,18 @@ pub(crate) fn check(desired: &Desired) -> Result<(), NodeError> {
             return invalid(format!("policy set {index} has intervals that are out of order or do not begin at 0"));
         }
     }
-    let selectors = desired
-        .addresses
-        .values()
-        .map(|address| &address.selectors)
-        .chain(desired.prefixes.values().map(|prefix| &prefix.selectors));
-    if !selectors.flatten().all(is_there) {
-        return invalid("an address or prefix has a selector that is not there");
-    }
     Ok(())
+}
+
+/// Whether all selectors of an address or a prefix are there.
+pub(crate) fn are_there(desired: &Desired, selectors: &BTreeSet<SelectorId>) -> Result<(), NodeError> {
+    let is_there = |selector: &SelectorId| is_there(desired, *selector);
+    if selectors.iter().all(is_there) {
+        return Ok(());
+    }
+    invalid("an address or prefix has a selector that is not there")
+}
+
+fn is_there(desired: &Desired, selector: SelectorId) -> bool {
+    !desired.selectors.get(selector.0 as usize).is_none_or(String::is_empty)
 }

@@ -19,12 +19,13 @@ use crate::{
     names::{Names, endpoint_identity, rule_hash, selector_hash},
     node::NodeError,
     publish::{
-        check::{capacity, check, invalid},
+        check::{are_there, capacity, check, invalid},
         ids::Bits,
         places::{Key, Place, Places, SEGMENT_BITS, octets, to_packet},
         services::Services,
         sets::{LoweredSet, SetLowering, groups, used_sets},
         slots::{Free, slots_limit},
+        standing::{Facts, Kept, Standing},
         state::{State, Walker},
         steps::Steps,
     },
@@ -37,6 +38,8 @@ pub(crate) struct Target {
     /// Slot and data of each of [`Desired::endpoints`], and whether the slot is new to it.
     pub(crate) slots: Vec<(u32, EndpointInfo, bool)>,
     pub(crate) places: Places,
+    /// What they are made from.
+    pub(crate) standing: Standing,
     pub(crate) vteps: BTreeSet<VtepKey>,
     pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
     pub(crate) selectors: HashSet<[u64; 2]>,
@@ -83,7 +86,7 @@ pub(crate) fn lower<S: Store>(
     }
     assign_counters(desired, state, store, names, &slots, &lowered)?;
     let words = views(desired, state, &Deadlines::new(state, store, now)?, &slots, &lowered)?;
-    let places = places(desired, state, &slots, &bits)?;
+    let (places, standing) = places(desired, state, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
     let (vteps, owners) = overlays(desired);
 
@@ -104,6 +107,7 @@ pub(crate) fn lower<S: Store>(
     Ok(Target {
         slots,
         places,
+        standing,
         vteps,
         owners,
         selectors: selectors.into_iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| hash).collect(),
@@ -306,33 +310,52 @@ fn places(
     state: &mut State,
     slots: &[(u32, EndpointInfo, bool)],
     bits: &[u16],
-) -> Result<Places, NodeError> {
+) -> Result<(Places, Standing), NodeError> {
     let by_name: HashMap<&EndpointName, u32> =
         desired.endpoints.iter().zip(slots).map(|(endpoint, (slot, ..))| (&endpoint.name, *slot)).collect();
     let mut rows: HashMap<&BTreeSet<SelectorId>, u32> = HashMap::new();
-    let mut places = Places::default();
-    for ((segment, address), known) in &desired.addresses {
-        let slot = match &known.endpoint {
-            None => 0,
-            Some(name) => match by_name.get(name) {
-                Some(slot) => *slot as u16,
-                None => {
-                    return invalid(format!(
-                        "{address} belongs to {}, which is no endpoint of this node",
-                        display(name)
-                    ));
-                }
-            },
-        };
-        let row = *rows
-            .entry(&known.selectors)
-            .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
-        let flags = if known.node { AddressWord::NODE } else { 0 }
-            | if known.own { AddressWord::OWN } else { 0 }
-            | if known.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
-        places.insert(Key::known(*segment, *address), Place { row, slot, flags });
+    let (mut places, mut standing) = (Places::default(), Standing::of(desired));
+    let kept = Kept::new(state, desired);
+    let (kept, anew): (Vec<_>, Vec<_>) = desired
+        .addresses
+        .pieces()
+        .map(|(at, piece)| (at, piece, kept.piece(at, piece)))
+        .partition(|(.., kept)| kept.is_some());
+    for (at, _, kept) in kept {
+        let Some((piece, facts)) = kept else { continue };
+        places.put_piece(piece);
+        standing.learn(*at, facts);
+    }
+    for (at, piece, _) in anew {
+        let (mut lowered, mut facts) = (BTreeMap::new(), Facts::default());
+        for ((segment, address), known) in &**piece {
+            let slot = match &known.endpoint {
+                None => 0,
+                Some(name) => match by_name.get(name) {
+                    Some(slot) => *slot as u16,
+                    None => {
+                        return invalid(format!(
+                            "{address} belongs to {}, which is no endpoint of this node",
+                            display(name)
+                        ));
+                    }
+                },
+            };
+            are_there(desired, &known.selectors)?;
+            let row = *rows
+                .entry(&known.selectors)
+                .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
+            let flags = if known.node { AddressWord::NODE } else { 0 }
+                | if known.own { AddressWord::OWN } else { 0 }
+                | if known.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
+            lowered.insert(Key::known(*segment, *address), Place { row, slot, flags });
+            facts.add(known);
+        }
+        places.put_piece(lowered.into());
+        standing.learn(*at, facts.into());
     }
     for ((segment, network), prefix) in &desired.prefixes {
+        are_there(desired, &prefix.selectors)?;
         let row = *rows
             .entry(&prefix.selectors)
             .or_insert_with(|| row(state, bits, &prefix.selectors, || format!("prefix {network}")));
@@ -347,18 +370,17 @@ fn places(
         let Some(address) = service.address else { continue };
         let key = Key::known(service.segment, address);
         let place = places.effective(&key);
-        if places.map.contains_key(&key) && place.flags & AddressWord::SERVICE == 0 {
+        if places.contains_key(&key) && !place.is_service() {
             return invalid(format!("{address} is a service's address and somebody's as well"));
         }
         places.insert(key, Place { row: place.row, slot: 0, flags: AddressWord::SERVICE });
     }
-    Ok(places)
+    Ok((places, standing))
 }
 
 fn check_places<S: Store>(state: &State, store: &S, places: &Places) -> Result<(), NodeError> {
     // Old and new entries stand side by side for a moment.
-    let leaving = state.places.map.keys().filter(|key| !places.map.contains_key(key));
-    let [known4, known6, prefixes4, prefixes6] = Places::counts(places.map.keys().chain(leaving));
+    let [known4, known6, prefixes4, prefixes6] = places.counts_beside(&state.places);
     capacity("the known addresses", store::Addresses4::NAME, known4, store.limit::<store::Addresses4>())?;
     capacity("the known addresses", store::Addresses6::NAME, known6, store.limit::<store::Addresses6>())?;
     capacity("the prefixes", store::Prefixes4::NAME, prefixes4, store.limit::<store::Prefixes4>())?;

@@ -21,6 +21,7 @@ mod services;
 mod sets;
 mod shares;
 mod slots;
+mod standing;
 mod state;
 mod steps;
 

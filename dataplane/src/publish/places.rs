@@ -7,6 +7,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_ebpf::abi::{AddressKey4, AddressKey6, AddressWord, PrefixKey4, PrefixKey6};
@@ -15,6 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     desired::Segment,
     node::NodeError,
+    pieces::{Piece, Pieces, neighbours},
     store::{Addresses4, Addresses6, LpmKey, Prefixes4, Prefixes6, Store},
 };
 
@@ -41,6 +43,11 @@ impl Key {
         Self { segment, address: network.network(), len: network.prefix() }
     }
 
+    /// Which of the four tables: addresses and prefixes, IPv4 first.
+    fn table(&self) -> usize {
+        usize::from(self.len != KNOWN) * 2 + usize::from(self.address.is_ipv6())
+    }
+
     /// The prefix of length `len` that covers this.
     fn cover(&self, len: u8) -> Self {
         let address = match self.address {
@@ -50,6 +57,12 @@ impl Key {
             }
         };
         Self { address, len, ..*self }
+    }
+}
+
+impl Piece for Key {
+    fn piece(&self) -> Self {
+        Self { segment: self.segment, address: neighbours(self.address), len: 0 }
     }
 }
 
@@ -67,6 +80,11 @@ impl Place {
         Self { row: word.row(), slot: word.slot() as u16, flags: word.flags() }
     }
 
+    /// It is a service's address.
+    pub(crate) const fn is_service(self) -> bool {
+        self.flags & AddressWord::SERVICE != 0
+    }
+
     pub(crate) const fn is_node(self) -> bool {
         self.flags & AddressWord::NODE != 0
     }
@@ -77,19 +95,76 @@ impl Place {
 }
 
 /// All of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
-    pub(crate) map: BTreeMap<Key, Place>,
+    /// Known addresses of somebody.
+    known: Pieces<Key, Place>,
+    /// Prefixes, and the addresses of services.
+    others: BTreeMap<Key, Place>,
     /// Prefix lengths in use, by segment and family.
     lengths: BTreeMap<(Segment, bool), BTreeSet<u8>>,
 }
 
 impl Places {
     pub(crate) fn insert(&mut self, key: Key, place: Place) -> Option<Place> {
+        let before = self.remove(&key);
         if key.len != KNOWN {
             self.lengths.entry((key.segment, key.address.is_ipv6())).or_default().insert(key.len);
         }
-        self.map.insert(key, place)
+        if key.len == KNOWN && !place.is_service() {
+            self.known.insert(key, place);
+        } else {
+            self.others.insert(key, place);
+        }
+        before
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Place> {
+        self.known.remove(key).or_else(|| self.others.remove(key))
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&Place> {
+        self.known.get(key).or_else(|| self.others.get(key))
+    }
+
+    pub(crate) fn contains_key(&self, key: &Key) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Place> {
+        self.known.values().chain(self.others.values())
+    }
+
+    /// A piece of known addresses.
+    pub(crate) fn piece(&self, of: &Key) -> Option<&Arc<BTreeMap<Key, Place>>> {
+        self.known.piece(of)
+    }
+
+    /// Puts a piece of known addresses, of which none is there.
+    pub(crate) fn put_piece(&mut self, piece: Arc<BTreeMap<Key, Place>>) {
+        self.known.put_piece(piece);
+    }
+
+    /// Keys that are not the same in both. Costs little where pieces are shared.
+    pub(crate) fn differing(&self, other: &Self) -> BTreeSet<Key> {
+        let mut keys = self.known.differing(&other.known);
+        let of_others = self.others.keys().chain(other.others.keys());
+        keys.extend(of_others.filter(|key| self.others.get(key) != other.others.get(key)));
+        // One that goes from one part to the other may be the same.
+        keys.retain(|key| self.get(key) != other.get(key));
+        keys
+    }
+
+    /// What is known between this and another: the same where they are, and what is told of the rest.
+    pub(crate) fn with(&self, changed: impl IntoIterator<Item = (Key, Option<Place>)>) -> Self {
+        let mut between = self.clone();
+        for (key, place) in changed {
+            match place {
+                Some(place) => _ = between.insert(key, place),
+                None => _ = between.remove(&key),
+            }
+        }
+        between
     }
 
     /// What covers a key that is not there itself; nothing is the null place.
@@ -98,26 +173,24 @@ impl Places {
         let covers = lengths
             .into_iter()
             .flat_map(|lengths| lengths.range(..key.len).rev())
-            .filter_map(|len| self.map.get(&key.cover(*len)));
+            .filter_map(|len| self.others.get(&key.cover(*len)));
         covers.copied().next().unwrap_or_default()
     }
 
     /// What is known of a key: its own, or what covers it.
     pub(crate) fn effective(&self, key: &Key) -> Place {
-        self.map.get(key).copied().unwrap_or_else(|| self.covering(key))
+        self.get(key).copied().unwrap_or_else(|| self.covering(key))
     }
 
     /// With `ports` those of nodes lead elsewhere meanwhile: see [`Change`]. `judged` says whether some verdict tells two places apart.
     pub(crate) fn change_to(&self, to: &Self, ports: bool, judged: impl Fn(Place, Place) -> bool) -> Change {
         let covered = |key: &Key| judged(self.covering(key), to.covering(key));
-        let mut change = Change {
-            delete: self.map.keys().filter(|key| !to.map.contains_key(key)).copied().collect(),
-            ..Change::default()
-        };
+        let (put, delete): (Vec<Key>, Vec<Key>) = self.differing(to).into_iter().partition(|key| to.contains_key(key));
+        let mut change = Change { delete, ..Change::default() };
         let nodes = |key: &&Key| ports && key.len == KNOWN && self.effective(key).is_node();
         change.leave.extend(change.delete.iter().filter(nodes).map(|key| (*key, to.covering(key))));
-        for (key, place) in to.map.iter().filter(|(key, place)| self.map.get(key) != Some(place)) {
-            let before = self.map.get(key).filter(|_| key.len == KNOWN);
+        for (key, place) in put.iter().filter_map(|key| Some((key, to.get(key)?))) {
+            let before = self.get(key).filter(|_| key.len == KNOWN);
             match (before.map(|before| before.is_node()), place.is_node()) {
                 (Some(false), true) => {
                     change.enter.push((*key, *place));
@@ -169,9 +242,18 @@ impl Places {
     }
 
     /// Entries of each of the four tables: addresses and prefixes, IPv4 first.
-    pub(crate) fn counts<'a>(keys: impl Iterator<Item = &'a Key>) -> [usize; 4] {
+    pub(crate) fn counts(&self) -> [usize; 4] {
         let mut counts = [0; 4];
-        keys.for_each(|key| counts[usize::from(key.len != KNOWN) * 2 + usize::from(key.address.is_ipv6())] += 1);
+        self.known.pieces().for_each(|(of, piece)| counts[Key::known(of.segment, of.address).table()] += piece.len());
+        self.others.keys().for_each(|key| counts[key.table()] += 1);
+        counts
+    }
+
+    /// The same while what is not there any more stands beside it.
+    pub(crate) fn counts_beside(&self, before: &Self) -> [usize; 4] {
+        let mut counts = self.counts();
+        let leaving = before.differing(self).into_iter().filter(|key| !self.contains_key(key));
+        leaving.for_each(|key| counts[key.table()] += 1);
         counts
     }
 }

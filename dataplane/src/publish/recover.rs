@@ -109,6 +109,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         epoch: epochs.chain(store.get::<Node>(&node::EPOCH)?.map(|epoch| epoch as u32)).max().unwrap_or(0),
         infos: store.entries::<EndpointInfos>()?.into_iter().filter(|(_, info)| info.identity != 0).collect(),
         places,
+        standing: None,
         services,
         observe: store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0),
         overlays: store.get::<Node>(&node::OVERLAYS)?.unwrap_or(0),

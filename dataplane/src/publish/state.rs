@@ -15,6 +15,7 @@ use crate::{
     publish::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
         places::Places,
+        standing::Standing,
     },
     store::{self, LpmKey, Store, Table},
 };
@@ -31,6 +32,8 @@ pub(crate) struct State {
     /// Slots that have an owner; one without a word is new, or removed and not yet released.
     pub(crate) infos: BTreeMap<u32, EndpointInfo>,
     pub(crate) places: Places,
+    /// What they were made from, where this publisher has made them.
+    pub(crate) standing: Option<Standing>,
     /// Ports that the node translates, and the id of their backends.
     pub(crate) services: BTreeMap<ServiceKey, u32>,
     /// The node only observes.
@@ -64,7 +67,7 @@ impl State {
 
     /// Use of the bounded tables that are published.
     pub(crate) fn usage<S: Store>(&self, store: &S) -> Vec<TableUse> {
-        let places = Places::counts(self.places.map.keys());
+        let places = self.places.counts();
         let of = |table, used, limit| TableUse { table, used, limit };
         vec![
             of(store::Endpoints::NAME, self.infos.len(), store.limit::<store::Endpoints>() - 1),
@@ -234,7 +237,7 @@ impl Reachable {
         reachable.backends.extend(services.values());
         let of_backends = reachable.backends.iter().filter_map(|id| objects.backends(*id));
         let of_backends = of_backends.flat_map(|some| some.backends.iter().take(some.len as usize));
-        let rows = places.map.values().map(|place| place.row).chain(of_backends.map(|backend| backend.row.into()));
+        let rows = places.values().map(|place| place.row).chain(of_backends.map(|backend| backend.row.into()));
         reachable.rows.extend(rows.filter(|row| *row != 0));
         reachable
     }

@@ -208,7 +208,7 @@ impl Steps {
             readers.new.add(&walker.reads(*word));
             state.words.get(slot).iter().for_each(|old| readers.old.add(&walker.reads(**old)));
         }
-        if state.places.map == places.map && state.services == wanted {
+        if state.services == wanted && state.places.differing(places).is_empty() {
             return Ok(Self {
                 first: Change::default(),
                 first_services: Default::default(),
@@ -307,10 +307,11 @@ fn unchanged(services: &[ServiceChange; 2]) -> bool {
 /// What is known of addresses between step 1 and step 3.
 fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
     let State { rows, places: old, .. } = state;
-    let (mut middle, mut lone) = (Places::default(), Vec::new());
-    for (key, before) in &old.map {
-        let Some(after) = places.map.get(key) else {
-            lone.push(*key);
+    let (mut changed, mut lone) = (Vec::new(), Vec::new());
+    for key in old.differing(places) {
+        let (Some(before), Some(after)) = (old.get(&key), places.get(&key)) else {
+            changed.push((key, None));
+            lone.push(key);
             continue;
         };
         let (row, between) = if before.row == after.row {
@@ -323,15 +324,15 @@ fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
             Between::New => *after,
             Between::Mixed => Place { row, ..*before },
         };
-        middle.insert(*key, place);
+        changed.push((key, Some(place)));
     }
+    let mut middle = old.with(changed);
     // What comes or goes is told from what covers it: judged when all that may cover it is settled. It stands in between where that differs.
-    lone.extend(places.map.keys().filter(|key| !old.map.contains_key(key)));
     lone.sort_by_key(|key| key.len);
     for key in lone {
         let (before, after) = (old.effective(&key), places.effective(&key));
         let (row, between) = readers.between(rows, before.row, after.row);
-        let comes = places.map.contains_key(&key);
+        let comes = places.contains_key(&key);
         if comes && between == Between::New {
             middle.insert(key, after);
         } else if middle.covering(&key).row != row {
@@ -476,7 +477,7 @@ pub(crate) fn run<S: Store>(
     reached(CrashPoint::LastEpochs)?;
 
     // S6: what nothing reaches any more is free when the last program that may still read it has ended.
-    state.places = target.places;
+    (state.places, state.standing) = (target.places, Some(target.standing));
     state.services.clone_from(&steps.services);
     let reachable = Reachable::from(state, state.words.values().copied(), &state.places, &state.services);
     let forgotten = state.selectors.garbage(&target.selectors);

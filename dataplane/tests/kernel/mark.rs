@@ -36,7 +36,7 @@ fn programs_keep_to_the_mask() {
         let layout = Layout::new(mask).unwrap();
         let mut node = guarded.open(BUDGET).unwrap();
         let mut wanted = desired(&topology, 0, true);
-        for (_, address) in wanted.addresses.iter_mut().filter(|(_, address)| address.endpoint.is_none()) {
+        for address in wanted.addresses.values_mut().filter(|address| address.endpoint.is_none()) {
             address.encapsulated = true;
         }
         guarded.node.netns.run(|| node.publish(&wanted)).unwrap();

@@ -20,6 +20,7 @@ use bulkhead_dataplane::{
     load::{Maps, Sizes},
     mark,
     node::{Node as _, NodeError, Published, Status},
+    pieces::Pieces,
     pins::Kind,
 };
 use bulkhead_ebpf::{
@@ -90,7 +91,7 @@ pub(crate) fn desired(topology: &Topology, node: usize, allowed: bool) -> Desire
         |workload: &Workload| EndpointName { namespace: "shop".to_owned(), workload: workload.name.clone(), index: 0 };
     let here = |workload: &&Workload| workload.node == node;
     let segment = own.overlay4.vni;
-    let mut addresses = BTreeMap::new();
+    let mut addresses = Pieces::default();
     for workload in topology.workloads() {
         for address in workload.addresses() {
             let endpoint = here(&workload).then(|| name(workload));

@@ -26,6 +26,8 @@ pub(crate) struct Rig {
     pub(crate) publisher: Publisher<MemoryStore>,
     /// Slots of the latest publish.
     pub(crate) slots: BTreeMap<EndpointName, u32>,
+    /// What was to be published last: what is equal is shared with it, as a compiler does that goes on from it.
+    last: Desired,
 }
 
 /// What the container side's MAC would be.
@@ -47,7 +49,7 @@ impl Rig {
 
     pub(crate) fn open(store: MemoryStore, directory: TempDir) -> Self {
         let publisher = Publisher::open(store.clone(), directory.path()).unwrap();
-        Self { store, directory, publisher, slots: BTreeMap::new() }
+        Self { store, directory, publisher, slots: BTreeMap::new(), last: Desired::default() }
     }
 
     /// A node of its own with the same tables, and a new publisher that has to find out what is in force.
@@ -60,7 +62,9 @@ impl Rig {
     }
 
     pub(crate) fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
-        let plan = self.publisher.prepare(desired, &mut mac)?;
+        let before = std::mem::replace(&mut self.last, desired.clone());
+        self.last.addresses.share(&before.addresses);
+        let plan = self.publisher.prepare(&self.last, &mut mac)?;
         let slots = plan.attach.iter().map(|attach| (attach.endpoint.clone(), attach.slot)).collect();
         let removed = plan.removed.clone();
         let published = self.publisher.commit(plan)?;

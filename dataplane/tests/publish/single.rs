@@ -16,8 +16,8 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::{
     abi::{
-        Class, Contact, ContactKey, Counter, Direction, EndpointWord, Flow, FlowKey4, FlowKey6, ROW_WORDS,
-        endpoint_counter, mapped,
+        AddressKey4, AddressWord, Class, Contact, ContactKey, Counter, Direction, EndpointWord, Flow, FlowKey4,
+        FlowKey6, ROW_WORDS, endpoint_counter, mapped,
     },
     reason::Reason,
 };
@@ -733,4 +733,56 @@ fn a_node_in_memory_keeps_the_contract_of_nodes() {
         (observer.contacts().unwrap().unsent, node.discover().unwrap()),
         (0, bulkhead_dataplane::node::Discovered::default())
     );
+}
+
+/// Known addresses that are as they were, far from those of this node, mean what their selectors mean now.
+#[test]
+fn an_address_that_stays_follows_what_its_selectors_are_called() {
+    let (endpoint, far) = (|| Build::default().endpoint(0, &[], &["web"], &[]), "10.0.9.9");
+    let question = tcp(Direction::Ingress, far);
+    let allows = |rig: &Rig| ask(&mut &rig.store.snapshot(), rig.slots[&name(0)], &question).allows();
+    let mut rig = Rig::new();
+    let web = endpoint().address(far, &["web"]).0;
+    rig.publish(&web).unwrap();
+    assert!(allows(&rig));
+
+    // The same id is another selector's now.
+    let mut ops = web.clone();
+    ops.selectors = vec!["ops".to_owned(), "web".to_owned()];
+    ops.sets = Build(Desired { sets: Vec::new(), endpoints: Vec::new(), ..ops.clone() })
+        .endpoint(0, &[], &["web"], &[])
+        .0
+        .sets;
+    assert_eq!((&web.addresses, &web.endpoints), (&ops.addresses, &ops.endpoints));
+    rig.publish(&ops).unwrap();
+    assert!(!allows(&rig));
+    rig.publish(&web).unwrap();
+    assert!(allows(&rig));
+
+    // Or nobody's: that is refused, and changes nothing.
+    let mut gone = ops;
+    gone.selectors[0].clear();
+    let refused = rig.publish(&gone).unwrap_err();
+    assert!(refused.to_string().contains("has a selector that is not there"), "{refused}");
+    rig.publish(&web).unwrap();
+    assert!(allows(&rig));
+}
+
+/// The same address leads to another slot when its endpoint has one.
+#[test]
+fn an_address_that_stays_follows_its_endpoint_to_another_slot() {
+    let mut rig = Rig::new();
+    let mut desired = Build::default().endpoint(0, &["a"], &["a"], &["a"]).0;
+    let word = |rig: &Rig| {
+        let key = AddressKey4 { segment: 1, address: u32::from_ne_bytes([10, 0, 0, 1]) };
+        AddressWord(rig.store.get::<Addresses4>(&key).unwrap().unwrap()).slot()
+    };
+    rig.publish(&desired).unwrap();
+    let slot = rig.slots[&name(0)];
+    assert_eq!(word(&rig), slot);
+    // Another link, and with it another MAC.
+    desired.endpoints[0].link = "vethX".to_owned();
+    rig.publish(&desired).unwrap();
+    assert_ne!(rig.slots[&name(0)], slot);
+    assert_eq!(word(&rig), rig.slots[&name(0)]);
 }

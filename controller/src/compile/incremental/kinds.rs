@@ -1,6 +1,9 @@
 //! Workloads of this node by what their rules depend on: another one of a kind costs no draft.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bulkhead_dataplane::desired::{self, PolicySet, RuleId, SelectorId, SetId, View};
 use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
@@ -18,7 +21,7 @@ use super::{
 use crate::{
     diagnostic::Diagnostics,
     guard::Guard,
-    model::{PolicyName, ServiceName, Workload},
+    model::{Peer, PolicyName, ServiceName, Workload},
     ports::{Ports, Transport},
     workloads::WorkloadName,
 };
@@ -81,7 +84,7 @@ pub(super) struct Symbols {
 #[derive(Debug, Default)]
 pub(super) struct Turnover {
     pub(super) new_selectors: Vec<SelectorId>,
-    pub(super) gone_selectors: Vec<(SelectorId, Selector)>,
+    pub(super) gone_selectors: Vec<(SelectorId, Arc<Selector>)>,
     pub(super) rules: Vec<RuleId>,
     pub(super) sets: Vec<SetId>,
 }
@@ -137,19 +140,11 @@ impl Symbols {
 
     fn symbols(&mut self, draft: &Draft, kind: &mut Kind, turnover: &mut Turnover) {
         for line in draft.steps.iter().flat_map(|step| &step.lines) {
-            let known = self.rules.id(&line.rule).is_some_and(|id| kind.rules.contains(&RuleId(id)));
-            if !known {
-                let (id, new) = self.rules.acquire(&line.rule);
-                kind.rules.insert(RuleId(id));
-                turnover.rules.extend(new.then_some(RuleId(id)));
-            }
+            let (id, new) = self.rules.acquire_once(&line.rule, |id| kind.rules.insert(RuleId(id)));
+            turnover.rules.extend(new.then_some(RuleId(id)));
             let Some(selector) = &line.selector else { continue };
-            let known = self.selectors.id(selector).is_some_and(|id| kind.selectors.contains(&SelectorId(id)));
-            if !known {
-                let (id, new) = self.selectors.acquire(selector);
-                kind.selectors.insert(SelectorId(id));
-                turnover.new_selectors.extend(new.then_some(SelectorId(id)));
-            }
+            let (id, new) = self.selectors.acquire_once(selector, |id| kind.selectors.insert(SelectorId(id)));
+            turnover.new_selectors.extend(new.then_some(SelectorId(id)));
         }
     }
 
@@ -172,13 +167,13 @@ impl Symbols {
 fn watched(cluster: &Cluster, name: &WorkloadName, workload: &Workload) -> BTreeSet<Watch> {
     let Cluster { model, .. } = cluster;
     let mut watches = BTreeSet::new();
-    let mut watch = |peer: &dyn Fn() -> Option<crate::model::Peer>, ports: &Ports| {
+    let mut watch = |peer: &dyn Fn() -> Option<Peer>, ports: &Ports| {
         let Ports::Named { name: port, transport } = ports else { return };
         let watch = |peer| Watch { peer, port: port.clone(), transport: *transport };
         watches.extend(peer().map(watch));
     };
     for rule in model.rules_of(workload, Direction::Egress) {
-        watch(&|| Some(rule.peer.clone()), &rule.ports);
+        watch(&|| Some(Peer::clone(&rule.peer)), &rule.ports);
     }
     for guard in model.guards.iter().filter(|guard| guard.subjects.hold(model, name, workload)) {
         for rule in guard.rules.iter().filter(|rule| rule.direction == Direction::Egress) {

@@ -65,9 +65,9 @@ struct Cluster {
 pub struct Compiler {
     cluster: Cluster,
     symbols: Symbols,
-    kinds: BTreeMap<Key, Kind>,
+    kinds: BTreeMap<Arc<Key>, Kind>,
     /// Workloads of this node.
-    locals: BTreeMap<WorkloadName, Key>,
+    locals: BTreeMap<WorkloadName, Arc<Key>>,
     /// How many endpoints of this node are in a segment.
     segments: BTreeMap<Segment, usize>,
     rows: Rows,
@@ -83,9 +83,9 @@ pub struct Compiler {
 /// Kinds that are compiled but not in force.
 #[derive(Debug, Default)]
 struct Staged {
-    kinds: BTreeMap<Key, Kind>,
+    kinds: BTreeMap<Arc<Key>, Kind>,
     /// Workloads whose kind may be another one; `None` for those that are gone.
-    keys: Vec<(WorkloadName, Option<Key>)>,
+    keys: Vec<(WorkloadName, Option<Arc<Key>>)>,
     turnover: Turnover,
 }
 
@@ -242,7 +242,7 @@ impl Compiler {
                 && edit.concerns(&cluster.model, name, workload)
             {
                 stale.insert(name.clone());
-                redrawn.insert(key.clone());
+                redrawn.insert(Arc::clone(key));
             }
         }
         let counted = |symbols: &Symbols, model: &Model| {
@@ -255,7 +255,7 @@ impl Compiler {
         let touched = symbols.watches.recount(&listened, &listening);
         for (key, kind) in self.kinds.iter().filter(|(_, kind)| !kind.watches.is_disjoint(&touched)) {
             stale.extend(kind.users.iter().cloned());
-            redrawn.insert(key.clone());
+            redrawn.insert(Arc::clone(key));
         }
         stale.extend(affected.iter().filter(|name| cluster.is_local(name)).cloned());
 
@@ -287,7 +287,7 @@ impl Compiler {
     }
 
     /// Compiles the kinds of workloads that are not known, or have to be drawn anew.
-    fn stage(&mut self, stale: &BTreeSet<WorkloadName>, redrawn: &BTreeSet<Key>) -> Result<Staged, Refused> {
+    fn stage(&mut self, stale: &BTreeSet<WorkloadName>, redrawn: &BTreeSet<Arc<Key>>) -> Result<Staged, Refused> {
         let Self { cluster, symbols, kinds, .. } = self;
         let mut staged = Staged::default();
         let mut fits = true;
@@ -297,10 +297,10 @@ impl Compiler {
                 staged.keys.push((name.clone(), None));
                 continue;
             };
-            let key = Key::of(cluster, name, workload);
+            let key = Arc::new(Key::of(cluster, name, workload));
             if !staged.kinds.contains_key(&key) && (redrawn.contains(&key) || !kinds.contains_key(&key)) {
                 match symbols.kind(cluster, (name, workload), &mut staged.turnover) {
-                    Ok(kind) => _ = staged.kinds.insert(key.clone(), kind),
+                    Ok(kind) => _ = staged.kinds.insert(Arc::clone(&key), kind),
                     Err(Refused) => fits = false,
                 }
             }
@@ -330,7 +330,7 @@ impl Compiler {
         }
         for (name, key) in staged.keys {
             let before = match &key {
-                Some(key) => locals.insert(name.clone(), key.clone()),
+                Some(key) => locals.insert(name.clone(), Arc::clone(key)),
                 None => locals.remove(&name),
             };
             if let Some(kind) = before.and_then(|before| kinds.get_mut(&before)) {
@@ -420,6 +420,7 @@ impl Compiler {
         self.rows = Rows::new(&used, &mut pen);
         self.frontends = Frontends::new(&used, &mut pen);
         self.bindings = Bindings::new(&mut pen);
+        self.desired.addresses.share(&before.addresses);
         compare(&before, &self.desired, touch);
         Ok(())
     }
@@ -515,7 +516,9 @@ fn compare(before: &Desired, after: &Desired, touch: &mut Touch) {
         desired.endpoints.iter().map(|endpoint| (endpoint.name.clone(), endpoint.clone())).collect()
     };
     differing(&endpoints(before), &endpoints(after), &mut touch.endpoints);
-    differing(&before.addresses, &after.addresses, &mut touch.addresses);
+    for key in before.addresses.differing(&after.addresses) {
+        tell(&mut touch.addresses, key, after.addresses.contains_key(&key));
+    }
     differing(&before.prefixes, &after.prefixes, &mut touch.prefixes);
     let overlays = |desired: &Desired| -> BTreeMap<Segment, desired::Overlay> {
         desired.overlays.iter().map(|overlay| (overlay.vni, overlay.clone())).collect()

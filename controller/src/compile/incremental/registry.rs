@@ -1,40 +1,53 @@
 //! Ids that stay with what they were given to, for as long as somebody uses it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    sync::Arc,
+};
 
 /// Who has which id, and how many use it. The lowest free id is given first; none is kept free at the end.
 #[derive(Debug)]
 pub(super) struct Registry<T> {
-    ids: BTreeMap<T, u32>,
-    slots: Vec<Option<(T, usize)>>,
+    ids: HashMap<Arc<T>, u32>,
+    slots: Vec<Option<(Arc<T>, usize)>>,
     free: BTreeSet<u32>,
 }
 
 impl<T> Default for Registry<T> {
     fn default() -> Self {
-        Self { ids: BTreeMap::new(), slots: Vec::new(), free: BTreeSet::new() }
+        Self { ids: HashMap::new(), slots: Vec::new(), free: BTreeSet::new() }
     }
 }
 
-impl<T: Clone + Ord> Registry<T> {
+impl<T: Clone + Eq + Hash> Registry<T> {
     /// Id of a value for one more user, and whether it is new.
     pub(super) fn acquire(&mut self, value: &T) -> (u32, bool) {
+        self.acquire_once(value, |_| true)
+    }
+
+    /// The same for a user who may have it already: `takes` notes that it has it now, and says whether it had not.
+    pub(super) fn acquire_once(&mut self, value: &T, takes: impl FnOnce(u32) -> bool) -> (u32, bool) {
         if let Some(&id) = self.ids.get(value) {
-            self.slots.get_mut(id as usize).into_iter().flatten().for_each(|(_, uses)| *uses += 1);
+            if takes(id) {
+                self.slots.get_mut(id as usize).into_iter().flatten().for_each(|(_, uses)| *uses += 1);
+            }
             return (id, false);
         }
         let id = self.free.pop_first().unwrap_or_else(|| u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        let slot = Some((value.clone(), 1));
+        takes(id);
+        let value = Arc::new(value.clone());
+        let slot = Some((Arc::clone(&value), 1));
         match self.slots.get_mut(id as usize) {
             Some(free) => *free = slot,
             None => self.slots.push(slot),
         }
-        self.ids.insert(value.clone(), id);
+        self.ids.insert(value, id);
         (id, true)
     }
 
     /// One user less. The value, if that was the last one: then the id is free.
-    pub(super) fn release(&mut self, id: u32) -> Option<T> {
+    pub(super) fn release(&mut self, id: u32) -> Option<Arc<T>> {
         let slot = self.slots.get_mut(id as usize)?;
         let (_, uses) = slot.as_mut()?;
         *uses -= 1;
@@ -55,12 +68,12 @@ impl<T: Clone + Ord> Registry<T> {
     }
 
     pub(super) fn get(&self, id: u32) -> Option<&T> {
-        self.slots.get(id as usize)?.as_ref().map(|(value, _)| value)
+        self.slots.get(id as usize)?.as_ref().map(|(value, _)| &**value)
     }
 
     /// In order of their ids.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> + Clone {
-        (0..).zip(&self.slots).filter_map(|(id, slot)| Some((id, &slot.as_ref()?.0)))
+        (0..).zip(&self.slots).filter_map(|(id, slot)| Some((id, &*slot.as_ref()?.0)))
     }
 
     /// Ids up to the last one in use.
@@ -81,10 +94,10 @@ mod tests {
             [(0, true), (1, true), (2, true), (0, false)]
         );
         assert_eq!(registry.release(0), None);
-        assert_eq!(registry.release(1), Some("b"));
+        assert_eq!(registry.release(1), Some(Arc::new("b")));
         assert_eq!((registry.get(1), registry.len()), (None, 3));
         assert_eq!(registry.acquire(&"d"), (1, true));
-        assert_eq!([1, 2].map(|id| registry.release(id)), [Some("d"), Some("c")]);
+        assert_eq!([1, 2].map(|id| registry.release(id)), [Some(Arc::new("d")), Some(Arc::new("c"))]);
         assert_eq!((registry.len(), registry.acquire(&"e")), (1, (1, true)));
     }
 }

@@ -2,10 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
 };
 
-use bulkhead_dataplane::desired::{Address, Desired, Segment, SelectorId};
+use bulkhead_dataplane::{
+    desired::{Address, Desired, Segment, SelectorId},
+    pieces::Pieces,
+};
 use ipnetwork::IpNetwork;
 
 use super::{
@@ -53,8 +57,22 @@ impl Pen<'_> {
 
     /// Has a known address named by a selector, or no longer.
     fn name(&mut self, key: (Segment, IpAddr), id: SelectorId, named: bool) {
-        let Some(known) = self.desired.addresses.get_mut(&key).filter(|_| !self.due.contains(&key)) else { return };
-        if set(&mut known.selectors, id, named) {
+        let addresses = &mut self.desired.addresses;
+        // What is as it should be is not touched: copies go on sharing it.
+        let known = addresses.get(&key).filter(|known| known.selectors.contains(&id) != named);
+        if known.is_none() || self.due.contains(&key) {
+            return;
+        }
+        let changed = addresses.get_mut(&key).is_some_and(|known| set(&mut known.selectors, id, named));
+        if changed {
+            self.touch.addresses.set(key);
+        }
+    }
+
+    /// Has an address known as this.
+    fn know(&mut self, key: (Segment, IpAddr), known: Address) {
+        if self.desired.addresses.get(&key) != Some(&known) {
+            self.desired.addresses.insert(key, known);
             self.touch.addresses.set(key);
         }
     }
@@ -167,11 +185,16 @@ impl Rows {
         }
         let here = (workload.node == pen.cluster.node).then(|| endpoint_name(name, index));
         let known = pen.cluster.underlay.known(segment, address, selectors, here);
-        put(&mut pen.desired.addresses, key, known, |key| pen.touch.addresses.set(key));
+        pen.know(key, known);
     }
 
     /// Takes note of selectors that are new and that are gone, and names with the new ones whom they match.
-    pub(super) fn change_selectors(&mut self, new: &[SelectorId], gone: &[(SelectorId, Selector)], pen: &mut Pen<'_>) {
+    pub(super) fn change_selectors(
+        &mut self,
+        new: &[SelectorId],
+        gone: &[(SelectorId, Arc<Selector>)],
+        pen: &mut Pen<'_>,
+    ) {
         let registry = pen.selectors;
         let new: Vec<_> = new.iter().filter_map(|&id| Some((id, registry.get(id.0)?))).collect();
         for (id, selector) in gone {
@@ -182,8 +205,8 @@ impl Rows {
             self.members.add(id, selector);
             self.name(id, selector, true, pen);
         }
-        let all = new.iter().map(|(_, selector)| *selector).chain(gone.iter().map(|(_, selector)| selector));
-        if all.into_iter().any(|selector| matches!(selector.peer, Peer::Cidrs(_))) {
+        let all = new.iter().map(|(_, selector)| *selector).chain(gone.iter().map(|(_, selector)| &**selector));
+        if all.into_iter().any(|selector| matches!(*selector.peer, Peer::Cidrs(_))) {
             self.members.renew_prefixes(pen.selectors());
         }
         self.mention(&new, gone, pen);
@@ -198,22 +221,22 @@ impl Rows {
     /// Names workloads' addresses with a selector, or no longer.
     fn name(&self, id: SelectorId, selector: &Selector, named: bool, pen: &mut Pen<'_>) {
         let cluster = pen.cluster;
-        if let Peer::Cidrs(cidrs) = &selector.peer {
+        if let Peer::Cidrs(cidrs) = &*selector.peer {
             for segment in segments_of(&pen.desired.addresses) {
                 for net in &cidrs.cidrs {
                     let range = (segment, net.network())..=(segment, net.broadcast());
-                    for (&key, known) in pen.desired.addresses.range_mut(range) {
-                        let holds = !named || selector.holds(key.1) && self.answers(key, selector, cluster);
-                        let due = pen.due.contains(&key);
-                        if !known.node && !due && holds && set(&mut known.selectors, id, named) {
-                            pen.touch.addresses.set(key);
+                    let known = pen.desired.addresses.range(range).filter(|(_, known)| !known.node);
+                    let keys: Vec<_> = known.map(|(key, _)| *key).collect();
+                    for key in keys {
+                        if !named || selector.holds(key.1) && self.answers(key, selector, cluster) {
+                            pen.name(key, id, named);
                         }
                     }
                 }
             }
             return;
         }
-        if let Peer::Workloads { namespaces, labels } = &selector.peer
+        if let Peer::Workloads { namespaces, labels } = &*selector.peer
             && let Some(asked) = Asked::of(labels)
         {
             for namespace in cluster.model.namespaces_of(namespaces) {
@@ -269,7 +292,7 @@ impl Rows {
     }
 
     /// Adds prefixes that are mentioned now, and takes away those that no longer are.
-    fn mention(&mut self, new: &[(SelectorId, &Selector)], gone: &[(SelectorId, Selector)], pen: &mut Pen<'_>) {
+    fn mention(&mut self, new: &[(SelectorId, &Selector)], gone: &[(SelectorId, Arc<Selector>)], pen: &mut Pen<'_>) {
         let mut changed = BTreeSet::new();
         for net in new.iter().flat_map(|(_, selector)| selector.nets()) {
             *self.nets.entry(*net).or_default() += 1;
@@ -326,7 +349,7 @@ impl Rows {
             for &address in underlay.nodes.keys() {
                 let some = pen.selectors().filter(|(_, selector)| selector.has_node(model, underlay, address));
                 let known = underlay.of_node(segment, address, some.map(|(id, _)| id).collect());
-                put(&mut pen.desired.addresses, (segment, address), known, |key| pen.touch.addresses.set(key));
+                pen.know((segment, address), known);
             }
             for net in underlay.mentioned(segment).into_iter().chain(self.nets.keys().copied()) {
                 let prefix = underlay.prefix(segment, net, underlay.covering(model, segment, net, pen.selectors()));
@@ -353,13 +376,16 @@ pub(super) fn put<K: Copy + Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K,
     moved(key);
 }
 
+/// No key lies behind it.
+const LAST: (Segment, IpAddr) = (Segment::MAX, IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)));
+
 /// Segments in which addresses are known.
-fn segments_of(addresses: &BTreeMap<(Segment, IpAddr), Address>) -> Vec<Segment> {
+fn segments_of(addresses: &Pieces<(Segment, IpAddr), Address>) -> Vec<Segment> {
     let least = IpAddr::from([0; 4]);
     let mut segments: Vec<Segment> = Vec::new();
     let mut next = Some(0);
     while let Some(from) = next {
-        let found = addresses.range((from, least)..).next().map(|(&(segment, _), _)| segment);
+        let found = addresses.range((from, least)..=LAST).next().map(|(&(segment, _), _)| segment);
         segments.extend(found);
         next = found.and_then(|segment| segment.checked_add(1));
     }
