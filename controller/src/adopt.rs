@@ -3,6 +3,7 @@
 //! Whose link is found without a guard, and is of the node's networks, is looked for in the results that runtimes keep, then among the workloads of the
 //! file that have addresses and no link. Whom neither knows is nobody: nothing is guessed from an address alone.
 
+pub mod arriving;
 pub mod cache;
 
 use std::{
@@ -16,7 +17,7 @@ use bulkhead_dataplane::{
     node::{ContainerLink, Containers},
 };
 
-use self::cache::Cached;
+use self::{arriving::Arriving, cache::Cached};
 use crate::{
     attachments::LISTED,
     workloads::{WorkloadName, Workloads},
@@ -29,6 +30,8 @@ pub struct Scope {
     pub cache: Option<PathBuf>,
     /// Bridges whose ports are workloads' whatever addresses they have; a port that is nobody's is shut.
     pub bridges: BTreeSet<String>,
+    /// Links of containers whose ADD waits: nobody is looked for behind them.
+    pub arriving: Arriving,
 }
 
 /// A link of the node's networks behind which somebody runs whom nobody knows.

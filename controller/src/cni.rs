@@ -19,7 +19,7 @@ use nix::{
     unistd::geteuid,
 };
 
-use crate::{api::server::Socket, control::Control, run::Wake, source::Source};
+use crate::{adopt::arriving::Arriving, api::server::Socket, control::Control, run::Wake, source::Source};
 
 /// Questions at once. A node starts some hundred containers at most at the same time.
 const ASKING: usize = 512;
@@ -31,15 +31,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Plugins {
     socket: Socket,
     source: Arc<dyn Source>,
+    arriving: Arriving,
 }
 
 impl Plugins {
-    /// Binds it; its directory is made if it is missing. The source is asked who a container is that is about to start.
+    /// Binds it; its directory is made if it is missing. The source is asked who a container is that is about to start, and whose ADD waits is said.
     ///
     /// # Errors
     /// As [`Socket::bind`].
-    pub fn bind(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
-        Ok(Self { socket: Socket::bind(path, None)?, source })
+    pub fn bind(path: &Path, source: Arc<dyn Source>, arriving: Arriving) -> io::Result<Self> {
+        Ok(Self { socket: Socket::bind(path, None)?, source, arriving })
     }
 
     /// Serves from a thread of its own, until the agent ends.
@@ -49,8 +50,8 @@ impl Plugins {
     pub fn serve(&self, waker: Sender<Wake>) -> io::Result<()> {
         let listener = self.socket.listener()?;
         listener.set_nonblocking(false)?;
-        let source = Arc::clone(&self.source);
-        let desk = Arc::new(Desk { waker, source, waiting: Mutex::default(), asking: AtomicUsize::new(0) });
+        let (source, arriving) = (Arc::clone(&self.source), self.arriving.clone());
+        let desk = Arc::new(Desk { waker, source, arriving, waiting: Mutex::default(), asking: AtomicUsize::new(0) });
         thread::Builder::new().name("cni".to_owned()).spawn(move || accept(&listener, &desk)).map(drop)
     }
 }
@@ -59,12 +60,17 @@ impl Plugins {
 struct Desk {
     waker: Sender<Wake>,
     source: Arc<dyn Source>,
+    arriving: Arriving,
     waiting: Mutex<Vec<(Request, Sender<Answer>)>>,
     asking: AtomicUsize,
 }
 
 impl Desk {
     fn ask(self: &Arc<Self>, request: Request) -> Option<Answer> {
+        let _arrival = match &request.ask {
+            Ask::Add(attached) if request.waits => Some(self.arriving.begin(attached)),
+            _ => None,
+        };
         // Who does not wait runs already, or starts whatever becomes of us; the source tells of it when it knows.
         if let Ask::Add(attached) = &request.ask
             && request.waits

@@ -24,7 +24,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    adopt::Scope,
+    adopt::{Scope, arriving::Arriving},
     agent::{Agent, Settings, StartError},
     api::{identity::Appliers, server::Socket},
     bypass,
@@ -455,7 +455,10 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let appliers = Appliers(args.apply_uid.iter().copied().collect());
     let life = life.api(Api { socket, appliers, state: args.state.clone() });
     let refused = || format!("CNI plugins cannot be served at {}", args.cni_socket.display());
-    let plugins = Plugins::bind(&args.cni_socket, Arc::clone(&source)).into_diagnostic().wrap_err_with(refused)?;
+    let arriving = Arriving::default();
+    let plugins = Plugins::bind(&args.cni_socket, Arc::clone(&source), arriving.clone())
+        .into_diagnostic()
+        .wrap_err_with(refused)?;
     let life = life.plugins(plugins);
     let (stopper, ending) = (life.stopper(), Arc::new(AtomicBool::new(false)));
     let ends = Arc::clone(&ending);
@@ -473,7 +476,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         state: args.state.clone(),
         observe: args.observe,
         cni: Some(args.cni_socket.clone()),
-        scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect() },
+        scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect(), arriving },
     };
     if let Some(cluster) = &cluster
         && !wait_for(cluster, &ending)

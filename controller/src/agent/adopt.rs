@@ -88,7 +88,8 @@ impl<N: Node> Agent<N> {
         let of_node = (&self.listed, self.settings.node.as_str());
         let links = unguarded(&containers, &guarded, of_node, &self.settings.scope.bridges);
         // Those are no start without a guard. On a bridge that is to be kept they are shut all the same.
-        let links: Vec<_> = links.into_iter().filter(|link| !self.departs(link) || self.is_kept(link)).collect();
+        let none = |link: &&ContainerLink| self.departs(link) || self.arrives(link);
+        let links: Vec<_> = links.into_iter().filter(|link| !none(link) || self.is_kept(link)).collect();
         let now = Instant::now();
         self.adoption.see(&links, now);
         let ripe =
@@ -121,6 +122,10 @@ impl<N: Node> Agent<N> {
 
     fn departs(&self, link: &ContainerLink) -> bool {
         self.adoption.departing.contains_key(&(link.link.clone(), link.index))
+    }
+
+    fn arrives(&self, link: &ContainerLink) -> bool {
+        self.settings.scope.arriving.contains(&(link.link.clone(), link.index))
     }
 
     fn is_kept(&self, link: &ContainerLink) -> bool {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    adopt::Scope,
+    adopt::{Scope, arriving::Arriving},
     agent::{Agent, Settings},
 };
 use bulkhead_dataplane::{
@@ -35,7 +35,11 @@ fn agent(home: &Home, observe: bool) -> Agent<MemoryNode> {
 /// An agent that is to keep bridges.
 fn agent_of(home: &Home, observe: bool, bridges: &[&str]) -> Agent<MemoryNode> {
     let bridges = bridges.iter().map(|bridge| (*bridge).to_owned()).collect();
-    let scope = Scope { cache: Some(home.path("cache")), bridges };
+    agent_with(home, observe, Scope { bridges, ..Scope::default() })
+}
+
+fn agent_with(home: &Home, observe: bool, scope: Scope) -> Agent<MemoryNode> {
+    let scope = Scope { cache: Some(home.path("cache")), ..scope };
     let settings = Settings { cni: Some(home.path("state/cni.sock")), observe, scope, ..home.settings() };
     Agent::start(home.node().unwrap(), settings).unwrap()
 }
@@ -106,6 +110,49 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     let gone = Request { version: VERSION, network: "net".to_owned(), waits: false, ask: Ask::Del { key } };
     assert_eq!(agent.attach(&[gone]), [Answer::Done]);
     assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
+}
+
+/// The agent may wait long until it knows who that is.
+#[test]
+fn whose_add_waits_has_not_started() {
+    let home = home();
+    let known = link("veth-c", 2, "10.0.0.7");
+    set(&home, std::slice::from_ref(&known));
+    let arriving = Arriving::default();
+    let mut agent = agent_with(&home, false, Scope { arriving: arriving.clone(), ..Scope::default() });
+    let interface = |name: &str, ifindex| Interface {
+        name: "eth0".to_owned(),
+        link: name.to_owned(),
+        ifindex,
+        addresses: Vec::new(),
+    };
+    let attached = Attached {
+        key: Key { container: "new".to_owned(), ifname: "eth0".to_owned() },
+        namespace: "shop".to_owned(),
+        name: "new".to_owned(),
+        uid: None,
+        labels: std::collections::BTreeMap::new(),
+        interfaces: vec![interface("veth-n", 3)],
+    };
+    // It is asked for twice, and one of the two is given up.
+    let (first, second) = (arriving.begin(&attached), arriving.begin(&attached));
+    drop(first);
+    // The other one came at the same time, and nobody waits for it.
+    set(&home, &[known, link("veth-n", 3, "10.0.0.10"), link("veth-o", 4, "10.0.0.11")]);
+    let strangers = |agent: &mut Agent<MemoryNode>| -> Vec<String> {
+        report(agent).found.strangers.into_iter().map(|stranger| stranger.link).collect()
+    };
+    eventually("the other one is counted", || {
+        agent.adopt();
+        agent.health().unenforced == 1
+    });
+    assert_eq!(strangers(&mut agent), ["veth-o"]);
+    drop(second);
+    eventually("nobody waits any more", || {
+        agent.adopt();
+        agent.health().unenforced == 2
+    });
+    assert_eq!(strangers(&mut agent), ["veth-n", "veth-o"]);
 }
 
 /// The plugins of a busy node may not be done yet.
