@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use anyhow::Result;
@@ -37,6 +37,25 @@ pub fn our_plugin() -> Result<PathBuf> {
 #[must_use]
 pub fn flannel_plugin() -> Option<PathBuf> {
     Some(our_plugin().ok()?.parent()?.parent()?.join("cni/flannel"))
+}
+
+/// Runs a plugin whose environment says what for, with its configuration.
+///
+/// # Errors
+/// What it said.
+///
+/// # Panics
+/// It cannot be started.
+pub fn call(mut plugin: Command, config: &Value) -> Result<String, Value> {
+    let mut child = plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    if child.wait().unwrap().success() {
+        Ok(text)
+    } else {
+        Err(serde_json::from_str(&text).unwrap_or_else(|_| json!({ "msg": text })))
+    }
 }
 
 /// A network of one node, and what was made in it.
@@ -166,27 +185,15 @@ impl<'a> Chain<'a> {
         };
         config.extend([("cniVersion".to_owned(), json!(version)), ("name".to_owned(), json!("lab"))]);
         config.extend(more);
-        let mut child = self
-            .netns
-            .command(program)
+        let mut command = self.netns.command(program);
+        command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container.id())
             .env("CNI_NETNS", container.netns.path())
             .env("CNI_IFNAME", "eth0")
             .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAME={}", container.name))
-            .env("CNI_PATH", &self.directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(Value::Object(config).to_string().as_bytes()).unwrap();
-        let mut text = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-        if child.wait().unwrap().success() {
-            Ok(text)
-        } else {
-            Err(serde_json::from_str(&text).unwrap_or_else(|_| json!({ "msg": text })))
-        }
+            .env("CNI_PATH", &self.directory);
+        call(command, &Value::Object(config))
     }
 
     /// ADD of all plugins.

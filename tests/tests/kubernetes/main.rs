@@ -3,6 +3,7 @@
 mod crd;
 mod daemonset;
 mod forged;
+mod hand;
 mod handover;
 mod lasting;
 mod moving;

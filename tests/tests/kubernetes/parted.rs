@@ -12,9 +12,13 @@ use bulkhead_topology::traffic::Capture;
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
 
 use crate::{
+    hand::Hand,
     lasting::{caller, lines},
     shop::{hasty, is_hasty},
 };
+
+/// How long an agent waits to hear of a pod that is about to start.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// What the calls of a pod of the shop on the first node came to, without asking the API server for it. One that was started anew has a log for each time.
 fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
@@ -61,6 +65,7 @@ fn a_parted_node_keeps_its_verdicts() {
     let count = |pod: &str| calls(&guarded, pod).len();
     eventually("all have called", || count("guest") > 2 && count("again") > 2);
     let before = ["web", "late"].map(count);
+    let links = guarded.links(0);
 
     guarded.cluster.part(0).unwrap();
     let start = Instant::now();
@@ -76,10 +81,22 @@ fn a_parted_node_keeps_its_verdicts() {
     eventually("the agent says that it may be behind", || guarded.metric(0, "bulkhead_source_behind", &[]) == 1.0);
     println!("it says that it may be behind after {:.1?}", start.elapsed());
     assert_eq!(guarded.metric(1, "bulkhead_source_behind", &[]), 0.0, "the other node");
+    // A runtime that starts it all the same waits, and hears what to do about it.
+    let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", "new", "--output=jsonpath={.metadata.uid}"]);
+    let mut hand = Hand::new(guarded.cluster.node(0), "hand", "new", &uid);
+    let asked = Instant::now();
+    let refused = hand.add().unwrap_err();
+    assert!(asked.elapsed() >= BOUND, "{:?}: {refused}", asked.elapsed());
+    let said = refused["msg"].as_str().unwrap();
+    assert!(said.contains("who container hand is could not be found out: what "), "{refused}");
+    assert!(said.contains(" says since is not known"), "{refused}");
+    assert!(refused["details"].as_str().unwrap().contains("`bulkhead status` say more"), "{refused}");
+    println!("an ADD of a pod that the node cannot know fails after {:.1?}: {said}", asked.elapsed());
+    hand.del();
     let long = if skip::long() { 180 } else { 30 };
     thread::sleep(Duration::from_secs(long).saturating_sub(start.elapsed()));
     eventually("the pod that starts again calls", || count("again") > calls_of_again + 2);
-    let links = guarded.links(0);
+    eventually("nothing is left of the one that was refused", || guarded.links(0) == links);
     for (pod, before) in ["web", "late"].into_iter().zip(before) {
         let meanwhile = calls(&guarded, pod).split_off(before);
         assert!(meanwhile.len() > 20 && meanwhile.iter().all(|call| call == "answered"), "{pod}: {meanwhile:?}");
