@@ -1,5 +1,7 @@
 //! What is blocked of a pod, as events on the pod.
 
+mod untold;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -12,10 +14,8 @@ use kube::Client;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::{
-    events::{Events, MINUTE},
-    watch,
-};
+use self::untold::{Pod, Untold};
+use super::{events::Events, watch};
 use crate::{
     api::handle::Handle,
     show::{Names, Observation},
@@ -25,33 +25,12 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(10);
 /// How long a request may take.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Pods of which something is kept.
-const PODS: usize = 10_000;
-
-/// A pod: namespace and name.
-type Pod = (String, String);
-
-/// What was blocked of a pod that was not written yet.
-#[derive(Debug, Default)]
-struct Kept {
-    packets: u64,
-    /// Since when.
-    since: Option<Instant>,
-    /// When an event was written last.
-    written: Option<Instant>,
-    /// What came last, in words, and its time.
-    text: String,
-    last: u64,
-    /// How many calls that are not the same.
-    calls: u64,
-}
-
 /// Looks, and writes.
 pub(super) struct Blocked {
     pub(super) client: Client,
     pub(super) handle: Handle,
     pub(super) events: Events,
-    pods: BTreeMap<Pod, Kept>,
+    untold: Untold,
     /// Packets of each call when it was looked last.
     counted: BTreeMap<String, u64>,
 }
@@ -59,7 +38,7 @@ pub(super) struct Blocked {
 impl Blocked {
     pub(super) fn new(client: Client, handle: Handle, node: &str) -> Self {
         let events = Events::new(client.clone(), node);
-        Self { client, handle, events, pods: BTreeMap::new(), counted: BTreeMap::new() }
+        Self { client, handle, events, untold: Untold::default(), counted: BTreeMap::new() }
     }
 
     /// Looks and writes for ever. What was blocked before it began is not written.
@@ -105,38 +84,15 @@ impl Blocked {
     fn take(&mut self, observation: &Observation, contact: &ContactRecord, more: u64) {
         let Some(endpoint) = &contact.endpoint else { return };
         let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
-        if self.pods.len() >= PODS && !self.pods.contains_key(&pod) {
-            return;
-        }
-        let kept = self.pods.entry(pod).or_default();
-        kept.packets += more;
-        kept.calls += 1;
-        kept.since.get_or_insert_with(Instant::now);
-        if contact.last >= kept.last {
+        let text = || {
             let text = observation.text.strip_prefix("BLOCKED ").unwrap_or(&observation.text);
-            (kept.last, kept.text) = (contact.last, format!("{}: {text}", contact.direction));
-        }
+            format!("{}: {text}", contact.direction)
+        };
+        self.untold.take(pod, text, contact.last, more, Instant::now());
     }
 
-    /// Writes of pods that have something new, those first that have waited longest.
     async fn write(&mut self) {
-        self.pods.retain(|_, kept| kept.packets > 0 || kept.written.is_some_and(|at| at.elapsed() < MINUTE));
-        let due = |kept: &Kept| kept.packets > 0 && kept.written.is_none_or(|at| at.elapsed() >= MINUTE);
-        let mut those: Vec<_> = self.pods.iter().filter(|(_, kept)| due(kept)).collect();
-        those.sort_by_key(|(_, kept)| kept.since);
-        let those: Vec<Pod> = those.into_iter().map(|(pod, _)| pod.clone()).collect();
-        for pod in those {
-            if !self.events.may() {
-                return;
-            }
-            let Some(kept) = self.pods.get_mut(&pod) else { continue };
-            let seconds = kept.since.map_or(0, |since| since.elapsed().as_secs()).max(LOOK.as_secs());
-            let others = match kept.calls {
-                0 | 1 => String::new(),
-                calls => format!(", in {calls} kinds of calls, of which this came last"),
-            };
-            let note = format!("{}; {} packets seen in {seconds} s{others}", kept.text, kept.packets);
-            *kept = Kept { written: Some(Instant::now()), ..Kept::default() };
+        for (pod, note) in self.untold.tell(&mut self.events.budget, Instant::now(), LOOK) {
             if let Some(about) = self.reference(&pod).await {
                 self.events.write(about, "Blocked", "Judge", &note).await;
             }

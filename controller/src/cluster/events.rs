@@ -1,5 +1,5 @@
 //! Events: what people see who describe a pod or a policy. Few, whatever happens: an object has one at a time, which is changed at most once a minute,
-//! and of a node come so many in a minute.
+//! and of a node come so many in a minute. Some of these are left for objects of which nothing was told.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,12 +31,10 @@ use crate::diagnostic::Diagnostics;
 
 /// An object's event is not changed sooner.
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
-/// Events of a node in that time.
-const BUDGET: usize = 10;
 /// What is written of a policy is written again after this time, while it is so.
 const AGAIN: Duration = Duration::from_secs(1800);
 /// The API server forgets events after an hour.
-const FORGOTTEN: Duration = Duration::from_secs(3000);
+pub(super) const FORGOTTEN: Duration = Duration::from_secs(3000);
 /// Characters; the API server takes 1,024 bytes.
 const WORDS: usize = 900;
 /// How long a request may take.
@@ -50,14 +48,40 @@ struct Written {
     count: i32,
 }
 
+/// How many events may be written. Pure: who asks says what time it is.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    /// When the latest ones were written, and whether each was the first about its object.
+    latest: VecDeque<(Instant, bool)>,
+}
+
+impl Budget {
+    /// Events of a node in a minute.
+    pub(super) const EVENTS: usize = 10;
+    /// Those of them that may be about objects that had one: what is new is told while others go on and on.
+    pub(super) const REPEATED: usize = 6;
+
+    /// Takes one out, where one is left.
+    pub(super) fn take(&mut self, first: bool, now: Instant) -> bool {
+        while self.latest.front().is_some_and(|(at, _)| now >= *at + MINUTE) {
+            self.latest.pop_front();
+        }
+        let repeated = self.latest.iter().filter(|(_, first)| !first).count();
+        let may = self.latest.len() < Self::EVENTS && (first || repeated < Self::REPEATED);
+        if may {
+            self.latest.push_back((now, first));
+        }
+        may
+    }
+}
+
 /// Writes events.
 pub(super) struct Events {
     client: Client,
     node: String,
     /// By unique id of the object.
     written: BTreeMap<String, Written>,
-    /// When the latest ones were written.
-    latest: VecDeque<Instant>,
+    pub(super) budget: Budget,
     /// Policies by name, with what was said of them last and when.
     policies: BTreeMap<String, (String, Instant)>,
     warned: bool,
@@ -70,24 +94,15 @@ impl Events {
             client,
             node,
             written: BTreeMap::new(),
-            latest: VecDeque::new(),
+            budget: Budget::default(),
             policies: BTreeMap::new(),
             warned: false,
         }
     }
 
-    /// Whether one more may be written in this minute.
-    pub(super) fn may(&mut self) -> bool {
-        while self.latest.front().is_some_and(|at| at.elapsed() >= MINUTE) {
-            self.latest.pop_front();
-        }
-        self.latest.len() < BUDGET
-    }
-
-    /// Writes an event about an object, or changes the one that it has. What cannot be written is lost.
+    /// Writes an event that the budget had, or changes the one that the object has. What cannot be written is lost.
     pub(super) async fn write(&mut self, about: ObjectReference, reason: &str, action: &str, note: &str) {
         self.written.retain(|_, written| written.first.elapsed() < FORGOTTEN);
-        self.latest.push_back(Instant::now());
         let note = cut(note, WORDS);
         match timeout(ANSWER, self.put(about, reason, action, note)).await {
             Ok(Err(Error::Api(status))) if status.code == 403 => {
@@ -144,7 +159,8 @@ impl Events {
         for name in files {
             let Some((kind, namespace, of)) = object(name) else { continue };
             let note = reasons(name, found);
-            if self.policies.get(name).is_some_and(|(said, _)| *said == note) || !self.may() {
+            let said = self.policies.get(name).map(|(said, _)| said);
+            if said == Some(&note) || !self.budget.take(said.is_none(), Instant::now()) {
                 continue;
             }
             self.policies.insert(name.to_owned(), (note.clone(), Instant::now()));

@@ -10,6 +10,11 @@ use bulkhead_tests::{
     guarded::{DEFINITIONS, Guarded, NAMESPACE, eventually, server},
 };
 
+use crate::flood::Flood;
+
+/// Who the agents are.
+const AGENTS: &str = "system:serviceaccount:kube-system:bulkhead";
+
 /// Every example as an object, by the command that users are told.
 fn examples() -> Vec<(String, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy-examples");
@@ -123,9 +128,32 @@ fn becomes(guarded: &Guarded, what: &[&str], of: &str, is: &str, says: &str) -> 
     last
 }
 
+/// How many calls the events on `db` tell of at once.
+fn kinds_of_calls(guarded: &Guarded) -> u32 {
+    let events = ["--namespace=shop", "get", "events", "--field-selector=reason=Blocked,involvedObject.name=db"];
+    let said = guarded.kubectl(&[&events[..], &["--output=jsonpath={.items[*].message}"]].concat());
+    let before = said.split(" kinds of calls").filter_map(|before| before.rsplit(' ').next()?.parse().ok());
+    before.max().unwrap_or_default()
+}
+
+/// How often the agents wrote an event, and how often one on `db`.
+fn events_written(guarded: &Guarded) -> (usize, usize) {
+    let requests = guarded.cluster.requests().unwrap();
+    let written =
+        requests.iter().filter(|(verb, path)| matches!(verb.as_str(), "create" | "patch") && path.contains("/events"));
+    let events = ["--namespace=shop", "get", "events.events.k8s.io", "--output=json"];
+    let events: Value = serde_json::from_str(&guarded.kubectl(&events)).unwrap();
+    let events = events["items"].as_array().unwrap().iter().filter(|event| event["reason"] == "Blocked");
+    let of_db = events.filter(|event| event["regarding"]["name"] == "db");
+    // The first time has no series.
+    let times = of_db.map(|event| event["series"]["count"].as_u64().unwrap_or(1));
+    (written.count(), usize::try_from(times.sum::<u64>()).unwrap())
+}
+
 #[test]
 fn objects_of_ours_are_enforced_and_say_how_they_stand() {
-    let Some(mut guarded) = Guarded::start(Cluster::builder()) else { return };
+    let Some(mut guarded) = Guarded::start(Cluster::builder().audit(AGENTS)) else { return };
+    let start = Instant::now();
     guarded.apply(&[NAMESPACE, &server("db", "n2"), &server("web", "n1"), &server("guest", "n1")].concat());
     // The agents run already, and take the kinds up when they come.
     guarded.apply(DEFINITIONS);
@@ -189,6 +217,9 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     let events = guarded.kubectl(&["--namespace=shop", "describe", "pod", "db"]);
     assert!(events.lines().any(|line| line.contains("Warning") && line.contains("Blocked")), "{events}");
 
+    // However much it is.
+    let flood = Flood::new(&guarded.cluster.node(0).netns, address.parse().unwrap());
+
     // A node whose agent is silent is not taken for up to date.
     guarded.end_agent(1);
     guarded.apply(&intent("shop", &json!({ "db": {}, "web": { "calls": ["db:8080", "db:8081"] } })));
@@ -197,4 +228,14 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     guarded.kill_agent(1);
     becomes(&guarded, &["intent", "shop"], "Published", "True", "2 of 2 nodes");
     println!("{}", guarded.kubectl(&["--namespace=shop", "get", "intents", "--output=wide"]));
+
+    eventually("an event tells of very many calls", || kinds_of_calls(&guarded) > 1000);
+    let rounds = flood.end();
+    let minutes = usize::try_from(start.elapsed().as_secs() / 60).unwrap() + 1;
+    let (told, of_db) = events_written(&guarded);
+    println!(
+        "{rounds} times 4,000 calls were blocked, and {told} events written in {minutes} minutes, {of_db} of them on the pod that was called"
+    );
+    // The second agent of the second node begins anew.
+    assert!(told <= 3 * 10 * minutes && of_db <= 2 * minutes, "{told} events, {of_db} on one pod");
 }

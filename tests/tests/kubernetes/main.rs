@@ -2,6 +2,7 @@
 
 mod crd;
 mod daemonset;
+mod flood;
 mod forged;
 mod hand;
 mod handover;
