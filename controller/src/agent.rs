@@ -16,6 +16,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
+    cni::protocol::Key,
     desired::{Desired, Endpoint, EndpointName},
     node::{Discovered, MarkConflicts, Node, NodeError, Status},
 };
@@ -139,6 +140,8 @@ pub struct Agent<N> {
     memory: Memory,
     unwritten: Unwritten,
     unguarded: Vec<Unguarded>,
+    /// Containers that started shut and stay so, and what was said of why.
+    shut: BTreeMap<Key, String>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
     /// The same, where some of it is used.
@@ -285,6 +288,7 @@ impl<N: Node> Agent<N> {
             memory,
             unwritten: Unwritten::default(),
             unguarded: Vec::new(),
+            shut: BTreeMap::new(),
             refused: String::new(),
             found: Diagnostics::default(),
             failed: String::new(),

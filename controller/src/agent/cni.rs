@@ -1,6 +1,10 @@
 //! What container runtimes tell, and what becomes of it: see [`crate::attachments`].
 
-use std::{collections::BTreeSet, path::Path, slice};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    slice,
+};
 
 use bulkhead_dataplane::{
     cni::{
@@ -278,11 +282,20 @@ impl<N: Node> Agent<N> {
         }
     }
 
-    /// Guards those who started with their links shut while no agent answered.
+    /// Guards those who started with their links shut while no agent answered. What keeps somebody shut is said once, as long as it is the same.
     pub(super) fn take_over_shut(&mut self) {
         let Some(socket) = self.settings.cni.clone() else { return };
-        let requests = spool::read(&socket);
+        let spool::Spooled { requests, unreadable } = spool::read(&socket);
+        for (path, why) in unreadable {
+            let (file, aside) = (path.display(), spool::set_aside(&path));
+            let aside =
+                aside.map_or_else(|error| error.to_string(), |aside| format!("it is kept as {}", aside.display()));
+            tracing::error!(
+                "a container stays shut, since what the plugin wrote of it cannot be read: {file}: {why}; {aside}"
+            );
+        }
         let answers = if requests.is_empty() { Vec::new() } else { self.attach(&requests) };
+        let mut stay = BTreeMap::new();
         for (request, answer) in requests.iter().zip(answers) {
             let Ask::Add(attached) = &request.ask else { continue };
             match answer {
@@ -293,8 +306,14 @@ impl<N: Node> Agent<N> {
                     );
                     spool::forget(&socket, &attached.key);
                 }
-                Answer::Refused { message, .. } => tracing::error!("a container stays shut: {message}"),
+                Answer::Refused { message, .. } => {
+                    if self.shut.get(&attached.key) != Some(&message) {
+                        tracing::error!("a container stays shut: {message}");
+                    }
+                    stay.insert(attached.key.clone(), message);
+                }
             }
         }
+        self.shut = stay;
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    fs,
+    io::Write,
+    sync::{Arc, Mutex},
 };
 
 use bulkhead_controller::agent::{Agent, Settings};
@@ -192,4 +194,55 @@ fn an_address_of_one_who_is_gone_is_free_while_files_are_refused() {
     assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
     assert_eq!(agent.attach(&[add("b", "other", "veth-b", "10.0.0.7")]), [Answer::Done]);
     assert_eq!(guarded(&mut agent), ["veth-b", "veth-db", "veth-web"]);
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Of who starts shut and stays so the log says it once, as long as the reason is the same.
+#[test]
+fn who_stays_shut_is_told_once() {
+    let home = home();
+    let mut agent = agent(&home);
+    let file = |name: &str| home.path(&format!("state/shut/{name}"));
+    fs::create_dir(file("")).unwrap();
+    let start = |request: &Request| fs::write(file("a,eth0.json"), serde_json::to_vec(request).unwrap()).unwrap();
+    let said = Said::default();
+    let writer = said.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let lines = |about: &str| {
+        let text = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains(about)).count()
+    };
+    tracing::subscriber::with_default(log, || {
+        start(&add("a", "thief", "veth-a", "10.0.0.1"));
+        (0..3).for_each(|_| agent.refresh());
+        assert_eq!(lines("a container stays shut"), 1);
+        home.links.network().broken.insert("veth-a".to_owned(), "it is no veth".to_owned());
+        start(&add("a", "cart-1", "veth-a", "10.0.0.7"));
+        (0..3).for_each(|_| agent.refresh());
+        assert_eq!(lines("a container stays shut"), 2);
+        home.links.network().broken.clear();
+        (0..3).for_each(|_| agent.refresh());
+        assert_eq!(lines("it started shut, and is guarded by its policy now"), 1);
+        assert_eq!(fs::read_dir(file("")).unwrap().count(), 0);
+
+        // What cannot be read is kept for people to look at.
+        fs::write(file("b,eth0.json"), "{").unwrap();
+        (0..3).for_each(|_| agent.refresh());
+        assert_eq!(lines("b,eth0.json: EOF"), 1);
+        assert_eq!(fs::read_to_string(file("b,eth0.unreadable")).unwrap(), "{");
+    });
+    assert_eq!(guarded(&mut agent), ["veth-a", "veth-db", "veth-web"]);
 }

@@ -40,7 +40,7 @@ pub fn forget(socket: &Path, key: &Key) {
 
 /// Forgets those of a network that are not listed.
 pub(super) fn keep(socket: &Path, network: &str, valid: &[Key]) {
-    for request in read(socket) {
+    for request in read(socket).requests {
         if let Ask::Add(attached) = &request.ask
             && request.network == network
             && !valid.contains(&attached.key)
@@ -50,11 +50,39 @@ pub(super) fn keep(socket: &Path, network: &str, valid: &[Key]) {
     }
 }
 
-/// All that are there. One that cannot be read is none of ours.
+/// What is there.
+#[derive(Debug, Default)]
+pub struct Spooled {
+    /// Those that can be read.
+    pub requests: Vec<Request>,
+    /// Files that cannot, and why.
+    pub unreadable: Vec<(PathBuf, String)>,
+}
+
+/// All that are there.
 #[must_use]
-pub fn read(socket: &Path) -> Vec<Request> {
-    let Ok(entries) = fs::read_dir(directory(socket)) else { return Vec::new() };
-    let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    files.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+pub fn read(socket: &Path) -> Spooled {
+    let mut spooled = Spooled::default();
+    for entry in fs::read_dir(directory(socket)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        match fs::read(&path).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+            Ok(request) => spooled.requests.push(request),
+            // Its container went meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => spooled.unreadable.push((path, error.to_string())),
+        }
+    }
+    spooled
+}
+
+/// Keeps one that cannot be read under another name, for people to look at: it is asked no more.
+///
+/// # Errors
+/// The file cannot be renamed.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = path.with_extension("unreadable");
+    fs::rename(path, &aside).map(|()| aside)
 }
