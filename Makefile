@@ -50,7 +50,7 @@ bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compi
 	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
 	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
-dist: ## one tarball to install from: static programs, units, examples, checksums and a bill of materials, below target/dist
+dist: ## one tarball to install from: static programs, units, a dashboard, examples, checksums and a bill of materials, below target/dist
 	@tests/setup/setup.sh --dist
 	@CARGO_FLAGS="$(CARGO_FLAGS)" controller/deploy/dist.sh
 

@@ -24,6 +24,7 @@ for program in bulkhead bulkhead-cni; do
 done
 cp README.md LICENSE-APACHE dataplane-ebpf/LICENSE-MIT dataplane-ebpf/LICENSE-GPL-2.0 "$stage/"
 cp controller/deploy/*.service "$stage/deploy/"
+cp -r controller/deploy/grafana "$stage/deploy/"
 cp -r policy-examples "$stage/"
 # Of the commit, so that files and list are the same each time.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)

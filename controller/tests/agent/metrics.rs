@@ -323,3 +323,41 @@ proptest! {
         }
     }
 }
+
+/// What stands in braces or behind `by` in a query, of the metric before it: names of labels.
+fn labels(query: &str) -> impl Iterator<Item = &str> {
+    let braces = query.split('{').skip(1).filter_map(|rest| rest.split_once('}')).map(|(inside, _)| inside);
+    let by = query.split(" by (").skip(1).filter_map(|rest| rest.split_once(')')).map(|(inside, _)| inside);
+    braces.chain(by).flat_map(|inside| inside.split(", ")).map(|label| label.split(['=', '!', '~']).next().unwrap())
+}
+
+#[test]
+fn the_dashboard_asks_for_what_is_served() {
+    let board = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/bulkhead.json");
+    let board: serde_json::Value = serde_json::from_slice(&std::fs::read(board).unwrap()).unwrap();
+    let panels = board["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().unwrap());
+    let queries: Vec<&str> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+    assert!(queries.len() > 10);
+
+    let boundary = Reading { endpoint: None, ..reading("", "ingress", Reason::UnknownVtep, "", 1) };
+    let readings = [
+        reading("web-1", "egress", Reason::Isolated, "r", 1),
+        reading("web-1", "egress", Reason::WouldDeny, "r", 1),
+        boundary,
+    ];
+    let mut totals = Totals::default();
+    totals.update(&readings, &[], &[], &peers());
+    let table = TableUse { table: "FLOWS", used: 1, limit: 2 };
+    let status = Status { tables: vec![table], ..Status::default() };
+    let text = render(Health::default(), &readings, &totals, &Contacts::default(), &status).unwrap();
+    for query in queries {
+        let word = |c: char| !c.is_ascii_lowercase() && c != '_';
+        let metric = query.split(word).find(|word| word.starts_with("bulkhead_")).unwrap();
+        let line = text.lines().find(|line| line.split(['{', ' ']).next() == Some(metric));
+        let line = line.unwrap_or_else(|| panic!("{query}: no {metric} in\n{text}"));
+        for label in labels(query) {
+            assert!(line.contains(&format!("{label}=\"")), "{query}: {line} has no {label}");
+        }
+    }
+}
