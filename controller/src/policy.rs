@@ -1,6 +1,6 @@
 //! Files of policies: documents of each kind, in any order.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use crate::{
     intent::{self, Cidrs, Entity, External, ExternalFields, Intent, ServiceFields, contains, valid_name},
     manifest::Manifests,
     network_policy::NetworkPolicy,
+    ports::decimal,
     yaml::{self, Checked, Entries, Family, Kind, at},
 };
 
@@ -213,7 +214,7 @@ impl Reader<'_> {
     }
 
     fn network(&mut self, written: &Spanned<String>) -> Option<IpNetwork> {
-        let Ok(net) = written.value.parse::<IpNetwork>() else {
+        let Some(net) = prefix(&written.value) else {
             self.error(
                 written,
                 format!("`{}` is not a prefix", written.value),
@@ -221,6 +222,10 @@ impl Reader<'_> {
             );
             return None;
         };
+        if let Some((message, help)) = disguised(&written.value, net) {
+            self.error(written, message, help);
+            return None;
+        }
         let whole = IpNetwork::new(net.network(), net.prefix()).ok()?;
         if net != whole {
             self.error(
@@ -235,14 +240,61 @@ impl Reader<'_> {
 
     /// Whether a peer is written as an address, which is told.
     pub(crate) fn address(&mut self, written: &Spanned<String>) -> bool {
-        let text = &written.value;
-        let prefix = text.rsplit_once(':').map_or(text.as_str(), |(prefix, _)| prefix);
-        let found =
-            [text.as_str(), prefix].into_iter().any(|text| text.trim_matches(['[', ']']).parse::<IpNetwork>().is_ok());
+        let text = written.value.as_str();
+        let before = text.rsplit_once(':').map_or(text, |(before, _)| before);
+        let found = [text, before].into_iter().any(|text| prefix(text.trim_matches(['[', ']'])).is_some());
         if found {
             let help = "give it a name: `external: { stripe: { cidrs: [198.51.100.0/24] } }`, then write `stripe:443`";
             self.error(written, format!("`{text}` has an address where a name is expected"), help);
         }
         found
+    }
+}
+
+/// Reads a prefix, or an address as the prefix of itself. A length is a plain number: nothing that others would read as another one.
+fn prefix(text: &str) -> Option<IpNetwork> {
+    let Some((address, length)) = text.split_once('/') else { return text.parse().ok().map(IpAddr::into) };
+    let length = decimal(length).and_then(|length| u8::try_from(length).ok())?;
+    IpNetwork::new(address.parse().ok()?, length).ok()
+}
+
+/// What is wrong with an IPv6 prefix that stands for one of IPv4, and how to mend it.
+pub(crate) fn disguised(text: &str, net: IpNetwork) -> Option<(String, &'static str)> {
+    let IpNetwork::V6(of) = net else { return None };
+    let message = || format!("`{text}` is an IPv4 prefix in the clothes of IPv6");
+    of.ip().to_ipv4_mapped().map(|_| (message(), "write the IPv4 prefix itself: packets carry its addresses"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_read_in_one_way() {
+        for (text, meant) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.1.2.3/8", "10.1.2.3/8"),
+            ("10.1.2.3", "10.1.2.3/32"),
+            ("2001:db8::/32", "2001:db8::/32"),
+            ("2001:db8::1", "2001:db8::1/128"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(prefix(text).map(|net| net.to_string()).as_deref(), Some(meant));
+        }
+        for wrong in [
+            "",
+            "/8",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
+            "10.0.0.0/255.0.0.0",
+            "010.0.0.0/8",
+            "10.0.0/8",
+            "::/129",
+            "fe80::%1/64",
+        ] {
+            assert_eq!(prefix(wrong), None, "{wrong}");
+        }
     }
 }

@@ -270,7 +270,7 @@ pub(crate) fn port_name(text: &str) -> bool {
 }
 
 /// A number without sign or space; leading zeros are refused because some would read them as octal.
-fn decimal(text: &str) -> Option<u32> {
+pub(crate) fn decimal(text: &str) -> Option<u32> {
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if plain { text.parse().ok() } else { None }
 }

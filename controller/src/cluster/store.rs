@@ -290,3 +290,85 @@ pub(super) fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagn
     serde_saphyr::to_string(&document)
         .map_err(|error| Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*, sample::select};
+
+    use super::*;
+    use crate::yaml::tree;
+
+    /// Texts that YAML could take for something else.
+    const ODD: &[&str] = &[
+        "",
+        "~",
+        "null",
+        "true",
+        "No",
+        "1.10",
+        "0x1f",
+        "1e3",
+        ".inf",
+        "2027-01-31",
+        "- a",
+        "a: b",
+        "#",
+        "*a",
+        "&a",
+        "!a",
+        "|",
+        "%a",
+        "@a",
+        "'",
+        "\"",
+        "\\",
+        " a",
+        "a ",
+        "a\nb",
+        "a\r\n",
+        "\t",
+        "\0",
+        "\u{7f}",
+        "\u{85}",
+        "\u{9f}",
+        "\u{2028}",
+        "\u{feff}",
+        "\u{fffe}",
+        "---",
+        "...",
+        "<<",
+        "=",
+    ];
+
+    fn string() -> impl Strategy<Value = String> {
+        prop_oneof![select(ODD).prop_map(str::to_owned), any::<String>()]
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            string().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                vec(inner.clone(), 0..4).prop_map(Value::from),
+                vec((string(), inner), 0..4)
+                    .prop_map(|fields| fields.into_iter().collect::<serde_json::Map<_, _>>().into()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_policy_is_read_as_it_was_told(spec in json()) {
+            let kind = KINDS.iter().find(|kind| kind.name == "Intent").unwrap();
+            let key = Key { namespace: "shop".to_owned(), name: "web".to_owned() };
+            let text = text(kind, &key, &spec).unwrap();
+            let documents = tree::documents(&source("shop/web", text.as_str())).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            prop_assert_eq!(documents.len(), 1);
+            prop_assert_eq!(&documents[0].value.json()["spec"], &spec, "{}", text);
+        }
+    }
+}

@@ -94,6 +94,9 @@ impl Reader<'_> {
         if fields.rules.value.is_empty() {
             self.error(&fields.rules, format!("Guard `{name}` has no rules"), "write `- deny: { from: other }`");
         }
+        if let Some(label) = fields.compare.as_ref().filter(|label| label.value.is_empty()) {
+            self.error(label, "`compare` is empty", "write the label of namespaces that tells tenants from each other");
+        }
         let around = Around { name: name.clone(), audit, compare: fields.compare.is_some(), externals };
         let mut rules = Vec::new();
         for written in &fields.rules.value {
@@ -316,6 +319,16 @@ fn service(text: &str) -> Option<ServiceName> {
 }
 
 fn time(text: &str) -> Option<u64> {
+    // The parser below takes the 61st second, a point that no digit follows, and digits that it cannot keep.
+    if text.get(17..19) == Some("60") {
+        return None;
+    }
+    if let Some(fraction) = text.get("2027-01-31T12:00:00".len()..).and_then(|rest| rest.strip_prefix('.')) {
+        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        if !(1..=9).contains(&digits) {
+            return None;
+        }
+    }
     let offset = || {
         let at = text.len().checked_sub("+00:00".len())?;
         let (local, offset) = (text.get(..at)?, text.get(at..)?);
@@ -358,6 +371,10 @@ mod tests {
             "2027-01-31T12:00:00",
             "2027-01-31 12:00:00Z",
             "2027-02-30T12:00:00Z",
+            "2027-01-31T12:00:00.Z",
+            "2027-01-31T12:00:00.+01:00",
+            "2027-01-31T12:00:00.1234567891Z",
+            "2027-01-31T12:00:60Z",
             "2027-01-31T12:00:00+1:00",
             "2027-01-31T12:00:00+24:00",
             "2027-01-31T12:00:00é0:00",

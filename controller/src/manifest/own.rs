@@ -3,7 +3,7 @@
 
 use serde_saphyr::Spanned;
 
-use super::{group, read};
+use super::{group, read, selectors};
 use crate::{
     diagnostic::Diagnostics,
     guard::{self, MatchFields, RuleFields, SubjectFields},
@@ -45,7 +45,7 @@ pub(super) fn read(api_version: &str, kind: &str, object: &mut Fields<'_>, found
     read::named(object, found)?;
     let mut metadata = object.get("metadata")?.fields(found)?;
     let spec = object.required("spec", found);
-    object.note_rest(if kind == INTENT { &OF_INTENT } else { &OF_GUARD }, found);
+    object.refuse_beside(if kind == INTENT { &OF_INTENT } else { &OF_GUARD }, found);
     let mut spec = spec?.fields(found)?;
     // What a field means is said when all of them can be read.
     let mut unreadable = Diagnostics::default();
@@ -93,7 +93,7 @@ fn service(node: Node<'_>, found: &mut Diagnostics) -> Option<ServiceFields> {
         return None;
     }
     let mut fields = node.fields(found)?;
-    let select = fields.get("select").map(|select| with(select, select.texts(found)));
+    let select = fields.get("select").map(|select| with(select, selectors::labels(select, found)));
     let accepts = fields.get("accepts").map(|accepts| texts(accepts, found)).unwrap_or_default();
     let calls = fields.get("calls").map(|calls| texts(calls, found)).unwrap_or_default();
     let isolate = text_of(&mut fields, "isolate", found);
@@ -106,7 +106,10 @@ fn guard(name: Spanned<String>, spec: &mut Fields<'_>, found: &mut Diagnostics) 
     let priority = priority.and_then(|node| Some(with(node, node.integer(found)?.to_string())));
     let mode = text_of(spec, "mode", found);
     let subjects = spec.get("for").and_then(|node| Some(with(node, subjects(node, found)?)));
-    let compare = text_of(spec, "compare", found);
+    let compare = spec.get("compare").and_then(|label| {
+        selectors::check_key(label.text(found)?, &label.place(), found);
+        text(label, found)
+    });
     let external = externals(spec, found);
     let rules = spec.required("rules", found);
     spec.refuse_rest(found);
@@ -118,7 +121,7 @@ fn guard(name: Spanned<String>, spec: &mut Fields<'_>, found: &mut Diagnostics) 
 
 fn subjects(node: Node<'_>, found: &mut Diagnostics) -> Option<SubjectFields> {
     let mut fields = node.fields(found)?;
-    let mut labels = |name| fields.get(name).map(|labels| with(labels, labels.texts(found)));
+    let mut labels = |name| fields.get(name).map(|labels| with(labels, selectors::labels(labels, found)));
     let (namespaces, workloads) = (labels("namespaces"), labels("workloads"));
     let services = fields.get("services").map(|services| with(services, texts(services, found)));
     fields.refuse_rest(found);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::{diagnostic::Diagnostics, yaml::tree::Node};
+use crate::{diagnostic::Diagnostics, policy::disguised, yaml::tree::Node};
 
 /// Reads a prefix. Kubernetes takes one with bits set behind it; they mean nothing.
 pub(super) fn prefix(written: Node<'_>, found: &mut Diagnostics) -> Option<IpNetwork> {
@@ -17,11 +17,8 @@ pub(super) fn prefix(written: Node<'_>, found: &mut Diagnostics) -> Option<IpNet
         found.push(written.error(format!("`{text}` is not a prefix"), help));
         return None;
     };
-    if let IpNetwork::V6(of) = net
-        && of.ip().to_ipv4_mapped().is_some()
-    {
-        let help = "write the IPv4 prefix itself: packets carry its addresses";
-        found.push(written.error(format!("`{text}` is an IPv4 prefix in the clothes of IPv6"), help));
+    if let Some((message, help)) = disguised(text, net) {
+        found.push(written.error(message, help));
         return None;
     }
     Some(net)

@@ -1,10 +1,10 @@
 //! Label selectors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::read;
 use crate::{
-    diagnostic::{Diagnostic, Diagnostics},
+    diagnostic::{Diagnostic, Diagnostics, Place},
     intent::valid_name,
     labels::{Requirement, Selector},
     yaml::{
@@ -23,7 +23,8 @@ pub(super) fn selector(node: Node<'_>, found: &mut Diagnostics) -> Selector {
     let Some(mut fields) = node.fields(found) else { return Selector::everybody() };
     let mut requirements = Vec::new();
     if let Some(labels) = fields.get("matchLabels") {
-        requirements.extend(equalities(labels, found));
+        let labels = self::labels(labels, found);
+        requirements.extend(labels.iter().map(|(label, value)| Requirement::is(label, value)));
     }
     if let Some(expressions) = fields.get("matchExpressions") {
         let expressions = expressions.list(found);
@@ -33,22 +34,20 @@ pub(super) fn selector(node: Node<'_>, found: &mut Diagnostics) -> Selector {
     requirements.into_iter().collect()
 }
 
-fn equalities(labels: Node<'_>, found: &mut Diagnostics) -> Vec<Requirement> {
+/// Reads labels with their values.
+pub(super) fn labels(labels: Node<'_>, found: &mut Diagnostics) -> BTreeMap<String, String> {
     let Value::Mapping(entries) = labels.value() else {
         labels.fields(found);
-        return Vec::new();
+        return BTreeMap::new();
     };
-    let mut requirements = Vec::new();
+    let mut read = BTreeMap::new();
     for (label, value) in entries {
-        if !key(&label.value) {
-            let message = format!("`{}` cannot be the key of a label", label.value);
-            found.push(Diagnostic::error(&at(labels.source, label), message).help(KEY));
-        }
+        check_key(&label.value, &at(labels.source, label), found);
         if let Some(value) = self::value(Node::new(labels.source, value), found) {
-            requirements.push(Requirement::is(&label.value, &value));
+            read.insert(label.value.clone(), value);
         }
     }
-    requirements
+    read
 }
 
 fn expression(written: Node<'_>, found: &mut Diagnostics) -> Option<Requirement> {
@@ -59,9 +58,7 @@ fn expression(written: Node<'_>, found: &mut Diagnostics) -> Option<Requirement>
     fields.refuse_rest(found);
     let (label, operator) = (label?, operator?);
     let name = label.text(found)?.to_owned();
-    if !key(&name) {
-        found.push(label.error(format!("`{name}` cannot be the key of a label"), KEY));
-    }
+    check_key(&name, &label.place(), found);
     let items = values.map(|values| values.list(found)).unwrap_or_default();
     let operation = operator.text(found)?;
     match operation {
@@ -99,6 +96,13 @@ fn value(written: Node<'_>, found: &mut Diagnostics) -> Option<String> {
         found.push(written.error(format!("`{value}` cannot be the value of a label"), VALUE));
     }
     Some(value.to_owned())
+}
+
+/// Says so where no label can have this key.
+pub(super) fn check_key(label: &str, place: &Place, found: &mut Diagnostics) {
+    if !key(label) {
+        found.push(Diagnostic::error(place, format!("`{label}` cannot be the key of a label")).help(KEY));
+    }
 }
 
 /// Whether a label may have this key.

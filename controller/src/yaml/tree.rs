@@ -302,15 +302,26 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// What stands beside `spec` and was not asked for, and whether it belongs into `spec`.
+    fn beside<'b>(&'b self, of_spec: &'b [&str]) -> impl Iterator<Item = (bool, Diagnostic)> + use<'a, 'b> {
+        let unknown = self.entries.iter().filter(|(key, _)| !self.known.contains(&key.value.as_str()));
+        unknown.zip(self.rest()).map(move |((key, _), error)| match of_spec.contains(&key.value.as_str()) {
+            true => (true, error.help(format!("move `{}` into `spec`, to the right", key.value))),
+            false => (false, error),
+        })
+    }
+
     /// Notes what was not asked for, and refuses what stands beside `spec` and belongs into it.
     pub(crate) fn note_rest(&self, of_spec: &[&str], found: &mut Diagnostics) {
-        let unknown = self.entries.iter().filter(|(key, _)| !self.known.contains(&key.value.as_str()));
-        for ((key, _), error) in unknown.zip(self.rest()) {
-            found.push(match of_spec.contains(&key.value.as_str()) {
-                true => error.help(format!("move `{}` into `spec`, to the right", key.value)),
-                false => Diagnostic { severity: Severity::Warning, ..error },
-            });
-        }
+        found.0.extend(self.beside(of_spec).map(|(moved, error)| match moved {
+            true => error,
+            false => Diagnostic { severity: Severity::Warning, ..error },
+        }));
+    }
+
+    /// Refuses what was not asked for beside `spec`, wherever it belongs.
+    pub(crate) fn refuse_beside(&self, of_spec: &[&str], found: &mut Diagnostics) {
+        found.0.extend(self.beside(of_spec).map(|(_, error)| error));
     }
 
     /// Refuses what was not asked for.

@@ -10,7 +10,7 @@ use bulkhead_tests::{
     guarded::{DEFINITIONS, Guarded, NAMESPACE, eventually, server},
 };
 
-use crate::flood::Flood;
+use crate::{agree, flood::Flood};
 
 /// Who the agents are.
 const AGENTS: &str = "system:serviceaccount:kube-system:bulkhead";
@@ -172,6 +172,8 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
         let error = guarded.cluster.apply(&object(kind, "bad", &spec)).map_err(|error| error.to_string());
         assert!(error.as_ref().is_err_and(|error| error.contains(says)), "{kind} {spec}: {error:?}\nnot: {says}");
     }
+
+    agree::with_the_reader(&guarded);
 
     let address = guarded.address("db");
     let db = format!("{address}:8080");

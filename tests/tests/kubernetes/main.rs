@@ -1,5 +1,6 @@
 //! A real Kubernetes with flannel whose nodes Bulkhead guards, with the API server as the source.
 
+mod agree;
 mod crd;
 mod daemonset;
 mod flood;

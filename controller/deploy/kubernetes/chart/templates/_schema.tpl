@@ -12,6 +12,10 @@
 [A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?
 {{- end }}
 
+{{- define "bulkhead.key" -}}
+([a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*/)?{{ include "bulkhead.name" . }}
+{{- end }}
+
 {{- define "bulkhead.lines" -}}
 type: array
 maxItems: 128
@@ -20,17 +24,25 @@ items:
   maxLength: 191
   pattern: ^{{ include "bulkhead.name" . }}(/{{ include "bulkhead.name" . }})?:{{ include "bulkhead.ports" . }}$
   x-kubernetes-validations:
-    - rule: self.matches('^[^:]+:[^:]+$')
+    - rule: self.matches('^[^:]+:[^:]{1,63}$')
       message: 'write a peer and its port, such as cart:8080, ops/backup:5432, world:443, streamer:8000-8099/udp or cart:any; an address gets a name in external'
+    {{- include "bulkhead.no-address" . | nindent 4 }}
 {{- end }}
 
+{{- define "bulkhead.no-address" -}}
+- rule: "!isIP(self.split(':')[0]) && !isCIDR(self.split(':')[0])"
+  message: an address gets a name in external, by which it is called here
+{{- end }}
+
+{{- /* Of the names that have meanings of their own. */}}
 {{- define "bulkhead.externals" -}}
 type: object
 description: Peers without a container, by the name that lines and reports use.
 maxProperties: 64
 x-kubernetes-validations:
-  - rule: self.all(name, !(name in ['any', 'cluster', 'metadata', 'node', 'nodes', 'other', 'same', 'world']))
-    message: any, cluster, metadata, node, nodes, other, same and world have meanings of their own and cannot be names
+  - rule: self.all(name, !(name in [{{ range $at, $name := . }}{{ if $at }}, {{ end }}'{{ $name }}'{{ end }}]))
+    message: {{ initial . | join ", " }} and {{ last . }} have meanings of their own and cannot be names
+  {{- include "bulkhead.named" . | nindent 2 }}
 additionalProperties:
   type: object
   required: [cidrs]
@@ -44,6 +56,11 @@ additionalProperties:
       {{- include "bulkhead.cidrs" . | nindent 6 }}
 {{- end }}
 
+{{- define "bulkhead.named" -}}
+- rule: self.all(name, name.matches('^{{ include "bulkhead.name" . }}$'))
+  message: 'names are 1 to 63 letters, digits, "-", "_" or ".", a letter or digit at both ends'
+{{- end }}
+
 {{- define "bulkhead.cidrs" -}}
 type: array
 maxItems: 64
@@ -51,7 +68,7 @@ items:
   type: string
   maxLength: 49
   x-kubernetes-validations:
-    - rule: isCIDR(self) && cidr(self) == cidr(self).masked()
+    - rule: isIP(self) || isCIDR(self) && cidr(self) == cidr(self).masked()
       message: 'write a prefix without bits behind its length, such as 198.51.100.0/24 or 2001:db8::/32'
 {{- end }}
 
@@ -59,9 +76,13 @@ items:
 type: object
 minProperties: 1
 maxProperties: 32
+x-kubernetes-validations:
+  - rule: self.all(key, key.matches('^{{ include "bulkhead.key" . }}$'))
+    message: a label cannot have this key
 additionalProperties:
   type: string
   maxLength: 63
+  pattern: ^({{ include "bulkhead.name" . }})?$
 {{- end }}
 
 {{- define "bulkhead.match" -}}
@@ -96,6 +117,10 @@ properties:
     description: End of the rule, with an offset; the kernel keeps to it.
     format: date-time
     maxLength: 40
+    pattern: ^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$
+    x-kubernetes-validations:
+      - rule: self >= timestamp('1970-01-01T00:00:00Z') && self <= timestamp('2554-07-21T23:34:33.709551615Z')
+        message: 'write 2027-01-31T12:00:00Z, or with an offset 2027-01-31T13:00:00+01:00; until 2554'
 {{- end }}
 
 {{- define "bulkhead.peers" -}}
@@ -108,8 +133,9 @@ items:
   maxLength: 191
   pattern: ^{{ include "bulkhead.name" . }}(/{{ include "bulkhead.name" . }})?(:{{ include "bulkhead.ports" . }})?$
   x-kubernetes-validations:
-    - rule: self.matches('^[^:]+(:[^:]+)?$')
+    - rule: self.matches('^[^:]+(:[^:]{1,63})?$')
       message: 'write same, other, any, namespace/service, world, node, nodes, metadata, cluster or an external, alone or with a port: node:22'
+    {{- include "bulkhead.no-address" . | nindent 4 }}
 {{- end }}
 
 {{- define "bulkhead.status" -}}
