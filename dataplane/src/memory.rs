@@ -21,7 +21,7 @@ use crate::{
         Reading, Rehearsal, Status,
     },
     publish::{Publisher, Removed, display},
-    read,
+    read::{self, Idle},
     store::{self, Kind, Plain, Store, Table},
     sys::Doing as _,
 };
@@ -423,7 +423,7 @@ impl Node for MemoryNode {
 
 impl Observer for MemoryObserver {
     fn counters(&self) -> Result<Vec<Reading>, NodeError> {
-        read::with_names(&self.directory, |names| read::counters(&self.store, names))
+        read::with_names(&self.directory, |names| read::counters(&self.store, names, &mut Idle::default()))
     }
 
     fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
@@ -444,7 +444,7 @@ impl Observer for MemoryObserver {
 }
 
 fn status(store: &MemoryStore, names: &Names, links: &Links) -> Result<Status, NodeError> {
-    let mut status = read::status(store, names)?;
+    let mut status = read::status(store, names, None)?;
     let network = links.network();
     for endpoint in &mut status.endpoints {
         endpoint.attached = network.attached.get(&endpoint.link) == Some(&endpoint.slot);

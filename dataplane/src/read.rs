@@ -1,7 +1,7 @@
 //! Readers: what the tables say, in the words of [`crate::node`]. They need the tables and [`Names`] only, no agent.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -17,11 +17,11 @@ use bulkhead_ebpf::{
 use crate::{
     bypass::bypassed_until,
     desired::EndpointName,
-    names::{NamedEndpoint, Names},
+    names::{NamedEndpoint, Names, Total},
     node::{
         ContactRecord, Contacts, EndpointStatus, FlowRecord, NodeError, Reading, Status, TableUse, direction_label,
     },
-    publish::{from_packet, scan, since, slot_totals},
+    publish::{epoch, from_packet, observes, scan, since, slot_totals},
     store::{ContactTable, CounterKeys, EndpointInfos, Endpoints, Store, Table, Views},
 };
 
@@ -41,11 +41,36 @@ pub fn with_names<R>(state: &Path, mut read: impl FnMut(&Names) -> Result<R, Nod
     }
 }
 
-/// Exact counters since the pins were made; what was never counted is left out.
+/// What slots have counted that nobody owns: nothing counts there any more, so that it is read once.
+#[derive(Debug, Default)]
+pub struct Idle {
+    /// All but these are.
+    owned: BTreeSet<u32>,
+    totals: Vec<(u32, Total)>,
+}
+
+impl Idle {
+    /// Totals of all slots.
+    fn totals<S: Store>(&mut self, store: &S, owned: BTreeSet<u32>) -> Result<Vec<(u32, Total)>, NodeError> {
+        if self.owned != owned {
+            let all = slot_totals(store, None)?;
+            self.totals = all.iter().filter(|(slot, _)| !owned.contains(slot)).cloned().collect();
+            self.owned = owned;
+            return Ok(all);
+        }
+        let mut all = self.totals.clone();
+        for slot in owned {
+            all.extend(slot_totals(store, Some(slot))?);
+        }
+        Ok(all)
+    }
+}
+
+/// Exact counters since the pins were made; what was never counted is left out. Who reads them again and again keeps what is `idle`.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn counters<S: Store>(store: &S, names: &Names) -> Result<Vec<Reading>, NodeError> {
+pub fn counters<S: Store>(store: &S, names: &Names, idle: &mut Idle) -> Result<Vec<Reading>, NodeError> {
     let mut sums: BTreeMap<(Option<u64>, u8, u8, u64), Counter> = BTreeMap::new();
     let mut add = |endpoint, direction: u8, reason, rule, counter: Counter| {
         let sum = sums.entry((endpoint, direction, reason, rule)).or_default();
@@ -63,8 +88,10 @@ pub fn counters<S: Store>(store: &S, names: &Names) -> Result<Vec<Reading>, Node
         }
     }
     let mut by_slot: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-    slot_totals(store, None)?.into_iter().for_each(|(slot, total)| by_slot.entry(slot).or_default().push(total));
     let owners = slot_identities(store, names)?;
+    // The first slot is the node's own.
+    let totals = idle.totals(store, owners.keys().copied().chain([0]).collect())?;
+    totals.into_iter().for_each(|(slot, total)| by_slot.entry(slot).or_default().push(total));
     for (slot, totals) in by_slot {
         let base = names.slots.get(&slot).map_or(&[][..], |owner| &owner.base);
         // What a slot counted that nobody is known to have owned is told as the node's rather than not at all.
@@ -99,7 +126,7 @@ pub fn counters<S: Store>(store: &S, names: &Names) -> Result<Vec<Reading>, Node
 
 /// First halves of pairs: of a pair only this half says what it is.
 fn counter_keys<S: Store>(store: &S) -> Result<BTreeMap<u32, CounterKey>, NodeError> {
-    Ok(store.entries::<CounterKeys>()?.into_iter().filter(|(index, _)| *index >= 2 && index % 2 == 0).collect())
+    Ok(store.leading::<CounterKeys>()?.into_iter().filter(|(index, _)| *index >= 2 && index % 2 == 0).collect())
 }
 
 /// What an index of `COUNTERS` counts: direction of the packets, reason, and the pair's key.
@@ -307,26 +334,30 @@ fn endpoint_status(names: &Names, slot: u32, info: &EndpointInfo, word: Endpoint
     }
 }
 
-/// What is in force, as far as the tables say it: links and input rule are left for who knows the network.
+/// What is in force, as far as the tables say it: links and input rule are left for who knows the network. Who knows how full the tables are that a
+/// publisher writes, says so; else all of them are read.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn status<S: Store>(store: &S, names: &Names) -> Result<Status, NodeError> {
-    let state = scan(store)?;
-    let endpoint = |(slot, info): (&u32, &EndpointInfo)| {
-        endpoint_status(names, *slot, info, state.words.get(slot).copied().unwrap_or_default())
+pub fn status<S: Store>(store: &S, names: &Names, usage: Option<Vec<TableUse>>) -> Result<Status, NodeError> {
+    let words: HashMap<u32, u64> = store.entries::<Endpoints>()?.into_iter().collect();
+    let infos = infos(store)?;
+    let word = |slot: &u32| EndpointWord(words.get(slot).copied().unwrap_or_default());
+    let endpoint = |(slot, info): (&u32, &EndpointInfo)| endpoint_status(names, *slot, info, word(slot));
+    let mut tables = match usage {
+        Some(usage) => usage,
+        None => scan(store)?.usage(store),
     };
-    let mut tables = state.usage(store);
     tables.push(TableUse {
         table: ContactTable::NAME,
         used: store.entries::<ContactTable>()?.len(),
         limit: store.limit::<ContactTable>(),
     });
     Ok(Status {
-        epoch: state.epoch,
-        observe: state.observe,
+        epoch: epoch(store, words.values().map(|word| EndpointWord(*word)))?,
+        observe: observes(store)?,
         bypassed_until: bypassed_until(store)?,
-        endpoints: state.infos.iter().map(endpoint).collect(),
+        endpoints: infos.iter().map(endpoint).collect(),
         links: Vec::new(),
         missing: Vec::new(),
         tables,

@@ -151,6 +151,13 @@ pub trait Store {
     /// # Errors
     /// What the kernel refused.
     fn entries<T: Table>(&self) -> Result<Vec<(T::Key, T::Value)>, NodeError>;
+    /// The same of an array that is filled from its first entry on: ends where thousands in a row are zero.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    fn leading<T: Table>(&self) -> Result<Vec<(T::Key, T::Value)>, NodeError> {
+        self.entries::<T>()
+    }
     /// Writes entries, in order for [`Kind::Words`] (each with release order), in batches else.
     ///
     /// # Errors

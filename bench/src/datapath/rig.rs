@@ -126,7 +126,7 @@ impl Rig {
     }
 
     pub(crate) fn counters(&self) -> Result<Counters> {
-        let readings = read::counters(self.publisher.store(), self.publisher.names())?;
+        let readings = read::counters(self.publisher.store(), self.publisher.names(), &mut read::Idle::default())?;
         let entry = |reading: Reading| {
             let key = (reading.endpoint.is_some(), reading.direction, reading.reason.label(), reading.rule);
             (key, (reading.packets, reading.flows))

@@ -485,7 +485,8 @@ impl Node for KernelNode {
         }
 
         self.publisher.release(&removed)?;
-        *meant(&self.meant) = Meant { guards: self.stood.guards.clone(), gated: self.gated.clone().flatten() };
+        let usage = Some(self.publisher.usage()?);
+        *meant(&self.meant) = Meant { guards: self.stood.guards.clone(), gated: self.gated.clone().flatten(), usage };
         self.stood = Stood { guards: mem::take(&mut self.stood.guards), indexes, macs, whole: true };
         Ok(published)
     }
@@ -497,6 +498,7 @@ impl Node for KernelNode {
         }
         let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(macs[&endpoint.link]))?;
         self.stood.macs = macs;
+        meant(&self.meant).usage = Some(self.publisher.usage()?);
         Ok(published)
     }
 
@@ -522,7 +524,9 @@ impl Node for KernelNode {
     }
 
     fn status(&mut self) -> Result<Status, NodeError> {
-        let mut status = status(self.publisher.store(), self.publisher.names(), &self.links, &self.stood.guards)?;
+        let usage = self.publisher.usage()?;
+        let (store, names) = (self.publisher.store(), self.publisher.names());
+        let mut status = status(store, names, &self.links, &self.stood.guards, Some(usage))?;
         self.stood.whole &= status.missing.is_empty();
         if !status.input_rule {
             self.ruled.clear();
@@ -577,6 +581,7 @@ impl Node for KernelNode {
 
     fn observer(&mut self) -> Result<Box<dyn Observer>, NodeError> {
         let reader = Reader::open(&self.options.pins, &self.options.state)?;
-        Ok(Box::new(KernelObserver { reader, gate: self.options.gate.clone(), meant: Arc::clone(&self.meant) }))
+        let (gate, meant) = (self.options.gate.clone(), Arc::clone(&self.meant));
+        Ok(Box::new(KernelObserver { reader, gate, meant, idle: Mutex::default() }))
     }
 }

@@ -15,9 +15,11 @@ use crate::{
     load::Maps,
     mark,
     names::Names,
-    node::{Contacts, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts, NodeError, Observer, Reading, Status},
+    node::{
+        Contacts, EndpointStatus, FlowRecord, LinkStatus, MarkConflicts, NodeError, Observer, Reading, Status, TableUse,
+    },
     pins::Pins,
-    read,
+    read::{self, Idle},
     store::{Config, Endpoints, Store as _},
 };
 
@@ -27,6 +29,8 @@ pub(super) struct Meant {
     pub(super) guards: Vec<Guard>,
     /// Ports that the gate lets through; `None` without a gate.
     pub(super) gated: Option<BTreeSet<String>>,
+    /// How full the tables are since; `None` before.
+    pub(super) usage: Option<Vec<TableUse>>,
 }
 
 pub(super) fn meant(of: &Mutex<Meant>) -> MutexGuard<'_, Meant> {
@@ -40,12 +44,14 @@ pub(super) struct KernelObserver {
     /// As in [`super::Options::gate`].
     pub(super) gate: Option<String>,
     pub(super) meant: Arc<Mutex<Meant>>,
+    pub(super) idle: Mutex<Idle>,
 }
 
 impl Observer for KernelObserver {
     fn counters(&self) -> Result<Vec<Reading>, NodeError> {
         let Reader { store, state, .. } = &self.reader;
-        read::with_names(state, |names| counters(store, names, self.gate.is_some()))
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        read::with_names(state, |names| counters(store, names, self.gate.is_some(), &mut idle))
     }
 
     fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
@@ -58,11 +64,11 @@ impl Observer for KernelObserver {
 
     fn status(&self) -> Result<Status, NodeError> {
         let Reader { store, links, state } = &self.reader;
-        let (guards, gated) = {
+        let (guards, gated, usage) = {
             let meant = meant(&self.meant);
-            (meant.guards.clone(), meant.gated.clone())
+            (meant.guards.clone(), meant.gated.clone(), meant.usage.clone())
         };
-        let mut status = read::with_names(state, |names| status(store, names, links, &guards))?;
+        let mut status = read::with_names(state, |names| status(store, names, links, &guards, usage.clone()))?;
         if let (Some(pattern), Some(gated)) = (&self.gate, &gated)
             && !gate::stands(pattern, gated)?
         {
@@ -109,7 +115,7 @@ impl Reader {
     /// # Errors
     /// [`NodeError::Kernel`].
     pub fn counters(&self) -> Result<Vec<Reading>, NodeError> {
-        read::with_names(&self.state, |names| counters(&self.store, names, true))
+        read::with_names(&self.state, |names| counters(&self.store, names, true, &mut Idle::default()))
     }
 
     /// See [`Node::flows`].
@@ -143,13 +149,13 @@ impl Reader {
     /// # Errors
     /// [`NodeError::Kernel`].
     pub fn status(&self) -> Result<Status, NodeError> {
-        read::with_names(&self.state, |names| status(&self.store, names, &self.links, &[]))
+        read::with_names(&self.state, |names| status(&self.store, names, &self.links, &[], None))
     }
 }
 
 /// What the tables counted, and what nftables dropped where no program saw it: the input rule, and the gate where there is one.
-fn counters(store: &KernelStore, names: &Names, gated: bool) -> Result<Vec<Reading>, NodeError> {
-    let mut readings = read::counters(store, names)?;
+fn counters(store: &KernelStore, names: &Names, gated: bool, idle: &mut Idle) -> Result<Vec<Reading>, NodeError> {
+    let mut readings = read::counters(store, names, idle)?;
     // Without an overlay there is no rule, and nft need not be there.
     let input = if tunnel_ports(store)?.is_empty() { 0 } else { input_rule::counter()? };
     let shut = if gated { gate::counter()? } else { 0 };
@@ -172,8 +178,14 @@ pub const GATE: &str = "gate of bridges";
 /// Name of the nftables input rule among the rules.
 pub const INPUT_RULE: &str = "input rule";
 
-pub(super) fn status(store: &KernelStore, names: &Names, links: &Links, wanted: &[Guard]) -> Result<Status, NodeError> {
-    let mut status = read::status(store, names)?;
+pub(super) fn status(
+    store: &KernelStore,
+    names: &Names,
+    links: &Links,
+    wanted: &[Guard],
+    usage: Option<Vec<TableUse>>,
+) -> Result<Status, NodeError> {
+    let mut status = read::status(store, names, usage)?;
     let attachments = links.list()?;
     set_attached(&mut status.endpoints, &attachments);
     status.links = attachments.iter().map(link_status).collect();

@@ -247,6 +247,25 @@ impl Store for KernelStore {
         }
     }
 
+    fn leading<T: Table>(&self) -> Result<Vec<(T::Key, T::Value)>, NodeError> {
+        if T::KIND != Kind::Array {
+            return self.entries::<T>();
+        }
+        let map = self.maps.get(T::NAME)?;
+        let entries = map.shape().max_entries;
+        let mut leading = Vec::new();
+        for first in (0..entries).step_by(CHUNK as usize) {
+            let values = map.range(first, CHUNK.min(entries - first)).doing(|| doing::<T>("read"))?;
+            if values.iter().all(|byte| *byte == 0) {
+                break;
+            }
+            let some = (first..).zip(values.chunks_exact(size_of::<T::Value>()));
+            let some = some.filter(|(_, value)| value.iter().any(|byte| *byte != 0));
+            leading.extend(some.map(|(index, value)| (bytes::to(bytes::of(&index)), bytes::to(value))));
+        }
+        Ok(leading)
+    }
+
     fn put<T: Table>(&mut self, entries: &[(T::Key, T::Value)]) -> Result<(), NodeError> {
         if T::KIND == Kind::Words {
             let words = self.words::<T>()?;

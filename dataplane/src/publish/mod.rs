@@ -51,7 +51,7 @@ use self::{
 };
 pub(crate) use self::{
     places::{from_packet, to_packet},
-    recover::scan,
+    recover::{epoch, observes, scan},
     state::State,
 };
 use crate::{

@@ -46,6 +46,17 @@ impl Objects for Raw {
     }
 }
 
+/// The latest epoch that was given.
+pub(crate) fn epoch<S: Store>(store: &S, words: impl Iterator<Item = EndpointWord>) -> Result<u32, NodeError> {
+    let last = store.get::<Node>(&node::EPOCH)?.map(|epoch| epoch as u32);
+    Ok(words.map(EndpointWord::epoch).chain(last).max().unwrap_or(0))
+}
+
+/// Whether the node only observes.
+pub(crate) fn observes<S: Store>(store: &S) -> Result<bool, NodeError> {
+    Ok(store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0))
+}
+
 /// Reads the state; changes nothing.
 pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
     let words: Vec<(u32, EndpointWord)> =
@@ -104,14 +115,13 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         .entries::<Ids>()?
         .into_iter()
         .filter(|(IdKey { kind, .. }, bit)| *kind == SELECTOR && (*bit as usize) < SELECTORS);
-    let epochs = words.iter().map(|(_, word)| word.epoch());
     Ok(State {
-        epoch: epochs.chain(store.get::<Node>(&node::EPOCH)?.map(|epoch| epoch as u32)).max().unwrap_or(0),
+        epoch: epoch(store, words.iter().map(|(_, word)| *word))?,
         infos: store.entries::<EndpointInfos>()?.into_iter().filter(|(_, info)| info.identity != 0).collect(),
         places,
         standing: None,
         services,
-        observe: store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0),
+        observe: observes(store)?,
         overlays: store.get::<Node>(&node::OVERLAYS)?.unwrap_or(0),
         vteps: store.entries::<Vteps>()?.into_iter().map(|(key, _)| key).collect(),
         owners: store.entries::<Owners>()?.into_iter().collect(),

@@ -339,7 +339,9 @@ fn counters_outlive_policies_publishers_and_endpoints() {
     assert_eq!(index(&rig, 0, "b"), of_b);
     // The endpoint goes: its counters stay, with their names, for readers without an agent.
     rig.publish(&Build::default().endpoint(1, &["b"], &["a"], &[]).0).unwrap();
-    let readings = read::with_names(rig.directory.path(), |names| read::counters(&rig.store, names)).unwrap();
+    let readings =
+        read::with_names(rig.directory.path(), |names| read::counters(&rig.store, names, &mut read::Idle::default()))
+            .unwrap();
     let reading = |direction, reason, packets| Reading {
         endpoint: Some(name(0)),
         service: "service".to_owned(),
@@ -394,7 +396,10 @@ fn a_slot_that_changes_hands_takes_no_counts_along() {
         rig.store.memory().endpoint_counters.extend([(spoofed, Counter { packets, bytes: 60 * packets, flows: 0 })]);
     };
     let counted = |rig: &Rig| -> Vec<(usize, u64)> {
-        let readings = read::with_names(rig.directory.path(), |names| read::counters(&rig.store, names)).unwrap();
+        let readings = read::with_names(rig.directory.path(), |names| {
+            read::counters(&rig.store, names, &mut read::Idle::default())
+        })
+        .unwrap();
         (0..2)
             .map(|at| (at, readings.iter().filter(|r| r.endpoint == Some(name(at))).map(|r| r.packets).sum()))
             .collect()
@@ -419,6 +424,46 @@ fn a_slot_that_changes_hands_takes_no_counts_along() {
     rig.publish(&only(0)).unwrap();
     count(&rig, 2);
     assert_eq!(counted(&rig), [(0, 2), (1, 0)]);
+}
+
+/// Who reads again and again looks at slots of nobody once, and tells all the same what is told to who reads for the first time.
+#[test]
+fn what_is_counted_is_told_to_who_reads_again_as_to_who_is_new() {
+    let mut rig = Rig::with_limit::<EndpointInfos>(4);
+    let only = |at| Build::default().endpoint(at, &[], &["a"], &["b"]).0;
+    let count = |rig: &Rig, slot, packets| {
+        let spoofed = endpoint_counter(slot, Direction::Egress, Reason::SpoofedSource as u8);
+        rig.store.memory().endpoint_counters.extend([(spoofed, Counter { packets, bytes: 60 * packets, flows: 0 })]);
+    };
+    let read = |rig: &Rig, idle: &mut read::Idle| {
+        read::with_names(rig.directory.path(), |names| read::counters(&rig.store, names, idle)).unwrap()
+    };
+    let mut idle = read::Idle::default();
+    let mut told = |rig: &Rig| -> u64 {
+        let (again, anew) = (read(rig, &mut idle), read(rig, &mut read::Idle::default()));
+        assert_eq!(again, anew);
+        again.iter().map(|reading| reading.packets).sum()
+    };
+    rig.publish(&only(0)).unwrap();
+    let slot = rig.slots[&name(0)];
+    count(&rig, 0, 1);
+    count(&rig, slot, 10);
+    assert_eq!(told(&rig), 11);
+    count(&rig, 0, 2);
+    count(&rig, slot, 20);
+    assert_eq!(told(&rig), 22);
+    // Nobody knows whose it was: it is the node's, and stays told.
+    rig.publish(&Desired::default()).unwrap();
+    fs::remove_file(rig.directory.path().join(FILE)).unwrap();
+    let mut rig = Rig::open(rig.store.clone(), rig.directory);
+    assert_eq!(told(&rig), 22);
+    assert_eq!(told(&rig), 22);
+    // Somebody has a slot now that was nobody's a moment ago.
+    rig.publish(&only(1)).unwrap();
+    count(&rig, rig.slots[&name(1)], 300);
+    assert!(told(&rig) >= 300);
+    count(&rig, rig.slots[&name(1)], 400);
+    assert!(told(&rig) >= 400);
 }
 
 #[test]
@@ -673,7 +718,11 @@ fn readers_tell_flows_contacts_and_status() {
     rig.store.put::<ContactTable>(&[(isolated, foreign), (underlay, inner)]).unwrap();
 
     let (flows, contacts, status) = read::with_names(rig.directory.path(), |names| {
-        Ok((read::flows(&rig.store, names)?, read::contacts(&rig.store, names)?, read::status(&rig.store, names)?))
+        Ok((
+            read::flows(&rig.store, names)?,
+            read::contacts(&rig.store, names)?,
+            read::status(&rig.store, names, None)?,
+        ))
     })
     .unwrap();
     assert_eq!(

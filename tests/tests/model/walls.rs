@@ -189,7 +189,8 @@ impl<P: Programs> Walls<P> {
     }
 
     fn counted(&self) -> Counted {
-        let readings = read::counters(self.publisher.store(), self.publisher.names()).expect("tables");
+        let readings =
+            read::counters(self.publisher.store(), self.publisher.names(), &mut read::Idle::default()).expect("tables");
         let readings = readings.into_iter().filter_map(|reading| {
             let Reading { endpoint, direction, reason, rule, packets, flows, .. } = reading;
             // Denials of one rule have the name of their direction as well, which the key has already.
