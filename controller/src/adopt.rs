@@ -18,10 +18,7 @@ use bulkhead_dataplane::{
 };
 
 use self::{arriving::Arriving, cache::Cached};
-use crate::{
-    attachments::LISTED,
-    workloads::{WorkloadName, Workloads},
-};
+use crate::{attachments::LISTED, names::Qualified, workloads::Workloads};
 
 /// What is looked for, and where it is asked who it is.
 #[derive(Clone, Debug, Default)]
@@ -72,7 +69,7 @@ pub fn unguarded<'a>(
     let listed: BTreeSet<IpAddr> = workloads
         .workloads
         .values()
-        .filter(|workload| workload.node == node)
+        .filter(|workload| *workload.node == *node)
         .flat_map(|workload| workload.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()))
         .collect();
     let of_node = |address: &IpAddr| {
@@ -179,9 +176,10 @@ fn attached(
 /// Where neither the runtime nor the network's configuration names one: that of the only workload of this name which the file has on this node, else the
 /// plugin's default.
 fn namespace_of(name: &str, (workloads, node): (&Workloads, &str)) -> String {
-    let mut known = workloads.workloads.iter().filter(|(known, workload)| known.name == name && workload.node == node);
+    let mut known =
+        workloads.workloads.iter().filter(|(known, workload)| known.name == name && *workload.node == *node);
     match (known.next(), known.next()) {
-        (Some((WorkloadName { namespace, .. }, _)), None) => namespace.clone(),
+        (Some((name, _)), None) => name.namespace.clone(),
         _ => "default".to_owned(),
     }
 }
@@ -196,7 +194,7 @@ fn by_addresses(link: &ContainerLink, (joined, node): (&Workloads, &str)) -> Res
     }
     let own: BTreeSet<&IpAddr> = link.addresses.iter().collect();
     let mut found =
-        joined.workloads.iter().filter(|(_, workload)| workload.node == node).flat_map(|(name, workload)| {
+        joined.workloads.iter().filter(|(_, workload)| *workload.node == *node).flat_map(|(name, workload)| {
             let here = workload.endpoints.iter().filter(|endpoint| {
                 endpoint.link.is_empty()
                     && !endpoint.placeholder
@@ -217,7 +215,7 @@ fn by_addresses(link: &ContainerLink, (joined, node): (&Workloads, &str)) -> Res
     };
     // No runtime calls a container so: neither DEL nor GC of one is about this. It goes with its link.
     let key = Key { container: format!("link {} {}", link.link, link.index), ifname: link.inside.clone() };
-    let WorkloadName { namespace, name } = name.clone();
+    let Qualified { namespace, name } = name.clone().into();
     let (uid, labels, interfaces) = (None, BTreeMap::new(), vec![interface]);
     Ok(request(LISTED, Attached { key, namespace, name, uid, labels, interfaces }))
 }

@@ -914,7 +914,7 @@ fn leave_out(desired: &mut Desired, which: impl Fn(&Endpoint) -> bool) -> BTreeS
             gone.iter().flat_map(|endpoint| endpoint.addresses.iter().map(|address| (endpoint.segment, *address)));
         for key in theirs {
             if let Some(known) = desired.addresses.get_mut(&key)
-                && known.endpoint.as_ref().is_some_and(|name| gone.iter().any(|endpoint| endpoint.name == *name))
+                && known.endpoint.as_ref().is_some_and(|name| gone.iter().any(|endpoint| endpoint.name == **name))
             {
                 known.endpoint = None;
             }

@@ -213,10 +213,8 @@ pub(crate) fn diff(args: &DiffArgs) -> Result<Answer, Diagnostics> {
 pub(crate) fn blast_radius(args: &BlastArgs) -> Result<Answer, Diagnostics> {
     let Loaded { model, notes } = offline::load(&args.paths)?;
     let simulation = Simulation::new(&model, now())?;
-    let name = args
-        .workload
-        .split_once('/')
-        .map(|(namespace, name)| WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() });
+    let name =
+        args.workload.split_once('/').map(|(namespace, name)| WorkloadName::new(namespace.to_owned(), name.to_owned()));
     let from = name.as_ref().and_then(|name| simulation.find(name));
     let Some(from) = from else {
         return Err(no_workload(&simulation, &args.workload).into());

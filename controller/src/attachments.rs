@@ -45,7 +45,7 @@ impl Attachment {
 
     fn plain(&self) -> WorkloadName {
         let Attached { namespace, name, .. } = &self.attached;
-        WorkloadName { namespace: namespace.clone(), name: name.clone() }
+        WorkloadName::new(namespace.clone(), name.clone())
     }
 
     /// Its name where one of its plain name is listed with a unique id.
@@ -53,7 +53,7 @@ impl Attachment {
         match (&self.attached.uid, listed) {
             (Some(own), Some(listed)) if own != listed => {
                 let short: String = own.chars().take(8).collect();
-                WorkloadName { name: format!("{}.{short}", plain.name), ..plain }
+                WorkloadName::new(plain.namespace.as_str(), format!("{}.{short}", plain.name))
             }
             _ => plain,
         }
@@ -154,7 +154,7 @@ impl Attachments {
         node: &str,
         name: &WorkloadName,
         owner: impl Fn(Segment, IpAddr) -> Option<WorkloadName>,
-    ) -> Result<Option<Workload>, Diagnostics> {
+    ) -> Result<Option<Arc<Workload>>, Diagnostics> {
         if let Some(left) = self.left_of(workloads, name) {
             return Ok(Some(left));
         }
@@ -165,7 +165,9 @@ impl Attachments {
             true => Workload { endpoints: Vec::new(), ..workload },
             false => workload,
         });
-        of.try_fold(listed, |before, attachment| join(before, workloads, attachment, node, &owner).map(Some))
+        let joined =
+            of.try_fold(listed, |before, attachment| join(before, workloads, attachment, node, &owner).map(Some));
+        joined.map(|workload| workload.map(Arc::new))
     }
 
     /// Whose they are.
@@ -198,11 +200,10 @@ impl Attachments {
         let told: BTreeSet<IpAddr> = self.addresses().collect();
         for (name, workload) in &mut workloads.workloads {
             let is_here = attached.contains(name);
-            let addresses = || workload.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
             // Others share those of which nothing changes.
             if is_here {
                 Arc::make_mut(workload).endpoints.clear();
-            } else if addresses().any(|address| told.contains(address)) {
+            } else if has_some(workload, &told) {
                 leave(Arc::make_mut(workload), &told);
             }
         }
@@ -227,26 +228,25 @@ impl Attachments {
 
     /// What a workload that is not attached has left where a cluster gives it addresses that are attached.
     #[must_use]
-    pub fn left_of(&self, workloads: &Workloads, name: &WorkloadName) -> Option<Workload> {
+    pub fn left_of(&self, workloads: &Workloads, name: &WorkloadName) -> Option<Arc<Workload>> {
         let attached = || self.0.iter().any(|known| known.workload(workloads) == *name);
         let workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?;
-        let mut workload = Workload::clone(workload);
-        leave(&mut workload, &self.addresses().collect());
+        let mut workload = Arc::clone(workload);
+        if has_some(&workload, &self.addresses().collect()) {
+            leave(Arc::make_mut(&mut workload), &self.addresses().collect());
+        }
         Some(workload)
     }
 
     /// Workloads that are not attached, and to which a cluster gives addresses that were, and are not any more.
     #[must_use]
-    pub fn given_back(&self, before: &Self, workloads: &Workloads) -> Vec<(WorkloadName, Workload)> {
+    pub fn given_back(&self, before: &Self, workloads: &Workloads) -> Vec<(WorkloadName, Arc<Workload>)> {
         let now: BTreeSet<IpAddr> = self.addresses().collect();
         let free: BTreeSet<IpAddr> = before.addresses().filter(|address| !now.contains(address)).collect();
         if free.is_empty() || !workloads.live {
             return Vec::new();
         }
-        let has = |workload: &Workload| {
-            workload.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| free.contains(address))
-        };
-        let given = workloads.workloads.iter().filter(|(_, workload)| has(workload)).map(|(name, _)| name);
+        let given = workloads.workloads.iter().filter(|(_, workload)| has_some(workload, &free)).map(|(name, _)| name);
         given.filter_map(|name| Some((name.clone(), self.left_of(workloads, name)?))).collect()
     }
 
@@ -255,9 +255,12 @@ impl Attachments {
     pub fn learn(&mut self, workloads: &Workloads) -> bool {
         let mut new = false;
         for Attachment { attached, .. } in self.0.iter_mut().filter(|_| workloads.live) {
-            let name = WorkloadName { namespace: attached.namespace.clone(), name: attached.name.clone() };
+            let name = WorkloadName::new(attached.namespace.clone(), attached.name.clone());
             let Some(listed) = workloads.workloads.get(&name) else { continue };
-            if attached.uid.is_some() && attached.uid == listed.uid && attached.labels != listed.labels {
+            if attached.uid.is_some()
+                && attached.uid.as_deref() == listed.uid.as_deref()
+                && attached.labels != *listed.labels
+            {
                 attached.labels.clone_from(&listed.labels);
                 new = true;
             }
@@ -275,6 +278,11 @@ impl Attachments {
         let (gone, new) = (less(self, others), less(others, self));
         gone.difference(&new).chain(&new).cloned().collect()
     }
+}
+
+/// Whether some of these addresses are a workload's.
+fn has_some(workload: &Workload, addresses: &BTreeSet<IpAddr>) -> bool {
+    workload.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(|address| addresses.contains(address))
 }
 
 /// Takes addresses away.
@@ -304,7 +312,7 @@ fn join(
         };
         Err(error.help(help).into())
     };
-    if let Some(other) = written.filter(|written| written.node != node && !file.live) {
+    if let Some(other) = written.filter(|written| *written.node != *node && !file.live) {
         let message = format!("the file says that it runs on node `{}`, not on `{node}`", other.node);
         return refuse(message, "correct its `node`, or give the container another name");
     }
@@ -328,17 +336,19 @@ fn join(
     let listed = !file.live && written.is_some_and(|written| !written.endpoints.is_empty());
     let mut workload = before.unwrap_or_else(|| Workload {
         place: Place::start(&source(format!("network {}", attachment.network), String::new())),
-        labels: labels.clone(),
-        node: node.to_owned(),
+        labels: Arc::new(labels.clone()),
+        node: node.into(),
         mode: Mode::Enforce,
-        ports: BTreeMap::new(),
+        ports: Arc::default(),
         endpoints: Vec::new(),
         host: false,
         owner: None,
-        uid: attachment.attached.uid.clone(),
+        uid: attachment.attached.uid.as_deref().map(Arc::from),
     });
     // It runs where it runs, whatever is known of it elsewhere yet.
-    node.clone_into(&mut workload.node);
+    if &*workload.node != node {
+        workload.node = node.into();
+    }
     for interface in interfaces {
         let same = |endpoint: &&mut Endpoint| {
             let of = |addresses: &[IpAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();

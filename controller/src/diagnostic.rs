@@ -1,6 +1,6 @@
 //! What is wrong with an input: where, what, and how to mend it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use miette::{LabeledSpan, NamedSource, SourceCode};
 
@@ -13,18 +13,21 @@ pub fn source(name: impl AsRef<str>, text: impl Into<String>) -> Arc<Source> {
     Arc::new(NamedSource::new(name, text.into()))
 }
 
-/// A place in a file.
+/// A place in a file. Shared, since it goes with what was read there.
 #[derive(Clone)]
-pub struct Place {
+pub struct Place(Arc<Stretch>);
+
+/// Some of a text.
+pub struct Stretch {
     source: Arc<Source>,
     /// Line, from 1.
     pub line: u32,
     /// Column in characters, from 1.
     pub column: u32,
     /// Bytes from the start of the text.
-    offset: usize,
+    offset: u32,
     /// Bytes.
-    len: usize,
+    len: u32,
 }
 
 impl Place {
@@ -32,13 +35,15 @@ impl Place {
     pub(crate) fn new(source: &Arc<Source>, line: u32, column: u32, offset: usize, len: usize) -> Self {
         let end = source.inner().len();
         let offset = offset.min(end);
-        Self {
+        // A text of 4 GiB is not read.
+        let narrow = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self(Arc::new(Stretch {
             source: Arc::clone(source),
             line: line.max(1),
             column: column.max(1),
-            offset,
-            len: len.min(end - offset),
-        }
+            offset: narrow(offset),
+            len: narrow(len.min(end - offset)),
+        }))
     }
 
     /// The start of a file.
@@ -54,12 +59,12 @@ impl Place {
     }
 
     /// How many bytes it has.
-    pub(crate) const fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> u32 {
         self.len
     }
 
     /// The file.
-    pub(crate) const fn source(&self) -> &Arc<Source> {
+    pub(crate) fn source(&self) -> &Arc<Source> {
         &self.source
     }
 
@@ -72,6 +77,14 @@ impl Place {
     #[must_use]
     pub fn origin(&self) -> String {
         format!("{}:{}", self.file(), self.line)
+    }
+}
+
+impl Deref for Place {
+    type Target = Stretch;
+
+    fn deref(&self) -> &Stretch {
+        &self.0
     }
 }
 
@@ -212,7 +225,11 @@ impl miette::Diagnostic for Drawn {
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         let place = self.0.place.as_ref()?;
-        Some(Box::new(std::iter::once(LabeledSpan::new(Some("here".to_owned()), place.offset, place.len))))
+        Some(Box::new(std::iter::once(LabeledSpan::new(
+            Some("here".to_owned()),
+            place.offset as usize,
+            place.len as usize,
+        ))))
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     rc::Rc,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -29,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Judges<'a> {
     model: &'a Model,
-    surroundings: RefCell<HashMap<String, Rc<Surroundings>>>,
+    surroundings: RefCell<HashMap<Arc<str>, Rc<Surroundings>>>,
     /// By workload, and by the next end of a rule: until then nothing changes.
     walls: RefCell<HashMap<(WorkloadName, Option<u64>), Rc<Walls>>>,
 }
@@ -99,7 +100,8 @@ impl<'a> Judges<'a> {
         compiled: compile::Walls,
     ) -> Result<Rc<Walls>, Diagnostics> {
         let new = || Rc::new(Surroundings::new(self.model, &workload.node));
-        let surroundings = Rc::clone(self.surroundings.borrow_mut().entry(workload.node.clone()).or_insert_with(new));
+        let surroundings =
+            Rc::clone(self.surroundings.borrow_mut().entry(Arc::clone(&workload.node)).or_insert_with(new));
         let walls = Walls::new(compiled, surroundings);
         let walls = walls.map_err(|error| Diagnostic::error(&workload.place, format!("workload `{name}`: {error}")));
         Ok(Rc::new(walls?))

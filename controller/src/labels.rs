@@ -3,14 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// Labels of a namespace, workload or node.
 pub type Labels = BTreeMap<String, String>;
 
-/// Requirements, all of which must be fulfilled; without any everybody fulfils them. Equal ones are equal however they were written.
+/// Requirements, all of which must be fulfilled; without any everybody fulfils them. Equal ones are equal however they were written: each is there once,
+/// in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Selector(BTreeSet<Requirement>);
+pub struct Selector(Arc<[Requirement]>);
 
 /// What is required of one label.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,8 +30,8 @@ pub enum Requirement {
 impl Selector {
     /// Nothing is required.
     #[must_use]
-    pub const fn everybody() -> Self {
-        Self(BTreeSet::new())
+    pub fn everybody() -> Self {
+        Self::default()
     }
 
     /// All of these.
@@ -58,7 +60,8 @@ impl Selector {
 
 impl FromIterator<Requirement> for Selector {
     fn from_iter<I: IntoIterator<Item = Requirement>>(requirements: I) -> Self {
-        Self(requirements.into_iter().collect())
+        let each: BTreeSet<_> = requirements.into_iter().collect();
+        Self(each.into_iter().collect())
     }
 }
 

@@ -32,6 +32,7 @@ use bulkhead_controller::{
     cni::Plugins,
     confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
+    heap,
     input::Locations,
     run::{Api, Life},
     show,
@@ -428,6 +429,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
     let (state, pins) = (args.state.clone(), args.pins.clone());
     let needs = Needs { state, sockets, pins, group: args.socket_group };
+    heap::share();
     let confined = confine::confine(&needs)
         .into_diagnostic()
         .wrap_err("the agent does not start; what is in force stays as it is")?;

@@ -7,31 +7,32 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
     sync::Arc,
 };
 
-use bulkhead_dataplane::desired;
-use bulkhead_ebpf::abi::{Direction, Mode};
-use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use serde::{Deserialize, Serialize};
-
 pub(crate) use self::ports::is_unknown as is_unknown_port;
+pub use crate::names::{PolicyName, ServiceName};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
+    few::Few,
     guard::{self, Guard},
     intent::{Cidrs, Entity, Intent, Line, PeerName},
     labels::Selector,
     network_policy::NetworkPolicy,
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{self, Endpoint, Frontend, FrontendPort, Node, Owner, Target, WorkloadName, Workloads},
+    workloads::{self, Frontend, FrontendPort, Node, Target, WorkloadName, Workloads},
 };
+use bulkhead_dataplane::desired;
+use bulkhead_ebpf::abi::Direction;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 /// Everything that policy speaks of, and what it says.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// Nodes by name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
     /// Workloads by name.
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Labels of namespaces.
@@ -64,24 +65,6 @@ pub struct Model {
     /// What somebody should look at although the input is used.
     pub warnings: Diagnostics,
 }
-
-/// Namespace and name of a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ServiceName {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
-
-impl fmt::Display for ServiceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// Namespace and name of a `NetworkPolicy`.
-pub type PolicyName = ServiceName;
 
 /// Who isolates a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,30 +129,24 @@ pub struct Service {
 /// A workload.
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Node that it runs on.
-    pub node: String,
-    /// Whether policy holds, is only judged, or nothing passes at all.
-    pub mode: Mode,
-    /// Named ports that it listens on.
-    pub ports: BTreeMap<String, (Transport, u16)>,
-    /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
-    /// See [`workloads::Workload::host`].
-    pub host: bool,
-    /// Who made it and others like it.
-    pub owner: Option<Owner>,
+    /// What is said of it.
+    pub described: Arc<workloads::Workload>,
     /// Listed services that select it.
-    pub services: BTreeSet<ServiceName>,
+    pub services: Few<ServiceName>,
     /// Kubernetes policies that select it.
-    pub policies: BTreeSet<PolicyName>,
+    pub policies: Few<PolicyName>,
     /// Service addresses that lead to it.
-    pub frontends: BTreeSet<ServiceName>,
+    pub frontends: Few<ServiceName>,
     /// Service for metrics: the first listed one, else what the service label says, else empty.
-    pub service: String,
-    /// Where it is described.
-    pub place: Place,
+    pub service: Arc<str>,
+}
+
+impl Deref for Workload {
+    type Target = workloads::Workload;
+
+    fn deref(&self) -> &workloads::Workload {
+        &self.described
+    }
 }
 
 impl Workload {
@@ -335,7 +312,7 @@ impl Model {
                 .workloads
                 .iter()
                 .map(|(name, workload)| {
-                    let frontends = leading.get(name).cloned().unwrap_or_default();
+                    let frontends = leading.get(name).into_iter().flatten().cloned().collect();
                     let selected = select(name, workload, &services, &network, &workloads.service_label, frontends);
                     (name.clone(), selected)
                 })
@@ -447,7 +424,7 @@ impl Model {
             .workloads
             .iter()
             .filter(|(workload, _)| workload.namespace == service.namespace)
-            .map(|(_, workload)| workload.service.as_str())
+            .map(|(_, workload)| &*workload.service)
             .filter(|service| !service.is_empty())
             .collect();
         let warning = Diagnostic::warning(place, format!("nobody is `{service}`: {so}"));
@@ -592,7 +569,7 @@ fn services(intents: &[&Intent], label: &str, found: &mut Diagnostics) -> BTreeM
     let mut services: BTreeMap<ServiceName, Service> = BTreeMap::new();
     for intent in intents {
         for service in &intent.services {
-            let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
+            let name = ServiceName::new(intent.namespace.clone(), service.name.clone());
             if let Some(first) = services.get(&name) {
                 let error = Diagnostic::error(&service.place, format!("service `{name}` is listed twice"))
                     .note(&first.place, "first here");
@@ -616,7 +593,7 @@ fn externals(
     let mut externals: BTreeMap<ServiceName, (Place, Cidrs)> = BTreeMap::new();
     for intent in intents {
         for external in &intent.external {
-            let name = ServiceName { namespace: intent.namespace.clone(), name: external.name.clone() };
+            let name = ServiceName::new(intent.namespace.clone(), external.name.clone());
             let first = services
                 .get(&name)
                 .map(|service| &service.place)
@@ -653,45 +630,32 @@ fn of_namespace<'a, T>(
     by_name: &'a BTreeMap<ServiceName, T>,
     namespace: &'a str,
 ) -> impl Iterator<Item = (&'a ServiceName, &'a T)> {
-    let first = ServiceName { namespace: namespace.to_owned(), name: String::new() };
+    let first = ServiceName::new(namespace.to_owned(), String::new());
     by_name.range(first..).take_while(move |(name, _)| name.namespace == namespace)
 }
 
 fn select(
     name: &WorkloadName,
-    workload: &workloads::Workload,
+    workload: &Arc<workloads::Workload>,
     services: &BTreeMap<ServiceName, Service>,
     policies: &BTreeMap<PolicyName, NetworkPolicy>,
     label: &str,
-    frontends: BTreeSet<ServiceName>,
+    frontends: Few<ServiceName>,
 ) -> Workload {
     let selects = |(_, of): &(&ServiceName, &Service)| {
         !workload.host && of.select.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
     };
     let here = of_namespace(services, &name.namespace).filter(selects);
-    let services: BTreeSet<ServiceName> = here.map(|(service, _)| service.clone()).collect();
+    let services: Few<ServiceName> = here.map(|(service, _)| service.clone()).collect();
     let here = of_namespace(policies, &name.namespace)
         .filter(|(_, policy)| !workload.host && policy.pods.matches(&workload.labels));
     let policies = here.map(|(policy, _)| policy.clone()).collect();
     let service = services
         .first()
-        .map(|service| service.name.clone())
-        .or_else(|| workload.labels.get(label).cloned())
-        .unwrap_or_default();
-    Workload {
-        labels: workload.labels.clone(),
-        node: workload.node.clone(),
-        mode: workload.mode,
-        ports: workload.ports.clone(),
-        endpoints: workload.endpoints.clone(),
-        host: workload.host,
-        owner: workload.owner.clone(),
-        services,
-        policies,
-        frontends,
-        service,
-        place: workload.place.clone(),
-    }
+        .map(|service| &service.name)
+        .or_else(|| workload.labels.get(label))
+        .map_or_else(Arc::default, |service| service.as_str().into());
+    Workload { described: Arc::clone(workload), services, policies, frontends, service }
 }
 
 /// Adds the rules of one document.
@@ -704,7 +668,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn intent(&mut self) {
         for service in &self.intent.services {
-            let name = ServiceName { namespace: self.intent.namespace.clone(), name: service.name.clone() };
+            let name = ServiceName::new(self.intent.namespace.clone(), service.name.clone());
             for (lines, direction) in [(&service.accepts, Direction::Ingress), (&service.calls, Direction::Egress)] {
                 let mut first: BTreeMap<String, &Place> = BTreeMap::new();
                 for line in lines {
@@ -757,7 +721,7 @@ impl Builder<'_> {
         match &line.peer {
             PeerName::Entity(entity) => Some(Peer::Entity(*entity)),
             PeerName::Local(name) => {
-                let full = ServiceName { namespace: self.intent.namespace.clone(), name: name.clone() };
+                let full = ServiceName::new(self.intent.namespace.clone(), name.clone());
                 if let Some(cidrs) = self.model.externals.get(&full) {
                     return Some(Peer::Cidrs(cidrs.clone()));
                 }
@@ -776,7 +740,7 @@ impl Builder<'_> {
                 Some(Peer::Service(full))
             }
             PeerName::Remote { namespace, name } => {
-                let full = ServiceName { namespace: namespace.clone(), name: name.clone() };
+                let full = ServiceName::new(namespace.clone(), name.clone());
                 if let Some(warning) = self.model.nobody(&full, &line.place, "the line matches nobody") {
                     self.model.warnings.push(warning);
                 }
@@ -815,7 +779,7 @@ impl Builder<'_> {
             }
         }
         for service in &self.intent.services {
-            let full = ServiceName { namespace: self.intent.namespace.clone(), name: service.name.clone() };
+            let full = ServiceName::new(self.intent.namespace.clone(), service.name.clone());
             for ports in [Ports::one(Transport::Udp, 53), Ports::one(Transport::Tcp, 53)] {
                 let name = format!("{}: {} asks dns {ports}", self.intent.namespace, service.name);
                 let named = Arc::new(desired::Rule { name, origin: place.origin() });

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -22,8 +23,9 @@ pub const UNKNOWN: &str = "unknown";
 /// Names as one node sees them.
 #[derive(Clone, Debug)]
 pub struct Peers {
-    workloads: BTreeMap<(Segment, IpAddr), WorkloadName>,
-    services: BTreeMap<WorkloadName, String>,
+    /// Who has an address, and the name of its service; empty where it is its own.
+    workloads: BTreeMap<(Segment, IpAddr), (WorkloadName, Arc<str>)>,
+    /// Of endpoints of this node.
     segments: BTreeMap<EndpointName, Segment>,
     own: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
@@ -37,8 +39,7 @@ impl Peers {
     #[must_use]
     pub fn new(model: &Model, node: &str, discovered: &Discovered) -> Self {
         let mut peers = Self {
-            workloads: BTreeMap::new(),
-            services: BTreeMap::new(),
+            workloads: known(model),
             segments: BTreeMap::new(),
             own: discovered.addresses.iter().copied().collect(),
             nodes: discovered.overlays.iter().flat_map(|overlay| &overlay.peers).map(|peer| peer.0).collect(),
@@ -49,16 +50,11 @@ impl Peers {
         for (name, frontend) in &model.frontends {
             peers.frontends.extend(frontend.addresses.iter().map(|&address| (address, name.clone())));
         }
-        for (name, workload) in &model.workloads {
-            let service = if workload.service.is_empty() { &name.name } else { &workload.service };
-            peers.services.insert(name.clone(), format!("{}/{service}", name.namespace));
+        for (name, workload) in model.workloads.iter().filter(|(_, workload)| *workload.node == *node) {
             for (index, endpoint) in (0..).zip(&workload.endpoints) {
                 let endpoint_name =
                     EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
                 peers.segments.insert(endpoint_name, endpoint.segment);
-                for &address in &endpoint.addresses {
-                    peers.workloads.insert((endpoint.segment, address), name.clone());
-                }
             }
         }
         for (name, described) in &model.nodes {
@@ -73,6 +69,10 @@ impl Peers {
     /// The workload that has an address, as an endpoint sees it.
     #[must_use]
     pub fn workload(&self, endpoint: &EndpointName, address: IpAddr) -> Option<&WorkloadName> {
+        self.owner(endpoint, address).map(|(name, _)| name)
+    }
+
+    fn owner(&self, endpoint: &EndpointName, address: IpAddr) -> Option<&(WorkloadName, Arc<str>)> {
         let segment = self.segments.get(endpoint).copied().unwrap_or_default();
         self.workloads.get(&(segment, address))
     }
@@ -80,8 +80,8 @@ impl Peers {
     /// Name of an address, as an endpoint sees it: `shop/cart`, `shop/stripe`, `node`, `nodes`, `metadata`, `world` or [`UNKNOWN`].
     #[must_use]
     pub fn name(&self, endpoint: &EndpointName, address: IpAddr) -> String {
-        if let Some(workload) = self.workload(endpoint, address) {
-            return self.services.get(workload).cloned().unwrap_or_else(|| workload.to_string());
+        if let Some((name, service)) = self.owner(endpoint, address) {
+            return if service.is_empty() { name.to_string() } else { format!("{}/{service}", name.namespace) };
         }
         if let Some(service) = self.frontends.get(&address) {
             return service.to_string();
@@ -106,4 +106,14 @@ impl Peers {
         };
         name.to_owned()
     }
+}
+
+/// Who has which address. There are many: a map that is made of all of them has no gaps.
+fn known(model: &Model) -> BTreeMap<(Segment, IpAddr), (WorkloadName, Arc<str>)> {
+    let all = model.workloads.iter().flat_map(|(name, workload)| {
+        let keys =
+            workload.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().map(|at| (endpoint.segment, *at)));
+        keys.map(move |key| (key, (name.clone(), Arc::clone(&workload.service))))
+    });
+    all.collect()
 }

@@ -20,6 +20,7 @@ use crate::{
     },
     cni::Plugins,
     control::Control,
+    heap,
     peers::Peers,
     source::Source,
 };
@@ -269,6 +270,8 @@ fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Looking> {
             // An agent that stops may leave it unanswered.
             let Ok(peers) = answer.recv() else { return };
             account(&accounts, &peers);
+            // What a change of many things took for a while.
+            heap::trim();
         }
     };
     let thread = thread::Builder::new().name("accounts".to_owned()).spawn(look)?;

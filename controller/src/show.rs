@@ -80,8 +80,8 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
             lines.push(WorkloadLine {
                 namespace: name.namespace.clone(),
                 workload: name.name.clone(),
-                service: workload.service.clone(),
-                node: workload.node.clone(),
+                service: workload.service.to_string(),
+                node: workload.node.to_string(),
                 isolated: [Direction::Ingress, Direction::Egress]
                     .into_iter()
                     .any(|direction| model.isolating(workload, direction, false).is_some()),
@@ -89,7 +89,7 @@ pub fn workloads(model: &Model, node: &str, status: &Status) -> Vec<WorkloadLine
                 link: endpoint.link.clone(),
                 segment: endpoint.segment,
                 addresses: endpoint.addresses.clone(),
-                guard: match workload.node == node {
+                guard: match *workload.node == *node {
                     false => "",
                     true if attached.contains(&full) => "guarded",
                     true => "not guarded",
@@ -174,7 +174,7 @@ fn mode(audit: bool) -> String {
 }
 
 fn of_service(model: &Model, intent: &Intent, service: &intent::Service) -> PolicyLine {
-    let name = ServiceName { namespace: intent.namespace.clone(), name: service.name.clone() };
+    let name = ServiceName::new(intent.namespace.clone(), service.name.clone());
     let text = |line: &intent::Line| format!("{}:{}", line.peer, line.ports);
     let selected = model.services.get(&name).map(|service| Selector::equal(&service.select));
     PolicyLine {
@@ -183,8 +183,8 @@ fn of_service(model: &Model, intent: &Intent, service: &intent::Service) -> Poli
         mode: mode(intent.audit || service.audit),
         workloads: model.workloads.values().filter(|workload| workload.services.contains(&name)).count(),
         selects: selected.map(|selector| selector.to_string()).unwrap_or_default(),
-        namespace: name.namespace,
-        name: name.name,
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
         ingress: service.accepts.iter().map(text).collect(),
         egress: service.calls.iter().map(text).collect(),
     }
@@ -743,7 +743,7 @@ impl<'a> Names<'a> {
 
     /// What the policy says, without the verdict; `None` when it cannot be told, or the revision in force would allow what another one denied.
     fn explained(&self, endpoint: &EndpointName, contact: &ContactRecord, class: Class, value: u16) -> Option<String> {
-        let own = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
+        let own = WorkloadName::new(endpoint.namespace.clone(), endpoint.workload.clone());
         let own = Party::Workload(&own);
         let peer = self.peers.workload(endpoint, contact.peer).map_or(Party::Address(contact.peer), Party::Workload);
         let (from, to) = if contact.direction == "ingress" { (peer, own) } else { (own, peer) };
@@ -829,9 +829,8 @@ fn plain(reason: Reason) -> String {
 }
 
 fn service_of(model: &Model, endpoint: &EndpointName) -> String {
-    let name = WorkloadName { namespace: endpoint.namespace.clone(), name: endpoint.workload.clone() };
-    let service =
-        model.workloads.get(&name).map(|workload| workload.service.as_str()).filter(|service| !service.is_empty());
+    let name = WorkloadName::new(endpoint.namespace.clone(), endpoint.workload.clone());
+    let service = model.workloads.get(&name).map(|workload| &*workload.service).filter(|service| !service.is_empty());
     format!("{}/{}", endpoint.namespace, service.unwrap_or(&endpoint.workload))
 }
 

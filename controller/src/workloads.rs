@@ -4,7 +4,6 @@ mod frontends;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -12,14 +11,16 @@ use std::{
 use bulkhead_dataplane::desired::Segment;
 use bulkhead_ebpf::abi::{ENDPOINT_ADDRESSES, Mode};
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use self::frontends::FrontendFields;
 pub use self::frontends::{Frontend, FrontendPort, Target};
+pub use crate::names::WorkloadName;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source, suggest},
     intent::valid_name,
+    labels::Labels,
     model::ServiceName,
     ports::{Transport, listening, port_name},
     yaml::{self, Checked, Entries, at},
@@ -54,7 +55,7 @@ pub struct Workloads {
     /// Addresses of DNS resolvers.
     pub resolvers: BTreeSet<IpAddr>,
     /// Nodes by name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
     /// Workloads by name. There are many, and several who know them.
     pub workloads: BTreeMap<WorkloadName, Arc<Workload>>,
     /// Labels of namespaces; one that is not listed has none.
@@ -91,43 +92,31 @@ pub struct NodeSegment {
     pub prefixes: BTreeSet<IpNetwork>,
 }
 
-/// Namespace and name of a workload.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct WorkloadName {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-}
-
-impl fmt::Display for WorkloadName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A workload.
+/// A workload. What many have in common they can share.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// Where it stands.
     pub place: Place,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<Labels>,
     /// Node that it runs on.
-    pub node: String,
+    pub node: Arc<str>,
     /// Whether policy holds, is only judged, or nothing passes at all.
     pub mode: Mode,
     /// Named ports that it listens on.
-    pub ports: BTreeMap<String, (Transport, u16)>,
+    pub ports: Arc<PortNames>,
     /// Endpoints. May be empty: then whoever makes the links tells them.
     pub endpoints: Vec<Endpoint>,
     /// It lives in its node's own network: it has no address of its own, and no policy is about it.
     pub host: bool,
     /// Who made it and others like it; a lone pod is its own. `None` where nobody says of what kind it is.
-    pub owner: Option<Owner>,
+    pub owner: Option<Arc<Owner>>,
     /// Unique id, where it has one: another of the same name is another workload.
-    pub uid: Option<String>,
+    pub uid: Option<Arc<str>>,
 }
+
+/// Ports by their names.
+pub type PortNames = BTreeMap<String, (Transport, u16)>;
 
 /// The overlay in whose prefixes of a node some address is; 0 for none.
 #[must_use]
@@ -139,7 +128,7 @@ pub fn segment_of(segments: &[NodeSegment], addresses: &[IpAddr]) -> Segment {
 }
 
 /// What makes workloads of one kind: a Deployment, a StatefulSet, and so on.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// Its kind.
     pub kind: String,
@@ -302,7 +291,7 @@ impl Reader<'_> {
     fn document(&mut self, document: Document) -> Workloads {
         let service_label = document.service_label.map_or_else(|| SERVICE_LABEL.to_owned(), |label| label.value);
         let resolvers = document.resolvers.iter().filter_map(|address| self.address(address)).collect();
-        let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
+        let mut nodes: BTreeMap<String, Arc<Node>> = BTreeMap::new();
         for fields in &document.nodes {
             let (name, node) = self.node(fields);
             if let Some(first) = nodes.get(&name) {
@@ -310,7 +299,7 @@ impl Reader<'_> {
                     .note(&first.place, "first here");
                 self.found.push(error.help("keep one of the two"));
             }
-            nodes.insert(name, node);
+            nodes.insert(name, Arc::new(node));
         }
         let mut workloads: BTreeMap<WorkloadName, Workload> = BTreeMap::new();
         for fields in &document.workloads {
@@ -393,12 +382,10 @@ impl Reader<'_> {
         net
     }
 
-    fn workload(&mut self, fields: &WorkloadFields, nodes: &BTreeMap<String, Node>) -> (WorkloadName, Workload) {
-        let name = WorkloadName {
-            namespace: self.name(&fields.namespace, "a namespace"),
-            name: self.name(&fields.name, "a workload"),
-        };
-        let node = nodes.get(&fields.node.value);
+    fn workload(&mut self, fields: &WorkloadFields, nodes: &BTreeMap<String, Arc<Node>>) -> (WorkloadName, Workload) {
+        let name =
+            WorkloadName::new(self.name(&fields.namespace, "a namespace"), self.name(&fields.name, "a workload"));
+        let node = nodes.get(&fields.node.value).map(|node| &**node);
         if node.is_none() {
             let known = suggest(&fields.node.value, nodes.keys().map(String::as_str));
             self.error(&fields.node, format!("there is no node `{}`", fields.node.value), known);
@@ -425,10 +412,10 @@ impl Reader<'_> {
             fields.endpoints.iter().map(|endpoint| self.endpoint(&name, &fields.node.value, node, endpoint)).collect();
         let workload = Workload {
             place: self.at(&fields.name),
-            labels: fields.labels.clone(),
-            node: fields.node.value.clone(),
+            labels: Arc::new(fields.labels.clone()),
+            node: fields.node.value.as_str().into(),
             mode: fields.mode.as_ref().map_or(Mode::Enforce, |mode| self.mode(mode)),
-            ports,
+            ports: Arc::new(ports),
             endpoints,
             host: false,
             owner: None,

@@ -176,7 +176,7 @@ pub struct Address {
     /// Selectors that match it, those of CIDRs included.
     pub selectors: BTreeSet<SelectorId>,
     /// The endpoint that has it, where it is on this node.
-    pub endpoint: Option<EndpointName>,
+    pub endpoint: Option<Box<EndpointName>>,
     /// The node is this one.
     pub own: bool,
     /// A node's address. Traffic that passes through with it is looked up in the prefixes: it is masqueraded, never the node.

@@ -219,7 +219,7 @@ pub(crate) fn desired(tables: Tables) -> Desired {
     let mut addresses = Pieces::default();
     let mut known = BTreeMap::new();
     for family in Family::ALL {
-        let own = Address { endpoint: Some(name()), ..Address::default() };
+        let own = Address { endpoint: Some(Box::new(name())), ..Address::default() };
         addresses.insert((SEGMENT, self::own(family)), own);
         for (node, host) in (1..=NODES).flat_map(|node| (1..=WORKLOADS).map(move |host| (node, host))) {
             let service = services[usize::from((node * WORKLOADS + host) % SERVICES)];
@@ -247,7 +247,7 @@ pub(crate) fn desired(tables: Tables) -> Desired {
         rules: rules.0.into_iter().map(|name| Rule { name, origin: String::new() }).collect(),
         sets: sets.into(),
         endpoints: vec![endpoint],
-        addresses,
+        addresses: addresses.into(),
         prefixes: known,
         overlays: Family::ALL.map(overlay).into(),
         services: Family::ALL.map(translated).into(),

@@ -1,6 +1,6 @@
 //! One event at a time: how long the compiler takes, what it moves, and how many writes to the tables that becomes.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use bulkhead_controller::{
@@ -78,6 +78,7 @@ impl<'a> Events<'a> {
     fn tell(&mut self, what: &str, index: u32, here: bool) -> Result<(f64, Change)> {
         let (name, before) = self.world.extra(index, here, 0);
         let (_, after) = self.world.extra(index, here, 4);
+        let (before, after) = (Arc::new(before), Arc::new(after));
         let start = Instant::now();
         let change = fits(match what {
             "added" => self.compiler.upsert_workload(&name, &before),

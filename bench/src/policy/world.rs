@@ -1,7 +1,7 @@
 //! A cluster of any size: namespaces with a few applications each, and policies as people write them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -14,7 +14,9 @@ use bulkhead_controller::{
     network_policy::{NetworkPolicy, Rule},
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{Endpoint, Frontend, FrontendPort, Node, NodeSegment, Target, Workload, WorkloadName, Workloads},
+    workloads::{
+        Endpoint, Frontend, FrontendPort, Node, NodeSegment, PortNames, Target, Workload, WorkloadName, Workloads,
+    },
 };
 use bulkhead_ebpf::abi::{Direction, Mode};
 
@@ -56,7 +58,7 @@ impl World {
         let mut world = Self { size, policies: Vec::new(), workloads: Workloads::default(), text };
         for node in 0..size.nodes {
             let description = world.node(node);
-            world.workloads.nodes.insert(format!("n{node}"), description);
+            world.workloads.nodes.insert(format!("n{node}"), Arc::new(description));
         }
         for namespace in 0..size.namespaces {
             let team = format!("t{}", namespace % TEAMS);
@@ -102,7 +104,7 @@ impl World {
             Some(rest) => (1 + rest % (nodes - 1), rest / (nodes - 1)),
         };
         let app = (index / namespaces) % APPS;
-        let name = WorkloadName { namespace: format!("ns{}", index % namespaces), name: format!("a{app}-{index}") };
+        let name = WorkloadName::new(format!("ns{}", index % namespaces), format!("a{app}-{index}"));
         (name, self.pod(index, app, node, 2 + host))
     }
 
@@ -117,21 +119,21 @@ impl World {
         let kind = if here { "here" } else { "there" };
         // In every fifth one the workload here lets in its neighbours by their application.
         let namespace = APPS * (1 + index % (self.size.local / APPS - 1)) - 1;
-        WorkloadName { namespace: format!("ns{namespace}"), name: format!("{kind}-{index}") }
+        WorkloadName::new(format!("ns{namespace}"), format!("{kind}-{index}"))
     }
 
     fn pod(&self, index: u32, app: u32, node: u32, host: u32) -> Workload {
         let address = IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + (node << 8) + host));
         Workload {
             place: self.place(),
-            labels: labels([
+            labels: Arc::new(labels([
                 ("app", format!("a{app}")),
                 ("pod-template-hash", format!("{:x}", index.wrapping_mul(2_654_435_761))),
                 ("version", format!("v{}", index % 7)),
-            ]),
-            node: format!("n{node}"),
+            ])),
+            node: format!("n{node}").into(),
             mode: Mode::Enforce,
-            ports: BTreeMap::from([("http".to_owned(), (Transport::Tcp, 8080))]),
+            ports: Arc::new(PortNames::from([("http".to_owned(), (Transport::Tcp, 8080))])),
             endpoints: vec![Endpoint {
                 segment: 1,
                 addresses: vec![address],
@@ -159,7 +161,7 @@ impl World {
             workloads: backends.collect(),
             outside: BTreeSet::new(),
         };
-        (ServiceName { namespace: own.clone(), name: "first".to_owned() }, frontend)
+        (ServiceName::new(own.clone(), "first".to_owned()), frontend)
     }
 
     /// Five to a namespace: default deny, one application to another, a whole team, a prefix outside, resolvers.
@@ -167,7 +169,7 @@ impl World {
         let namespace = index % self.size.namespaces;
         let kind = index / self.size.namespaces % 5;
         let own = format!("ns{namespace}");
-        let name = PolicyName { namespace: own.clone(), name: format!("p{index}") };
+        let name = PolicyName::new(own.clone(), format!("p{index}"));
         let app =
             |app: u32| -> Selector { [Requirement::is("app", &format!("a{}", app % APPS))].into_iter().collect() };
         let here = |labels| Peer::Workloads { namespaces: Scope::Named(own.clone()), labels };
@@ -215,8 +217,7 @@ impl World {
 
     /// A policy that may come, for what runs here of a namespace: it lets these in.
     pub(crate) fn extra_policy(&self, index: u32, peer: Peer) -> NetworkPolicy {
-        let name =
-            PolicyName { namespace: format!("ns{}", 1 + index % (self.size.local - 1)), name: "extra".to_owned() };
+        let name = PolicyName::new(format!("ns{}", 1 + index % (self.size.local - 1)), "extra".to_owned());
         let rule = Rule {
             name: format!("networkpolicy {name}: ingress[0]"),
             place: self.place(),

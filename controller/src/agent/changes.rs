@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use bulkhead_dataplane::node::Node;
 use super::Agent;
 use crate::{
     diagnostic::Diagnostics,
+    input::{Files, Listing},
     model::PolicyName,
     network_policy::NetworkPolicy,
     source::Changes,
@@ -99,6 +101,10 @@ impl<N: Node> Agent<N> {
         }
         self.compiling.keep();
         self.peers = None;
+        if let Some(Files { workloads: (_, Ok(Listing::Live(seen))), .. }) = &mut self.seen {
+            // These are not the workloads any more: nobody keeps them for a comparison.
+            *seen = Arc::default();
+        }
         if let Some(Ok(seen)) = self.seen.as_mut().map(|seen| &mut seen.policies) {
             for (name, text) in texts.clone() {
                 match text {

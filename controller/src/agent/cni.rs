@@ -135,8 +135,8 @@ impl<N: Node> Agent<N> {
     /// Whether the cluster has the pod that is to start. One without labels would be selected by no policy, and so by no wall.
     fn is_known(&self, attached: &Attached) -> bool {
         let Attached { namespace, name, uid, .. } = attached;
-        let name = WorkloadName { namespace: namespace.clone(), name: name.clone() };
-        let listed = || self.listed.workloads.get(&name).is_some_and(|listed| listed.uid == *uid);
+        let name = WorkloadName::new(namespace.clone(), name.clone());
+        let listed = || self.listed.workloads.get(&name).is_some_and(|listed| listed.uid.as_deref() == uid.as_deref());
         !self.listed.live || uid.is_none() || listed()
     }
 

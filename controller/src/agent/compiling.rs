@@ -86,7 +86,7 @@ impl Compiling {
     }
 
     /// A workload is new, other than before, or gone.
-    pub(super) fn put(&mut self, name: &WorkloadName, workload: Option<&Workload>) -> Result<(), Diagnostics> {
+    pub(super) fn put(&mut self, name: &WorkloadName, workload: Option<&Arc<Workload>>) -> Result<(), Diagnostics> {
         match workload {
             Some(workload) => self.compiler.upsert_workload(name, workload),
             None => self.compiler.remove_workload(name),

@@ -39,7 +39,7 @@ impl News {
 /// says nothing of who has an address now.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    by: BTreeMap<IpAddr, BTreeSet<Key>>,
+    by: BTreeSet<(IpAddr, Key)>,
     /// Grows with each pod that says it has other addresses than before.
     since: BTreeMap<Key, u64>,
     last: u64,
@@ -54,13 +54,7 @@ impl Claims {
             return;
         }
         for address in before {
-            let left = self.by.get_mut(&address).map(|by| {
-                by.remove(name);
-                by.is_empty()
-            });
-            if left == Some(true) {
-                self.by.remove(&address);
-            }
+            self.by.remove(&(address, name.clone()));
         }
         if after.is_empty() {
             self.since.remove(name);
@@ -69,12 +63,13 @@ impl Claims {
         self.last += 1;
         self.since.insert(name.clone(), self.last);
         for address in after {
-            self.by.entry(address).or_default().insert(name.clone());
+            self.by.insert((address, name.clone()));
         }
     }
 
     fn of(&self, address: IpAddr) -> impl Iterator<Item = &Key> {
-        self.by.get(&address).into_iter().flatten()
+        let from = self.by.range((address, Key::new("", ""))..);
+        from.take_while(move |(of, _)| *of == address).map(|(_, name)| name)
     }
 
     /// Orders pods: who said last what addresses it has comes last.
@@ -93,7 +88,7 @@ pub(super) trait Objects {
 
 /// What pods and namespaces changed; `None` where that cannot be said without all of the cluster.
 pub(super) fn changes(news: &News, claims: &Claims, objects: &impl Objects) -> Option<Changes> {
-    let named = |namespace: &str| Key { namespace: String::new(), name: namespace.to_owned() };
+    let named = |namespace: &str| Key::new(String::new(), namespace.to_owned());
     let is_defined = |namespace: &str| objects.get(NAMESPACES, &named(namespace)).is_some();
     let pod = |key: &Key| objects.get(PODS, key);
     let known = news.pods.keys().all(|key| is_defined(&key.namespace))
@@ -114,8 +109,7 @@ pub(super) fn changes(news: &News, claims: &Claims, objects: &impl Objects) -> O
     let services = services(news, (&concerned, &addresses), objects);
     let mut others = Vec::new();
     for name in &services {
-        let key = Key { namespace: name.namespace.clone(), name: name.name.clone() };
-        let Some(service) = objects.get(SERVICES, &key) else { continue };
+        let Some(service) = objects.get(SERVICES, &name.into()) else { continue };
         others.push(service);
         let inside = objects.of_namespace(PODS, &name.namespace);
         pods.extend(inside.filter(|(_, pod)| service.selects(pod)).map(|(key, _)| key));
@@ -166,7 +160,7 @@ fn services(
         for (service, seen) in objects.of_namespace(SERVICES, &key.namespace) {
             let now = objects.get(PODS, key);
             if before.as_deref().into_iter().chain(now).any(|pod| seen.selects(pod)) {
-                services.insert(ServiceName { namespace: key.namespace.clone(), name: service.name.clone() });
+                services.insert(service.into());
             }
         }
     }
@@ -174,7 +168,7 @@ fn services(
         let Some((service, pods, there)) = slice.answering() else { continue };
         let named = |pod: &&Key| pod.namespace == key.namespace && pods.contains(pod.name.as_str());
         if concerned.iter().any(named) || !there.is_disjoint(addresses) {
-            services.insert(ServiceName { namespace: key.namespace.clone(), name: service.to_owned() });
+            services.insert(ServiceName::new(key.namespace.as_str(), service));
         }
     }
     services

@@ -139,7 +139,7 @@ mod tests {
     use crate::cluster::kinds::{Key, OURS};
 
     fn object(status: Value) -> Object {
-        let key = Key { namespace: "shop".to_owned(), name: "a".to_owned() };
+        let key = Key::new("shop".to_owned(), "a".to_owned());
         Object { kind: OURS[0], key, uid: "u".to_owned(), generation: 3, text: "".into(), status }
     }
 

@@ -198,7 +198,7 @@ mod tests {
 
     fn objects(of: &[(&str, i64)]) -> Objects {
         let object = |(name, generation): &(&str, i64)| {
-            let key = Key { namespace: "shop".to_owned(), name: (*name).to_owned() };
+            let key = Key::new("shop".to_owned(), (*name).to_owned());
             let object = Object {
                 kind: OURS[0],
                 key,

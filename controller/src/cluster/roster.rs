@@ -108,7 +108,7 @@ impl Roster {
 
 fn key(object: &DynamicObject) -> Key {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    Key { namespace: text(&object.metadata.namespace), name: text(&object.metadata.name) }
+    Key::new(text(&object.metadata.namespace), text(&object.metadata.name))
 }
 
 fn is(known: &Object, object: &DynamicObject) -> bool {

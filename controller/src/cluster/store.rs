@@ -13,7 +13,7 @@ use super::{
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, source},
     input::{Files, LIVE, Listing},
-    manifest::{self, Seen},
+    manifest::{self, Pool, Seen},
     source::Changes,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 enum Told {
     /// Text of a policy; one that has none isolates as a file does that cannot be read.
-    Policy(Result<String, Diagnostic>),
+    Policy(Arc<Result<String, Diagnostic>>),
     /// What is read of another one.
     Seen(Arc<Seen>),
 }
@@ -40,7 +40,7 @@ impl Told {
 struct Kept {
     objects: BTreeMap<Key, Told>,
     /// Of a list that is not complete yet.
-    coming: Option<BTreeMap<Key, Told>>,
+    coming: Option<Vec<(Key, Told)>>,
     complete: bool,
 }
 
@@ -49,6 +49,7 @@ struct Kept {
 pub(super) struct Store {
     kinds: [Kept; KINDS.len()],
     claims: Claims,
+    pool: Pool,
     /// What is other than when it was read or asked for last.
     news: News,
     /// As they were read last, unless something changed since.
@@ -62,6 +63,7 @@ impl Store {
         Self {
             kinds: Default::default(),
             claims: Claims::default(),
+            pool: Pool::default(),
             news: News { all: true, ..News::default() },
             read: None,
             notes: Diagnostics::default(),
@@ -70,7 +72,7 @@ impl Store {
 
     /// A list begins.
     pub(super) fn begin(&mut self, kind: usize) {
-        self.kinds[kind].coming = Some(BTreeMap::new());
+        self.kinds[kind].coming = Some(Vec::new());
     }
 
     /// An object of a list.
@@ -78,8 +80,8 @@ impl Store {
     /// # Errors
     /// It cannot be read; it stays as it was, if it was known.
     pub(super) fn list(&mut self, kind: usize, object: Value) -> Result<(), Diagnostics> {
-        let (key, told) = reduce(&KINDS[kind], object);
         let kept = &mut self.kinds[kind];
+        let (key, told) = reduce(&KINDS[kind], object, &kept.objects, &mut self.pool);
         let (told, result) = match told {
             Ok(told) => (told, Ok(())),
             Err(found) => (kept.objects.get(&key).cloned(), Err(found)),
@@ -91,7 +93,8 @@ impl Store {
     /// The list is complete: what it has not is gone. Whether something is new.
     pub(super) fn end(&mut self, kind: usize) -> bool {
         let kept = &mut self.kinds[kind];
-        let coming = kept.coming.take().unwrap_or_default();
+        // Maps of what is in order have no gaps.
+        let coming: BTreeMap<_, _> = kept.coming.take().unwrap_or_default().into_iter().collect();
         self.news.all |= !kept.complete || coming != kept.objects;
         let before = mem::replace(&mut kept.objects, coming);
         kept.complete = true;
@@ -119,7 +122,7 @@ impl Store {
     /// # Errors
     /// It cannot be read; it stays as it was.
     pub(super) fn apply(&mut self, kind: usize, object: Value) -> Result<bool, Diagnostics> {
-        let (key, told) = reduce(&KINDS[kind], object);
+        let (key, told) = reduce(&KINDS[kind], object, &self.kinds[kind].objects, &mut self.pool);
         let told = told?;
         Ok(self.put(kind, key, told.as_ref()))
     }
@@ -175,7 +178,7 @@ impl Store {
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Seen>> {
-        let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+        let key = Key::new(namespace.to_owned(), name.to_owned());
         self.kinds[PODS].objects.get(&key)?.seen().filter(|seen| seen.is_pod(uid))
     }
 
@@ -195,7 +198,7 @@ impl Store {
         let mut changes = changes::changes(&self.news, &self.claims, &*self)?;
         for (kind, key) in &self.news.policies {
             let text = match self.kinds[*kind].objects.get(key) {
-                Some(Told::Policy(text)) => Some(text.clone().ok()?),
+                Some(Told::Policy(text)) => Some(Result::clone(text).ok()?),
                 _ => None,
             };
             changes.policies.insert(KINDS[*kind].full_name(key), text);
@@ -216,7 +219,7 @@ impl Store {
         for (kept, kind) in self.kinds.iter().zip(&KINDS) {
             for (key, told) in &kept.objects {
                 match told {
-                    Told::Policy(text) => _ = policies.insert(kind.full_name(key), text.clone()),
+                    Told::Policy(text) => _ = policies.insert(kind.full_name(key), Result::clone(text)),
                     Told::Seen(seen) if kind.name == KINDS[PODS].name => pods.push((self.claims.since(key), &**seen)),
                     Told::Seen(seen) => objects.push(&**seen),
                 }
@@ -244,7 +247,7 @@ impl changes::Objects for Store {
     }
 
     fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)> {
-        let first = Key { namespace: namespace.to_owned(), name: String::new() };
+        let first = Key::new(namespace.to_owned(), String::new());
         let inside = self.kinds[kind].objects.range(first..).take_while(move |(key, _)| key.namespace == namespace);
         inside.filter_map(|(key, told)| Some((key, &**told.seen()?)))
     }
@@ -260,15 +263,21 @@ fn seen<'a>(objects: &'a BTreeMap<Key, Told>, key: &Key) -> Option<&'a Seen> {
 
 fn key(object: &Value) -> Key {
     let text = |name: &str| object.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).unwrap_or_default();
-    Key { namespace: text("namespace").to_owned(), name: text("name").to_owned() }
+    Key::new(text("namespace").to_owned(), text("name").to_owned())
 }
 
 /// What is kept of an object; `Ok(None)` where nothing comes of it.
-fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnostics>) {
+fn reduce(
+    kind: &Kind,
+    mut object: Value,
+    known: &BTreeMap<Key, Told>,
+    pool: &mut Pool,
+) -> (Key, Result<Option<Told>, Diagnostics>) {
     let key = key(&object);
+    let key = known.get_key_value(&key).map_or(key, |(known, _)| known.clone());
     if kind.is_policy {
         let text = text(kind, &key, &object["spec"]);
-        return (key, Ok(Some(Told::Policy(text))));
+        return (key, Ok(Some(Told::Policy(Arc::new(text)))));
     }
     if let Value::Object(fields) = &mut object {
         // Items of lists have none.
@@ -276,8 +285,14 @@ fn reduce(kind: &Kind, mut object: Value) -> (Key, Result<Option<Told>, Diagnost
         fields.insert("kind".to_owned(), kind.name.into());
     }
     let source = source(kind.full_name(&key), "");
-    let seen = manifest::see(&source, object);
-    (key, seen.map(|seen| seen.map(Arc::new).map(Told::Seen)))
+    let seen = manifest::see(&source, object).map(|seen| {
+        seen.map(|mut seen| {
+            seen.call(&key);
+            seen.share(pool);
+            Told::Seen(Arc::new(seen))
+        })
+    });
+    (key, seen)
 }
 
 /// A policy as somebody could have written it: without what the API server adds.
@@ -364,7 +379,7 @@ mod tests {
         #[test]
         fn a_policy_is_read_as_it_was_told(spec in json()) {
             let kind = KINDS.iter().find(|kind| kind.name == "Intent").unwrap();
-            let key = Key { namespace: "shop".to_owned(), name: "web".to_owned() };
+            let key = Key::new("shop".to_owned(), "web".to_owned());
             let text = text(kind, &key, &spec).unwrap();
             let documents = tree::documents(&source("shop/web", text.as_str())).unwrap_or_else(|error| panic!("{error}\n{text}"));
             prop_assert_eq!(documents.len(), 1);

@@ -50,7 +50,8 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         return Err(error.help(suggest(node, model.nodes.keys().map(String::as_str))).into());
     };
     let mut found = Diagnostics::default();
-    let local = model.workloads.iter().filter(|(_, workload)| workload.node == node && !workload.endpoints.is_empty());
+    let local =
+        model.workloads.iter().filter(|(_, workload)| *workload.node == *node && !workload.endpoints.is_empty());
     let local: Vec<_> = local
         .map(|(name, workload)| {
             let subject = Subject { model, name, workload, now, listening: &Everybody };
@@ -117,7 +118,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
 fn endpoints_of(name: &WorkloadName, workload: &Workload, views: &[View]) -> impl Iterator<Item = desired::Endpoint> {
     (0..).zip(&workload.endpoints).map(move |(index, endpoint)| desired::Endpoint {
         name: network::endpoint_name(name, index),
-        service: workload.service.clone(),
+        service: workload.service.to_string(),
         link: endpoint.link.clone(),
         segment: endpoint.segment,
         addresses: endpoint.addresses.clone(),

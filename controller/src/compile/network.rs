@@ -93,7 +93,7 @@ impl Underlay {
         here: Option<EndpointName>,
     ) -> Address {
         let encapsulated = here.is_none() && self.is_encapsulated(segment, address.into());
-        Address { selectors, endpoint: here, node: false, own: false, encapsulated }
+        Address { selectors, endpoint: here.map(Box::new), node: false, own: false, encapsulated }
     }
 
     /// Row of a node's address.
@@ -191,7 +191,7 @@ impl<'a> Network<'a> {
         discovered: &Discovered,
         selectors: &'a [draft::Selector],
     ) -> Self {
-        let here = model.workloads.values().filter(|workload| workload.node == node);
+        let here = model.workloads.values().filter(|workload| *workload.node == *node);
         let segments =
             here.flat_map(|workload| &workload.endpoints).map(|endpoint| endpoint.segment).chain([0]).collect();
         Self { model, node, selectors, underlay: Underlay::new(model, node, discovered), segments }
@@ -220,7 +220,7 @@ impl<'a> Network<'a> {
                         selectors.extend(members.at(selector, address, workload));
                     }
                     let here = || endpoint_name(name, index);
-                    let here = (workload.node == *node).then(here);
+                    let here = (*workload.node == **node).then(here);
                     let known = underlay.known(endpoint.segment, address, selectors, here);
                     addresses.insert((endpoint.segment, address), known);
                 }
@@ -350,7 +350,7 @@ impl draft::Selector {
 pub(super) fn overlays(model: &Model, node: &str, own: &Node, discovered: &Discovered) -> Vec<Overlay> {
     let of = |vni| {
         let listed = Listed::new(model, vni);
-        let others = model.workloads.values().filter(|workload| workload.node != node);
+        let others = model.workloads.values().filter(|workload| *workload.node != *node);
         let bound = others.flat_map(|workload| listed.bindings(model, workload)).collect();
         listed.overlay(model, node, own, discovered, &bound)
     };
@@ -389,7 +389,7 @@ impl Listed {
 
     /// What of a workload is bound by address, since no prefix of its own node covers it: VTEP and address.
     pub(super) fn bindings(&self, model: &Model, workload: &Workload) -> impl Iterator<Item = (IpAddr, IpNetwork)> {
-        let segments = model.nodes.get(&workload.node).map(|node| node.segments.iter());
+        let segments = model.nodes.get(&*workload.node).map(|node| node.segments.iter());
         let of_node: Vec<_> = segments.into_iter().flatten().filter(|segment| segment.vni == self.vni).collect();
         let here = workload.endpoints.iter().filter(|endpoint| endpoint.segment == self.vni);
         here.flat_map(|endpoint| &endpoint.addresses).filter_map(move |address| {

@@ -66,7 +66,8 @@ fn backends(
         let Some(number) = port.target_of(&workload.ports) else { continue };
         for endpoint in workload.endpoints.iter().filter(|endpoint| [endpoint.segment, 0].contains(&segment)) {
             for &address in &endpoint.addresses {
-                let judged_later = workload.node == node || underlay.is_encapsulated(endpoint.segment, address.into());
+                let judged_later =
+                    *workload.node == *node || underlay.is_encapsulated(endpoint.segment, address.into());
                 backends.insert(Backend { address, port: number, judged_later });
             }
         }

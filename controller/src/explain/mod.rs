@@ -225,8 +225,8 @@ pub fn peer_name(model: &Model, party: Party<'_>) -> String {
 
 fn party_name(model: &Model, party: Party<'_>, full: bool) -> String {
     if let Some((name, workload)) = workload(model, party) {
-        let short = if workload.service.is_empty() { &name.name } else { &workload.service };
-        return if full { format!("{}/{short}", name.namespace) } else { short.clone() };
+        let short = if workload.service.is_empty() { name.name.as_str() } else { &workload.service };
+        return if full { format!("{}/{short}", name.namespace) } else { short.to_owned() };
     }
     let Party::Address(address) = party else {
         return String::new();
@@ -312,7 +312,7 @@ fn stretches(model: &Model, ports: &Ports, to: Party<'_>) -> Vec<Stretch> {
 
 /// The rule from which the connection differs least. A rule whose caller and callee both differ is about somebody else.
 fn nearest<'a>(model: &'a Model, question: &Question<'_>) -> Option<Near<'a>> {
-    let node_of = |party| workload(model, party).map_or("", |(_, workload)| workload.node.as_str());
+    let node_of = |party| workload(model, party).map_or("", |(_, workload)| &*workload.node);
     let mut best: Option<Near<'a>> = None;
     for rule in model.rules.iter().filter(|rule| !rule.audit) {
         let of_wall = |party| {

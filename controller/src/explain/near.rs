@@ -48,7 +48,7 @@ pub fn near<'a>(model: &'a Model, question: &Question<'_>, most: usize) -> Vec<L
 fn lack<'a>(model: &'a Model, rule: &'a Rule, question: &Question<'_>) -> Option<Lack<'a>> {
     let (own, peer) = sides(rule.direction, question);
     let (_, subject) = workload(model, own).unzip();
-    let node = subject.map_or("", |subject| subject.node.as_str());
+    let node = subject.map_or("", |subject| &*subject.node);
     let owner = subject.is_some_and(|subject| belongs(rule, subject));
     let other = matches(model, &rule.peer, peer, node);
     let port = covers(model, &rule.ports, question);

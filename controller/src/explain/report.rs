@@ -144,7 +144,7 @@ impl<'a> Explanation<'a> {
         let service = |party| -> Option<ServiceName> {
             let (name, workload) = workload(model, party)?;
             let own = workload.services.first().cloned();
-            Some(own.unwrap_or(ServiceName { namespace: name.namespace.clone(), name: name.name.clone() }))
+            Some(own.unwrap_or(ServiceName::new(name.namespace.clone(), name.name.clone())))
         };
         let (from, to) = (service(self.question.from)?, service(self.question.to)?);
         let ports = point(self.question.class, self.question.value);

@@ -87,7 +87,7 @@ fn ends<'a>(model: &'a Model, party: Party<'a>) -> Vec<End<'a>> {
     let node = |address: IpAddr| End { met: Met::Node(address), at: Some((None, address.is_ipv6())) };
     match (workload(model, party), party) {
         (Some((name, workload)), _) if workload.host => {
-            let addresses = model.nodes.get(&workload.node).into_iter().flat_map(|node| &node.addresses);
+            let addresses = model.nodes.get(&*workload.node).into_iter().flat_map(|node| &node.addresses);
             let ends: Vec<_> = addresses.map(|&address| node(address)).collect();
             if ends.is_empty() { vec![End { met: Met::Workload(name, workload, None), at: None }] } else { ends }
         }
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn name(name: &str) -> WorkloadName {
-        WorkloadName { namespace: "shop".to_owned(), name: name.to_owned() }
+        WorkloadName::new("shop".to_owned(), name.to_owned())
     }
 
     #[test]

@@ -23,9 +23,8 @@ impl Who {
         if let Ok(address) = text.parse() {
             return Ok(Self::Address(address));
         }
-        let name = text
-            .split_once('/')
-            .map(|(namespace, name)| WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() });
+        let name =
+            text.split_once('/').map(|(namespace, name)| WorkloadName::new(namespace.to_owned(), name.to_owned()));
         let found = name.and_then(|name| simulation.member(&name).cloned());
         found.map(Self::Workload).ok_or_else(|| no_workload(simulation, text))
     }

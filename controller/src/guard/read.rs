@@ -315,7 +315,7 @@ impl Reader<'_> {
 fn service(text: &str) -> Option<ServiceName> {
     let (namespace, name) = text.split_once('/')?;
     let valid = valid_name(namespace) && valid_name(name);
-    valid.then(|| ServiceName { namespace: namespace.to_owned(), name: name.to_owned() })
+    valid.then(|| ServiceName::new(namespace.to_owned(), name.to_owned()))
 }
 
 fn time(text: &str) -> Option<u64> {

@@ -86,7 +86,7 @@ fn nobody(model: &Model, peer: &Peer) -> Option<String> {
 /// Labels of the workloads of some namespaces.
 fn of_namespaces(model: &Model, holds: impl Fn(&str) -> bool) -> Vec<&Labels> {
     let workloads = model.workloads.iter().filter(|(name, workload)| !workload.host && holds(&name.namespace));
-    workloads.map(|(_, workload)| &workload.labels).collect()
+    workloads.map(|(_, workload)| &*workload.labels).collect()
 }
 
 /// About a namespace in which nobody is.

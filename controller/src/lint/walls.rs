@@ -107,7 +107,7 @@ impl<'a> Walls<'a> {
         for ((name, workload), own) in workloads().zip(of) {
             let mut matched = vec![false; walls.peers.len()];
             walls.peers.iter().for_each(|(peer, &at)| matched[at] = model.matches(peer, name, workload));
-            let node = nodes.get(workload.node.as_str()).unwrap_or(&none);
+            let node = nodes.get(&*workload.node).unwrap_or(&none);
             let key = (own, matched.clone(), node.clone(), workload.mode, &workload.ports);
             let kind = *by_key.entry(key).or_insert_with(|| {
                 walls.kinds.push(Kind { members: Vec::new(), workload, walls: own, matched, node: node.clone() });
@@ -170,7 +170,7 @@ impl<'a> Walls<'a> {
     /// Everybody who comes to the walls of a kind; its own members too, unless it is `alone`.
     pub(super) fn all<'s>(&'s self, kind: &'s Kind<'a>, alone: bool) -> impl Iterator<Item = Met<'a>> {
         let others = self.kinds.iter().filter(move |other| !(alone && std::ptr::eq(*other, kind)));
-        let node = self.model.nodes.get(&kind.workload.node).into_iter().flat_map(|node| &node.addresses);
+        let node = self.model.nodes.get(&*kind.workload.node).into_iter().flat_map(|node| &node.addresses);
         others.flat_map(Kind::met).chain(self.strangers.iter().flatten().copied()).chain(node.copied().map(Met::Node))
     }
 

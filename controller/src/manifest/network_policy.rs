@@ -39,7 +39,7 @@ pub(super) fn read(api_version: &str, object: &mut Fields<'_>, found: &mut Diagn
     };
     let mut spec = spec.fields(found)?;
     let Named { name, place, namespace } = named?;
-    let name = PolicyName { namespace, name };
+    let name = PolicyName::new(namespace, name);
     let pods = spec.get("podSelector").map_or_else(Selector::everybody, |pods| selector(pods, found));
     let types = spec.get("policyTypes");
     let written = DIRECTIONS.map(|(_, field, ..)| spec.get(field));
@@ -246,7 +246,7 @@ pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Wall> {
         "metadata": { "namespace": namespace, "name": name },
         "spec": { "podSelector": pods, "policyTypes": types },
     });
-    Some(Wall { name: PolicyName { namespace, name }, line, text: text.to_string() })
+    Some(Wall { name: PolicyName::new(namespace, name), line, text: text.to_string() })
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@ mod flannel;
 mod join;
 mod owners;
 mod pods;
+mod pool;
 mod seen;
 mod services;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
-pub(crate) use self::join::live;
+pub(crate) use self::{join::live, pool::Pool};
 use self::{
     pods::{Controller, Pod},
     services::{Service, Slice},
@@ -17,7 +18,7 @@ use self::{
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
-    workloads::{NodeSegment, Owner},
+    workloads::{NodeSegment, Owner, WorkloadName},
     yaml::tree::{Fields, Node},
 };
 
@@ -125,7 +126,7 @@ impl Objects {
 
     /// The last one, `None` where nothing comes of any.
     pub(super) fn into_one(mut self) -> Option<Seen> {
-        self.0.pop().map(Seen)
+        self.0.pop().map(Seen::new)
     }
 
     /// Adds those of another file.
@@ -177,23 +178,22 @@ struct Metadata {
     kind: &'static str,
     /// Where its name stands.
     place: Place,
-    /// Empty for what is in no namespace.
-    namespace: String,
-    name: String,
+    /// Its namespace is empty for what is in none.
+    name: WorkloadName,
     labels: Labels,
-    owner: Option<Owner>,
+    owner: Option<Arc<Owner>>,
     /// Unique id; of what the API server only mirrors, that of the original.
-    uid: Option<String>,
+    uid: Option<Arc<str>>,
     /// When it was made: RFC 3339 in UTC with whole seconds, so that texts sort as times do. Empty where nobody says.
-    created: String,
+    created: Box<str>,
 }
 
 impl Metadata {
     /// Its name as it is said to people.
     fn full_name(&self) -> String {
-        match self.namespace.as_str() {
-            "" => self.name.clone(),
-            namespace => format!("{namespace}/{}", self.name),
+        match self.name.namespace.as_str() {
+            "" => self.name.name.clone(),
+            _ => self.name.to_string(),
         }
     }
 }
@@ -226,20 +226,19 @@ fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Op
         _ => namespace.map_or(Some(DEFAULT_NAMESPACE), |name| valid(name, 63, "a namespace", found)),
     };
     let labels = fields.get("labels").map(|labels| labels.texts(found)).unwrap_or_default();
-    let owner = owner(&mut fields, found);
+    let owner = owner(&mut fields, found).map(Arc::new);
     let created = fields.get("creationTimestamp").and_then(|time| time.text(found)).unwrap_or_default();
     let own = fields.get("uid").and_then(|uid| uid.text(found));
     let annotations = fields.get("annotations").map(|annotations| annotations.texts(found)).unwrap_or_default();
-    let uid = annotations.get(MIRROR).map(String::as_str).or(own).map(str::to_owned);
+    let uid = annotations.get(MIRROR).map(String::as_str).or(own).map(Arc::from);
     Some(Metadata {
         kind: kind.name,
         place: written?.place(),
-        namespace: namespace?.to_owned(),
-        name: name?.to_owned(),
+        name: WorkloadName::new(namespace?, name?),
         labels,
         owner,
         uid,
-        created: created.to_owned(),
+        created: created.into(),
     })
 }
 

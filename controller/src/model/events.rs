@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
     ops::Bound,
+    sync::Arc,
 };
 
 use super::{Model, Peer, PolicyName, Rule, Scope, ServiceName, Wall, Workload, opened, select};
@@ -23,7 +24,7 @@ impl Model {
     /// Whether all is the same that no event changes: nodes, resolvers, the service label, Intents and Guards. Where a rule is written is part of it,
     /// where anything else is written is not.
     pub(crate) fn has_frame_of(&self, other: &Self) -> bool {
-        let node = |(a, b): ((&String, &Node), (&String, &Node))| {
+        let node = |(a, b): ((&String, &Arc<Node>), (&String, &Arc<Node>))| {
             (a.0, &a.1.labels, &a.1.addresses, &a.1.segments) == (b.0, &b.1.labels, &b.1.addresses, &b.1.segments)
         };
         self.nodes.len() == other.nodes.len()
@@ -41,8 +42,8 @@ impl Model {
     }
 
     /// What the model would say of a workload.
-    pub(crate) fn selected(&self, name: &WorkloadName, workload: &workloads::Workload) -> Workload {
-        let frontends = self.leading(name).clone();
+    pub(crate) fn selected(&self, name: &WorkloadName, workload: &Arc<workloads::Workload>) -> Workload {
+        let frontends = self.leading(name).iter().cloned().collect();
         select(name, workload, &self.services, &self.network_policies, &self.service_label, frontends)
     }
 
@@ -219,5 +220,5 @@ pub(super) fn labelled(namespaces: &BTreeMap<String, Labels>) -> BTreeMap<String
 
 /// The least name that a workload of a namespace may have.
 fn first_of(namespace: &str) -> WorkloadName {
-    WorkloadName { namespace: namespace.to_owned(), name: String::new() }
+    WorkloadName::new(namespace.to_owned(), String::new())
 }

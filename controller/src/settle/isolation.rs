@@ -176,7 +176,7 @@ fn services(text: &str) -> Read {
             continue;
         };
         for (name, fields) in listed.map(|listed| listed.0).unwrap_or_default() {
-            let full = ServiceName { namespace: namespace.clone(), name: name.value };
+            let full = ServiceName::new(namespace.clone(), name.value);
             let (select, isolate) = fields.map(|fields| (fields.select, fields.isolate)).unwrap_or_default();
             let valid = valid_name(&full.name) && Entity::parse(&full.name).is_none();
             if !valid || select.as_ref().is_some_and(BTreeMap::is_empty) {

@@ -124,7 +124,7 @@ impl<'a> Simulation<'a> {
     /// What the compiler refuses, and what does not fit the tables.
     pub fn new(model: &'a Model, now: u64) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::default();
-        let used: BTreeSet<&str> = model.workloads.values().map(|workload| workload.node.as_str()).collect();
+        let used: BTreeSet<&str> = model.workloads.values().map(|workload| &*workload.node).collect();
         let mut nodes = BTreeMap::new();
         for name in used {
             let desired = found.take(compile(model, name, &Discovered::default(), now));
@@ -298,7 +298,7 @@ impl<'a> Simulation<'a> {
 
     fn node_of(&self, end: &Ends<'_>) -> Option<&Node> {
         match end {
-            Ends::Workload { workload, .. } => self.nodes.get(workload.node.as_str()),
+            Ends::Workload { workload, .. } => self.nodes.get(&*workload.node),
             Ends::Host { .. } | Ends::Outside(_) => None,
         }
     }
@@ -311,7 +311,7 @@ impl<'a> Simulation<'a> {
             Mode::Pending | Mode::Quarantine => return Some(Rc::default()),
             Mode::Enforce => {}
         }
-        let node = self.nodes.get(workload.node.as_str())?;
+        let node = self.nodes.get(&*workload.node)?;
         let view = node.view(name, index)?;
         let set = if direction == Direction::Ingress { view.ingress } else { view.egress };
         Some(node.open(set, node.row(peer, segment), false))
@@ -331,7 +331,7 @@ impl<'a> Simulation<'a> {
     fn workload_ends<'s>(&'s self, name: &'s WorkloadName) -> Vec<Ends<'s>> {
         let Some(workload) = self.model.workloads.get(name) else { return Vec::new() };
         if workload.host {
-            let node = self.model.nodes.get(&workload.node);
+            let node = self.model.nodes.get(&*workload.node);
             let addresses: Vec<_> = node.iter().flat_map(|node| &node.addresses).copied().collect();
             return match addresses.as_slice() {
                 [] => vec![Ends::Host { address: None }],

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use serde::Deserialize;
@@ -91,7 +92,7 @@ struct PortFields {
 
 /// What is taken, and where.
 struct Taken<'a> {
-    nodes: &'a BTreeMap<String, Node>,
+    nodes: &'a BTreeMap<String, Arc<Node>>,
     workloads: &'a BTreeMap<WorkloadName, Workload>,
     /// Of workloads and nodes.
     addresses: BTreeMap<IpAddr, (String, Place)>,
@@ -103,7 +104,7 @@ impl Reader<'_> {
     pub(super) fn frontends(
         &mut self,
         services: &[FrontendFields],
-        nodes: &BTreeMap<String, Node>,
+        nodes: &BTreeMap<String, Arc<Node>>,
         workloads: &BTreeMap<WorkloadName, Workload>,
     ) -> BTreeMap<ServiceName, Frontend> {
         let owned = self
@@ -139,10 +140,7 @@ impl Reader<'_> {
     }
 
     fn frontend(&mut self, fields: &FrontendFields, taken: &mut Taken<'_>) -> (ServiceName, Frontend) {
-        let name = ServiceName {
-            namespace: self.name(&fields.namespace, "a namespace"),
-            name: self.name(&fields.name, "a service"),
-        };
+        let name = ServiceName::new(self.name(&fields.namespace, "a namespace"), self.name(&fields.name, "a service"));
         for (what, count, most) in [
             ("addresses", fields.addresses.len(), MAX_ADDRESSES),
             ("ports", fields.ports.len(), MAX_PORTS),
@@ -209,7 +207,7 @@ impl Reader<'_> {
                 }
                 outside.insert(address)
             } else {
-                let name = WorkloadName { namespace: service.namespace.clone(), name: written.value.clone() };
+                let name = WorkloadName::new(service.namespace.clone(), written.value.clone());
                 if !taken.workloads.contains_key(&name) {
                     let of = taken.workloads.keys().filter(|known| known.namespace == name.namespace);
                     let known = suggest(&name.name, of.map(|known| known.name.as_str()));

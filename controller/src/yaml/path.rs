@@ -24,7 +24,7 @@ fn descend(item: &Item, place: &Place, path: &mut String) {
         Value::Mapping(entries) => {
             let before = entries.iter().rev().find(|(key, _)| begins(key.referenced) <= at);
             // A mapping may begin where its first key does.
-            let is_key = |key: &Spanned<String>| key.referenced.span().byte_len() == u64::try_from(place.len()).ok();
+            let is_key = |key: &Spanned<String>| key.referenced.span().byte_len() == Some(place.len().into());
             if let Some((key, value)) = before.filter(|(key, _)| begins(key.referenced) < at || is_key(key)) {
                 let name = &key.value;
                 // A String takes every text.

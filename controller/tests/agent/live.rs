@@ -56,7 +56,7 @@ fn attached(name: &str, uid: &str, address: &str) -> Attached {
 }
 
 fn name(name: &str) -> WorkloadName {
-    WorkloadName { namespace: "shop".to_owned(), name: name.to_owned() }
+    WorkloadName::new("shop".to_owned(), name.to_owned())
 }
 
 /// `labels link addresses` of each endpoint.
@@ -106,7 +106,7 @@ fn another_pod_of_the_same_name_is_another_workload() {
     let joined = joined(&attachments, &after);
     assert_eq!(shown(&joined.workloads[&name("web-0")]), ["app=web,v=b  [10.244.1.5]"]);
     assert_eq!(shown(&joined.workloads[&name("web-0.u1")]), ["app=web,v=a veth-u1 [10.244.0.5]"]);
-    assert_eq!(joined.workloads[&name("web-0.u1")].node, "n1");
+    assert_eq!(&*joined.workloads[&name("web-0.u1")].node, "n1");
 }
 
 /// Else the walls that select it would fall while it runs on.
@@ -144,7 +144,7 @@ impl Source for Still {
 fn a_container_does_not_start_without_its_pod() {
     let home = Home::new();
     let mut workloads = cluster(&[["web", "u1", "n1", "", "app: web"]]);
-    workloads.nodes.get_mut("n1").unwrap().addresses.insert("192.0.2.1".parse().unwrap());
+    Arc::make_mut(workloads.nodes.get_mut("n1").unwrap()).addresses.insert("192.0.2.1".parse().unwrap());
     let source = Arc::new(Still(Arc::new(workloads)));
     let settings = Settings { source, cni: Some(home.path("state/cni.sock")), ..home.settings() };
     let mut agent = Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}"));

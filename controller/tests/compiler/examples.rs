@@ -221,7 +221,7 @@ fn ask(model: &Model, from: &str, to: &str, point: &str) -> String {
 
 fn workload(text: &str) -> WorkloadName {
     let (namespace, name) = text.split_once('/').unwrap();
-    WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() }
+    WorkloadName::new(namespace.to_owned(), name.to_owned())
 }
 
 #[test]

@@ -435,7 +435,7 @@ const PARTIES: [(&str, Option<(&str, &str)>); 11] = [
 ];
 
 fn name(of: (&str, &str)) -> WorkloadName {
-    WorkloadName { namespace: of.0.to_owned(), name: of.1.to_owned() }
+    WorkloadName::new(of.0.to_owned(), of.1.to_owned())
 }
 
 fn rule() -> impl Strategy<Value = String> {

@@ -306,5 +306,5 @@ fn an_endpoint_is_named_by_its_place_in_its_workload() {
     let desired = desired(&intent("a", "services: {}\n"), text, "n1").unwrap();
     let name = |index| EndpointName { namespace: "a".to_owned(), workload: "w".to_owned(), index };
     assert_eq!(desired.endpoints.iter().map(|endpoint| endpoint.name.clone()).collect::<Vec<_>>(), [name(0), name(1)]);
-    assert_eq!(desired.addresses[&(0, "10.0.0.2".parse().unwrap())].endpoint, Some(name(1)));
+    assert_eq!(desired.addresses[&(0, "10.0.0.2".parse().unwrap())].endpoint.as_deref(), Some(&name(1)));
 }

@@ -155,7 +155,7 @@ impl Cluster {
                 addresses: [address(vtep)].into(),
                 segments: all.into_iter().filter(|segment| !segment.prefixes.is_empty()).collect(),
             };
-            workloads.nodes.insert(name.to_owned(), node);
+            workloads.nodes.insert(name.to_owned(), Arc::new(node));
         }
         for (at, namespace) in NAMESPACES[..2].iter().enumerate() {
             workloads.namespaces.insert((*namespace).to_owned(), labels(&[("tenant", &format!("t{at}"))]));
@@ -213,7 +213,7 @@ impl Cluster {
     /// Tells a compiler of an event; `None` where there is nothing to tell, since the model refuses it.
     pub(crate) fn tell(&self, compiler: &mut Compiler, event: &Event) -> Option<Result<Change, Diagnostics>> {
         Some(match event.clone() {
-            Event::Workload(name, workload) => compiler.upsert_workload(&name, &workload),
+            Event::Workload(name, workload) => compiler.upsert_workload(&name, &workload.into()),
             Event::NoWorkload(name) => compiler.remove_workload(&name),
             Event::Policy(policy) => compiler.upsert_network_policy(policy),
             Event::NoPolicy(name) => compiler.remove_network_policy(&name),
@@ -282,10 +282,10 @@ pub(crate) fn workload(node: &str, app: &str, addresses: &[&str], link: &str) ->
     };
     Workload {
         place: place(),
-        labels: labels(&[("app", app)]),
-        node: node.to_owned(),
+        labels: labels(&[("app", app)]).into(),
+        node: node.into(),
         mode: Mode::Enforce,
-        ports: [("http".to_owned(), (Transport::Tcp, 8080))].into(),
+        ports: Arc::new([("http".to_owned(), (Transport::Tcp, 8080))].into()),
         endpoints: vec![endpoint(addresses)],
         host: false,
         owner: None,
@@ -294,11 +294,11 @@ pub(crate) fn workload(node: &str, app: &str, addresses: &[&str], link: &str) ->
 }
 
 pub(crate) fn name(namespace: &str, name: &str) -> WorkloadName {
-    WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() }
+    WorkloadName::new(namespace.to_owned(), name.to_owned())
 }
 
 pub(crate) fn service(namespace: &str, name: &str) -> ServiceName {
-    ServiceName { namespace: namespace.to_owned(), name: name.to_owned() }
+    ServiceName::new(namespace.to_owned(), name.to_owned())
 }
 
 /// A policy of a namespace for all of its workloads, with these rules.
@@ -391,10 +391,10 @@ fn some_workload() -> impl Strategy<Value = Workload> {
             let tier = tier.map(|tier| ("tier", tier));
             Workload {
                 place: place(),
-                labels: labels(&app.into_iter().chain(tier).collect::<Vec<_>>()),
-                node: format!("n{node}"),
+                labels: labels(&app.into_iter().chain(tier).collect::<Vec<_>>()).into(),
+                node: format!("n{node}").into(),
                 mode: Mode::Enforce,
-                ports: http.into_iter().chain(metrics).collect(),
+                ports: Arc::new(http.into_iter().chain(metrics).collect()),
                 endpoints,
                 host,
                 owner: None,

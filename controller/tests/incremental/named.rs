@@ -1,5 +1,7 @@
 //! A prefix with the name of a port is about workloads that have this port.
 
+use std::sync::Arc;
+
 use bulkhead_controller::{intent::Cidrs, labels::Selector, model::Peer, ports::Ports};
 use bulkhead_ebpf::abi::Direction;
 
@@ -11,7 +13,7 @@ fn another_workload_in_the_prefix_is_not_named() {
     let peer = Peer::Cidrs(Cidrs { cidrs: nets, except: Vec::new() });
     let rules = vec![(Direction::Egress, vec![peer], vec![Ports::named("http")])];
     let mut without = workload("n1", "db", &["10.0.1.3"], "");
-    without.ports.clear();
+    without.ports = Arc::default();
     let cluster = [
         Event::Workload(name("a", "caller"), workload("n0", "web", &["10.0.0.2"], "veth0")),
         Event::Workload(name("a", "with"), workload("n1", "db", &["10.0.1.2"], "")),

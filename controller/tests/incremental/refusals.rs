@@ -51,7 +51,7 @@ fn too_many_ends() {
     let event = Event::Replace { documents: [5].into(), devices: false, later: false };
     let mut cluster = Cluster::new();
     let mut odd = workload("n0", "web", &["10.0.0.2"], "veth0");
-    odd.labels.insert("tier".to_owned(), "odd".to_owned());
+    Arc::make_mut(&mut odd.labels).insert("tier".to_owned(), "odd".to_owned());
     cluster.workloads.workloads.insert(name("a", "w0"), Arc::new(odd));
     let mut compiler = cluster.compiler();
     let before = compiler.desired().clone();

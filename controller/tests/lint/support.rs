@@ -103,7 +103,7 @@ pub(crate) fn tcp(port: u16) -> Ports {
 
 /// A `NetworkPolicy` of the namespace `shop` in a file of its name, with one rule for each direction, peer and ports.
 pub(crate) fn network(name: &str, of: &[(&str, &str)], rules: Vec<(Direction, Peer, Ports)>) -> Policy {
-    let name = ServiceName { namespace: "shop".to_owned(), name: name.to_owned() };
+    let name = ServiceName::new("shop".to_owned(), name.to_owned());
     let file = format!("{}.yaml", name.name);
     let isolates = |direction| rules.is_empty() || rules.iter().any(|(of, ..)| *of == direction);
     let (ingress, egress) = (isolates(Direction::Ingress), isolates(Direction::Egress));

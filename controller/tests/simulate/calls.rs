@@ -184,7 +184,7 @@ fn party<'a>(simulation: &'a Simulation<'_>, name: &str, direction: Direction) -
         return Party::Outside(*range.expect("ranges cover all addresses"));
     }
     let (namespace, short) = name.split_once('/').expect("namespace and name");
-    let full = WorkloadName { namespace: namespace.to_owned(), name: short.to_owned() };
+    let full = WorkloadName::new(namespace.to_owned(), short.to_owned());
     assert!(simulation.model().workloads.contains_key(&full), "there is no workload `{name}`");
     simulation.find(&full).expect("a group for each workload")
 }

@@ -64,7 +64,7 @@ fn policy(number: usize) -> impl Strategy<Value = NetworkPolicy> {
     let rules = prop::collection::vec(rule, 0..3);
     (select(&NAMESPACES[..]), selector("app"), isolates, rules).prop_map(
         move |(namespace, pods, (ingress, egress), rules)| {
-            let name = PolicyName { namespace: namespace.to_owned(), name: format!("p{number}") };
+            let name = PolicyName::new(namespace.to_owned(), format!("p{number}"));
             let rules = rules.into_iter().enumerate().map(|(i, (inbound, peers, ports))| Rule {
                 name: format!("networkpolicy {name}: {i}"),
                 place: place(),
@@ -80,7 +80,7 @@ fn policy(number: usize) -> impl Strategy<Value = NetworkPolicy> {
 fn workload(number: u8) -> impl Strategy<Value = (WorkloadName, Workload)> {
     let port = prop::option::of(prop_oneof![Just(80_u16), Just(8080)]);
     (select(&NAMESPACES[..]), labels("app"), port).prop_map(move |(namespace, labels, port)| {
-        let name = WorkloadName { namespace: namespace.to_owned(), name: format!("w{number}") };
+        let name = WorkloadName::new(namespace.to_owned(), format!("w{number}"));
         let endpoint = Endpoint {
             segment: 0,
             addresses: vec![[10, 0, 0, number + 1].into()],
@@ -89,10 +89,10 @@ fn workload(number: u8) -> impl Strategy<Value = (WorkloadName, Workload)> {
         };
         let workload = Workload {
             place: place(),
-            labels,
-            node: "n1".to_owned(),
+            labels: labels.into(),
+            node: "n1".into(),
             mode: Mode::Enforce,
-            ports: port.map(|port| ("http".to_owned(), (Transport::Tcp, port))).into_iter().collect(),
+            ports: Arc::new(port.map(|port| ("http".to_owned(), (Transport::Tcp, port))).into_iter().collect()),
             endpoints: vec![endpoint],
             host: false,
             owner: None,
@@ -115,7 +115,7 @@ pub(crate) fn cluster() -> impl Strategy<Value = (Vec<NetworkPolicy>, Workloads)
             segments: Vec::new(),
         };
         let workloads = Workloads {
-            nodes: BTreeMap::from([("n1".to_owned(), node)]),
+            nodes: BTreeMap::from([("n1".to_owned(), Arc::new(node))]),
             workloads: all.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect(),
             namespaces: NAMESPACES.iter().map(ToString::to_string).zip(namespaces).collect(),
             ..Workloads::default()

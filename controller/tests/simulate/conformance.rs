@@ -451,13 +451,13 @@ fn cluster(text: &str, v6: bool) -> Workloads {
         for (index, node) in NODES.iter().enumerate() {
             let pod = Arc::make_mut(&mut workload);
             pod.owner = None;
-            (*node).clone_into(&mut pod.node);
+            pod.node = (*node).into();
             if !pod.host {
                 let addresses = vec![workload_address(v6, index, number)];
                 pod.endpoints = vec![Endpoint { segment: 0, addresses, link: String::new(), placeholder: false }];
             }
             let name = format!("{}-{index}", set.name);
-            workloads.workloads.insert(WorkloadName { namespace: set.namespace.clone(), name }, Arc::clone(&workload));
+            workloads.workloads.insert(WorkloadName::new(set.namespace.clone(), name), Arc::clone(&workload));
         }
     }
     workloads

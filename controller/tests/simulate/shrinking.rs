@@ -49,7 +49,7 @@ fn lose(workloads: &Workloads, loss: Loss) -> (Workloads, BTreeSet<WorkloadName>
         }
         Loss::WorkloadsLabel(index) => {
             let (name, workload) = left.workloads.iter_mut().nth(index).unwrap();
-            Arc::make_mut(workload).labels.clear();
+            Arc::make_mut(workload).labels = Arc::default();
             changed.insert(name.clone());
         }
         Loss::NamespacesLabel(index) => left.namespaces.values_mut().nth(index).unwrap().clear(),

@@ -331,7 +331,7 @@ fn places(
         for ((segment, address), known) in &**piece {
             let slot = match &known.endpoint {
                 None => 0,
-                Some(name) => match by_name.get(name) {
+                Some(name) => match by_name.get(&**name) {
                     Some(slot) => *slot as u16,
                     None => {
                         return invalid(format!(

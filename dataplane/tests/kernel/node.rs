@@ -97,7 +97,11 @@ pub(crate) fn desired(topology: &Topology, node: usize, allowed: bool) -> Desire
             let endpoint = here(&workload).then(|| name(workload));
             addresses.insert(
                 (segment, address),
-                Address { selectors: BTreeSet::from([SelectorId(0)]), endpoint, ..Address::default() },
+                Address {
+                    selectors: BTreeSet::from([SelectorId(0)]),
+                    endpoint: endpoint.map(Box::new),
+                    ..Address::default()
+                },
             );
         }
     }

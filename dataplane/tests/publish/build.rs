@@ -65,7 +65,9 @@ impl Build {
         let egress = self.set(Direction::Egress, &[calls]);
         let address: IpAddr = format!("10.0.{}.{}", at / 200, at % 200 + 1).parse().unwrap();
         let selectors = labels.iter().map(|label| self.selector(label)).collect();
-        self.0.addresses.insert((1, address), Address { selectors, endpoint: Some(name(at)), ..Address::default() });
+        self.0
+            .addresses
+            .insert((1, address), Address { selectors, endpoint: Some(Box::new(name(at))), ..Address::default() });
         self.0.endpoints.push(Endpoint {
             name: name(at),
             service: "service".to_owned(),

@@ -192,7 +192,7 @@ impl Probe {
         let (identity, question) = self.asks.as_ref()?;
         let endpoint = desired.endpoints.iter().find(|endpoint| endpoint_identity(&endpoint.name) == *identity)?;
         let known = desired.addresses.get(&(endpoint.segment, question.peer));
-        let sender = known.and_then(|known| known.endpoint.as_ref()).map_or(0, &slots);
+        let sender = known.and_then(|known| known.endpoint.as_deref()).map_or(0, &slots);
         let told = question.direction == Direction::Egress || self.mark & mark::SLOT == sender;
         // A call to a node's port may be one to a service.
         let service = question.direction == Direction::Egress && known.is_some_and(|known| known.node);

@@ -378,8 +378,11 @@ impl World {
                 views,
             });
             for address in &endpoints.last().unwrap().addresses {
-                let known =
-                    Address { selectors: some(guest.selectors), endpoint: Some(name(at)), ..Address::default() };
+                let known = Address {
+                    selectors: some(guest.selectors),
+                    endpoint: Some(Box::new(name(at))),
+                    ..Address::default()
+                };
                 desired.addresses.insert((1, *address), known);
             }
         }

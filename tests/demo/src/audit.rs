@@ -39,7 +39,7 @@ pub(crate) fn reported(shop: &Shop, answers: &[Answer]) -> Result<bool> {
     let mut good = !wanted.is_empty();
     let mut rows = vec![["counted as would_deny", "packets", "sampled"].map(str::to_owned).to_vec()];
     for direction in [Direction::Ingress, Direction::Egress] {
-        let service = ServiceName { namespace: "shop".to_owned(), name: SERVICE.to_owned() };
+        let service = ServiceName::new("shop".to_owned(), SERVICE.to_owned());
         let rule = isolated(&service, direction);
         let direction = direction_label(direction);
         // Answers count for the rule that judged the question.

@@ -195,7 +195,7 @@ impl Shop {
         Party {
             netns: &workload.netns,
             addresses: workload.addresses(),
-            workload: Some(WorkloadName { namespace, name: name.to_owned() }),
+            workload: Some(WorkloadName::new(namespace, name.to_owned())),
         }
     }
 

@@ -30,7 +30,7 @@ fn model(policy: &str) -> Model {
 }
 
 fn ask(model: &Model, from: &str, to: &str, port: &str) -> String {
-    let name = |name: &str| WorkloadName { namespace: "shop".into(), name: format!("{name}-1") };
+    let name = |name: &str| WorkloadName::new("shop", format!("{name}-1"));
     let (from, to) = (name(from), name(to));
     let (class, value) = parse_point(port).unwrap();
     let question = Question { from: Party::Workload(&from), to: Party::Workload(&to), class, value };

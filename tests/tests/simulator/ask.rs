@@ -131,7 +131,7 @@ fn workloads<'a>(simulation: &'a Simulation<'_>, nodes: &'a BTreeMap<&str, Node<
     for (name, workload) in simulation.model().workloads.iter().filter(|(_, workload)| !workload.host) {
         let party = simulation.find(name).expect("a group for each workload");
         for (index, endpoint) in (0..).zip(&workload.endpoints) {
-            let (at, node) = nodes.get_key_value(workload.node.as_str()).expect("all nodes with endpoints");
+            let (at, node) = nodes.get_key_value(&*workload.node).expect("all nodes with endpoints");
             let endpoint_name = EndpointName { namespace: name.namespace.clone(), workload: name.name.clone(), index };
             let slot = node.slots[&endpoint_name];
             ends.extend(endpoint.addresses.iter().map(|&address| End {

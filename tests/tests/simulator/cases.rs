@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bulkhead_controller::{diagnostic::source, manifest::Manifests, model::Model, offline, workloads::WorkloadName};
@@ -92,8 +93,9 @@ fn conformance(base: &Path, policies: &[PathBuf]) -> Model {
 fn modes(mut model: Model) -> Model {
     let modes = [("cart-1", Mode::Observe), ("db-1", Mode::Pending), ("payments-1", Mode::Quarantine)];
     for (name, mode) in modes {
-        let name = WorkloadName { namespace: "shop".to_owned(), name: name.to_owned() };
-        model.workloads.get_mut(&name).expect("a workload of the shop").mode = mode;
+        let name = WorkloadName::new("shop".to_owned(), name.to_owned());
+        let workload = model.workloads.get_mut(&name).expect("a workload of the shop");
+        Arc::make_mut(&mut workload.described).mode = mode;
     }
     model
 }
@@ -103,8 +105,9 @@ fn families(name: &str, model: &Model) -> Vec<Case> {
     let case = |v6: bool| {
         let mut model = model.clone();
         for workload in model.workloads.values_mut() {
-            workload.owner = None;
-            for endpoint in &mut workload.endpoints {
+            let described = Arc::make_mut(&mut workload.described);
+            described.owner = None;
+            for endpoint in &mut described.endpoints {
                 endpoint.addresses.retain(|address| address.is_ipv6() == v6);
             }
         }

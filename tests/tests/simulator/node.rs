@@ -45,7 +45,7 @@ impl Kernels {
     /// Compiles and publishes a model for each node that has workloads with an endpoint.
     pub(crate) fn publish<'a>(&'a mut self, model: &'a Model) -> BTreeMap<&'a str, Node<'a>> {
         let with_endpoints = model.workloads.values().filter(|workload| !workload.endpoints.is_empty());
-        let mut nodes: Vec<&str> = with_endpoints.map(|workload| workload.node.as_str()).collect();
+        let mut nodes: Vec<&str> = with_endpoints.map(|workload| &*workload.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
         while self.0.len() < nodes.len() {

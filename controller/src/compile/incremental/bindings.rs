@@ -43,7 +43,7 @@ impl Bindings {
     }
 
     fn of(&self, cluster: &Cluster, workload: Option<&Workload>) -> Bound {
-        let others = workload.filter(|workload| workload.node != cluster.node);
+        let others = workload.filter(|workload| *workload.node != *cluster.node);
         let of = |workload| {
             let all = self.0.iter();
             all.flat_map(move |(vni, (listed, _))| {

@@ -8,7 +8,7 @@ use super::{super::network::Underlay, Cluster, Compiler, Touch, edit::Edit};
 use crate::{
     diagnostic::Diagnostics,
     model::{Model, Workload},
-    workloads::Frontend,
+    workloads::{self, Frontend},
 };
 
 /// How much was compiled.
@@ -206,8 +206,8 @@ fn frontend(frontend: &Frontend) -> impl PartialEq {
 
 /// All of it but where it stands.
 fn workload(workload: &Workload) -> impl PartialEq {
-    let Workload { place: _, labels, node, mode, ports, endpoints, host, owner, .. } = workload;
-    let Workload { services, policies, frontends, service, .. } = workload;
+    let Workload { described, services, policies, frontends, service } = workload;
+    let workloads::Workload { place: _, labels, node, mode, ports, endpoints, host, owner, uid: _ } = &**described;
     ((labels, node, mode, ports, endpoints, host, owner), (services, policies, frontends, service))
 }
 
@@ -249,9 +249,9 @@ workloads:
     fn in_doubt_all_is_compiled_anew() {
         let network = Discovered::default();
         let mut compiler = Compiler::new(model(), "n", network.clone(), 1).unwrap_or_else(|found| panic!("{found}"));
-        let name = WorkloadName { namespace: "a".to_owned(), name: "w".to_owned() };
+        let name = WorkloadName::new("a".to_owned(), "w".to_owned());
         let mut node = compiler.model().workloads[&name].clone();
-        node.endpoints[0].addresses = vec!["192.0.2.1".parse().unwrap()];
+        Arc::make_mut(&mut node.described).endpoints[0].addresses = vec!["192.0.2.1".parse().unwrap()];
         compiler.begin();
         compiler.remove_workload(&name).unwrap_or_else(|found| panic!("{found}"));
         compiler.remember(|| Back::Edit(Edit::Workload(name.clone(), Some(Box::new(node)))));

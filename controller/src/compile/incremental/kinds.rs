@@ -1,9 +1,6 @@
 //! Workloads of this node by what their rules depend on: another one of a kind costs no draft.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use bulkhead_dataplane::desired::{self, PolicySet, RuleId, SelectorId, SetId, View};
 use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
@@ -20,21 +17,22 @@ use super::{
 };
 use crate::{
     diagnostic::Diagnostics,
+    few::Few,
     guard::Guard,
     model::{Peer, PolicyName, ServiceName, Workload},
-    ports::{Ports, Transport},
-    workloads::WorkloadName,
+    ports::Ports,
+    workloads::{PortNames, WorkloadName},
 };
 
 /// What a workload's drafts depend on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) namespace: String,
-    services: BTreeSet<ServiceName>,
-    policies: BTreeSet<PolicyName>,
-    frontends: BTreeSet<ServiceName>,
+    services: Few<ServiceName>,
+    policies: Few<PolicyName>,
+    frontends: Few<ServiceName>,
     resolver: bool,
-    ports: BTreeMap<String, (Transport, u16)>,
+    ports: Arc<PortNames>,
     /// Guards that concern it.
     guards: Vec<usize>,
 }
@@ -49,7 +47,7 @@ impl Key {
             policies: workload.policies.clone(),
             frontends: workload.frontends.clone(),
             resolver: workload.addresses().any(|address| model.resolvers.contains(&address)),
-            ports: workload.ports.clone(),
+            ports: Arc::clone(&workload.ports),
             guards: model.guards.iter().enumerate().filter(concerning).map(|(at, _)| at).collect(),
         }
     }

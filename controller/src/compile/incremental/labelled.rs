@@ -1,24 +1,26 @@
-//! Addresses by namespace, label and value of who has them: whom a selector may match is found without a look at everybody else.
+//! Addresses by namespace and labels of who has them: whom a selector may match is found without a look at everybody else. Those that one controller
+//! makes have the same labels, so that these are few.
 
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::desired::Segment;
 
 use super::rows::keys;
 use crate::{
-    labels::{Requirement, Selector},
+    labels::{Labels, Requirement, Selector},
     model::Workload,
     workloads::WorkloadName,
 };
 
 /// An address that two workloads have is there for each of them.
 #[derive(Debug, Default)]
-pub(super) struct Labelled(HashMap<String, ByLabel>);
+pub(super) struct Labelled(HashMap<String, ByLabels>);
 
-type ByLabel = HashMap<String, HashMap<String, Vec<(Segment, IpAddr)>>>;
+type ByLabels = HashMap<Arc<Labels>, Vec<(Segment, IpAddr)>>;
 
 impl Labelled {
     /// A workload has its addresses. To be told once.
@@ -27,46 +29,37 @@ impl Labelled {
         if workload.host || keys(workload).next().is_none() {
             return;
         }
-        let by_label = self.0.entry(name.namespace.clone()).or_default();
-        for (label, value) in &workload.labels {
-            let addresses = by_label.entry(label.clone()).or_default().entry(value.clone()).or_default();
-            // Many a label has a value of its own for each workload.
-            if addresses.is_empty() {
-                addresses.reserve_exact(1);
-            }
-            addresses.extend(keys(workload));
+        let by_labels = self.0.entry(name.namespace.clone()).or_default();
+        let addresses = by_labels.entry(Arc::clone(&workload.labels)).or_default();
+        // Some have labels of their own.
+        if addresses.is_empty() {
+            addresses.reserve_exact(1);
         }
+        addresses.extend(keys(workload));
     }
 
     /// A workload has them no longer, as it was added.
     pub(super) fn remove(&mut self, name: &WorkloadName, workload: &Workload) {
-        let Some(by_label) = self.0.get_mut(&name.namespace).filter(|_| !workload.host) else { return };
-        for (label, value) in &workload.labels {
-            let Some(by_value) = by_label.get_mut(label) else { continue };
-            let Some(addresses) = by_value.get_mut(value) else { continue };
-            for key in keys(workload) {
-                if let Some(at) = addresses.iter().position(|known| *known == key) {
-                    addresses.swap_remove(at);
-                }
-            }
-            if addresses.is_empty() {
-                by_value.remove(value);
-            }
-            if by_value.is_empty() {
-                by_label.remove(label);
+        let Some(by_labels) = self.0.get_mut(&name.namespace).filter(|_| !workload.host) else { return };
+        let Some(addresses) = by_labels.get_mut(&workload.labels) else { return };
+        for key in keys(workload) {
+            if let Some(at) = addresses.iter().position(|known| *known == key) {
+                addresses.swap_remove(at);
             }
         }
-        if by_label.is_empty() {
+        if addresses.is_empty() {
+            by_labels.remove(&workload.labels);
+        }
+        if by_labels.is_empty() {
             self.0.remove(&name.namespace);
         }
     }
 
     /// At least the addresses of everybody in a namespace who fulfils this requirement and others.
     pub(super) fn of(&self, namespace: &str, asked: Asked<'_>) -> impl Iterator<Item = (Segment, IpAddr)> {
-        let by_value = self.0.get(namespace).and_then(|by_label| by_label.get(asked.label));
-        let values =
-            by_value.into_iter().flat_map(move |by_value| asked.values.iter().filter_map(|value| by_value.get(value)));
-        values.flatten().copied()
+        let fulfils = move |labels: &Labels| labels.get(asked.label).is_some_and(|value| asked.values.contains(value));
+        let some = self.0.get(namespace).into_iter().flatten().filter(move |(labels, _)| fulfils(labels));
+        some.flat_map(|(_, addresses)| addresses).copied()
     }
 }
 

@@ -143,7 +143,7 @@ impl Compiler {
     pub fn upsert_workload(
         &mut self,
         name: &WorkloadName,
-        workload: &workloads::Workload,
+        workload: &Arc<workloads::Workload>,
     ) -> Result<Change, Diagnostics> {
         let selected = self.cluster.model.selected(name, workload);
         self.event(Edit::Workload(name.clone(), Some(Box::new(selected))))
@@ -480,7 +480,7 @@ impl Cluster {
     /// Whether it is a workload of this node that has a place where rules hold.
     fn is_local(&self, name: &WorkloadName) -> bool {
         let workload = self.model.workloads.get(name);
-        workload.is_some_and(|workload| workload.node == self.node && !workload.endpoints.is_empty())
+        workload.is_some_and(|workload| *workload.node == *self.node && !workload.endpoints.is_empty())
     }
 
     /// Whether no address of these workloads is a node's.

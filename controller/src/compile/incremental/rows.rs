@@ -131,7 +131,7 @@ impl Rows {
         &self,
         (segment, address): (Segment, IpAddr),
     ) -> impl DoubleEndedIterator<Item = &WorkloadName> {
-        let first = WorkloadName { namespace: String::new(), name: String::new() };
+        let first = WorkloadName::new(String::new(), String::new());
         let from = self.owners.range((segment, address, first)..);
         let some: Vec<_> = from.take_while(|owner| (owner.0, owner.1) == (segment, address)).collect();
         some.into_iter().map(|(_, _, name)| name)
@@ -183,7 +183,7 @@ impl Rows {
             self.placeholders.remove(&key);
             selectors.extend(self.members.at(|id| pen.selectors.get(id.0), address, workload));
         }
-        let here = (workload.node == pen.cluster.node).then(|| endpoint_name(name, index));
+        let here = (*workload.node == *pen.cluster.node).then(|| endpoint_name(name, index));
         let known = pen.cluster.underlay.known(segment, address, selectors, here);
         pen.know(key, known);
     }

@@ -11,7 +11,7 @@ use bulkhead_ebpf::abi::Mode;
 use super::{
     KINDS, Metadata, NAMESPACE_NAME, Object, Objects, Seen,
     owners::{Owners, owner},
-    pods::{Pod, Template},
+    pods::{APP_NAME, Pod, SERVICE_OF, Template},
     services::{Service, ServicePort, Slice},
 };
 use crate::{
@@ -27,10 +27,6 @@ use crate::{
 
 /// Node of workloads that are on none yet.
 const UNSCHEDULED: &str = "(unscheduled)";
-/// The better one of the labels that name a service.
-const APP_NAME: &str = "app.kubernetes.io/name";
-/// Label that names the service of a workload of a cluster, beside those that it has. No object of Kubernetes can have one that is called so.
-const SERVICE_OF: &str = "@service";
 /// Namespace of the cluster's own DNS, and its name there: that of its service or the value of its label.
 const SYSTEM_NAMESPACE: &str = "kube-system";
 const DNS: &str = "kube-dns";
@@ -54,6 +50,7 @@ impl Objects {
         let (frontends, resolvers) = join.services();
         join.make_up_addresses(&frontends);
         let Join { found, nodes, workloads, .. } = join;
+        let nodes = nodes.into_iter().map(|(name, node)| (name, Arc::new(node))).collect();
         let service_label = service_label(&workloads);
         let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         found.or(Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false })
@@ -69,9 +66,9 @@ pub(crate) fn live<'a>(objects: Vec<&'a Seen>, namespaces: impl Iterator<Item = 
     join.pods();
     let namespaces = join.namespaces(namespaces);
     let (frontends, resolvers) = join.services();
-    join.name_services();
     join.place_in_overlays();
     let Join { found, nodes, workloads, .. } = join;
+    let nodes = nodes.into_iter().map(|(name, node)| (name, Arc::new(node))).collect();
     let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
     let service_label = SERVICE_OF.to_owned();
     (Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: true }, found)
@@ -115,14 +112,14 @@ impl<'a> Join<'a> {
                 addresses: machine.addresses.clone(),
                 segments: if self.live { machine.segments.clone() } else { Vec::new() },
             };
-            self.nodes.insert(metadata.name.clone(), node);
+            self.nodes.insert(metadata.name.name.clone(), node);
         }
     }
 
     /// The node of a workload, which may be known from it alone.
     fn node(&mut self, metadata: &Metadata, template: &Template) -> &mut Node {
         let (name, place) = match &template.node {
-            Some((name, place)) => (name.as_str(), place),
+            Some((name, place)) => (&**name, place),
             None => (UNSCHEDULED, &metadata.place),
         };
         let node =
@@ -159,7 +156,7 @@ impl<'a> Join<'a> {
         if pod.addresses.is_empty() {
             return;
         }
-        let mut addresses = Vec::new();
+        let mut addresses = Vec::with_capacity(pod.addresses.len());
         for (address, place) in &pod.addresses {
             let address = *address;
             if let Some((owner, first)) = self.addresses.get(&address) {
@@ -176,7 +173,7 @@ impl<'a> Join<'a> {
             addresses.push(address);
         }
         if let Some(workload) = self.workloads.get_mut(name).filter(|_| !addresses.is_empty()) {
-            workload.endpoints.push(Endpoint { segment: 0, addresses, link: String::new(), placeholder: false });
+            workload.endpoints = vec![Endpoint { segment: 0, addresses, link: String::new(), placeholder: false }];
         }
     }
 
@@ -192,14 +189,14 @@ impl<'a> Join<'a> {
         }
     }
 
-    fn add(&mut self, metadata: &Metadata, template: &Template, owner: Owner) -> WorkloadName {
+    fn add(&mut self, metadata: &Metadata, template: &Template, owner: Arc<Owner>) -> WorkloadName {
         let name = self.free_name(metadata);
         let workload = Workload {
             place: metadata.place.clone(),
-            labels: template.labels.clone(),
-            node: template.node.as_ref().map_or(UNSCHEDULED, |(name, _)| name).to_owned(),
+            labels: Arc::clone(&template.labels),
+            node: template.node.as_ref().map_or_else(|| UNSCHEDULED.into(), |(name, _)| Arc::clone(name)),
             mode: Mode::Enforce,
-            ports: template.ports.clone(),
+            ports: Arc::clone(&template.ports),
             endpoints: Vec::new(),
             host: template.host,
             owner: Some(owner),
@@ -211,10 +208,10 @@ impl<'a> Join<'a> {
 
     /// The object's own name, or with its kind where another has that already: `web.statefulset`.
     fn free_name(&self, metadata: &Metadata) -> WorkloadName {
-        let named = |name: String| WorkloadName { namespace: metadata.namespace.clone(), name };
-        let mut name = named(metadata.name.clone());
+        let mut name = metadata.name.clone();
         while self.workloads.contains_key(&name) {
-            name = named(format!("{}.{}", name.name, metadata.kind.to_ascii_lowercase()));
+            let longer = format!("{}.{}", name.name, metadata.kind.to_ascii_lowercase());
+            name = WorkloadName::new(name.namespace.as_str(), longer);
         }
         name
     }
@@ -223,12 +220,12 @@ impl<'a> Join<'a> {
     fn namespaces(&self, mentioned: impl Iterator<Item = &'a str>) -> BTreeMap<String, Labels> {
         let mut namespaces: BTreeMap<String, Labels> = BTreeMap::new();
         let objects =
-            self.objects.iter().filter_map(|object| object.metadata()).map(|metadata| metadata.namespace.as_str());
+            self.objects.iter().filter_map(|object| object.metadata()).map(|metadata| metadata.name.namespace.as_str());
         let mentioned = objects.chain(mentioned).filter(|name| !name.is_empty());
         namespaces.extend(mentioned.map(|name| (name.to_owned(), Labels::new())));
         for object in &self.objects {
             if let Object::Namespace(metadata) = object {
-                namespaces.insert(metadata.name.clone(), metadata.labels.clone());
+                namespaces.insert(metadata.name.name.clone(), metadata.labels.clone());
             }
         }
         for (name, labels) in &mut namespaces {
@@ -253,8 +250,7 @@ impl<'a> Join<'a> {
             services.sort_by(|a, b| a.metadata.created.cmp(&b.metadata.created));
         }
         for service in services {
-            let Metadata { namespace, name, .. } = &service.metadata;
-            let name = ServiceName { namespace: namespace.clone(), name: name.clone() };
+            let name = ServiceName::from(&service.metadata.name);
             let slices = slices.get(&name).filter(|_| service.selector.is_empty());
             let mut frontend = self.frontend(service, slices.map_or(&[], Vec::as_slice));
             // A load balancer made of nodes has their addresses: who calls one calls the node, where a pod forwards it.
@@ -274,7 +270,7 @@ impl<'a> Join<'a> {
         let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for object in &self.objects {
             if let Object::Slice(metadata, slice) = object {
-                let name = ServiceName { namespace: metadata.namespace.clone(), name: slice.service.clone() };
+                let name = ServiceName::new(metadata.name.namespace.as_str(), slice.service.as_str());
                 slices.entry(name).or_default().push(slice);
             }
         }
@@ -291,7 +287,7 @@ impl<'a> Join<'a> {
             outside: BTreeSet::new(),
         };
         if service.selector.is_empty() {
-            self.answer_by_slices(slices, &service.metadata.namespace, &mut frontend);
+            self.answer_by_slices(slices, &service.metadata.name.namespace, &mut frontend);
         } else {
             self.answer_by_labels(service, &mut frontend);
         }
@@ -301,7 +297,7 @@ impl<'a> Join<'a> {
     fn answer_by_slices(&self, slices: &[&Slice], namespace: &str, frontend: &mut Frontend) {
         for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
             let pod = endpoint.pod.as_ref().and_then(|pod| {
-                let name = WorkloadName { namespace: namespace.to_owned(), name: pod.clone() };
+                let name = WorkloadName::new(namespace.to_owned(), pod.clone());
                 self.pods.contains_key(&name).then_some(name)
             });
             if let Some(name) = pod.filter(|name| !self.pods[name].template.host) {
@@ -319,8 +315,9 @@ impl<'a> Join<'a> {
 
     /// Those in the service's namespace that have its labels. One in its node's own network answers there, and is no workload with an address.
     fn answer_by_labels(&self, service: &Service, frontend: &mut Frontend) {
-        let first = WorkloadName { namespace: service.metadata.namespace.clone(), name: String::new() };
-        let inside = self.workloads.range(first..).take_while(|(name, _)| name.namespace == service.metadata.namespace);
+        let namespace = service.metadata.name.namespace.as_str();
+        let first = WorkloadName::new(namespace, "");
+        let inside = self.workloads.range(first..).take_while(|(name, _)| name.namespace == namespace);
         for (name, workload) in inside {
             if !service.selector.iter().all(|(label, value)| workload.labels.get(label) == Some(value)) {
                 continue;
@@ -333,20 +330,11 @@ impl<'a> Join<'a> {
         }
     }
 
-    /// Names the service of each workload by one label. Which label names services is otherwise decided for all of them, and one pod that comes
-    /// would change it for the others.
-    fn name_services(&mut self) {
-        for workload in self.workloads.values_mut() {
-            let name = workload.labels.get(APP_NAME).or_else(|| workload.labels.get(SERVICE_LABEL)).cloned();
-            workload.labels.extend(name.map(|name| (SERVICE_OF.to_owned(), name)));
-        }
-    }
-
     /// Puts endpoints into the overlays of their nodes.
     fn place_in_overlays(&mut self) {
         let Self { nodes, workloads, .. } = self;
         for workload in workloads.values_mut() {
-            let segments = nodes.get(&workload.node).map(|node| node.segments.as_slice()).unwrap_or_default();
+            let segments = nodes.get(&*workload.node).map(|node| node.segments.as_slice()).unwrap_or_default();
             for endpoint in &mut workload.endpoints {
                 endpoint.segment = segment_of(segments, &endpoint.addresses);
             }
@@ -411,11 +399,11 @@ fn shared(what: &str, place: &Place, name: &str, (owner, first): &(String, Place
 
 /// An object has its kind and name alone: of those that have the same only the first is used, and the others are wrong.
 fn without_twins<'a>(objects: &'a [Object], found: &mut Diagnostics) -> Vec<&'a Object> {
-    let mut first: BTreeMap<(&str, &str, &str), &Place> = BTreeMap::new();
+    let mut first: BTreeMap<(&str, &WorkloadName), &Place> = BTreeMap::new();
     let mut alone = Vec::new();
     for object in objects {
         let Some(metadata) = object.metadata() else { continue };
-        match first.entry((metadata.kind, &metadata.namespace, &metadata.name)) {
+        match first.entry((metadata.kind, &metadata.name)) {
             Entry::Vacant(entry) => {
                 entry.insert(&metadata.place);
                 alone.push(object);
@@ -448,7 +436,7 @@ fn target(port: &ServicePort, slices: &[&Slice]) -> FrontendPort {
 
 fn is_resolver(service: &Metadata) -> bool {
     let labelled = service.labels.get(DNS_LABEL).is_some_and(|value| value == DNS);
-    service.namespace == SYSTEM_NAMESPACE && (service.name == DNS || labelled)
+    service.name.namespace == SYSTEM_NAMESPACE && (service.name.name == DNS || labelled)
 }
 
 /// The label that names services. There is one for all workloads, so the better known one gives way only to one that whoever has it has as well:
@@ -471,12 +459,12 @@ mod tests {
 
     fn named<'a>(workloads: &'a Workloads, name: &str) -> &'a Workload {
         let (namespace, name) = name.split_once('/').unwrap();
-        &workloads.workloads[&WorkloadName { namespace: namespace.to_owned(), name: name.to_owned() }]
+        &workloads.workloads[&WorkloadName::new(namespace.to_owned(), name.to_owned())]
     }
 
     fn frontend<'a>(workloads: &'a Workloads, name: &str) -> &'a Frontend {
         let (namespace, name) = name.split_once('/').unwrap();
-        &workloads.frontends[&ServiceName { namespace: namespace.to_owned(), name: name.to_owned() }]
+        &workloads.frontends[&ServiceName::new(namespace.to_owned(), name.to_owned())]
     }
 
     fn addresses(of: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
@@ -494,7 +482,7 @@ mod tests {
              status: { phase: Running, hostIP: 192.0.2.1, podIP: 10.244.1.5, podIPs: [{ ip: 10.244.1.5 }, { ip: \"2001:db8::5\" }] }\n",
         );
         let web = named(&found, "shop/web-1");
-        assert_eq!((web.node.as_str(), web.labels["app"].as_str(), web.host), ("n1", "web", false));
+        assert_eq!((&*web.node, web.labels["app"].as_str(), web.host), ("n1", "web", false));
         assert_eq!(web.place.to_string(), "m.yaml:3:19");
         let ports: Vec<_> =
             web.ports.iter().map(|(name, (transport, port))| format!("{name} {port}/{transport}")).collect();
@@ -664,7 +652,7 @@ mod tests {
 
     /// A cluster as it is at a moment.
     fn cluster(text: &str) -> (Workloads, Diagnostics) {
-        let seen: Vec<_> = manifests(text).objects.0.into_iter().map(Seen).collect();
+        let seen: Vec<_> = manifests(text).objects.0.into_iter().map(Seen::new).collect();
         live(seen.iter().collect(), ["policed"].into_iter())
     }
 

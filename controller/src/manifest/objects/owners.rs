@@ -10,7 +10,10 @@
 //! - A workload that stands for a controller's pods belongs to what made the controller, or else to the controller: `web[Deployment]`.
 //! - A pod without one is its own: `web[Pod]`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     Metadata, Object,
@@ -22,7 +25,7 @@ use crate::{labels::Labels, workloads::Owner};
 const MAKERS: [(&str, &str); 2] = [("ReplicaSet", "Deployment"), ("Job", "CronJob")];
 
 /// An owner and its namespace.
-type Key<'a> = (&'a str, Owner);
+type Key<'a> = (&'a str, Arc<Owner>);
 
 /// Controllers by who they are as an owner.
 pub(super) struct Owners<'a>(BTreeMap<Key<'a>, &'a Controller>);
@@ -37,29 +40,29 @@ impl<'a> Owners<'a> {
     }
 
     /// Who a pod's or controller's workload belongs to in the end.
-    pub(super) fn of(&self, metadata: &'a Metadata, labels: &Labels) -> Option<Owner> {
+    pub(super) fn of(&self, metadata: &'a Metadata, labels: &Labels) -> Option<Arc<Owner>> {
         self.chain(metadata, labels).pop()
     }
 
     /// All who made something, first its own maker.
-    fn chain(&self, metadata: &'a Metadata, labels: &Labels) -> Vec<Owner> {
-        let mut chain: Vec<Owner> = Vec::new();
+    fn chain(&self, metadata: &'a Metadata, labels: &Labels) -> Vec<Arc<Owner>> {
+        let mut chain: Vec<Arc<Owner>> = Vec::new();
         let mut next = metadata.owner.clone();
         while let Some(owner) = next.filter(|owner| !chain.contains(owner)) {
-            next = self.above(&metadata.namespace, &owner, labels);
+            next = self.above(&metadata.name.namespace, &owner, labels);
             chain.push(owner);
         }
         chain
     }
 
-    fn above(&self, namespace: &'a str, owner: &Owner, labels: &Labels) -> Option<Owner> {
-        if let Some(controller) = self.0.get(&(namespace, owner.clone())) {
+    fn above(&self, namespace: &'a str, owner: &Arc<Owner>, labels: &Labels) -> Option<Arc<Owner>> {
+        if let Some(controller) = self.0.get(&(namespace, Arc::clone(owner))) {
             return controller.metadata.owner.clone();
         }
         let (_, kind) = MAKERS.into_iter().find(|(made, _)| *made == owner.kind)?;
         let (name, _) = owner.name.rsplit_once('-')?;
-        let maker = Owner { kind: kind.to_owned(), name: name.to_owned() };
-        let template = &self.0.get(&(namespace, maker.clone()))?.template;
+        let maker = Arc::new(Owner { kind: kind.to_owned(), name: name.to_owned() });
+        let template = &self.0.get(&(namespace, Arc::clone(&maker)))?.template;
         template.labels.iter().all(|(label, value)| labels.get(label) == Some(value)).then_some(maker)
     }
 
@@ -70,7 +73,7 @@ impl<'a> Owners<'a> {
             let chain = self.chain(&pod.metadata, &pod.template.labels).into_iter();
             // A pod that has ended is the end of its job, but others come after it.
             let chain = chain.filter(|owner| !pod.finished || owner.kind == "Job");
-            stood_for.extend(chain.map(|owner| (pod.metadata.namespace.as_str(), owner)));
+            stood_for.extend(chain.map(|owner| (pod.metadata.name.namespace.as_str(), owner)));
         }
         let (made, others): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|(_, controller)| controller.metadata.owner.is_some());
@@ -80,7 +83,7 @@ impl<'a> Owners<'a> {
                 continue;
             }
             let chain = self.chain(&controller.metadata, &controller.template.labels);
-            stood_for.extend(chain.into_iter().map(|owner| (controller.metadata.namespace.as_str(), owner)));
+            stood_for.extend(chain.into_iter().map(|owner| (controller.metadata.name.namespace.as_str(), owner)));
             alone.push(*controller);
         }
         alone
@@ -88,12 +91,12 @@ impl<'a> Owners<'a> {
 }
 
 /// A controller, or a pod that nothing made, as an owner.
-pub(super) fn owner(metadata: &Metadata) -> Owner {
-    Owner { kind: metadata.kind.to_owned(), name: metadata.name.clone() }
+pub(super) fn owner(metadata: &Metadata) -> Arc<Owner> {
+    Arc::new(Owner { kind: metadata.kind.to_owned(), name: metadata.name.name.clone() })
 }
 
 fn key(metadata: &Metadata) -> Key<'_> {
-    (&metadata.namespace, owner(metadata))
+    (&metadata.name.namespace, owner(metadata))
 }
 
 #[cfg(test)]

@@ -1,26 +1,31 @@
 //! Pods, and what makes them from a template.
 
-use std::{collections::BTreeMap, mem, net::IpAddr};
+use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
 use super::super::ports;
 use super::{Metadata, address, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
-    ports::Transport,
+    workloads::{PortNames, SERVICE_LABEL},
     yaml::tree::{Fields, Node},
 };
+
+/// The better one of the labels that name a service.
+pub(super) const APP_NAME: &str = "app.kubernetes.io/name";
+/// Label that names the service of a pod of a cluster, beside those that it has. No object of Kubernetes can have one that is called so.
+pub(super) const SERVICE_OF: &str = "@service";
 
 /// What a pod and a template of pods have in common.
 #[derive(Debug, PartialEq)]
 pub(super) struct Template {
-    pub(super) labels: Labels,
+    pub(super) labels: Arc<Labels>,
     /// Node that it says to run on, and where.
-    pub(super) node: Option<(String, Place)>,
+    pub(super) node: Option<(Arc<str>, Place)>,
     /// It lives in its node's own network.
     pub(super) host: bool,
     /// Named ports.
-    pub(super) ports: BTreeMap<String, (Transport, u16)>,
+    pub(super) ports: Arc<PortNames>,
 }
 
 /// A pod.
@@ -31,9 +36,19 @@ pub(super) struct Pod {
     /// Its addresses in their order, and where they stand.
     pub(super) addresses: Box<[(IpAddr, Place)]>,
     /// Addresses of its node.
-    pub(super) node_addresses: Vec<IpAddr>,
+    pub(super) node_addresses: Box<[IpAddr]>,
     /// It runs no more, and its addresses may be those of another.
     pub(super) finished: bool,
+}
+
+impl Pod {
+    /// Names its service by one label. Which label names services is otherwise decided for all pods, and one that comes would change it for the others.
+    pub(super) fn name_service(&mut self) {
+        let labels = &self.template.labels;
+        if let Some(name) = labels.get(APP_NAME).or_else(|| labels.get(SERVICE_LABEL)).cloned() {
+            Arc::make_mut(&mut self.template.labels).insert(SERVICE_OF.to_owned(), name);
+        }
+    }
 }
 
 /// What makes pods from a template.
@@ -59,6 +74,7 @@ pub(super) fn pod(mut metadata: Option<Metadata>, object: &mut Fields<'_>, found
         finished = matches!(phase, Some("Succeeded" | "Failed"));
     }
     let addresses = addresses.into_iter().collect();
+    let node_addresses = node_addresses.into();
     Some(Pod { metadata: metadata?, template: template?, addresses, node_addresses, finished })
 }
 
@@ -110,9 +126,9 @@ fn status_addresses<'a>(
 }
 
 fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> Template {
-    let node = spec.get("nodeName").and_then(|node| Some((node.text(found)?.to_owned(), node.place())));
+    let node = spec.get("nodeName").and_then(|node| Some((Arc::<str>::from(node.text(found)?), node.place())));
     let host = spec.get("hostNetwork").and_then(|host| host.bool(found)) == Some(true);
-    let mut ports = BTreeMap::new();
+    let mut ports = PortNames::new();
     for container in list(spec, "containers", found) {
         if let Some(mut fields) = container.fields(found) {
             container_ports(&mut fields, &mut ports, found);
@@ -125,15 +141,11 @@ fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> T
             container_ports(&mut fields, &mut ports, found);
         }
     }
-    Template { labels, node: node.filter(|(name, _)| !name.is_empty()), host, ports }
+    Template { labels: Arc::new(labels), node: node.filter(|(name, _)| !name.is_empty()), host, ports: Arc::new(ports) }
 }
 
 /// Named ports of a container. Where several containers have one of the same name, Kubernetes takes the first, and so do we.
-fn container_ports(
-    container: &mut Fields<'_>,
-    ports: &mut BTreeMap<String, (Transport, u16)>,
-    found: &mut Diagnostics,
-) {
+fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mut Diagnostics) {
     for item in list(container, "ports", found) {
         let Some(mut fields) = item.fields(found) else { continue };
         let Some(name) = fields.get("name").and_then(|name| name.text(found)) else { continue };

@@ -3,8 +3,28 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Object, Seen};
+use crate::workloads::WorkloadName;
 
 impl Seen {
+    /// What is read of an object as a cluster has it.
+    pub(super) fn new(mut object: Object) -> Self {
+        if let Object::Pod(pod) = &mut object {
+            pod.name_service();
+            // Nodes of a cluster say that themselves.
+            pod.node_addresses = Box::default();
+        }
+        Self(object)
+    }
+
+    /// Has it share its name with others who know it.
+    pub(crate) fn call(&mut self, name: &WorkloadName) {
+        if let Object::Pod(pod) = &mut self.0
+            && pod.metadata.name == *name
+        {
+            pod.metadata.name = name.clone();
+        }
+    }
+
     /// Whether it is the pod with this unique id, and has not ended.
     pub(crate) fn is_pod(&self, uid: &str) -> bool {
         matches!(&self.0, Object::Pod(pod) if pod.metadata.uid.as_deref() == Some(uid) && !pod.finished)
@@ -13,7 +33,7 @@ impl Seen {
     /// Node of a pod that runs there.
     pub(crate) fn node(&self) -> Option<&str> {
         match &self.0 {
-            Object::Pod(pod) if !pod.finished => pod.template.node.as_ref().map(|(node, _)| node.as_str()),
+            Object::Pod(pod) if !pod.finished => pod.template.node.as_ref().map(|(node, _)| &**node),
             _ => None,
         }
     }

@@ -162,7 +162,7 @@ pub(super) fn endpoints(
         slice.ports.extend(slice_ports(&mut subset, found));
     }
     let metadata = metadata?;
-    slice.service.clone_from(&metadata.name);
+    slice.service.clone_from(&metadata.name.name);
     Some(Object::Slice(metadata, slice))
 }
 
