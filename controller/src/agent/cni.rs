@@ -11,7 +11,7 @@ use bulkhead_dataplane::{
         protocol::{Answer, Ask, Attached, Request, VERSION},
         spool,
     },
-    desired::EndpointName,
+    desired::{EndpointName, Segment},
     node::Node,
 };
 
@@ -145,13 +145,18 @@ impl<N: Node> Agent<N> {
         self.compiled = now();
         let (listed, node) = (&self.listed, self.settings.node.as_str());
         let (discovered, now) = (&self.discovered, self.compiled);
+        // Who had such an address may be known in another overlay.
+        let segments = listed.nodes.values().flat_map(|node| &node.segments).map(|segment| segment.vni);
+        let segments: BTreeSet<Segment> = segments.chain([0]).collect();
         self.compiling.together(|compiling| {
             compiling.renew(discovered, now)?;
             for name in before.differing(after, listed) {
-                for (segment, address) in after.addresses_of(listed, node, &name) {
-                    let Some(other) = compiling.owner(&name, segment, address) else { continue };
-                    if let Some(left) = after.left_of(listed, &other) {
-                        compiling.put(&other, Some(&left))?;
+                for (_, address) in after.addresses_of(listed, node, &name) {
+                    for &segment in &segments {
+                        let Some(other) = compiling.owner(&name, segment, address) else { continue };
+                        if let Some(left) = after.left_of(listed, &other) {
+                            compiling.put(&other, Some(&left))?;
+                        }
                     }
                 }
                 let owner = |segment, address| compiling.owner(&name, segment, address);
