@@ -2,9 +2,8 @@
 
 use std::{
     any::Any,
-    collections::{BTreeMap, BTreeSet},
-    fmt, mem,
-    net::IpAddr,
+    collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,7 +17,7 @@ use crate::{
     labels::Labels,
     model::ServiceName,
     watch::watcher,
-    workloads::{Workload, WorkloadName, Workloads},
+    workloads::{Frontend, Node, Workload, WorkloadName, Workloads},
 };
 
 /// What changed, where that can be told one by one.
@@ -30,41 +29,36 @@ pub struct Changes {
     pub namespaces: BTreeMap<String, Option<Labels>>,
     /// Workloads, without what runtimes told; `None` for those that are gone.
     pub workloads: BTreeMap<WorkloadName, Option<Arc<Workload>>>,
-    /// Who answers at a service's addresses: workloads, and addresses that are nobody's.
-    pub answering: BTreeMap<ServiceName, (BTreeSet<WorkloadName>, BTreeSet<IpAddr>)>,
+    /// Service addresses, and who answers there; `None` for services that are gone.
+    pub frontends: BTreeMap<ServiceName, Option<Frontend>>,
+    /// Nodes; `None` for those that are gone.
+    pub nodes: BTreeMap<String, Option<Arc<Node>>>,
 }
 
 impl Changes {
-    /// Puts what changed in the place of what was there, which is returned, but for policies; `None`, and nothing changed, where a service is not there.
-    pub fn exchange(self, listed: &mut Workloads) -> Option<Self> {
-        let Self { policies: _, namespaces, workloads, answering } = self;
-        if !answering.keys().all(|name| listed.frontends.contains_key(name)) {
-            return None;
+    /// Puts what changed in the place of what was there, which is returned, but for policies.
+    #[must_use]
+    pub fn exchange(self, listed: &mut Workloads) -> Self {
+        let Self { policies: _, namespaces, workloads, frontends, nodes } = self;
+        Self {
+            policies: BTreeMap::new(),
+            namespaces: exchange(namespaces, &mut listed.namespaces),
+            workloads: exchange(workloads, &mut listed.workloads),
+            frontends: exchange(frontends, &mut listed.frontends),
+            nodes: exchange(nodes, &mut listed.nodes),
         }
-        let mut before = Self::default();
-        for (name, labels) in namespaces {
-            let was = match labels {
-                Some(labels) => listed.namespaces.insert(name.clone(), labels),
-                None => listed.namespaces.remove(&name),
-            };
-            before.namespaces.insert(name, was);
-        }
-        for (name, workload) in workloads {
-            let was = match workload {
-                Some(workload) => listed.workloads.insert(name.clone(), workload),
-                None => listed.workloads.remove(&name),
-            };
-            before.workloads.insert(name, was);
-        }
-        for (name, (workloads, outside)) in answering {
-            if let Some(frontend) = listed.frontends.get_mut(&name) {
-                let was =
-                    (mem::replace(&mut frontend.workloads, workloads), mem::replace(&mut frontend.outside, outside));
-                before.answering.insert(name, was);
-            }
-        }
-        Some(before)
     }
+}
+
+fn exchange<K: Clone + Ord, V>(changes: BTreeMap<K, Option<V>>, listed: &mut BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+    let put = |(name, value): (K, Option<V>)| {
+        let was = match value {
+            Some(value) => listed.insert(name.clone(), value),
+            None => listed.remove(&name),
+        };
+        (name, was)
+    };
+    changes.into_iter().map(put).collect()
 }
 
 /// Called after something may have changed, from whatever thread.

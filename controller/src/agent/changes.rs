@@ -85,9 +85,13 @@ impl<N: Node> Agent<N> {
     }
 
     fn carry_out(&mut self, changes: Changes) -> bool {
+        // Where this node is says where what runtimes told of is.
+        if changes.nodes.contains_key(&self.settings.node) {
+            return false;
+        }
         let Some(policies) = self.read_policies(&changes.policies) else { return false };
         let (texts, names) = (changes.policies.clone(), changes.workloads.keys().cloned().collect());
-        let Some(before) = changes.exchange(&mut self.listed) else { return false };
+        let before = changes.exchange(&mut self.listed);
         self.compiled = now();
         self.compiling.begin();
         let is_done = match self.compile_changes(policies, &before, &names) {
@@ -96,7 +100,7 @@ impl<N: Node> Agent<N> {
         };
         if !is_done {
             self.compiling.go_back();
-            before.exchange(&mut self.listed);
+            _ = before.exchange(&mut self.listed);
             return false;
         }
         self.compiling.keep();
@@ -169,10 +173,11 @@ impl<N: Node> Agent<N> {
             for name in before.namespaces.keys() {
                 compiling.label_namespace(name, listed.namespaces.get(name).cloned())?;
             }
-            for name in before.answering.keys() {
-                if let Some(frontend) = listed.frontends.get(name) {
-                    compiling.put_service(name, frontend.clone())?;
-                }
+            compiling.put_nodes(before.nodes.keys().map(|name| (name, listed.nodes.get(name))), discovered, now)?;
+            let (there, gone): (Vec<_>, Vec<_>) =
+                before.frontends.keys().partition(|name| listed.frontends.contains_key(*name));
+            for name in gone.into_iter().chain(there) {
+                compiling.put_service(name, listed.frontends.get(name).cloned())?;
             }
             // Who has an address no longer comes before who has it now.
             let attached = attachments.workloads(listed);

@@ -15,7 +15,7 @@ use crate::{
     metrics::Compiles,
     model::{Model, PolicyName, ServiceName},
     network_policy::NetworkPolicy,
-    workloads::{Frontend, Workload, WorkloadName},
+    workloads::{Frontend, Node, Workload, WorkloadName},
 };
 
 /// Keeps what is compiled up to date. What does not take effect after all is taken back.
@@ -112,9 +112,33 @@ impl Compiling {
         Ok(())
     }
 
-    /// Others answer at a service's addresses.
-    pub(super) fn put_service(&mut self, name: &ServiceName, frontend: Frontend) -> Result<(), Diagnostics> {
-        self.compiler.upsert_service(name, frontend)?;
+    /// Nodes are new, other than before, or gone. All is compiled, but nothing else is built anew.
+    pub(super) fn put_nodes<'a>(
+        &mut self,
+        nodes: impl Iterator<Item = (&'a String, Option<&'a Arc<Node>>)>,
+        discovered: &Discovered,
+        now: u64,
+    ) -> Result<(), Diagnostics> {
+        let mut nodes = nodes.peekable();
+        if nodes.peek().is_none() {
+            return Ok(());
+        }
+        let mut model = Model::clone(self.model());
+        for (name, node) in nodes {
+            match node {
+                Some(node) => _ = model.nodes.insert(name.clone(), Arc::clone(node)),
+                None => _ = model.nodes.remove(name),
+            }
+        }
+        self.follow(Arc::new(model), discovered, now)
+    }
+
+    /// A service is new, other than before, or gone.
+    pub(super) fn put_service(&mut self, name: &ServiceName, frontend: Option<Frontend>) -> Result<(), Diagnostics> {
+        match frontend {
+            Some(frontend) => self.compiler.upsert_service(name, frontend),
+            None => self.compiler.remove_service(name),
+        }?;
         self.compiles.changes += 1;
         Ok(())
     }

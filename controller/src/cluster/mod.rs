@@ -12,6 +12,7 @@ mod changes;
 mod client;
 mod conditions;
 mod events;
+mod index;
 mod kinds;
 mod lease;
 mod object;

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     changes::{self, Claims, News},
-    kinds::{KINDS, Key, Kind, NAMESPACES, PODS},
+    index::Index,
+    kinds::{KINDS, Key, Kind, NAMESPACES, NODES, PODS, SERVICES, SLICES},
 };
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, source},
@@ -49,6 +50,7 @@ struct Kept {
 pub(super) struct Store {
     kinds: [Kept; KINDS.len()],
     claims: Claims,
+    index: Index,
     pool: Pool,
     /// What is other than when it was read or asked for last.
     news: News,
@@ -63,6 +65,7 @@ impl Store {
         Self {
             kinds: Default::default(),
             claims: Claims::default(),
+            index: Index::default(),
             pool: Pool::default(),
             news: News { all: true, ..News::default() },
             read: None,
@@ -107,6 +110,11 @@ impl Store {
             for key in keys {
                 self.claims.change(key, seen(before, key), seen(after, key));
             }
+        } else {
+            for key in before.keys().chain(kept.objects.keys()) {
+                // To be told twice of one changes nothing.
+                self.index.change(kind, key, seen(&before, key), seen(&kept.objects, key));
+            }
         }
         self.has_news()
     }
@@ -142,17 +150,22 @@ impl Store {
             Some(told) => objects.insert(key.clone(), told.clone()),
             None => objects.remove(&key),
         };
-        if KINDS[kind].is_policy {
-            self.news.policies.insert((kind, key));
-        } else if kind == PODS {
-            let before = before.as_ref().and_then(Told::seen);
-            let after = told.and_then(Told::seen);
-            self.claims.change(&key, before.map(|seen| &**seen), after.map(|seen| &**seen));
-            self.news.pods.entry(key).or_insert_with(|| before.cloned());
-        } else if kind == NAMESPACES && told.is_some() {
-            self.news.namespaces.insert(key);
-        } else {
-            self.news.all = true;
+        let was = before.as_ref().and_then(Told::seen);
+        let is = told.and_then(Told::seen);
+        let (from, to) = (was.map(|seen| &**seen), is.map(|seen| &**seen));
+        let news = &mut self.news;
+        match kind {
+            _ if KINDS[kind].is_policy => _ = news.policies.insert((kind, key)),
+            PODS => {
+                self.claims.change(&key, from, to);
+                news.pods.entry(key).or_insert_with(|| was.cloned());
+            }
+            NAMESPACES if is.is_some() => _ = news.namespaces.insert(key),
+            NODES | SERVICES | SLICES => {
+                self.index.change(kind, &key, from, to);
+                news.others.entry((kind, key)).or_insert_with(|| was.cloned());
+            }
+            _ => news.all = true,
         }
         true
     }
@@ -195,7 +208,11 @@ impl Store {
 
     /// What changed since it was read or asked this; `None` where only reading all of it says that.
     pub(super) fn changes(&mut self) -> Option<Changes> {
-        let mut changes = changes::changes(&self.news, &self.claims, &*self)?;
+        // What did not fit together may fit now.
+        if !self.notes.0.is_empty() && !self.news.others.is_empty() {
+            return None;
+        }
+        let mut changes = changes::changes(&self.news, (&self.claims, &self.index), &*self)?;
         for (kind, key) in &self.news.policies {
             let text = match self.kinds[*kind].objects.get(key) {
                 Some(Told::Policy(text)) => Some(Result::clone(text).ok()?),
@@ -244,6 +261,10 @@ impl Store {
 impl changes::Objects for Store {
     fn get(&self, kind: usize, key: &Key) -> Option<&Seen> {
         seen(&self.kinds[kind].objects, key)
+    }
+
+    fn name(&self, kind: usize, key: &Key) -> Option<&Key> {
+        self.kinds[kind].objects.get_key_value(key).map(|(name, _)| name)
     }
 
     fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)> {

@@ -15,7 +15,7 @@ use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use super::{
-    kinds::{KINDS, NAMESPACES, NODES, PODS, SERVICES, SLICES},
+    kinds::{KINDS, Key, NAMESPACES, NODES, PODS, SERVICES, SLICES},
     store::Store,
 };
 use crate::{
@@ -29,6 +29,8 @@ use crate::{
 const POLICIES: usize = 5;
 /// The last one is of no namespace object at first.
 const SPACES: [&str; 3] = ["a", "b", "c"];
+/// That of the cluster's resolver.
+const RESOLVING: &str = "kube-system";
 /// The agent's, and two others.
 const MACHINES: [&str; 3] = ["n1", "n2", "n3"];
 const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::1", "2001:db8::2"];
@@ -75,13 +77,22 @@ fn pod_of() -> impl Strategy<Value = Told> {
 
 fn service_of() -> impl Strategy<Value = Told> {
     let names = select(&["s0", "s1"]);
-    (select(&SPACES), names, select(&["web", "db", ""]), 0..2_u8).prop_map(|(space, name, app, last)| {
-        let mut spec =
-            json!({ "clusterIP": format!("10.96.{}.{last}", name.len() + space.len()), "ports": [{ "port": 80 }] });
+    let addresses = (0..2_u8, proptest::option::of(select(&["198.51.100.1", "192.0.2.2", "192.0.2.12"])));
+    let labels = (select(&["web", "db", ""]), proptest::bool::weighted(0.1));
+    let made = (addresses, select(&["1", "2"]), select(&[80, 443]));
+    (select(&SPACES), names, labels, made).prop_map(|(space, name, (app, resolves), ((last, external), second, port))| {
+        let mut spec = json!({ "clusterIP": format!("10.96.{}.{last}", name.len() + space.len()), "ports": [{ "port": port }] });
+        spec["externalIPs"] = external.into_iter().collect();
+        let mut metadata = named(space, name);
+        metadata["creationTimestamp"] = format!("2026-01-01T00:00:0{second}Z").into();
+        if resolves {
+            metadata["namespace"] = RESOLVING.into();
+            metadata["labels"] = json!({ "k8s-app": "kube-dns" });
+        }
         if !app.is_empty() {
             spec["selector"] = json!({ "app": app });
         }
-        Told::Is(SERVICES, json!({ "metadata": named(space, name), "spec": spec }))
+        Told::Is(SERVICES, json!({ "metadata": metadata, "spec": spec }))
     })
 }
 
@@ -120,16 +131,28 @@ fn namespace(name: &str, tenant: &str) -> Told {
     Told::Is(NAMESPACES, json!({ "metadata": { "name": name, "labels": { "tenant": tenant } } }))
 }
 
-fn node(name: &str) -> Told {
+/// A node with an address, or another one, whose pods are in an overlay or not.
+fn node(name: &str, other: bool, zone: &str, overlay: bool) -> Told {
     let number = name.trim_start_matches('n');
-    let addresses = json!([{ "type": "InternalIP", "address": format!("192.0.2.{number}") }]);
-    Told::Is(NODES, json!({ "metadata": { "name": name }, "status": { "addresses": addresses } }))
+    let address = format!("192.0.2.{}{number}", if other { "1" } else { "" });
+    let mut metadata = json!({ "name": name, "labels": { "zone": zone } });
+    if overlay {
+        metadata["annotations"] = json!({
+            "flannel.alpha.coreos.com/backend-type": "vxlan",
+            "flannel.alpha.coreos.com/backend-data": format!("{{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:0{number}\"}}"),
+            "flannel.alpha.coreos.com/public-ip": address,
+        });
+    }
+    let spec = json!({ "podCIDR": "10.0.0.0/30", "podCIDRs": ["10.0.0.0/30"] });
+    let addresses = json!([{ "type": "InternalIP", "address": address }]);
+    Told::Is(NODES, json!({ "metadata": metadata, "spec": spec, "status": { "addresses": addresses } }))
 }
 
 fn told() -> impl Strategy<Value = Told> {
     let gone =
         (select(&SPACES), select(&["p0", "p1", "p2", "p3"])).prop_map(|(space, name)| (PODS, named(space, name)));
-    let services = (select(&[SERVICES, SLICES]), select(&SPACES), select(&["s0", "s1"]))
+    let spaces = select(&["a", "b", "c", RESOLVING]);
+    let services = (select(&[SERVICES, SLICES]), spaces, select(&["s0", "s1"]))
         .prop_map(|(kind, space, name)| (kind, named(space, name)));
     let policies = (select(&SPACES), select(&["x", "y"])).prop_map(|(space, name)| (POLICIES, named(space, name)));
     let spaces = select(&SPACES).prop_map(|name| (NAMESPACES, json!({ "name": name })));
@@ -141,7 +164,8 @@ fn told() -> impl Strategy<Value = Told> {
         2 => slice_of(),
         4 => policy_of(),
         2 => (select(&SPACES), select(&["red", "blue"])).prop_map(|(name, tenant)| namespace(name, tenant)),
-        1 => select(&["n2", "n3"]).prop_map(node),
+        2 => (select(&MACHINES), any::<bool>(), select(&["a", "b"]), any::<bool>())
+            .prop_map(|(name, other, zone, overlay)| node(name, other, zone, overlay)),
         8 => gone.prop_map(|(kind, metadata)| Told::Gone(kind, json!({ "metadata": metadata }))),
         3 => (select(&SPACES), select(&["p0", "p1"]), 1..3_usize, select(&ADDRESSES))
             .prop_map(|(space, name, uid, address)| Told::Attached(space, name, uid, address)),
@@ -158,11 +182,11 @@ impl Followed {
         let mut store = Store::new();
         (0..KINDS.len()).for_each(|kind| _ = store.absent(kind));
         let followed = Self(Mutex::new(store));
-        for name in ["a", "b"] {
+        for name in ["a", "b", RESOLVING] {
             followed.tell(&namespace(name, "red"));
         }
         for name in ["n1", "n2"] {
-            followed.tell(&node(name));
+            followed.tell(&node(name, false, "a", false));
         }
         followed
     }
@@ -304,6 +328,43 @@ fn a_pod_has_run_that_has_an_address() {
     assert!(!followed.store().has_run("a", "p0", "another"));
 }
 
+/// What comes and goes in a large cluster does not have all of it put together.
+#[test]
+fn nodes_and_services_are_told_one_by_one() {
+    let followed = Followed::new();
+    followed.tell(&Told::Is(PODS, placed("p0", "", Some(ADDRESSES[0]))));
+    let mut known = listed(&followed.read());
+    let gone = |kind: usize, metadata: Value| Told::Gone(kind, json!({ "metadata": metadata }));
+    let selector = json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }], "selector": { "app": "web" } });
+    let alone = json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] });
+    let service = |spec: &Value| Told::Is(SERVICES, json!({ "metadata": named("a", "s0"), "spec": spec }));
+    let mut slice = named("a", "s0-x");
+    slice["labels"] = json!({ "kubernetes.io/service-name": "s0" });
+    let answers = json!([{ "addresses": [ADDRESSES[0]] }]);
+    let slice = json!({ "metadata": slice, "addressType": "IPv4", "endpoints": answers, "ports": [{ "port": 80 }] });
+    let mut tell = |told: &[Told]| {
+        told.iter().for_each(|told| followed.tell(told));
+        let changes = followed.changes().unwrap_or_else(|| panic!("{told:?} has all read"));
+        _ = changes.exchange(&mut known);
+        assert_eq!(format!("{known:#?}"), format!("{:#?}", listed(&followed.read())), "{told:?}");
+        known.clone()
+    };
+    assert_eq!(tell(&[node("n1", false, "b", false)]).nodes["n1"].labels["zone"], "b");
+    let p0 = |known: &Workloads| known.workloads[&Key::new("a", "p0")].endpoints[0].segment;
+    assert_eq!(p0(&tell(&[node("n1", true, "b", true)])), 1, "it is in the overlay of its node");
+    assert_eq!(p0(&tell(&[node("n1", true, "b", false)])), 0);
+    assert!(tell(&[node("n3", false, "a", true)]).nodes.contains_key("n3"));
+    assert!(!tell(&[gone(NODES, json!({ "name": "n3" }))]).nodes.contains_key("n3"));
+    let s0 = |known: &Workloads| known.frontends[&(&Key::new("a", "s0")).into()].workloads.len();
+    assert_eq!(s0(&tell(&[service(&selector)])), 0);
+    assert_eq!(s0(&tell(&[service(&alone), Told::Is(SLICES, slice)])), 1, "the pod has the slice's address");
+    assert_eq!(s0(&tell(&[gone(SLICES, named("a", "s0-x"))])), 0);
+    assert!(tell(&[gone(SERVICES, named("a", "s0"))]).frontends.is_empty());
+    // What pods are on is known from them where nobody describes it any more.
+    followed.tell(&gone(NODES, json!({ "name": "n1" })));
+    assert!(followed.changes().is_none());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
@@ -324,7 +385,7 @@ proptest! {
                             None => _ = texts.remove(&name),
                         }
                     }
-                    prop_assert!(changes.exchange(&mut known).is_some());
+                    _ = changes.exchange(&mut known);
                     let all = followed.read();
                     prop_assert_eq!(format!("{known:#?}"), format!("{:#?}", listed(&all)));
                     prop_assert_eq!(&Ok(texts.clone()), &all.policies);

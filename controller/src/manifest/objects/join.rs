@@ -434,7 +434,7 @@ fn target(port: &ServicePort, slices: &[&Slice]) -> FrontendPort {
     FrontendPort { target, ..port.port.clone() }
 }
 
-fn is_resolver(service: &Metadata) -> bool {
+pub(super) fn is_resolver(service: &Metadata) -> bool {
     let labelled = service.labels.get(DNS_LABEL).is_some_and(|value| value == DNS);
     service.name.namespace == SYSTEM_NAMESPACE && (service.name.name == DNS || labelled)
 }

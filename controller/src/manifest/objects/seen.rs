@@ -1,8 +1,8 @@
 //! What of an object of a cluster says whom else a change of it concerns.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
-use super::{Object, Seen};
+use super::{Object, Seen, join::is_resolver};
 use crate::workloads::WorkloadName;
 
 impl Seen {
@@ -66,11 +66,35 @@ impl Seen {
         }
     }
 
-    /// Of a slice: its service, pods that answer there, and addresses.
-    pub(crate) fn answering(&self) -> Option<(&str, BTreeSet<&str>, BTreeSet<IpAddr>)> {
+    /// Of a slice: its service, and pods that answer there.
+    pub(crate) fn answering(&self) -> Option<(&str, impl Iterator<Item = &str>)> {
         let Object::Slice(_, slice) = &self.0 else { return None };
-        let pods = slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref());
-        let addresses = slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied());
-        Some((&slice.service, pods.collect(), addresses.collect()))
+        Some((&slice.service, slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref())))
+    }
+
+    /// Addresses of a service or node, and those that answer by a slice.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        match &self.0 {
+            Object::Service(service) => service.cluster.iter().chain(&service.external).copied().collect(),
+            Object::Node(_, machine) => machine.addresses.iter().copied().collect(),
+            Object::Slice(_, slice) => {
+                slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether two nodes are the same to their pods.
+    pub(crate) fn places_pods_as(&self, other: Option<&Self>) -> bool {
+        match (&self.0, other.map(|other| &other.0)) {
+            (Object::Node(_, one), Some(Object::Node(_, other))) => one.segments == other.segments,
+            (Object::Node(_, one), _) => one.segments.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is the service of the cluster's resolver.
+    pub(crate) fn is_resolver(&self) -> bool {
+        matches!(&self.0, Object::Service(service) if is_resolver(&service.metadata))
     }
 }
