@@ -54,7 +54,7 @@ impl Idle {
     fn totals<S: Store>(&mut self, store: &S, owned: BTreeSet<u32>) -> Result<Vec<(u32, Total)>, NodeError> {
         if self.owned != owned {
             let all = slot_totals(store, None)?;
-            self.totals = all.iter().filter(|(slot, _)| !owned.contains(slot)).cloned().collect();
+            self.totals = all.iter().filter(|(slot, _)| !owned.contains(slot)).copied().collect();
             self.owned = owned;
             return Ok(all);
         }

@@ -247,7 +247,7 @@ pub(crate) fn desired(tables: Tables) -> Desired {
         rules: rules.0.into_iter().map(|name| Rule { name, origin: String::new() }).collect(),
         sets: sets.into(),
         endpoints: vec![endpoint],
-        addresses: addresses.into(),
+        addresses,
         prefixes: known,
         overlays: Family::ALL.map(overlay).into(),
         services: Family::ALL.map(translated).into(),

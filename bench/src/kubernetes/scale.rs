@@ -68,6 +68,10 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
     ensure!((1..=objects::MOST).contains(&nodes), "{nodes} nodes: there are addresses for 1 to {}", objects::MOST);
     ensure!((1..=nodes * objects::DENSITY).contains(&pods), "{pods} pods: a node has at most {}", objects::DENSITY);
     let size = Size { nodes, pods, namespaces: pods.div_ceil(25) };
+    // The policies of the part before must be gone before the agents are: what is in force stays without them.
+    let [caller, _] = &stage.callers;
+    let flow = [Flow::start(caller, stage.servers[0].address, PORT)?];
+    until(&flow, true)?;
     for node in 0..2 {
         stage.guarded.end_agent(node);
     }
@@ -76,8 +80,6 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(etcd::write(size.others().chain(size.pods())))
     })?;
-    let [caller, _] = &stage.callers;
-    let flow = [Flow::start(caller, stage.servers[0].address, PORT)?];
     until(&flow, true)?;
     let listed = stage.ask(async |client| {
         isolate(&client).await?;
