@@ -909,14 +909,10 @@ pub(crate) fn for_node(mut desired: Desired, observe: bool) -> Desired {
 /// Takes endpoints out, and says which.
 fn leave_out(desired: &mut Desired, which: impl Fn(&Endpoint) -> bool) -> BTreeSet<EndpointName> {
     let gone: Vec<_> = desired.endpoints.extract_if(.., |endpoint| which(endpoint)).collect();
-    if !gone.is_empty() {
-        let theirs =
-            gone.iter().flat_map(|endpoint| endpoint.addresses.iter().map(|address| (endpoint.segment, *address)));
-        for key in theirs {
-            if let Some(known) = desired.addresses.get_mut(&key)
-                && known.endpoint.as_ref().is_some_and(|name| gone.iter().any(|endpoint| endpoint.name == **name))
-            {
-                known.endpoint = None;
+    for endpoint in &gone {
+        for address in &endpoint.addresses {
+            if let Some(known) = desired.addresses.get_mut(&(endpoint.segment, *address)) {
+                known.endpoint.take_if(|name| **name == endpoint.name);
             }
         }
     }

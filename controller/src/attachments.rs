@@ -232,8 +232,9 @@ impl Attachments {
         let attached = || self.0.iter().any(|known| known.workload(workloads) == *name);
         let workload = workloads.workloads.get(name).filter(|_| workloads.live && !attached())?;
         let mut workload = Arc::clone(workload);
-        if has_some(&workload, &self.addresses().collect()) {
-            leave(Arc::make_mut(&mut workload), &self.addresses().collect());
+        let told = self.addresses().collect();
+        if has_some(&workload, &told) {
+            leave(Arc::make_mut(&mut workload), &told);
         }
         Some(workload)
     }

@@ -2,7 +2,7 @@
 
 mod tcp;
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
@@ -12,6 +12,8 @@ use super::{Stage, probe::Pod};
 
 /// Policies of those who call and those who are called.
 const POLICIES: [usize; 2] = [1, 1000];
+/// Until what starts or ends is done with: an agent takes more than a second of a processor for its programs and tables.
+const SETTLED: Duration = Duration::from_secs(5);
 /// What a ratio is to be at least.
 const TARGET: f64 = 0.97;
 /// What is measured: more is better, or less.
@@ -50,6 +52,9 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
             for guarded in [true, false] {
                 if !guarded {
                     stage.unguard()?;
+                }
+                if !smoke {
+                    thread::sleep(SETTLED);
                 }
                 for (figures, server) in figures.iter_mut().zip(&servers) {
                     figures[usize::from(!guarded)].push(measure(&stage.callers[0], server, time)?);

@@ -15,7 +15,7 @@ use bulkhead_ebpf::{
 };
 
 use crate::{
-    desired::{Desired, Endpoint, EndpointName, SelectorId, SetId},
+    desired::{Address, Desired, Endpoint, EndpointName, SelectorId, SetId},
     names::{Names, endpoint_identity, rule_hash, selector_hash},
     node::NodeError,
     publish::{
@@ -316,43 +316,26 @@ fn places(
     let mut rows: HashMap<&BTreeSet<SelectorId>, u32> = HashMap::new();
     let (mut places, mut standing) = (Places::default(), Standing::of(desired));
     let kept = Kept::new(state, desired);
-    let (kept, anew): (Vec<_>, Vec<_>) = desired
-        .addresses
-        .pieces()
-        .map(|(at, piece)| (at, piece, kept.piece(at, piece)))
-        .partition(|(.., kept)| kept.is_some());
-    for (at, _, kept) in kept {
-        let Some((piece, facts)) = kept else { continue };
-        places.put_piece(piece);
+    let kept: Vec<_> = desired.addresses.pieces().map(|(at, piece)| kept.piece(at, piece)).collect();
+    for ((at, piece), kept) in desired.addresses.pieces().zip(kept) {
+        let (lowered, facts) = match kept {
+            Some(kept) => kept,
+            None => {
+                let (mut lowered, mut facts) = (BTreeMap::new(), Facts::default());
+                for ((segment, address), known) in &**piece {
+                    are_there(desired, &known.selectors)?;
+                    let row = *rows
+                        .entry(&known.selectors)
+                        .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
+                    let slot = slot_of(*address, known, &by_name)?;
+                    lowered.insert(Key::known(*segment, *address), Place { row, slot, flags: flags(known) });
+                    facts.add(known);
+                }
+                (lowered.into(), facts.into())
+            }
+        };
+        places.put_piece(lowered);
         standing.learn(*at, facts);
-    }
-    for (at, piece, _) in anew {
-        let (mut lowered, mut facts) = (BTreeMap::new(), Facts::default());
-        for ((segment, address), known) in &**piece {
-            let slot = match &known.endpoint {
-                None => 0,
-                Some(name) => match by_name.get(&**name) {
-                    Some(slot) => *slot as u16,
-                    None => {
-                        return invalid(format!(
-                            "{address} belongs to {}, which is no endpoint of this node",
-                            display(name)
-                        ));
-                    }
-                },
-            };
-            are_there(desired, &known.selectors)?;
-            let row = *rows
-                .entry(&known.selectors)
-                .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
-            let flags = if known.node { AddressWord::NODE } else { 0 }
-                | if known.own { AddressWord::OWN } else { 0 }
-                | if known.encapsulated { AddressWord::ENCAPSULATED } else { 0 };
-            lowered.insert(Key::known(*segment, *address), Place { row, slot, flags });
-            facts.add(known);
-        }
-        places.put_piece(lowered.into());
-        standing.learn(*at, facts.into());
     }
     for ((segment, network), prefix) in &desired.prefixes {
         are_there(desired, &prefix.selectors)?;
@@ -376,6 +359,22 @@ fn places(
         places.insert(key, Place { row: place.row, slot: 0, flags: AddressWord::SERVICE });
     }
     Ok((places, standing))
+}
+
+/// Slot of whoever has an address, 0 for nobody of this node.
+fn slot_of(address: IpAddr, known: &Address, slots: &HashMap<&EndpointName, u32>) -> Result<u16, NodeError> {
+    let Some(name) = &known.endpoint else { return Ok(0) };
+    match slots.get(&**name) {
+        Some(slot) => Ok(*slot as u16),
+        None => invalid(format!("{address} belongs to {}, which is no endpoint of this node", display(name))),
+    }
+}
+
+fn flags(known: &Address) -> u8 {
+    let flag = |set, flag| if set { flag } else { 0 };
+    flag(known.node, AddressWord::NODE)
+        | flag(known.own, AddressWord::OWN)
+        | flag(known.encapsulated, AddressWord::ENCAPSULATED)
 }
 
 fn check_places<S: Store>(state: &State, store: &S, places: &Places) -> Result<(), NodeError> {
