@@ -11,7 +11,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
-    desired::{self, Desired, Peers, RuleId, SelectorId, SetId},
+    desired::{self, Desired, Peers, PolicySet, RuleId, SelectorId, SetId},
     node::NodeError,
     publish::{Answer, Judge},
 };
@@ -183,13 +183,15 @@ impl Walls {
 
 /// The same policy, but that every pass from a tier on allows.
 fn stopping(desired: &Desired, tier: u8) -> Desired {
-    let mut desired = desired.clone();
-    let intervals = desired.sets.iter_mut().flat_map(|set| set.classes.iter_mut().flatten());
-    let entries = intervals.flat_map(|interval| &mut interval.entries);
-    for entry in entries.filter(|entry| entry.action == Action::Pass && entry.tier >= tier) {
-        entry.action = Action::Allow;
-    }
-    desired
+    let stopped = |set: &Arc<PolicySet>| {
+        let mut set = PolicySet::clone(set);
+        let entries = set.classes.iter_mut().flatten().flat_map(|interval| &mut interval.entries);
+        for entry in entries.filter(|entry| entry.action == Action::Pass && entry.tier >= tier) {
+            entry.action = Action::Allow;
+        }
+        Arc::new(set)
+    };
+    Desired { sets: desired.sets.iter().map(stopped).collect(), ..desired.clone() }
 }
 
 /// Who says what a wall does.

@@ -402,17 +402,28 @@ impl Model {
 
     /// The same, services first.
     fn isolating_any(&self, workload: &Workload, direction: Direction) -> impl Iterator<Item = Isolation<'_>> {
+        let policies = self.policies_of(workload).filter(move |policy| policy.isolates(direction));
+        self.isolating_services(workload).chain(policies.map(Isolation::Policy))
+    }
+
+    /// Listed services that a workload belongs to: each isolates it.
+    pub(crate) fn isolating_services(&self, workload: &Workload) -> impl Iterator<Item = Isolation<'_>> {
         let services = workload.services.iter().filter_map(|name| self.services.get_key_value(name));
-        let services = services.map(|(name, service)| Isolation::Service(name, service));
-        let policies = workload.policies.iter().filter_map(|name| self.network_policies.get(name));
-        services.chain(policies.filter(move |policy| policy.isolates(direction)).map(Isolation::Policy))
+        services.map(|(name, service)| Isolation::Service(name, service))
+    }
+
+    /// Kubernetes policies that select a workload.
+    pub(crate) fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &NetworkPolicy> {
+        workload.policies.iter().filter_map(|name| self.network_policies.get(name))
     }
 
     /// The first that isolates a workload in a direction, or with `audit` the first that would.
     #[must_use]
     pub fn isolating(&self, workload: &Workload, direction: Direction, audit: bool) -> Option<Isolation<'_>> {
-        let all = || self.isolating_any(workload, direction);
-        all().find(|isolation| !isolation.audit()).or_else(|| all().next().filter(|_| audit))
+        let mut all = self.isolating_any(workload, direction);
+        let first = all.next()?;
+        let enforced = if first.audit() { all.find(|isolation| !isolation.audit()) } else { Some(first) };
+        enforced.or_else(|| Some(first).filter(|_| audit))
     }
 
     /// What to say of a service that nobody is.
@@ -465,14 +476,24 @@ impl Model {
 
     /// Rules that open a wall of a workload, in order.
     pub fn rules_of<'a>(&'a self, workload: &'a Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
+        let policies = workload.policies.iter().flat_map(move |name| self.rules_of_policy(name, direction));
+        self.rules_of_intents(workload, direction).chain(policies)
+    }
+
+    /// Those of Intents.
+    pub(crate) fn rules_of_intents(&self, workload: &Workload, direction: Direction) -> impl Iterator<Item = &Rule> {
         let resolver = workload.addresses().any(|address| self.resolvers.contains(&address));
         let services = workload.services.iter().cloned().map(Wall::Service);
         let frontends = workload.frontends.iter().cloned().map(Wall::Backends);
         let walls = services.chain(resolver.then_some(Wall::Resolvers)).chain(frontends);
-        let intents: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
-        let policies = workload.policies.iter().filter_map(|name| self.by_policy.get(name)).flatten().copied();
-        let opening = intents.into_iter().chain(policies).map(|index| &self.rules[index]);
-        opening.filter(move |rule| rule.direction == direction)
+        let rules: BTreeSet<usize> = walls.filter_map(|wall| self.by_wall.get(&wall)).flatten().copied().collect();
+        rules.into_iter().map(|index| &self.rules[index]).filter(move |rule| rule.direction == direction)
+    }
+
+    /// Those of a Kubernetes policy.
+    pub(crate) fn rules_of_policy(&self, name: &PolicyName, direction: Direction) -> impl Iterator<Item = &Rule> {
+        let rules = self.by_policy.get(name).into_iter().flatten().map(|index| &self.rules[*index]);
+        rules.filter(move |rule| rule.direction == direction)
     }
 
     fn open(&mut self, rule: Rule) {

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_ebpf::{
@@ -15,7 +16,7 @@ use bulkhead_ebpf::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::pieces::Pieces;
+use crate::{listed::Listed, pieces::Pieces};
 
 /// VNI of an overlay, 0 for none.
 pub type Segment = u32;
@@ -25,11 +26,11 @@ pub type Segment = u32;
 pub struct Desired {
     /// Distinct peer expressions that concern this node; [`SelectorId`] is an index. The text is the identity across publishes; where it is empty
     /// there is none.
-    pub selectors: Vec<String>,
+    pub selectors: Listed<String>,
     /// Rules; [`RuleId`] is an index. The name is the identity across publishes; one that nothing refers to may lack it.
-    pub rules: Vec<Rule>,
+    pub rules: Listed<Rule>,
     /// Policy sets; [`SetId`] is an index. Equal ones may be shared.
-    pub sets: Vec<PolicySet>,
+    pub sets: Listed<Arc<PolicySet>>,
     /// Endpoints on this node.
     pub endpoints: Vec<Endpoint>,
     /// Known addresses, on any node.

@@ -19,6 +19,7 @@ mod grace;
 pub mod input_rule;
 mod iptables_save;
 pub mod kernel;
+pub mod listed;
 pub mod load;
 pub mod mark;
 pub mod memory;

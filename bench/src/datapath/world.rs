@@ -243,9 +243,9 @@ pub(crate) fn desired(tables: Tables) -> Desired {
         }
     }
     Desired {
-        selectors: selectors.0,
+        selectors: selectors.0.into(),
         rules: rules.0.into_iter().map(|name| Rule { name, origin: String::new() }).collect(),
-        sets: sets.into(),
+        sets: Vec::from(sets).into(),
         endpoints: vec![endpoint],
         addresses,
         prefixes: known,

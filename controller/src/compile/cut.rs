@@ -25,12 +25,9 @@ pub(super) fn cut<K: Ord + Copy, V: Eq + Copy>(stretches: &[(Stretch, K, V)]) ->
                 covering.entry(key).or_insert(value);
             }
         }
-        let mut previous = None;
-        axis.retain(|_, covering| {
-            let differs = previous.as_ref() != Some(covering);
-            previous = Some(covering.clone());
-            differs
-        });
+        let pairs = axis.iter().zip(axis.iter().skip(1));
+        let equal: Vec<u16> = pairs.filter(|((_, one), (_, next))| one == next).map(|(_, (at, _))| *at).collect();
+        equal.iter().for_each(|at| _ = axis.remove(at));
         axis
     })
 }

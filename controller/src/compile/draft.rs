@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use bulkhead_dataplane::{desired, node::direction_label};
+use bulkhead_dataplane::{
+    desired::{self, RuleId, SelectorId},
+    node::direction_label,
+};
 use bulkhead_ebpf::{
     abi::{Action, Direction},
     reason::Reason,
@@ -13,7 +16,8 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     guard::Tier,
     intent::Entity,
-    model::{Model, Peer, Workload},
+    model::{Isolation, Model, Peer, PolicyName, Workload},
+    network_policy::NetworkPolicy,
     ports::{Ports, Stretch, Transport},
     workloads::WorkloadName,
 };
@@ -68,9 +72,49 @@ pub(super) struct Step {
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) stretch: Stretch,
-    /// `None` for everyone.
-    pub(super) selector: Option<Selector>,
-    pub(super) rule: Arc<desired::Rule>,
+    pub(super) said: Said,
+}
+
+/// Whom a line is about, `None` for everyone, and which rule says it.
+#[derive(Clone, Debug)]
+pub(super) enum Said {
+    Written(Option<Selector>, Arc<desired::Rule>),
+    /// By the ids that they have already.
+    Known(Option<SelectorId>, RuleId),
+}
+
+impl Line {
+    /// What is said without ids.
+    pub(super) const fn written(&self) -> Option<(Option<&Selector>, &Arc<desired::Rule>)> {
+        match &self.said {
+            Said::Written(selector, rule) => Some((selector.as_ref(), rule)),
+            Said::Known(..) => None,
+        }
+    }
+}
+
+/// Kubernetes policies that select a workload.
+pub(super) trait Policies {
+    /// The first that isolates it in a direction.
+    fn isolating<'a>(&self, subject: Subject<'a>, direction: Direction) -> Option<&'a NetworkPolicy>;
+
+    /// Adds the lines of all, in order.
+    fn lines(&self, subject: Subject<'_>, direction: Direction, lines: &mut Vec<Line>);
+}
+
+/// Looks all of them up.
+pub(super) struct Selecting;
+
+impl Policies for Selecting {
+    fn isolating<'a>(&self, subject: Subject<'a>, direction: Direction) -> Option<&'a NetworkPolicy> {
+        subject.model.policies_of(subject.workload).find(|policy| policy.isolates(direction))
+    }
+
+    fn lines(&self, subject: Subject<'_>, direction: Direction, lines: &mut Vec<Line>) {
+        for name in &subject.workload.policies {
+            subject.policy_lines(name, direction, lines);
+        }
+    }
 }
 
 /// Where those who match a peer listen by the name of a port.
@@ -104,6 +148,7 @@ pub(super) struct Subject<'a> {
     pub(super) workload: &'a Workload,
     pub(super) now: u64,
     pub(super) listening: &'a dyn Listening,
+    pub(super) policies: &'a dyn Policies,
 }
 
 impl Subject<'_> {
@@ -184,15 +229,23 @@ impl Subject<'_> {
         let Self { model, workload, .. } = self;
         let direction = draft.direction;
         let step = |action, audit, reason, lines| Step { tier: TIER, action, audit, reason, lines };
-        let Some(first) = model.isolating(workload, direction, true) else { return false };
+        let mut services = model.isolating_services(workload);
+        let first = services.next();
+        let enforced = first.into_iter().chain(services).find(|service| !service.audit());
+        let enforced = enforced.or_else(|| self.policies.isolating(self, direction).map(Isolation::Policy));
+        let Some(first) = enforced.or(first) else { return false };
         // Where nothing is enforced all is reported only.
         let only_audit = first.audit();
         let (audited, enforced): (Vec<_>, Vec<_>) =
-            model.rules_of(workload, direction).partition(|rule| rule.audit || only_audit);
+            model.rules_of_intents(workload, direction).partition(|rule| rule.audit || only_audit);
         for (audit, rules) in [(false, enforced), (true, audited)] {
             let mut lines: Vec<Line> = Vec::new();
             for rule in rules {
                 self.lines(direction, &rule.peer, &rule.ports, &rule.named, &mut lines);
+            }
+            if !audit {
+                // Those that select it are enforced, and isolate it.
+                self.policies.lines(self, direction, &mut lines);
             }
             if direction == Direction::Ingress && only_audit == audit {
                 let rule = Arc::new(desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() });
@@ -207,6 +260,13 @@ impl Subject<'_> {
         !only_audit
     }
 
+    /// Adds what the rules of a Kubernetes policy are for the workload.
+    pub(super) fn policy_lines(self, name: &PolicyName, direction: Direction, lines: &mut Vec<Line>) {
+        for rule in self.model.rules_of_policy(name, direction) {
+            self.lines(direction, &rule.peer, &rule.ports, &rule.named, lines);
+        }
+    }
+
     /// Adds what a rule is for the workload: its ports are those of the side that listens.
     fn lines(
         self,
@@ -217,29 +277,40 @@ impl Subject<'_> {
         lines: &mut Vec<Line>,
     ) {
         let Self { model, workload, .. } = self;
-        let line = |stretch, port: Option<NamedPort>| {
-            let everyone = **peer == Peer::Any && port.is_none();
-            let selector = (!everyone).then(|| Selector { peer: Arc::clone(peer), port });
-            Line { stretch, selector, rule: Arc::clone(rule) }
-        };
         match (ports, direction) {
             (Ports::Named { name, transport }, Direction::Ingress) => {
                 let own = workload.listens(name, *transport);
-                lines.extend(own.map(|(transport, number)| line(one(transport, number), None)));
+                lines.extend(own.map(|(transport, number)| line(one(transport, number), peer, None, rule)));
             }
             (Ports::Named { name, transport }, Direction::Egress) => {
                 let listening = self.listening.ports(model, peer, name, *transport);
                 let port = |(transport, number)| {
-                    line(one(transport, number), Some(NamedPort { name: name.clone(), transport, number }))
+                    line(one(transport, number), peer, Some(NamedPort { name: name.clone(), transport, number }), rule)
                 };
                 lines.extend(listening.into_iter().map(port));
             }
-            (ports, _) => lines.extend(ports.stretches().into_iter().map(|stretch| line(stretch, None))),
+            (ports, _) => plain_lines(peer, ports, rule, lines),
         }
     }
 }
 
+/// Adds what a rule about ports by number is, for everybody and in either direction.
+pub(super) fn plain_lines(peer: &Arc<Peer>, ports: &Ports, rule: &Arc<desired::Rule>, lines: &mut Vec<Line>) {
+    lines.extend(ports.stretches().into_iter().map(|stretch| line(stretch, peer, None, rule)));
+}
+
+fn line(stretch: Stretch, peer: &Arc<Peer>, port: Option<NamedPort>, rule: &Arc<desired::Rule>) -> Line {
+    let everyone = **peer == Peer::Any && port.is_none();
+    let selector = (!everyone).then(|| Selector { peer: Arc::clone(peer), port });
+    Line { stretch, said: Said::Written(selector, Arc::clone(rule)) }
+}
+
 impl Draft {
+    /// What its lines say without ids.
+    pub(super) fn written(&self) -> impl Iterator<Item = (Option<&Selector>, &Arc<desired::Rule>)> {
+        self.steps.iter().flat_map(|step| &step.lines).filter_map(Line::written)
+    }
+
     /// Adds to the last step what does the same there.
     fn push(&mut self, step: Step) {
         let does = |step: &Step| (step.tier, step.action, step.audit, step.reason);
@@ -253,7 +324,7 @@ impl Draft {
 
 fn everyone(rule: &Arc<desired::Rule>) -> Vec<Line> {
     let stretches = Ports::Any.stretches().into_iter();
-    stretches.map(|stretch| Line { stretch, selector: None, rule: Arc::clone(rule) }).collect()
+    stretches.map(|stretch| Line { stretch, said: Said::Written(None, Arc::clone(rule)) }).collect()
 }
 
 fn one(transport: Transport, number: u16) -> Stretch {

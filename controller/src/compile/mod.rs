@@ -11,6 +11,7 @@ mod walls;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 pub use self::incremental::{Change, Compiler, Extent, Moved};
@@ -22,7 +23,7 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, PORT_INTERVALS, VIEW_CHAIN};
 
-use self::draft::{Draft, Everybody, Selector, Step, Subject};
+use self::draft::{Draft, Everybody, Said, Selecting, Selector, Step, Subject};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, suggest},
     model::{Isolation, Model, Workload},
@@ -54,7 +55,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         model.workloads.iter().filter(|(_, workload)| *workload.node == *node && !workload.endpoints.is_empty());
     let local: Vec<_> = local
         .map(|(name, workload)| {
-            let subject = Subject { model, name, workload, now, listening: &Everybody };
+            let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &Selecting };
             (subject, phases(subject, &mut found))
         })
         .collect();
@@ -103,8 +104,8 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
     let prefixes = network.prefixes();
     Ok(Desired {
         selectors: names.selectors.iter().map(ToString::to_string).collect(),
-        rules: names.rules.clone(),
-        sets: sets.into_keys().collect(),
+        rules: names.rules.iter().cloned().collect(),
+        sets: sets.into_keys().map(Arc::new).collect(),
         endpoints,
         addresses: addresses.unwrap_or_default(),
         prefixes,
@@ -169,9 +170,9 @@ struct Names {
 impl Names {
     fn of<'a>(drafts: impl Iterator<Item = &'a Draft>) -> Self {
         let (mut selectors, mut rules) = (BTreeMap::new(), BTreeSet::new());
-        for line in drafts.flat_map(|draft| &draft.steps).flat_map(|step| &step.lines) {
-            rules.insert(&*line.rule);
-            if let Some(selector) = &line.selector {
+        for (selector, rule) in drafts.flat_map(Draft::written) {
+            rules.insert(&**rule);
+            if let Some(selector) = selector {
                 selectors.insert(selector.to_string(), selector.clone());
             }
         }
@@ -201,9 +202,12 @@ fn policy_set(draft: &Draft, ids: &dyn Ids) -> PolicySet {
     let stretches: Vec<_> = (0..)
         .zip(&draft.steps)
         .flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)))
-        .map(|(at, line)| {
-            let selector = line.selector.as_ref().map(|selector| ids.selector(selector));
-            (line.stretch, (at, selector), ids.rule(&line.rule))
+        .map(|(at, line)| match &line.said {
+            Said::Written(selector, rule) => {
+                let selector = selector.as_ref().map(|selector| ids.selector(selector));
+                (line.stretch, (at, selector), ids.rule(rule))
+            }
+            Said::Known(selector, rule) => (line.stretch, (at, *selector), *rule),
         })
         .collect();
     let interval = |(start, covering)| Interval { start, entries: entries(&draft.steps, &covering) };
@@ -254,6 +258,18 @@ fn id(found: Result<usize, usize>) -> u32 {
     u32::try_from(found.unwrap_or_else(|at| at)).unwrap_or(u32::MAX)
 }
 
+/// Whether [`too_long`] has something to say.
+fn is_too_long(set: &PolicySet) -> bool {
+    set.classes.iter().any(|intervals| intervals.len() > PORT_INTERVALS || longest(intervals) > MOST_ENTRIES)
+}
+
+/// Entries of a list.
+const MOST_ENTRIES: usize = LIST_ENTRIES * LIST_CHAIN as usize;
+
+fn longest(intervals: &[Interval]) -> usize {
+    intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default()
+}
+
 /// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
 fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
     let whose = || {
@@ -263,17 +279,14 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
         (place, isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`")))
     };
     let direction = direction_label(set.direction);
-    let most =
-        |intervals: &[Interval]| intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default();
-    let limit = LIST_ENTRIES * LIST_CHAIN as usize;
     if let Some((class, entries)) = Class::ALL
         .into_iter()
-        .zip(set.classes.iter().map(|intervals| most(intervals)))
-        .find(|&(_, entries)| entries > limit)
+        .zip(set.classes.iter().map(|intervals| longest(intervals)))
+        .find(|&(_, entries)| entries > MOST_ENTRIES)
     {
         let (place, name) = whose();
         let message = format!(
-            "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {limit} fit"
+            "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {MOST_ENTRIES} fit"
         );
         let help = "write rules of Guards that do the same one after the other: they become one entry";
         return Some(Diagnostic::error(place, message).help(help));
@@ -287,7 +300,8 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
             continue;
         }
         let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
-        let text = format!("{range} ({})", line.rule.origin);
+        let Some((_, rule)) = line.written() else { continue };
+        let text = format!("{range} ({})", rule.origin);
         if !ranges.contains(&text) {
             ranges.push(text);
         }

@@ -14,7 +14,7 @@ use bulkhead_ebpf::abi::{Action, Direction, Mode};
 
 use super::{
     Ids,
-    draft::{Draft, Everybody, Selector, Subject},
+    draft::{Draft, Everybody, Selecting, Selector, Subject},
     network::{Underlay, endpoint_name},
     policy_set, too_long,
 };
@@ -109,7 +109,7 @@ impl Walls {
     /// Policies that do not fit the tables.
     pub(crate) fn new(model: &Model, name: &WorkloadName, workload: &Workload, now: u64) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::default();
-        let subject = Subject { model, name, workload, now, listening: &Everybody };
+        let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &Selecting };
         let drafts = [Direction::Ingress, Direction::Egress].map(|direction| subject.draft(direction, &mut found));
         let unreached = [Direction::Ingress, Direction::Egress].map(|direction| subject.unreached(direction));
         let written = Written::new(drafts.iter().chain(&unreached));
@@ -166,8 +166,8 @@ pub(crate) struct Key {
 fn alone(endpoint: Endpoint, sets: [PolicySet; 2], selectors: &[Selector], rules: Vec<desired::Rule>) -> Desired {
     Desired {
         selectors: selectors.iter().map(ToString::to_string).collect(),
-        rules,
-        sets: sets.into(),
+        rules: rules.into(),
+        sets: Vec::from(sets).into(),
         endpoints: vec![endpoint],
         ..Desired::default()
     }
@@ -198,17 +198,17 @@ impl Written {
     fn new<'a>(drafts: impl Iterator<Item = &'a Draft>) -> Self {
         let (selectors, rules) = (Vec::new(), Vec::new());
         let mut written = Self { selectors, selector_ids: BTreeMap::new(), rules, rule_ids: BTreeMap::new() };
-        for line in drafts.flat_map(|draft| &draft.steps).flat_map(|step| &step.lines) {
-            if let Some(selector) = &line.selector
+        for (selector, rule) in drafts.flat_map(Draft::written) {
+            if let Some(selector) = selector
                 && !written.selector_ids.contains_key(selector)
             {
                 let id = SelectorId(next(written.selectors.len()));
                 written.selector_ids.insert(selector.clone(), id);
                 written.selectors.push(selector.clone());
             }
-            if !written.rule_ids.contains_key(&line.rule) {
-                written.rule_ids.insert(Arc::clone(&line.rule), RuleId(next(written.rules.len())));
-                written.rules.push(desired::Rule::clone(&line.rule));
+            if !written.rule_ids.contains_key(rule) {
+                written.rule_ids.insert(Arc::clone(rule), RuleId(next(written.rules.len())));
+                written.rules.push(desired::Rule::clone(rule));
             }
         }
         written
@@ -217,12 +217,15 @@ impl Written {
     fn lines(&self, draft: &Draft) -> Vec<Line> {
         let lines = draft.steps.iter().flat_map(|step| step.lines.iter().map(move |line| (step, line)));
         lines
-            .map(|(step, line)| Line {
-                rule: self.rule(&line.rule),
-                action: step.action,
-                audit: step.audit,
-                selector: line.selector.as_ref().map(|selector| self.selector(selector)),
-                stretch: line.stretch,
+            .filter_map(|(step, line)| {
+                let (selector, rule) = line.written()?;
+                Some(Line {
+                    rule: self.rule(rule),
+                    action: step.action,
+                    audit: step.audit,
+                    selector: selector.map(|selector| self.selector(selector)),
+                    stretch: line.stretch,
+                })
             })
             .collect()
     }

@@ -20,7 +20,7 @@ pub(crate) fn assert_tells(change: &Change, before: &Desired, after: &Desired, w
         all.filter(|(_, text)| !text.is_empty()).collect()
     };
     let sets = |desired: &Desired| -> BTreeMap<u32, PolicySet> {
-        let all = list(desired.sets.len()).zip(desired.sets.iter().cloned());
+        let all = list(desired.sets.len()).zip(desired.sets.iter().map(|set| PolicySet::clone(set)));
         all.filter(|(_, set)| !set.classes[0].is_empty()).collect()
     };
     let endpoints = |desired: &Desired| -> BTreeMap<_, _> {

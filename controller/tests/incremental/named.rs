@@ -23,7 +23,7 @@ fn another_workload_in_the_prefix_is_not_named() {
     .iter()
     .fold(Cluster::new(), |cluster, event| cluster.with(event));
     let desired = cluster.compile(&cluster.model().unwrap()).unwrap_or_else(|found| panic!("{found}"));
-    assert_eq!(desired.selectors, ["cidr 10.0.0.0/8 with port http=8080/tcp"]);
+    assert_eq!(desired.selectors, vec!["cidr 10.0.0.0/8 with port http=8080/tcp".to_owned()].into());
     let named = ["10.0.1.2", "10.0.1.3"].map(|at| desired.addresses[&(1, address(at))].selectors.len());
     assert_eq!(named, [1, 0]);
 }

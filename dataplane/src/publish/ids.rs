@@ -321,7 +321,11 @@ impl Selectors {
     }
 
     /// Gives bits to what has a text and no bit: first to the groups, each into one word where there is room (an entry of a list reads one word), then to the rest.
-    pub(crate) fn place(&mut self, all: &[(&str, [u64; 2])], groups: &BTreeSet<Vec<u32>>) -> Result<(), NodeError> {
+    pub(crate) fn place(
+        &mut self,
+        all: &[(&str, [u64; 2])],
+        groups: impl FnOnce() -> BTreeSet<Vec<u32>>,
+    ) -> Result<(), NodeError> {
         let texts = all.iter().filter(|(text, _)| !text.is_empty());
         let missing: BTreeSet<[u64; 2]> =
             texts.map(|(_, hash)| *hash).filter(|hash| !self.bits.contains_key(hash)).collect();
@@ -329,7 +333,11 @@ impl Selectors {
             let first = all.iter().find(|(_, hash)| missing.contains(hash)).map_or("", |(text, _)| text);
             return over(format!("selector {first}"), "selectors", self.taken.count() + missing.len(), SELECTORS);
         }
-        let mut order: Vec<&Vec<u32>> = groups.iter().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let lacks = |group: &Vec<u32>| group.iter().any(|selector| missing.contains(&all[*selector as usize].1));
+        let mut order: Vec<Vec<u32>> = groups().into_iter().filter(lacks).collect();
         order.sort_by_key(|group| std::cmp::Reverse(group.len()));
         for group in order {
             let hashes: BTreeSet<[u64; 2]> = group.iter().map(|selector| all[*selector as usize].1).collect();

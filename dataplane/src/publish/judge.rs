@@ -12,12 +12,12 @@ use bulkhead_ebpf::{
 use crate::{
     desired::{Desired, RuleId, SelectorId, SetId},
     memory::MemoryStore,
-    names::{rule_hash, selector_hash},
     node::NodeError,
     publish::{
         ids::Bits,
         recover::scan,
         sets::{LoweredSet, SetLowering, groups, used_sets},
+        standing::Symbols,
         state::State,
     },
     store,
@@ -69,12 +69,12 @@ pub(crate) fn lower_sets(desired: &Desired) -> Result<Lowered, NodeError> {
     store.set_limit::<store::Lists>(ROOM);
     store.set_limit::<store::Ports>(ROOM);
     let mut state = scan(&store)?;
-    let selectors: Vec<(&str, [u64; 2])> =
-        desired.selectors.iter().map(|text| (text.as_str(), selector_hash(text))).collect();
+    let symbols = Symbols::of(desired, &Symbols::default());
+    let selectors: Vec<(&str, [u64; 2])> = symbols.selectors().collect();
     let used = used_sets(desired);
-    state.selectors.place(&selectors, &groups(desired, used.keys()))?;
+    state.selectors.place(&selectors, || groups(desired, used.keys()))?;
     let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
-    let hashes: Vec<u64> = desired.rules.iter().map(|rule| rule_hash(&rule.name)).collect();
+    let hashes: Vec<u64> = symbols.rule_hashes.iter().copied().collect();
     let mut sets = BTreeMap::new();
     for (set, who) in &used {
         sets.insert(*set, SetLowering::new(&mut state, &bits, &hashes, who).lower(set.of(desired))?);

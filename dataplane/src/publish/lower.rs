@@ -16,7 +16,7 @@ use bulkhead_ebpf::{
 
 use crate::{
     desired::{Address, Desired, Endpoint, EndpointName, SelectorId, SetId},
-    names::{Names, endpoint_identity, rule_hash, selector_hash},
+    names::{Names, endpoint_identity},
     node::NodeError,
     publish::{
         check::{are_there, capacity, check, invalid},
@@ -25,7 +25,7 @@ use crate::{
         services::Services,
         sets::{LoweredSet, SetLowering, groups, used_sets},
         slots::{Free, slots_limit},
-        standing::{Facts, Kept, Standing},
+        standing::{Facts, Kept, Standing, Symbols},
         state::{State, Walker},
         steps::Steps,
     },
@@ -43,8 +43,8 @@ pub(crate) struct Target {
     pub(crate) vteps: BTreeSet<VtepKey>,
     pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
     pub(crate) selectors: HashSet<[u64; 2]>,
-    /// Rules that counters of this target name: index in [`Desired::rules`] by hash.
-    pub(crate) rules: BTreeMap<u64, usize>,
+    /// Rules that counters of this target name: hash, and index in [`Desired::rules`].
+    pub(crate) rules: Vec<(u64, usize)>,
     pub(crate) steps: Steps,
 }
 
@@ -72,21 +72,23 @@ pub(crate) fn lower<S: Store>(
     }
     let slots = assign_slots(desired, infos, state, store, names)?;
 
-    let selectors: Vec<(&str, [u64; 2])> =
-        desired.selectors.iter().map(|text| (text.as_str(), selector_hash(text))).collect();
+    let none = Symbols::default();
+    let symbols = Symbols::of(desired, state.standing.as_ref().map_or(&none, |standing| &standing.symbols));
+    let selectors: Vec<(&str, [u64; 2])> = symbols.selectors().collect();
     let sets: BTreeMap<SetId, String> = used_sets(desired);
-    state.selectors.place(&selectors, &groups(desired, sets.keys()))?;
+    state.selectors.place(&selectors, || groups(desired, sets.keys()))?;
     capacity("the selectors", store::Ids::NAME, state.selectors.used(), store.limit::<store::Ids>())?;
     let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
 
-    let hashes: Vec<u64> = desired.rules.iter().map(|rule| rule_hash(&rule.name)).collect();
+    let hashes: Vec<u64> = symbols.rule_hashes.iter().copied().collect();
     let mut lowered = BTreeMap::new();
     for (set, who) in &sets {
         lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
     }
     assign_counters(desired, state, store, names, &slots, &lowered)?;
     let words = views(desired, state, &Deadlines::new(state, store, now)?, &slots, &lowered)?;
-    let (places, standing) = places(desired, state, &slots, &bits)?;
+    let selectors = selectors.iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| *hash).collect();
+    let (places, standing) = places(desired, state, symbols, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
     let (vteps, owners) = overlays(desired);
 
@@ -101,17 +103,18 @@ pub(crate) fn lower<S: Store>(
     capacity("the overlays' nodes", store::Vteps::NAME, vteps.len(), store.limit::<store::Vteps>())?;
     capacity("the overlays' prefixes", store::Owners::NAME, owners.len(), store.limit::<store::Owners>())?;
 
-    let rules = hashes.iter().enumerate().map(|(index, hash)| (*hash, index));
-    let named: HashSet<u64> =
+    let mut named: Vec<u64> =
         lowered.values().flat_map(|set| set.numbers.iter().flatten().map(|(rule, _)| *rule)).collect();
+    named.sort_unstable();
+    let rules = hashes.into_iter().enumerate().filter(|(_, hash)| named.binary_search(hash).is_ok());
     Ok(Target {
         slots,
         places,
         standing,
         vteps,
         owners,
-        selectors: selectors.into_iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| hash).collect(),
-        rules: rules.filter(|(hash, _)| named.contains(hash)).collect(),
+        selectors,
+        rules: rules.map(|(index, hash)| (hash, index)).collect(),
         steps,
     })
 }
@@ -308,13 +311,14 @@ fn row(state: &mut State, bits: &[u16], selectors: &BTreeSet<SelectorId>, who: i
 fn places(
     desired: &Desired,
     state: &mut State,
+    symbols: Symbols,
     slots: &[(u32, EndpointInfo, bool)],
     bits: &[u16],
 ) -> Result<(Places, Standing), NodeError> {
     let by_name: HashMap<&EndpointName, u32> =
         desired.endpoints.iter().zip(slots).map(|(endpoint, (slot, ..))| (&endpoint.name, *slot)).collect();
     let mut rows: HashMap<&BTreeSet<SelectorId>, u32> = HashMap::new();
-    let (mut places, mut standing) = (Places::default(), Standing::of(desired));
+    let (mut places, mut standing) = (Places::default(), Standing::of(desired, symbols));
     let kept = Kept::new(state, desired);
     let kept: Vec<_> = desired.addresses.pieces().map(|(at, piece)| kept.piece(at, piece)).collect();
     for ((at, piece), kept) in desired.addresses.pieces().zip(kept) {

@@ -278,8 +278,7 @@ impl<S: Store> Publisher<S> {
         };
 
         let removed = self.removed(desired, &state, &target);
-        let names = self.renamed(desired, &state, &target)?;
-        if names != self.names {
+        if let Some(names) = self.renamed(desired, &state, &target)?.filter(|names| *names != self.names) {
             if let Some(directory) = &self.directory {
                 names.save(directory)?;
             }
@@ -318,8 +317,11 @@ impl<S: Store> Publisher<S> {
             .collect()
     }
 
-    /// Names as they shall be: those of before that tables still refer to, and those of the target.
-    fn renamed(&self, desired: &Desired, state: &State, target: &Target) -> Result<Names, NodeError> {
+    /// Names as they shall be: those of before that tables still refer to, and those of the target. `None` where all that is to be there is.
+    fn renamed(&self, desired: &Desired, state: &State, target: &Target) -> Result<Option<Names>, NodeError> {
+        if self.has_names(desired, state, target) {
+            return Ok(None);
+        }
         let mut names = self.names.clone();
         let there: BTreeSet<u64> = target.slots.iter().map(|(_, info, _)| info.identity).collect();
         for (identity, endpoint) in &mut names.endpoints {
@@ -356,9 +358,10 @@ impl<S: Store> Publisher<S> {
             }
         }
 
-        names.rules.extend(target.rules.iter().map(|(hash, rule)| (*hash, desired.rules[*rule].clone())));
+        names.rules.extend(target.rules.iter().map(|(hash, at)| (*hash, desired.rules[*at].clone())));
         let counters = || state.counters.keys();
-        let rules: HashSet<u64> = counters().map(|key| key.rule).chain(target.rules.keys().copied()).collect();
+        let rules: HashSet<u64> =
+            counters().map(|key| key.rule).chain(target.rules.iter().map(|(hash, _)| *hash)).collect();
         let endpoints: HashSet<u64> = counters()
             .map(|key| key.endpoint)
             .chain(names.slots.values().map(|owner| owner.endpoint))
@@ -366,7 +369,33 @@ impl<S: Store> Publisher<S> {
             .collect();
         names.rules.retain(|hash, _| rules.contains(hash));
         names.endpoints.retain(|identity, _| endpoints.contains(identity));
-        Ok(names)
+        Ok(Some(names))
+    }
+
+    /// Whether names say all of a target. What they say of others goes with the next change.
+    fn has_names(&self, desired: &Desired, state: &State, target: &Target) -> bool {
+        let Names { rules, endpoints, slots } = &self.names;
+        let there: HashSet<u64> = target.slots.iter().map(|(_, info, _)| info.identity).collect();
+        let is_named = |(endpoint, (slot, info, _)): (&Endpoint, &(u32, EndpointInfo, bool))| {
+            let of = |known: &NamedEndpoint| {
+                (&known.name, &known.service, &known.link) == (&endpoint.name, &endpoint.service, &endpoint.link)
+            };
+            let owns = |owner: &SlotOwner| (owner.endpoint, &owner.link) == (info.identity, &endpoint.link);
+            endpoints.get(&info.identity).is_some_and(|known| known.gone.is_none() && of(known))
+                && slots.get(slot).is_some_and(owns)
+        };
+        // What a rule is called is its hash; where it stands may be another place where it is not the rule of before.
+        let before = state.standing.as_ref().map(|standing| &standing.symbols.rules);
+        let other: HashSet<usize> = match before {
+            Some(before) => desired.rules.beside(before).map(|(at, _)| at).collect(),
+            None => (0..desired.rules.len()).collect(),
+        };
+        let is_rule = |(hash, at): &(u64, usize)| {
+            rules.get(hash).is_some_and(|known| !other.contains(at) || *known == desired.rules[*at])
+        };
+        endpoints.iter().all(|(identity, known)| known.gone.is_some() || there.contains(identity))
+            && desired.endpoints.iter().zip(&target.slots).all(is_named)
+            && target.rules.iter().all(is_rule)
     }
 
     /// Slots without an owner that are worth having flow tables already, in ascending order: see [`Free::worth_keeping_ready`]. `None` after a failure: then

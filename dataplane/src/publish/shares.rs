@@ -44,7 +44,7 @@ pub fn shares<K: Copy + Ord>(
         store::Lists::NAME | store::Ports::NAME | Blocks::TABLE | Counters::TABLE => {
             let Lowered { state, sets, .. } = lower_sets(desired)?;
             // By rule, as numbers name it.
-            let rules = (0..).map(RuleId).zip(&desired.rules);
+            let rules = (0..).map(RuleId).zip(desired.rules.iter());
             let policies: HashMap<u64, K> =
                 rules.filter_map(|(id, rule)| Some((rule_hash(&rule.name), policy(id)?))).collect();
             let mut lists: BTreeMap<u32, BTreeSet<K>> = BTreeMap::new();

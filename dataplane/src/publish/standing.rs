@@ -7,7 +7,9 @@ use std::{
 };
 
 use crate::{
-    desired::{Address, Desired, Segment, SelectorId},
+    desired::{Address, Desired, Rule, Segment, SelectorId},
+    listed::Listed,
+    names::{rule_hash, selector_hash},
     pieces::Pieces,
     publish::{
         places::{Key, Place},
@@ -19,9 +21,39 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
     addresses: Pieces<(Segment, IpAddr), Address>,
-    selectors: Vec<String>,
+    pub(crate) symbols: Symbols,
     /// Of each piece.
     facts: BTreeMap<(Segment, IpAddr), Arc<Facts>>,
+}
+
+/// Selectors and rules with their hashes: digests of their texts, which are made once for each.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Symbols {
+    pub(crate) selectors: Listed<String>,
+    pub(crate) rules: Listed<Rule>,
+    /// By [`SelectorId`].
+    pub(crate) selector_hashes: Listed<[u64; 2]>,
+    /// By [`RuleId`](crate::desired::RuleId).
+    pub(crate) rule_hashes: Listed<u64>,
+}
+
+impl Symbols {
+    /// Those of a revision; what is `before`'s is not hashed again.
+    pub(crate) fn of(desired: &Desired, before: &Self) -> Self {
+        let Desired { selectors, rules, .. } = desired;
+        Self {
+            selectors: selectors.clone(),
+            rules: rules.clone(),
+            selector_hashes: selectors
+                .map_beside(&before.selectors, &before.selector_hashes, |text| selector_hash(text)),
+            rule_hashes: rules.map_beside(&before.rules, &before.rule_hashes, |rule| rule_hash(&rule.name)),
+        }
+    }
+
+    /// Selectors with their hashes.
+    pub(crate) fn selectors(&self) -> impl Iterator<Item = (&str, [u64; 2])> + Clone {
+        self.selectors.iter().map(String::as_str).zip(self.selector_hashes.iter().copied())
+    }
 }
 
 /// What else than itself decides what is made of a piece.
@@ -44,9 +76,8 @@ pub(crate) type Lowered = Arc<BTreeMap<Key, Place>>;
 
 impl Standing {
     /// Of what is lowered now; pieces are told one by one.
-    pub(crate) fn of(desired: &Desired) -> Self {
-        let (addresses, selectors) = (desired.addresses.clone(), desired.selectors.clone());
-        Self { addresses, selectors, facts: BTreeMap::new() }
+    pub(crate) fn of(desired: &Desired, symbols: Symbols) -> Self {
+        Self { addresses: desired.addresses.clone(), symbols, facts: BTreeMap::new() }
     }
 
     /// What is true of a piece.
@@ -56,8 +87,9 @@ impl Standing {
 
     /// Selectors by ids that mean somebody else now, or nobody.
     fn renamed(&self, desired: &Desired) -> BTreeSet<SelectorId> {
-        let before = (0..).map(SelectorId).zip(&self.selectors).filter(|(_, text)| !text.is_empty());
-        before.filter(|(id, text)| desired.selectors.get(id.0 as usize) != Some(text)).map(|(id, _)| id).collect()
+        let before = self.symbols.selectors.beside(&desired.selectors).filter(|(_, text)| !text.is_empty());
+        let renamed = before.filter(|(at, text)| desired.selectors.get(*at) != Some(text));
+        renamed.filter_map(|(at, _)| u32::try_from(at).ok()).map(SelectorId).collect()
     }
 }
 

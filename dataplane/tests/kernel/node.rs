@@ -111,9 +111,9 @@ pub(crate) fn desired(topology: &Topology, node: usize, allowed: bool) -> Desire
     };
     let overlays = [(&own.overlay4, peers(|node| &node.overlay4)), (&own.overlay6, peers(|node| &node.overlay6))];
     Desired {
-        selectors: vec!["everyone of the shop".to_owned()],
-        rules: vec![rule("shop calls shop"), rule("default")],
-        sets: vec![web(Direction::Ingress), web(Direction::Egress)],
+        selectors: vec!["everyone of the shop".to_owned()].into(),
+        rules: vec![rule("shop calls shop"), rule("default")].into(),
+        sets: vec![web(Direction::Ingress), web(Direction::Egress)].into(),
         endpoints: topology
             .workloads()
             .iter()

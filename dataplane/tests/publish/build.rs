@@ -19,7 +19,8 @@ pub(crate) struct Build(pub(crate) Desired);
 impl Build {
     pub(crate) fn selector(&mut self, text: &str) -> SelectorId {
         let selectors = &mut self.0.selectors;
-        let at = selectors.iter().position(|selector| selector == text).unwrap_or_else(|| {
+        let known = selectors.iter().position(|selector| selector == text);
+        let at = known.unwrap_or_else(|| {
             selectors.push(text.to_owned());
             selectors.len() - 1
         });
@@ -28,7 +29,8 @@ impl Build {
 
     fn rule(&mut self, name: &str) -> RuleId {
         let rules = &mut self.0.rules;
-        let at = rules.iter().position(|rule| rule.name == name).unwrap_or_else(|| {
+        let known = rules.iter().position(|rule| rule.name == name);
+        let at = known.unwrap_or_else(|| {
             rules.push(Rule { name: name.to_owned(), origin: "shop.yaml:1".to_owned() });
             rules.len() - 1
         });
@@ -52,8 +54,9 @@ impl Build {
         entries.push(Entry { tier: 1, action: Action::Deny, audit: false, reason: Reason::Isolated, peers: isolated });
         let classes = std::array::from_fn(|_| vec![Interval { start: 0, entries: entries.clone() }]);
         let set = PolicySet { direction, isolated: true, classes };
-        let at = self.0.sets.iter().position(|known| *known == set).unwrap_or_else(|| {
-            self.0.sets.push(set);
+        let known = self.0.sets.iter().position(|known| **known == set);
+        let at = known.unwrap_or_else(|| {
+            self.0.sets.push(set.into());
             self.0.sets.len() - 1
         });
         SetId(at as u32)

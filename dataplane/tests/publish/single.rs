@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs, net::IpAddr, ops::ControlFlow};
 
 use bulkhead_dataplane::{
-    desired::{Desired, SetId},
+    desired::{Desired, PolicySet, SetId},
+    listed::Listed,
     memory::{Links, MemoryNode, MemoryStore},
     names::{FILE, endpoint_identity, rule_hash},
     node::{Node, NodeError, Published, Reading},
@@ -602,8 +603,8 @@ fn a_state_that_contradicts_itself_is_an_error() {
     );
     refused(|d| d.endpoints[0].views[0].until = Some(5), "the last one ends");
     refused(|d| d.endpoints[0].views.clear(), "the last one ends");
-    refused(|d| d.sets[0].classes[0][0].start = 1, "do not begin at 0");
-    refused(|d| d.selectors.clear(), "selector");
+    refused(|d| change_set(d, |set| set.classes[0][0].start = 1), "do not begin at 0");
+    refused(|d| d.selectors.truncate(0), "selector");
     refused(|d| d.rules.truncate(1), "rule that is not there");
     refused(|d| drop(d.endpoints.remove(0)), "which is no endpoint of this node");
     refused(
@@ -797,8 +798,8 @@ fn an_address_that_stays_follows_what_its_selectors_are_called() {
 
     // The same id is another selector's now.
     let mut ops = web.clone();
-    ops.selectors = vec!["ops".to_owned(), "web".to_owned()];
-    ops.sets = Build(Desired { sets: Vec::new(), endpoints: Vec::new(), ..ops.clone() })
+    ops.selectors = vec!["ops".to_owned(), "web".to_owned()].into();
+    ops.sets = Build(Desired { sets: Listed::default(), endpoints: Vec::new(), ..ops.clone() })
         .endpoint(0, &[], &["web"], &[])
         .0
         .sets;
@@ -810,11 +811,18 @@ fn an_address_that_stays_follows_what_its_selectors_are_called() {
 
     // Or nobody's: that is refused, and changes nothing.
     let mut gone = ops;
-    gone.selectors[0].clear();
+    gone.selectors.set(0, String::new());
     let refused = rig.publish(&gone).unwrap_err();
     assert!(refused.to_string().contains("has a selector that is not there"), "{refused}");
     rig.publish(&web).unwrap();
     assert!(allows(&rig));
+}
+
+/// Changes the first set.
+fn change_set(desired: &mut Desired, change: impl FnOnce(&mut PolicySet)) {
+    let mut set = PolicySet::clone(&desired.sets[0]);
+    change(&mut set);
+    desired.sets.set(0, set.into());
 }
 
 /// The same address leads to another slot when its endpoint has one.

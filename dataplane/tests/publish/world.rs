@@ -296,7 +296,7 @@ impl World {
 
         let mut desired = Desired {
             selectors: selectors.iter().map(|bit| format!("selector {bit}")).collect(),
-            rules,
+            rules: rules.into(),
             ..Desired::default()
         };
         let mut ids: BTreeMap<(usize, Direction), SetId> = BTreeMap::new();
@@ -349,7 +349,7 @@ impl World {
                     intervals(&[(0, Vec::new())]),
                 );
                 let classes = [tcp, rest.clone(), rest.clone(), icmp.clone(), icmp, rest];
-                desired.sets.push(PolicySet { direction, isolated: self.sets[at].isolated, classes });
+                desired.sets.push(PolicySet { direction, isolated: self.sets[at].isolated, classes }.into());
                 SetId(desired.sets.len() as u32 - 1)
             })
         };

@@ -163,7 +163,7 @@ fn outside<'a>(simulation: &Simulation<'_>, nodes: &BTreeMap<&str, Node<'_>>, di
 /// Where something may change: both sides of where an interval of any policy set begins, by class.
 fn boundaries(nodes: &BTreeMap<&str, Node<'_>>) -> BTreeMap<u8, BTreeSet<u16>> {
     let mut boundaries: BTreeMap<u8, BTreeSet<u16>> = BTreeMap::new();
-    for set in nodes.values().flat_map(|node| &node.desired.sets) {
+    for set in nodes.values().flat_map(|node| node.desired.sets.iter()) {
         for (class, intervals) in Class::ALL.into_iter().zip(&set.classes) {
             let sides = intervals.iter().flat_map(|interval| [interval.start.saturating_sub(1), interval.start]);
             boundaries.entry(class as u8).or_default().extend(sides);

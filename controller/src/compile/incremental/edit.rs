@@ -41,6 +41,14 @@ impl Edit {
         }
     }
 
+    /// The policy that it is about, if it is about one.
+    pub(super) const fn policy(&self) -> Option<&PolicyName> {
+        match self {
+            Self::Policy(name, _) => Some(name),
+            _ => None,
+        }
+    }
+
     /// Workloads whom selectors may match otherwise by it; it has yet to be applied.
     pub(super) fn affected(&self, model: &Model) -> BTreeSet<WorkloadName> {
         match self {

@@ -9,9 +9,10 @@ use super::{
     super::{
         Ids,
         draft::{Draft, Selector, Subject},
-        follow, phases, policy_set, too_long,
+        follow, is_too_long, phases, policy_set,
     },
     Cluster,
+    drawn::{Drawings, DrawnId, Named, Selecting},
     registry::Registry,
     watches::{Watch, Watches},
 };
@@ -29,7 +30,8 @@ use crate::{
 pub(super) struct Key {
     pub(super) namespace: String,
     services: Few<ServiceName>,
-    policies: Few<PolicyName>,
+    /// In the order of their names.
+    policies: Vec<DrawnId>,
     frontends: Few<ServiceName>,
     resolver: bool,
     ports: Arc<PortNames>,
@@ -37,21 +39,8 @@ pub(super) struct Key {
     guards: Vec<usize>,
 }
 
-impl Key {
-    pub(super) fn of(cluster: &Cluster, name: &WorkloadName, workload: &Workload) -> Self {
-        let Cluster { model, .. } = cluster;
-        let concerning = |(_, guard): &(usize, &Guard)| guard.subjects.hold(model, name, workload);
-        Self {
-            namespace: name.namespace.clone(),
-            services: workload.services.clone(),
-            policies: workload.policies.clone(),
-            frontends: workload.frontends.clone(),
-            resolver: workload.addresses().any(|address| model.resolvers.contains(&address)),
-            ports: Arc::clone(&workload.ports),
-            guards: model.guards.iter().enumerate().filter(concerning).map(|(at, _)| at).collect(),
-        }
-    }
-}
+/// What a workload was before one of the policies of its namespace said something else; nothing else about it changed.
+pub(super) type Before<'a> = Option<(&'a Key, &'a PolicyName)>;
 
 /// One kind, and what it uses.
 #[derive(Debug, Default)]
@@ -59,6 +48,7 @@ pub(super) struct Kind {
     pub(super) users: BTreeSet<WorkloadName>,
     pub(super) views: Vec<View>,
     pub(super) watches: BTreeSet<Watch>,
+    /// Beside those of its policies.
     selectors: BTreeSet<SelectorId>,
     rules: BTreeSet<RuleId>,
     /// One for each use.
@@ -76,6 +66,7 @@ pub(super) struct Symbols {
     pub(super) rules: Registry<desired::Rule>,
     pub(super) sets: Registry<PolicySet>,
     pub(super) watches: Watches,
+    pub(super) drawings: Drawings,
 }
 
 /// What became new and what is gone; nothing is both.
@@ -98,17 +89,50 @@ impl Ids for Symbols {
 }
 
 impl Symbols {
+    /// The kind of a workload. Draws policies that are not drawn yet.
+    pub(super) fn key(
+        &mut self,
+        cluster: &Cluster,
+        (name, workload): (&WorkloadName, &Workload),
+        before: Before<'_>,
+        turnover: &mut Turnover,
+    ) -> Key {
+        let Cluster { model, .. } = cluster;
+        let concerning = |(_, guard): &(usize, &Guard)| guard.subjects.hold(model, name, workload);
+        let (mut named, drawings) = self.named(turnover);
+        let before = before.map(|(key, edited)| (key.policies.as_slice(), edited));
+        Key {
+            namespace: name.namespace.clone(),
+            services: workload.services.clone(),
+            policies: drawings.of(model, &workload.policies, before, &mut named),
+            frontends: workload.frontends.clone(),
+            resolver: workload.addresses().any(|address| model.resolvers.contains(&address)),
+            ports: Arc::clone(&workload.ports),
+            guards: model.guards.iter().enumerate().filter(concerning).map(|(at, _)| at).collect(),
+        }
+    }
+
+    fn named<'a>(&'a mut self, turnover: &'a mut Turnover) -> (Named<'a>, &'a mut Drawings) {
+        let Self { selectors, rules, drawings, .. } = self;
+        (Named { selectors, rules, turnover }, drawings)
+    }
+
     /// Compiles a kind by the example of one workload. It has no users yet.
     pub(super) fn kind(
         &mut self,
         cluster: &Cluster,
         (name, workload): (&WorkloadName, &Workload),
+        key: &Key,
         turnover: &mut Turnover,
     ) -> Result<Kind, Refused> {
-        let mut kind = Kind { watches: watched(cluster, name, workload), ..Kind::default() };
+        let watches = self.watched(cluster, (name, workload), key);
+        let mut kind = Kind { watches, ..Kind::default() };
         kind.watches.iter().for_each(|watch| self.watches.acquire(&cluster.model, watch));
+        self.drawings.acquire(&key.policies);
         let mut found = Diagnostics::default();
-        let subject = Subject { model: &cluster.model, name, workload, now: cluster.now, listening: &self.watches };
+        let Cluster { model, now, .. } = cluster;
+        let policies = Selecting { drawings: &self.drawings, ids: &key.policies };
+        let subject = Subject { model, name, workload, now: *now, listening: &self.watches, policies: &policies };
         let phases = phases(subject, &mut found);
         for draft in phases.iter().flat_map(|phase| &phase.drafts) {
             self.symbols(draft, &mut kind, turnover);
@@ -117,9 +141,7 @@ impl Symbols {
         for phase in &phases {
             let [ingress, egress] = phase.drafts.each_ref().map(|draft| {
                 let set = policy_set(draft, self);
-                let subject =
-                    Subject { model: &cluster.model, name, workload, now: cluster.now, listening: &self.watches };
-                fits &= too_long(subject, &set, draft).is_none();
+                fits &= !is_too_long(&set);
                 let (id, new) = self.sets.acquire(&set);
                 if new {
                     turnover.sets.push(SetId(id));
@@ -132,51 +154,54 @@ impl Symbols {
         if fits && kind.views.len() <= VIEW_CHAIN as usize {
             return Ok(kind);
         }
-        self.release(&kind, turnover);
+        self.release(key, &kind, turnover);
         Err(Refused)
     }
 
     fn symbols(&mut self, draft: &Draft, kind: &mut Kind, turnover: &mut Turnover) {
-        for line in draft.steps.iter().flat_map(|step| &step.lines) {
-            let (id, new) = self.rules.acquire_once(&line.rule, |id| kind.rules.insert(RuleId(id)));
-            turnover.rules.extend(new.then_some(RuleId(id)));
-            let Some(selector) = &line.selector else { continue };
-            let (id, new) = self.selectors.acquire_once(selector, |id| kind.selectors.insert(SelectorId(id)));
-            turnover.new_selectors.extend(new.then_some(SelectorId(id)));
+        let (mut named, _) = self.named(turnover);
+        for (selector, rule) in draft.written() {
+            named.rule(rule, |id| kind.rules.insert(id));
+            selector.into_iter().for_each(|selector| _ = named.selector(selector, |id| kind.selectors.insert(id)));
         }
     }
 
     /// Nobody is of this kind any more.
-    pub(super) fn release(&mut self, kind: &Kind, turnover: &mut Turnover) {
+    pub(super) fn release(&mut self, key: &Key, kind: &Kind, turnover: &mut Turnover) {
         kind.watches.iter().for_each(|watch| self.watches.release(watch));
         for &id in &kind.sets {
             turnover.sets.extend(self.sets.release(id.0).map(|_| id));
         }
-        for &id in &kind.rules {
-            turnover.rules.extend(self.rules.release(id.0).map(|_| id));
-        }
-        for &id in &kind.selectors {
-            turnover.gone_selectors.extend(self.selectors.release(id.0).map(|selector| (id, selector)));
-        }
+        let (mut named, drawings) = self.named(turnover);
+        named.forget(&kind.selectors, &kind.rules);
+        drawings.release(&key.policies, &mut named);
     }
-}
 
-/// Whose ports by name the egress rules of a workload are about.
-fn watched(cluster: &Cluster, name: &WorkloadName, workload: &Workload) -> BTreeSet<Watch> {
-    let Cluster { model, .. } = cluster;
-    let mut watches = BTreeSet::new();
-    let mut watch = |peer: &dyn Fn() -> Option<Peer>, ports: &Ports| {
-        let Ports::Named { name: port, transport } = ports else { return };
-        let watch = |peer| Watch { peer, port: port.clone(), transport: *transport };
-        watches.extend(peer().map(watch));
-    };
-    for rule in model.rules_of(workload, Direction::Egress) {
-        watch(&|| Some(Peer::clone(&rule.peer)), &rule.ports);
+    /// Policies that were drawn for nobody in the end are not.
+    pub(super) fn sweep(&mut self, turnover: &mut Turnover) {
+        let (mut named, drawings) = self.named(turnover);
+        drawings.sweep(&mut named);
     }
-    for guard in model.guards.iter().filter(|guard| guard.subjects.hold(model, name, workload)) {
-        for rule in guard.rules.iter().filter(|rule| rule.direction == Direction::Egress) {
-            rule.ports.iter().for_each(|ports| watch(&|| guard.peer(rule, model, &name.namespace), ports));
+
+    /// Whose ports by name the egress rules of a workload are about.
+    fn watched(&self, cluster: &Cluster, (name, workload): (&WorkloadName, &Workload), key: &Key) -> BTreeSet<Watch> {
+        let Cluster { model, .. } = cluster;
+        let mut watches = BTreeSet::new();
+        let mut watch = |peer: &dyn Fn() -> Option<Peer>, ports: &Ports| {
+            let Ports::Named { name: port, transport } = ports else { return };
+            let watch = |peer| Watch { peer, port: port.clone(), transport: *transport };
+            watches.extend(peer().map(watch));
+        };
+        let policies = self.drawings.named(&key.policies);
+        let policies = policies.flat_map(|policy| model.rules_of_policy(policy, Direction::Egress));
+        for rule in model.rules_of_intents(workload, Direction::Egress).chain(policies) {
+            watch(&|| Some(Peer::clone(&rule.peer)), &rule.ports);
         }
+        for guard in model.guards.iter().filter(|guard| guard.subjects.hold(model, name, workload)) {
+            for rule in guard.rules.iter().filter(|rule| rule.direction == Direction::Egress) {
+                rule.ports.iter().for_each(|ports| watch(&|| guard.peer(rule, model, &name.namespace), ports));
+            }
+        }
+        watches
     }
-    watches
 }

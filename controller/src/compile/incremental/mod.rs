@@ -5,6 +5,7 @@
 
 mod bindings;
 mod change;
+mod drawn;
 mod edit;
 mod follow;
 mod frontends;
@@ -23,6 +24,7 @@ use std::{
 
 use bulkhead_dataplane::{
     desired::{self, Desired, EndpointName, PolicySet, Segment, View},
+    listed::Listed,
     node::Discovered,
 };
 use bulkhead_ebpf::abi::Direction;
@@ -250,6 +252,8 @@ impl Compiler {
             some.flat_map(|(name, workload)| symbols.watches.of(model, name, workload)).collect::<Vec<_>>()
         };
         let listened = counted(symbols, &cluster.model);
+        let edited = edit.policy().cloned();
+        let outdated = edited.as_ref().map(|name| symbols.drawings.outdate(name));
         let back = edit.apply(Arc::make_mut(&mut cluster.model));
         let listening = counted(symbols, &cluster.model);
         let touched = symbols.watches.recount(&listened, &listening);
@@ -260,7 +264,7 @@ impl Compiler {
         stale.extend(affected.iter().filter(|name| cluster.is_local(name)).cloned());
 
         let staged = match cluster.has_place_for(affected.iter()) {
-            true => self.stage(&stale, &redrawn),
+            true => self.stage(&stale, &redrawn, edited.as_ref()),
             false => Err(Refused),
         };
         match staged {
@@ -273,6 +277,7 @@ impl Compiler {
             Err(Refused) => {
                 let refusal = self.refusal();
                 self.symbols.watches.recount(&listening, &listened);
+                outdated.into_iter().for_each(|outdated| self.symbols.drawings.restore(outdated));
                 let edit = back.apply(Arc::make_mut(&mut self.cluster.model));
                 Err(Box::new((edit, refusal)))
             }
@@ -286,9 +291,14 @@ impl Compiler {
         compile(model, node, discovered, *now).err().unwrap_or_else(refused)
     }
 
-    /// Compiles the kinds of workloads that are not known, or have to be drawn anew.
-    fn stage(&mut self, stale: &BTreeSet<WorkloadName>, redrawn: &BTreeSet<Arc<Key>>) -> Result<Staged, Refused> {
-        let Self { cluster, symbols, kinds, .. } = self;
+    /// Compiles the kinds of workloads that are not known, or have to be drawn anew. `edited` is the policy that is all that changed.
+    fn stage(
+        &mut self,
+        stale: &BTreeSet<WorkloadName>,
+        redrawn: &BTreeSet<Arc<Key>>,
+        edited: Option<&PolicyName>,
+    ) -> Result<Staged, Refused> {
+        let Self { cluster, symbols, kinds, locals, .. } = self;
         let mut staged = Staged::default();
         let mut fits = true;
         for name in stale {
@@ -297,22 +307,23 @@ impl Compiler {
                 staged.keys.push((name.clone(), None));
                 continue;
             };
-            let key = Arc::new(Key::of(cluster, name, workload));
+            let before = locals.get(name).map(|key| &**key).zip(edited);
+            let key = Arc::new(symbols.key(cluster, (name, workload), before, &mut staged.turnover));
             if !staged.kinds.contains_key(&key) && (redrawn.contains(&key) || !kinds.contains_key(&key)) {
-                match symbols.kind(cluster, (name, workload), &mut staged.turnover) {
+                match symbols.kind(cluster, (name, workload), &key, &mut staged.turnover) {
                     Ok(kind) => _ = staged.kinds.insert(Arc::clone(&key), kind),
                     Err(Refused) => fits = false,
                 }
             }
             staged.keys.push((name.clone(), Some(key)));
         }
-        if fits {
-            return Ok(staged);
+        if !fits {
+            for (key, kind) in &staged.kinds {
+                symbols.release(key, kind, &mut staged.turnover);
+            }
         }
-        for kind in staged.kinds.values() {
-            symbols.release(kind, &mut staged.turnover);
-        }
-        Err(Refused)
+        symbols.sweep(&mut staged.turnover);
+        if fits { Ok(staged) } else { Err(Refused) }
     }
 
     /// Puts kinds into force. Names of workloads whose views may be others.
@@ -321,10 +332,10 @@ impl Compiler {
         let mut gone = Vec::new();
         let mut moved = BTreeSet::new();
         for (key, mut kind) in staged.kinds {
-            if let Some(mut before) = kinds.remove(&key) {
+            if let Some((key, mut before)) = kinds.remove_entry(&key) {
                 kind.users = mem::take(&mut before.users);
                 moved.extend(kind.users.iter().cloned());
-                gone.push(before);
+                gone.push((key, before));
             }
             kinds.insert(key, kind);
         }
@@ -341,8 +352,8 @@ impl Compiler {
             }
             moved.insert(name);
         }
-        gone.extend(kinds.extract_if(.., |_, kind| kind.users.is_empty()).map(|(_, kind)| kind));
-        gone.iter().for_each(|kind| symbols.release(kind, turnover));
+        gone.extend(kinds.extract_if(.., |_, kind| kind.users.is_empty()));
+        gone.iter().for_each(|(key, kind)| symbols.release(key, kind, turnover));
         moved
     }
 
@@ -391,20 +402,22 @@ impl Compiler {
         let here = model.workloads.keys().filter(|name| self.cluster.is_local(name)).cloned().collect();
         let kinds = mem::take(&mut self.kinds);
         let watches = mem::take(&mut self.symbols.watches);
-        let mut staged = match self.stage(&here, &BTreeSet::new()) {
+        let outdated = self.symbols.drawings.outdate_all();
+        let mut staged = match self.stage(&here, &BTreeSet::new(), None) {
             Ok(staged) => staged,
             Err(Refused) => {
                 self.kinds = kinds;
                 self.symbols.watches = watches;
+                self.symbols.drawings.restore(outdated);
                 return Err(Refused);
             }
         };
         let mut turnover = mem::take(&mut staged.turnover);
         self.locals.clear();
         self.settle(staged, &mut turnover);
-        for mut kind in kinds.into_values() {
+        for (key, mut kind) in kinds {
             kind.watches.clear();
-            self.symbols.release(&kind, &mut turnover);
+            self.symbols.release(&key, &kind, &mut turnover);
         }
         let fresh = Desired { selectors: self.desired.selectors.clone(), ..Desired::default() };
         let fresh = Desired { rules: self.desired.rules.clone(), sets: self.desired.sets.clone(), ..fresh };
@@ -437,9 +450,10 @@ impl Compiler {
         write(&mut desired.rules, turnover.rules.iter().map(|id| id.0), rules.len(), |id| {
             rules.get(id).cloned().unwrap_or_else(none)
         });
-        let none = || PolicySet { direction: Direction::Ingress, isolated: false, classes: Default::default() };
+        let none =
+            || Arc::new(PolicySet { direction: Direction::Ingress, isolated: false, classes: Default::default() });
         write(&mut desired.sets, turnover.sets.iter().map(|id| id.0), sets.len(), |id| {
-            sets.get(id).cloned().unwrap_or_else(none)
+            sets.shared(id).cloned().unwrap_or_else(none)
         });
         changed.into_iter().for_each(|id| tell(&mut touch.selectors, id, selectors.get(id.0).is_some()));
         turnover.rules.iter().for_each(|id| tell(&mut touch.rules, *id, rules.get(id.0).is_some()));
@@ -491,15 +505,11 @@ impl Cluster {
 }
 
 /// Writes places of a list, which is so long afterwards.
-fn write<T: Clone>(list: &mut Vec<T>, places: impl Iterator<Item = u32>, len: usize, value: impl Fn(u32) -> T) {
+fn write<T: Clone>(list: &mut Listed<T>, places: impl Iterator<Item = u32>, len: usize, value: impl Fn(u32) -> T) {
     let more = u32::try_from(list.len()).unwrap_or(u32::MAX)..u32::try_from(len).unwrap_or(u32::MAX);
-    list.extend(more.map(&value));
+    more.for_each(|place| list.push(value(place)));
     list.truncate(len);
-    for place in places {
-        if let Some(at) = list.get_mut(place as usize) {
-            *at = value(place);
-        }
-    }
+    places.for_each(|place| list.set(place as usize, value(place)));
 }
 
 fn tell<K: Ord>(touched: &mut Touched<K>, key: K, there: bool) {

@@ -68,7 +68,12 @@ impl<T: Clone + Eq + Hash> Registry<T> {
     }
 
     pub(super) fn get(&self, id: u32) -> Option<&T> {
-        self.slots.get(id as usize)?.as_ref().map(|(value, _)| &**value)
+        self.shared(id).map(|value| &**value)
+    }
+
+    /// The same, to be shared.
+    pub(super) fn shared(&self, id: u32) -> Option<&Arc<T>> {
+        self.slots.get(id as usize)?.as_ref().map(|(value, _)| value)
     }
 
     /// In order of their ids.
