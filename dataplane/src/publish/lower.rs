@@ -333,7 +333,7 @@ fn places(
                         .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
                     let slot = slot_of(*address, known, &by_name)?;
                     lowered.insert(Key::known(*segment, *address), Place { row, slot, flags: flags(known) });
-                    facts.add(known);
+                    facts.add(known, row);
                 }
                 (lowered.into(), facts.into())
             }
@@ -362,6 +362,7 @@ fn places(
         }
         places.insert(key, Place { row: place.row, slot: 0, flags: AddressWord::SERVICE });
     }
+    places.share_others(&state.places);
     Ok((places, standing))
 }
 

@@ -100,27 +100,36 @@ pub(crate) struct Places {
     /// Known addresses of somebody.
     known: Pieces<Key, Place>,
     /// Prefixes, and the addresses of services.
-    others: BTreeMap<Key, Place>,
+    others: Arc<BTreeMap<Key, Place>>,
     /// Prefix lengths in use, by segment and family.
     lengths: BTreeMap<(Segment, bool), BTreeSet<u8>>,
 }
 
 impl Places {
     pub(crate) fn insert(&mut self, key: Key, place: Place) -> Option<Place> {
-        let before = self.remove(&key);
         if key.len != KNOWN {
             self.lengths.entry((key.segment, key.address.is_ipv6())).or_default().insert(key.len);
+            return Arc::make_mut(&mut self.others).insert(key, place);
         }
-        if key.len == KNOWN && !place.is_service() {
-            self.known.insert(key, place);
+        let before = self.remove(&key);
+        if place.is_service() {
+            Arc::make_mut(&mut self.others).insert(key, place);
         } else {
-            self.others.insert(key, place);
+            self.known.insert(key, place);
         }
         before
     }
 
     fn remove(&mut self, key: &Key) -> Option<Place> {
-        self.known.remove(key).or_else(|| self.others.remove(key))
+        let of_others = || self.others.contains_key(key).then(|| Arc::make_mut(&mut self.others).remove(key)).flatten();
+        self.known.remove(key).or_else(of_others)
+    }
+
+    /// Takes prefixes and addresses of services from another, where they are the same, so that both share them.
+    pub(crate) fn share_others(&mut self, with: &Self) {
+        if self.others == with.others {
+            self.others = Arc::clone(&with.others);
+        }
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<&Place> {
@@ -131,8 +140,14 @@ impl Places {
         self.get(key).is_some()
     }
 
-    pub(crate) fn values(&self) -> impl Iterator<Item = &Place> {
-        self.known.values().chain(self.others.values())
+    /// Rows that known addresses have, one for each.
+    pub(crate) fn rows_of_known(&self) -> impl Iterator<Item = u32> {
+        self.known.values().map(|place| place.row)
+    }
+
+    /// Rows that prefixes and addresses of services have.
+    pub(crate) fn rows_of_others(&self) -> impl Iterator<Item = u32> {
+        self.others.values().map(|place| place.row)
     }
 
     /// A piece of known addresses.
@@ -148,8 +163,10 @@ impl Places {
     /// Keys that are not the same in both. Costs little where pieces are shared.
     pub(crate) fn differing(&self, other: &Self) -> BTreeSet<Key> {
         let mut keys = self.known.differing(&other.known);
-        let of_others = self.others.keys().chain(other.others.keys());
-        keys.extend(of_others.filter(|key| self.others.get(key) != other.others.get(key)));
+        if !Arc::ptr_eq(&self.others, &other.others) {
+            let of_others = self.others.keys().chain(other.others.keys());
+            keys.extend(of_others.filter(|key| self.others.get(key) != other.others.get(key)));
+        }
         // One that goes from one part to the other may be the same.
         keys.retain(|key| self.get(key) != other.get(key));
         keys

@@ -74,7 +74,8 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
     for (index, table) in store.entries::<Ports>()? {
         raw.sets.entry(index / Class::COUNT).or_default()[(index % Class::COUNT) as usize] = table;
     }
-    let reachable = Reachable::from(&raw, words.iter().map(|(_, word)| *word), &places, &services);
+    let rows = places.rows_of_known().chain(places.rows_of_others());
+    let reachable = Reachable::from(&raw, words.iter().map(|(_, word)| *word), rows, &services);
 
     let mut views = Pool::new(Views::NAME, store.limit::<Views>());
     reachable.views.iter().for_each(|id| views.restore(*id, raw.views.remove(id).unwrap_or_default()));

@@ -62,10 +62,13 @@ pub(crate) struct Facts {
     selectors: BTreeSet<SelectorId>,
     /// Somebody of this node has one of them: then slots do.
     here: bool,
+    /// Rows that its addresses have.
+    rows: BTreeSet<u32>,
 }
 
 impl Facts {
-    pub(crate) fn add(&mut self, known: &Address) {
+    pub(crate) fn add(&mut self, known: &Address, row: u32) {
+        self.rows.insert(row);
         self.selectors.extend(&known.selectors);
         self.here |= known.endpoint.is_some();
     }
@@ -83,6 +86,11 @@ impl Standing {
     /// What is true of a piece.
     pub(crate) fn learn(&mut self, at: (Segment, IpAddr), facts: Arc<Facts>) {
         self.facts.insert(at, facts);
+    }
+
+    /// Rows that known addresses have.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = u32> {
+        self.facts.values().flat_map(|facts| facts.rows.iter().copied())
     }
 
     /// Selectors by ids that mean somebody else now, or nobody.

@@ -214,7 +214,7 @@ impl Reachable {
     pub(crate) fn from(
         objects: &impl Objects,
         words: impl Iterator<Item = EndpointWord>,
-        places: &Places,
+        rows: impl Iterator<Item = u32>,
         services: &BTreeMap<ServiceKey, u32>,
     ) -> Self {
         let mut reachable = Self::default();
@@ -237,7 +237,7 @@ impl Reachable {
         reachable.backends.extend(services.values());
         let of_backends = reachable.backends.iter().filter_map(|id| objects.backends(*id));
         let of_backends = of_backends.flat_map(|some| some.backends.iter().take(some.len as usize));
-        let rows = places.values().map(|place| place.row).chain(of_backends.map(|backend| backend.row.into()));
+        let rows = rows.chain(of_backends.map(|backend| backend.row.into()));
         reachable.rows.extend(rows.filter(|row| *row != 0));
         reachable
     }

@@ -477,9 +477,11 @@ pub(crate) fn run<S: Store>(
     reached(CrashPoint::LastEpochs)?;
 
     // S6: what nothing reaches any more is free when the last program that may still read it has ended.
-    (state.places, state.standing) = (target.places, Some(target.standing));
+    state.places = target.places;
     state.services.clone_from(&steps.services);
-    let reachable = Reachable::from(state, state.words.values().copied(), &state.places, &state.services);
+    let rows = target.standing.rows().chain(state.places.rows_of_others());
+    let reachable = Reachable::from(state, state.words.values().copied(), rows, &state.services);
+    state.standing = Some(target.standing);
     let forgotten = state.selectors.garbage(&target.selectors);
     let removed = steps.flips.iter().any(|(_, word)| word.0 == 0);
     let garbage = removed
