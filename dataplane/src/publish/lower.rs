@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -325,17 +326,17 @@ fn places(
         let (lowered, facts) = match kept {
             Some(kept) => kept,
             None => {
-                let (mut lowered, mut facts) = (BTreeMap::new(), Facts::default());
+                let (mut lowered, mut facts) = (Vec::new(), Facts::default());
                 for ((segment, address), known) in &**piece {
                     are_there(desired, &known.selectors)?;
                     let row = *rows
                         .entry(&known.selectors)
                         .or_insert_with(|| row(state, bits, &known.selectors, || format!("address {address}")));
                     let slot = slot_of(*address, known, &by_name)?;
-                    lowered.insert(Key::known(*segment, *address), Place { row, slot, flags: flags(known) });
+                    lowered.push((Key::known(*segment, *address), Place { row, slot, flags: flags(known) }));
                     facts.add(known, row);
                 }
-                (lowered.into(), facts.into())
+                (Arc::new(lowered.into_iter().collect()), facts.into())
             }
         };
         places.put_piece(lowered);

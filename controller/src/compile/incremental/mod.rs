@@ -433,6 +433,7 @@ impl Compiler {
         self.rows = Rows::new(&used, &mut pen);
         self.frontends = Frontends::new(&used, &mut pen);
         self.bindings = Bindings::new(&mut pen);
+        self.desired.addresses.compact();
         self.desired.addresses.share(&before.addresses);
         compare(&before, &self.desired, touch);
         Ok(())
