@@ -207,12 +207,27 @@ impl Pin {
 /// What a stub says: program and value.
 pub type Says = (u32, u32);
 
+/// How stubs of TC are called, see [`Links::stub_name`].
+const TC_STUB: &str = "tc-";
+
 /// Programs that shut a link where its stub names no endpoint.
 const SHUTTING: [u32; 2] = [program::FROM_WORKLOAD, program::TO_WORKLOAD];
 
 /// Whether a stub lets nothing pass: it hands on the slot that nobody has.
 fn shuts(stub: Option<Says>) -> bool {
     stub.is_some_and(|(program, slot)| slot == 0 && SHUTTING.contains(&program))
+}
+
+/// What shuts a link.
+fn closed(link: &str) -> [Guard; 2] {
+    let guard = |hook, program| Guard { link: link.to_owned(), hook, program, value: 0 };
+    [guard(Hook::Ingress, program::FROM_WORKLOAD), guard(Hook::Egress, program::TO_WORKLOAD)]
+}
+
+/// What a stub of that name says, whatever version it is of.
+fn says(name: &str) -> Option<Says> {
+    let mut parts = name.split('-').skip(1).map(|part| part.parse().ok());
+    parts.next().flatten().zip(parts.next().flatten())
 }
 
 /// An attachment, as it is.
@@ -228,6 +243,8 @@ pub struct Attachment {
     pub place: Place,
     /// The program that its stub jumps to, and the value that it hands on; `None` for the stub of another version.
     pub stub: Option<Says>,
+    /// The same of the stub of an endpoint, whatever version it is of: all jump into one array by the same numbers.
+    pub endpoint: Option<Says>,
     /// The link is there and the stub hangs on it. Of filters in another network namespace this is not known, and said to be so.
     pub alive: bool,
     /// Program of somebody else that runs before it, by its id: what that one lets pass may never be judged. Known of TCX in this network namespace.
@@ -249,7 +266,7 @@ impl Attachment {
 
     /// Whether it lets nothing pass: a container is behind the link that no table knows yet.
     pub(crate) fn shuts(&self) -> bool {
-        shuts(self.stub)
+        shuts(self.endpoint)
     }
 }
 
@@ -310,8 +327,9 @@ pub(crate) struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// Whether such a stub hangs on these links alone. That is not known of one that shuts: 0 is what the stubs of the overlay's links hand on, too.
     fn says(&self, says: Option<Says>) -> bool {
-        says.is_some_and(|(_, value)| self.values.contains(&value))
+        says.is_some_and(|(_, value)| self.values.contains(&value)) && !shuts(says)
     }
 }
 
@@ -363,10 +381,15 @@ impl Links {
     /// # Errors
     /// As [`Self::attach`].
     pub(crate) fn shut_both(&self, maps: &Maps, link: &str) -> Result<(), NodeError> {
-        for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
-            self.shut(maps, &Guard { link: link.to_owned(), hook, program, value: 0 })?;
-        }
-        Ok(())
+        closed(link).iter().try_for_each(|guard| self.shut(maps, guard))
+    }
+
+    /// The same, in the place of what guards the link, without a gap.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub(crate) fn close(&self, maps: &Maps, link: &str) -> Result<(), NodeError> {
+        closed(link).iter().try_for_each(|guard| self.attach(maps, guard).map(drop))
     }
 
     /// Takes away what [`Self::shut_both`] hung before a link of this network namespace.
@@ -375,10 +398,11 @@ impl Links {
     /// When the pins cannot be read or the kernel refuses.
     pub(crate) fn unshut(&self, link: &str) -> Result<(), NodeError> {
         let (found, here) = (self.list()?, network::namespace()?);
-        for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
-            let shuts = |found: &Attachment| found.link == link && found.place.hook() == Some(hook) && found.shuts();
+        for guard in closed(link) {
+            let shuts =
+                |found: &Attachment| found.link == link && found.place.hook() == Some(guard.hook) && found.shuts();
             if found.iter().any(|found| found.namespace == here && shuts(found)) {
-                self.detach(&Guard { link: link.to_owned(), hook, program, value: 0 })?;
+                self.detach(&guard)?;
             }
         }
         Ok(())
@@ -680,9 +704,7 @@ impl Links {
     ) -> Result<BTreeMap<u32, (String, Option<Says>)>, NodeError> {
         let mut stubs = BTreeMap::new();
         for name in self.pins.names(Kind::Stub)? {
-            let mut parts = name.split('-').skip(1).map(|part| part.parse().ok());
-            let says = parts.next().flatten().zip(parts.next().flatten());
-            let says = says
+            let says = says(&name)
                 .filter(|(program, value)| ARRAYS.iter().any(|array| self.stub_name(array, *program, *value) == name));
             if !wanted(says) {
                 continue;
@@ -760,12 +782,16 @@ impl Links {
                 }
             };
             let Pin { link, ifindex, namespace, place } = pin;
+            let (name, stub) = stubs.get(&id).map(|(name, says)| (name.as_str(), *says)).unzip();
+            let endpoint = name.filter(|name| name.starts_with(TC_STUB)).and_then(self::says);
+            let endpoint = endpoint.filter(|(program, _)| SHUTTING.contains(program));
             attachments.push(Attachment {
                 link,
                 ifindex,
                 namespace,
                 place,
-                stub: stubs.get(&id).and_then(|(_, says)| *says),
+                stub: stub.flatten(),
+                endpoint,
                 alive,
                 behind,
             });
@@ -948,13 +974,20 @@ fn before(pin: &Pin, kind: LinkKind, ours: u32) -> io::Result<Option<u32>> {
 /// Whether both programs before a link are those of an endpoint that is none.
 pub(crate) fn is_shut(attachments: &[Attachment], namespace: u64, ifindex: u32) -> bool {
     let hangs = |program| {
-        attachments.iter().any(|found| {
-            found.guards()
-                && (found.namespace, found.ifindex) == (namespace, ifindex)
-                && found.stub == Some((program, 0))
-        })
+        let of_link = of_link(attachments, namespace, ifindex);
+        of_link.filter(|found| found.guards()).any(|found| found.endpoint == Some((program, 0)))
     };
-    hangs(program::FROM_WORKLOAD) && hangs(program::TO_WORKLOAD)
+    SHUTTING.into_iter().all(hangs)
+}
+
+/// Whether a program of some endpoint hangs before a link.
+pub(crate) fn has_endpoint(attachments: &[Attachment], namespace: u64, ifindex: u32) -> bool {
+    let mut of_link = of_link(attachments, namespace, ifindex);
+    of_link.any(|found| found.alive && found.endpoint.is_some_and(|(_, slot)| slot != 0))
+}
+
+fn of_link(attachments: &[Attachment], namespace: u64, ifindex: u32) -> impl Iterator<Item = &Attachment> {
+    attachments.iter().filter(move |found| (found.namespace, found.ifindex) == (namespace, ifindex))
 }
 
 /// Filters at the place of a pin that run this program.

@@ -302,6 +302,8 @@ pub struct MemoryNode {
     publisher: Publisher<MemoryStore>,
     links: Links,
     directory: PathBuf,
+    /// Links that are shut rather than let go.
+    kept_shut: BTreeSet<String>,
 }
 
 /// The [`Observer`] of a [`MemoryNode`].
@@ -353,7 +355,8 @@ impl MemoryNode {
     /// # Errors
     /// As [`Publisher::open`].
     pub fn open(store: MemoryStore, links: Links, directory: &Path) -> Result<Self, NodeError> {
-        Ok(Self { publisher: Publisher::open(store, directory)?, links, directory: directory.to_owned() })
+        let (publisher, directory) = (Publisher::open(store, directory)?, directory.to_owned());
+        Ok(Self { publisher, links, directory, kept_shut: BTreeSet::new() })
     }
 
     /// The publisher.
@@ -374,9 +377,17 @@ impl Node for MemoryNode {
         let removed: Vec<Removed> = plan.removed.clone();
         let published = self.publisher.commit(plan)?;
         let gone: BTreeSet<&String> = removed.iter().filter_map(|removed| removed.link.as_ref()).collect();
-        links.network().attached.retain(|link, _| !gone.contains(link));
+        let mut network = links.network();
+        network.attached.retain(|link, _| !gone.contains(link));
+        let kept = |link: &String| gone.contains(link) && self.kept_shut.contains(link);
+        network.containers.links.iter_mut().filter(|found| kept(&found.link)).for_each(|found| found.shut = true);
+        drop(network);
         self.publisher.release(&removed)?;
         Ok(published)
+    }
+
+    fn keep_shut(&mut self, links: BTreeSet<String>) {
+        self.kept_shut = links;
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
@@ -397,7 +408,10 @@ impl Node for MemoryNode {
     }
 
     fn containers(&mut self) -> Result<Containers, NodeError> {
-        Ok(self.links.network().containers.clone())
+        let network = self.links.network();
+        let mut containers = network.containers.clone();
+        containers.links.iter_mut().for_each(|found| found.guarded = network.attached.contains_key(&found.link));
+        Ok(containers)
     }
 
     fn shut(&mut self, link: &str) -> Result<(), NodeError> {

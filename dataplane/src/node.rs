@@ -33,6 +33,10 @@ pub trait Node: Send {
     /// already is not named here: it goes from unguarded to guarded, and is not shut between.
     fn hold(&mut self, _links: BTreeSet<String>) {}
 
+    /// Says which links the publishes that follow must not open although no endpoint is theirs any more: in the place of what guards them they get what
+    /// [`Node::shut`] hangs, without a gap. Holds until something else is said.
+    fn keep_shut(&mut self, links: BTreeSet<String>);
+
     /// Frees what endpoints that went had, and makes ahead what the next ones will need. For after a publish, when nobody waits: both take grace periods.
     /// Where it is left out a publish makes what it needs, and takes longer.
     ///
@@ -211,6 +215,8 @@ pub struct ContainerLink {
     pub unread: String,
     /// Programs hang before it that let nothing pass, see [`Node::shut`].
     pub shut: bool,
+    /// A program hangs before it that guards an endpoint, be it one that no publish names any more.
+    pub guarded: bool,
 }
 
 /// One exact counter.

@@ -77,6 +77,10 @@ impl Node for Wrapped {
         self.held = links;
     }
 
+    fn keep_shut(&mut self, links: BTreeSet<String>) {
+        self.node.keep_shut(links);
+    }
+
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
         self.node.rehearse(desired)
     }

@@ -129,6 +129,8 @@ pub struct KernelNode {
     inside: KnownInside,
     /// Links whose containers wait for the next publish.
     held: BTreeSet<String>,
+    /// Links that are shut rather than let go.
+    kept_shut: BTreeSet<String>,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
     /// What was made of the gate last: the ports that it lets through, or that there is none. `None` before anything was.
@@ -162,6 +164,7 @@ impl KernelNode {
             meant: Arc::default(),
             inside: KnownInside::default(),
             held: BTreeSet::new(),
+            kept_shut: BTreeSet::new(),
             ruled: BTreeSet::new(),
             gated: None,
             _lock: lock,
@@ -274,6 +277,20 @@ impl KernelNode {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Shuts links that are not to be let go. The word of who had them is 0 by now, so that nothing passes them before either.
+    fn close(&self, guards: &[(Guard, Option<EndpointName>)]) -> Result<(), NodeError> {
+        let guarded: BTreeSet<&str> = guards.iter().map(|(guard, _)| guard.link.as_str()).collect();
+        let (links, maps) = (&self.links, self.publisher.store().maps());
+        for link in self.kept_shut.iter().filter(|link| !guarded.contains(link.as_str())) {
+            let closed = links.close(maps, link);
+            // One that went meanwhile needs nothing.
+            if if_nametoindex(link.as_str()) != Err(Errno::ENODEV) {
+                closed?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings the gate to what is guarded.
@@ -465,6 +482,7 @@ impl Node for KernelNode {
         }
         drop(shutting);
         self.attach(&guards, &there)?;
+        self.close(&guards)?;
         self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
@@ -504,6 +522,10 @@ impl Node for KernelNode {
 
     fn hold(&mut self, links: BTreeSet<String>) {
         self.held = links;
+    }
+
+    fn keep_shut(&mut self, links: BTreeSet<String>) {
+        self.kept_shut = links;
     }
 
     fn make_ready(&mut self) -> Result<(), NodeError> {
@@ -567,6 +589,7 @@ impl Node for KernelNode {
         let (attachments, here) = (self.links.list()?, network::namespace()?);
         for container in &mut found.links {
             container.shut = attach::is_shut(&attachments, here, container.index);
+            container.guarded = attach::has_endpoint(&attachments, here, container.index);
         }
         Ok(found)
     }

@@ -35,7 +35,7 @@ struct Inside {
 pub struct KnownInside(BTreeMap<(u32, i32), Inside>);
 
 impl KnownInside {
-    /// All pairs that lead out of the calling thread's network namespace. `shut` of none is set.
+    /// All pairs that lead out of the calling thread's network namespace. `shut` and `guarded` of none are set.
     ///
     /// # Errors
     /// [`NodeError::Kernel`] when the links of this namespace cannot be listed. A far end that cannot be read says so itself.

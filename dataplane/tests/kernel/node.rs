@@ -12,6 +12,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
+    attach::Classifiers,
     desired::{
         Address, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule, RuleId,
         SelectorId, SetId, View,
@@ -163,17 +164,18 @@ pub(crate) struct Guarded<'a> {
     state: tempfile::TempDir,
     xdp: XdpMode,
     pub(crate) mark_mask: u32,
+    classifiers: Classifiers,
 }
 
 impl<'a> Guarded<'a> {
     pub(crate) fn new(node: &'a Node, xdp: XdpMode) -> Self {
         let (directory, state) = (Directory::new(), tempfile::tempdir().unwrap());
-        Self { node, directory, state, xdp, mark_mask: mark::DEFAULT }
+        Self { node, directory, state, xdp, mark_mask: mark::DEFAULT, classifiers: Classifiers::Auto }
     }
 
     pub(crate) fn open(&self, budget: u32) -> Result<KernelNode, NodeError> {
         let options = Options::new(&self.directory.0, self.state.path()).xdp(self.xdp).mark_mask(self.mark_mask);
-        let options = Options { sizes: SLOTS, budget, ..options };
+        let options = Options { sizes: SLOTS, budget, classifiers: self.classifiers, ..options };
         self.node.netns.run(|| KernelNode::open(options))
     }
 
@@ -451,6 +453,52 @@ fn those_who_wait_are_shut_while_the_tables_are_written() {
     assert!(!call());
     guarded.node.netns.run(|| node.publish(&all)).unwrap();
     assert!(call());
+}
+
+/// Who had a guard and is no endpoint any more is shut in the place of the guard where that was asked for, until it is one again, and else let go.
+#[test]
+fn who_is_kept_shut_is_not_let_go() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    for classifiers in [Classifiers::Auto, Classifiers::Clsact] {
+        let topology = Topology::builder().nodes(2).workload("web", 0).workload("late", 0).build().unwrap();
+        let [web, late] = ["web", "late"].map(|name| topology.workload(name));
+        let mut guarded = Guarded::new(topology.node(0), XdpMode::Off);
+        guarded.classifiers = classifiers;
+        // Who has no guard reaches the node, which no endpoint may.
+        let server = TcpEcho::start(&guarded.node.netns, (guarded.node.overlay4.gateway, 9999).into()).unwrap();
+        let is_open = || late.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+        assert!(is_open());
+        let (all, some) = (desired(&topology, 0, true), without_late(&desired(&topology, 0, true)));
+        let mut node = guarded.open(BUDGET).unwrap();
+        guarded.node.netns.run(|| node.publish(&all)).unwrap();
+        drop(node);
+
+        let mut node = guarded.open(BUDGET).unwrap();
+        let stands = |node: &mut KernelNode, workload: &Workload| {
+            let links = guarded.node.netns.run(|| node.containers()).unwrap().links;
+            let found = links.into_iter().find(|found| found.link == workload.link.name).unwrap();
+            (found.guarded, found.shut)
+        };
+        assert_eq!(stands(&mut node, late), (true, false), "{classifiers:?}");
+        // Endpoints are not shut, and nor is what is not there.
+        node.keep_shut([late.link.name.as_str(), &web.link.name, "nosuch0"].map(str::to_owned).into());
+        guarded.node.netns.run(|| node.publish(&some)).unwrap();
+        node.keep_shut(BTreeSet::new());
+        assert_eq!([late, web].map(|of| stands(&mut node, of)), [(false, true), (true, false)], "{classifiers:?}");
+        assert!(!is_open(), "{classifiers:?}");
+        guarded.node.netns.run(|| node.publish(&some)).unwrap();
+        assert!(!is_open(), "{classifiers:?}");
+
+        guarded.node.netns.run(|| node.publish(&all)).unwrap();
+        assert_eq!(stands(&mut node, late), (true, false), "{classifiers:?}");
+        assert!(!is_open(), "{classifiers:?}");
+        guarded.node.netns.run(|| node.publish(&some)).unwrap();
+        assert_eq!(stands(&mut node, late), (false, false), "{classifiers:?}");
+        assert!(is_open(), "{classifiers:?}");
+    }
 }
 
 /// What stood after a publish is not looked at by the next one: who looks is [`Node::status`], and what it misses is put up again.
