@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 /// Links of the node's networks that no endpoint guards: their other end has an address of a prefix of this node or one that the file lists for it, or
-/// they are ports of a bridge of which guarded links are ports too, or of one that is named.
+/// they are ports of a bridge of which guarded links are ports too, or of one that is named. What is shut is by our own doing.
 pub fn unguarded<'a>(
     containers: &'a Containers,
     guarded: &BTreeSet<&str>,
@@ -80,7 +80,9 @@ pub fn unguarded<'a>(
     let among: BTreeSet<&String> =
         containers.links.iter().filter(is_guarded).filter_map(|link| link.bridge.as_ref()).chain(bridges).collect();
     let ours = |link: &&ContainerLink| {
-        link.addresses.iter().any(of_node) || link.bridge.as_ref().is_some_and(|bridge| among.contains(bridge))
+        link.shut
+            || link.addresses.iter().any(of_node)
+            || link.bridge.as_ref().is_some_and(|bridge| among.contains(bridge))
     };
     containers.links.iter().filter(|link| !is_guarded(link) && ours(link)).collect()
 }

@@ -7,6 +7,7 @@ mod changes;
 mod cni;
 mod compiling;
 mod control;
+mod recall;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{adopt::Adoption, changes::Unwritten, compiling::Compiling};
+use self::{adopt::Adoption, changes::Unwritten, cni::Here, compiling::Compiling, recall::Recall};
 use crate::{
     accounts::Accounts,
     adopt::Scope,
@@ -200,8 +201,10 @@ impl<N: Node> Agent<N> {
         let mut overlay = Overlay { documents, held: beside.held.clone() };
         let written = settings.source.read();
         overlay.forget(&written);
-        let mut attachments = cni::load(&settings)?;
-        attachments.forget(&node.gone(&attachments.links())?);
+        let mut told = cni::load(&settings)?;
+        told.forget(&node.gone(&told.links())?);
+        let recall = Recall::look(&mut node, &settings, last.iter().chain(&staged))?;
+        let mut adoption = Adoption::default();
         let mut memory = Memory::default();
         let mut force = |files: &Files, base: Option<&Revision>, keep| {
             let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
@@ -209,10 +212,13 @@ impl<N: Node> Agent<N> {
             let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
             let is_live = matches!(files.workloads.1, Ok(Listing::Live(_)));
             let base_inputs = base.map(|base| &base.inputs).or(is_live.then_some(&none)).filter(|_| keep);
-            let joined = (&attachments, settings.node.as_str());
+            let joined = (&told, settings.node.as_str());
             let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;
-            let compiling = Compiling::new(built, settings.observe);
+            let mut compiling = Compiling::new(built, settings.observe);
+            let here = Here { listed: &listed, node: &settings.node, discovered: &discovered, now: compiled };
+            let asked = (&settings, &mut adoption.unreadable);
+            let (attachments, nobodys) = recall.explain(&mut compiling, told.clone(), &here, asked);
             let desired = compiling.desired();
             let documents = base.map(|base| base.documents.clone()).unwrap_or_default();
             let same = |known: &&Revision| known.inputs == inputs && known.documents == documents;
@@ -225,8 +231,14 @@ impl<N: Node> Agent<N> {
                     store.stage(&Draft { documents: Some(documents), ..draft })?
                 }
             };
+            node.keep_shut(nobodys.keys().cloned().collect());
             match publish(&mut node, &desired) {
-                Ok(unguarded) => Ok((compiling, listed, refused, desired, revision, unguarded)),
+                Ok(unguarded) => {
+                    // Who is taken out of the file from here on is let go.
+                    node.keep_shut(BTreeSet::new());
+                    adoption.found.adopted = recall.tell(&told, &attachments, &nobodys);
+                    Ok((compiling, listed, attachments, refused, desired, revision, unguarded))
+                }
                 Err(error) => {
                     let stays = last.as_ref().map(|last| last.head.number);
                     let found = no_room(&error, &desired, compiling.model(), stays);
@@ -259,7 +271,7 @@ impl<N: Node> Agent<N> {
             }
             now = force(&Files::again(good.inputs.clone(), &files), Some(good), false);
         }
-        let (compiling, listed, refused, desired, revision, unguarded) = now?;
+        let (compiling, listed, attachments, refused, desired, revision, unguarded) = now?;
         for warning in &compiling.model().warnings.0 {
             tracing::warn!("{warning}");
         }
@@ -300,7 +312,7 @@ impl<N: Node> Agent<N> {
             marks: MarkConflicts::default(),
             bypass: bypass::Watch::default(),
             drift: Drift::default(),
-            adoption: Adoption::default(),
+            adoption,
         };
         let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
         let after = Some(agent.revision.head.number);

@@ -11,8 +11,11 @@ use bulkhead_dataplane::{
     node::{ContainerLink, Containers, Node},
 };
 
-use super::Agent;
-use crate::adopt::{Found, Stranger, cache, identify, unguarded};
+use super::{Agent, cni::is_known};
+use crate::{
+    adopt::{Found, Stranger, cache, identify, unguarded},
+    attachments::Attachments,
+};
 
 /// How long a link may be there before it is taken for one that nobody tells of. A chain of plugins takes about a tenth of it from making the link to
 /// telling of it.
@@ -44,7 +47,7 @@ pub(super) struct Adoption {
     /// Links of containers that go, and since when.
     departing: BTreeMap<(String, u32), Instant>,
     /// Results that could not be read.
-    unreadable: BTreeSet<PathBuf>,
+    pub(super) unreadable: BTreeSet<PathBuf>,
     /// Why links could not be looked for; empty when they could.
     failed: String,
     pub(super) found: Found,
@@ -169,7 +172,11 @@ impl<N: Node> Agent<N> {
                     return Err("its runtime has said that it goes, and it is still there".to_owned());
                 }
                 let request = identify(link, containers, &cached, (joined, node))?;
-                self.not_another(&request)?;
+                not_another(&self.attachments, &request)?;
+                // What is shut must not be opened for want of labels.
+                if let Some(attached) = attached(&request).filter(|_| link.shut) {
+                    is_known(&self.listed, attached)?;
+                }
                 // A container with two interfaces is found twice.
                 Ok(requests.iter().position(|known| *known == request).unwrap_or_else(|| {
                     requests.push(request);
@@ -183,19 +190,6 @@ impl<N: Node> Agent<N> {
             who.and_then(|at| of(at).ok_or_else(|| "it was asked for, and nothing came of it".to_owned()))
         };
         links.iter().cloned().zip(found.into_iter().map(answered)).collect()
-    }
-
-    /// A container that is attached by another link has not moved: somebody has its addresses.
-    fn not_another(&self, request: &Request) -> Result<(), String> {
-        let Some(attached) = attached(request) else { return Ok(()) };
-        let known = self.attachments.iter().find(|known| known.attached.key == attached.key);
-        match known.filter(|known| known.attached.interfaces != attached.interfaces) {
-            Some(known) => Err(format!(
-                "what is known of it is of container {}, which has another link",
-                known.attached.key.container
-            )),
-            None => Ok(()),
-        }
     }
 
     /// Counts a container that started without a guard while the agent ran, once.
@@ -261,18 +255,30 @@ impl<N: Node> Agent<N> {
     }
 }
 
-fn attached(request: &Request) -> Option<&Attached> {
+/// A container that is attached by another link has not moved: somebody has its addresses.
+pub(super) fn not_another(attachments: &Attachments, request: &Request) -> Result<(), String> {
+    let Some(attached) = attached(request) else { return Ok(()) };
+    let known = attachments.iter().find(|known| known.attached.key == attached.key);
+    match known.filter(|known| known.attached.interfaces != attached.interfaces) {
+        Some(known) => {
+            Err(format!("what is known of it is of container {}, which has another link", known.attached.key.container))
+        }
+        None => Ok(()),
+    }
+}
+
+pub(super) fn attached(request: &Request) -> Option<&Attached> {
     match &request.ask {
         Ask::Add(attached) => Some(attached),
         _ => None,
     }
 }
 
-fn workload(attached: &Attached) -> String {
+pub(super) fn workload(attached: &Attached) -> String {
     format!("{}/{}", attached.namespace, attached.name)
 }
 
-fn addresses(link: &ContainerLink) -> String {
+pub(super) fn addresses(link: &ContainerLink) -> String {
     let all: Vec<_> = link.addresses.iter().map(ToString::to_string).collect();
     all.join(" ")
 }

@@ -12,10 +12,10 @@ use bulkhead_dataplane::{
         spool,
     },
     desired::{EndpointName, Segment},
-    node::Node,
+    node::{Discovered, Node},
 };
 
-use super::{Agent, Settings};
+use super::{Agent, Settings, compiling::Compiling};
 use crate::{
     attachments::{Attachment, Attachments},
     diagnostic::Diagnostics,
@@ -23,7 +23,7 @@ use crate::{
         file::{self, FileError},
         now,
     },
-    workloads::WorkloadName,
+    workloads::{WorkloadName, Workloads},
 };
 
 /// Name of the file beside the socket that tells the next agent.
@@ -56,6 +56,61 @@ fn links<'a>(asked: impl Iterator<Item = (&'a Request, &'a Option<Answer>)>) -> 
 }
 
 const LOG: &str = "the agent's log and `bulkhead status` say more";
+
+/// Whether the cluster has this pod. One without labels would be selected by no policy, and so by no wall.
+///
+/// # Errors
+/// It has not.
+pub(super) fn is_known(workloads: &Workloads, attached: &Attached) -> Result<(), String> {
+    let Attached { namespace, name, uid, .. } = attached;
+    let listed = || workloads.workloads.get(&WorkloadName::new(namespace.clone(), name.clone()));
+    let is_listed = || listed().is_some_and(|listed| listed.uid.as_deref() == uid.as_deref());
+    if !workloads.live || uid.is_none() || is_listed() {
+        return Ok(());
+    }
+    Err(format!("pod {namespace}/{name} is gone, or is another one"))
+}
+
+/// What attachments are compiled with.
+pub(super) struct Here<'a> {
+    pub(super) listed: &'a Workloads,
+    pub(super) node: &'a str,
+    pub(super) discovered: &'a Discovered,
+    pub(super) now: u64,
+}
+
+/// Compiles what other attachments make of the workloads, all of it or nothing.
+pub(super) fn compile_attached(
+    compiling: &mut Compiling,
+    here: &Here<'_>,
+    before: &Attachments,
+    after: &Attachments,
+) -> Result<(), Diagnostics> {
+    let &Here { listed, node, discovered, now } = here;
+    // Who had such an address may be known in another overlay.
+    let segments = listed.nodes.values().flat_map(|node| &node.segments).map(|segment| segment.vni);
+    let segments: BTreeSet<Segment> = segments.chain([0]).collect();
+    compiling.together(|compiling| {
+        compiling.renew(discovered, now)?;
+        for name in before.differing(after, listed) {
+            for (_, address) in after.addresses_of(listed, node, &name) {
+                for &segment in &segments {
+                    let Some(other) = compiling.owner(&name, segment, address) else { continue };
+                    if let Some(left) = after.left_of(listed, &other) {
+                        compiling.put(&other, Some(&left))?;
+                    }
+                }
+            }
+            let owner = |segment, address| compiling.owner(&name, segment, address);
+            let workload = after.joined(listed, node, &name, owner)?;
+            compiling.put(&name, workload.as_ref())?;
+        }
+        for (name, left) in after.given_back(before, listed) {
+            compiling.put(&name, Some(&left))?;
+        }
+        Ok(())
+    })
+}
 
 impl<N: Node> Agent<N> {
     /// What CNI plugins ask, all at once: those that come together share one publish.
@@ -105,9 +160,8 @@ impl<N: Node> Agent<N> {
             }
             if let Ask::Add(attached) = &request.ask
                 && request.waits
-                && !self.is_known(attached)
+                && let Err(message) = is_known(&self.listed, attached)
             {
-                let message = format!("pod {}/{} is gone, or is another one", attached.namespace, attached.name);
                 return Some(refused(message, "the runtime tries again as long as there is such a pod"));
             }
             let mut tried = next.clone();
@@ -132,42 +186,11 @@ impl<N: Node> Agent<N> {
         (next, refusals)
     }
 
-    /// Whether the cluster has the pod that is to start. One without labels would be selected by no policy, and so by no wall.
-    fn is_known(&self, attached: &Attached) -> bool {
-        let Attached { namespace, name, uid, .. } = attached;
-        let name = WorkloadName::new(namespace.clone(), name.clone());
-        let listed = || self.listed.workloads.get(&name).is_some_and(|listed| listed.uid.as_deref() == uid.as_deref());
-        !self.listed.live || uid.is_none() || listed()
-    }
-
-    /// Compiles what other attachments make of the workloads, all of it or nothing.
     fn compile_attached(&mut self, before: &Attachments, after: &Attachments) -> Result<(), Diagnostics> {
         self.compiled = now();
         let (listed, node) = (&self.listed, self.settings.node.as_str());
-        let (discovered, now) = (&self.discovered, self.compiled);
-        // Who had such an address may be known in another overlay.
-        let segments = listed.nodes.values().flat_map(|node| &node.segments).map(|segment| segment.vni);
-        let segments: BTreeSet<Segment> = segments.chain([0]).collect();
-        self.compiling.together(|compiling| {
-            compiling.renew(discovered, now)?;
-            for name in before.differing(after, listed) {
-                for (_, address) in after.addresses_of(listed, node, &name) {
-                    for &segment in &segments {
-                        let Some(other) = compiling.owner(&name, segment, address) else { continue };
-                        if let Some(left) = after.left_of(listed, &other) {
-                            compiling.put(&other, Some(&left))?;
-                        }
-                    }
-                }
-                let owner = |segment, address| compiling.owner(&name, segment, address);
-                let workload = after.joined(listed, node, &name, owner)?;
-                compiling.put(&name, workload.as_ref())?;
-            }
-            for (name, left) in after.given_back(before, listed) {
-                compiling.put(&name, Some(&left))?;
-            }
-            Ok(())
-        })
+        let here = Here { listed, node, discovered: &self.discovered, now: self.compiled };
+        compile_attached(&mut self.compiling, &here, before, after)
     }
 
     /// Guards what is attached, and nothing else that was.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use bulkhead_dataplane::{
 
 use crate::{
     home::{Home, WORKLOADS, eventually},
-    support::report,
+    support::{Wrapped, keep_result, report},
 };
 
 fn home() -> Home {
@@ -63,12 +64,30 @@ fn set(home: &Home, links: &[ContainerLink]) {
 
 /// A runtime's result.
 fn result(home: &Home, container: &str, link: &str, address: &str) {
-    let text = format!(
-        r#"{{"kind":"cniCacheV1","containerId":"{container}","ifName":"eth0","networkName":"net","cniArgs":[["K8S_POD_NAMESPACE","shop"],
-        ["K8S_POD_NAME","{container}"]],"result":{{"interfaces":[{{"name":"{link}"}},{{"name":"eth0","sandbox":"/run/netns/x"}}],
-        "ips":[{{"interface":1,"address":"{address}/24"}}]}}}}"#
-    );
-    fs::write(home.path(&format!("cache/results/net-{container}-eth0")), text).unwrap();
+    keep_result(home, "net", (container, container, container), link, address);
+}
+
+/// What a runtime tells of a container.
+fn add(container: &str, link: &str, index: u32, address: &str) -> Request {
+    let interface = Interface {
+        name: "eth0".to_owned(),
+        link: link.to_owned(),
+        ifindex: index,
+        addresses: vec![address.parse().unwrap()],
+    };
+    let attached = Attached {
+        key: Key { container: container.to_owned(), ifname: "eth0".to_owned() },
+        namespace: "shop".to_owned(),
+        name: container.to_owned(),
+        uid: None,
+        labels: [].into(),
+        interfaces: vec![interface],
+    };
+    Request { version: VERSION, network: "net".to_owned(), waits: true, ask: Ask::Add(attached) }
+}
+
+fn is_shut(home: &Home, name: &str) -> bool {
+    home.links.network().containers.links.iter().any(|link| link.link == name && link.shut)
 }
 
 fn guarded(home: &Home) -> Vec<String> {
@@ -186,22 +205,7 @@ fn who_is_told_of_in_time_is_not_counted() {
     let mut agent = agent(&home, false);
     set(&home, &[link("veth-t", 3, "10.0.0.9")]);
     agent.adopt();
-    let interface = Interface {
-        name: "eth0".to_owned(),
-        link: "veth-t".to_owned(),
-        ifindex: 3,
-        addresses: vec!["10.0.0.9".parse().unwrap()],
-    };
-    let attached = Attached {
-        key: Key { container: "told".to_owned(), ifname: "eth0".to_owned() },
-        namespace: "shop".to_owned(),
-        name: "told".to_owned(),
-        uid: None,
-        labels: [].into(),
-        interfaces: vec![interface],
-    };
-    let add = Request { version: VERSION, network: "net".to_owned(), waits: true, ask: Ask::Add(attached) };
-    assert_eq!(agent.attach(&[add]), [Answer::Done]);
+    assert_eq!(agent.attach(&[add("told", "veth-t", 3, "10.0.0.9")]), [Answer::Done]);
     agent.adopt();
     assert_eq!(agent.until_ripe(), None, "there is nothing to wait for");
     assert_eq!(agent.health().unenforced, 0);
@@ -212,9 +216,7 @@ fn who_is_nobody_is_shut_and_opened_where_nothing_is_dropped() {
     let home = home();
     let elsewhere = ContainerLink { bridge: None, ..link("veth-f", 5, "203.0.113.1") };
     set(&home, &[link("veth-n", 4, "10.0.0.10"), elsewhere]);
-    let shut = |name: &str| {
-        home.links.network().containers.links.iter().find(|link| link.link == name).is_some_and(|link| link.shut)
-    };
+    let shut = |name: &str| is_shut(&home, name);
     let mut first = agent(&home, false);
     eventually("it is shut", || {
         first.adopt();
@@ -285,4 +287,80 @@ fn who_goes_has_not_started_without_a_guard() {
     assert_eq!(found.unenforced, 0);
     let [stranger] = &found.strangers[..] else { panic!("{:?}", found.strangers) };
     assert!(stranger.shut && stranger.why.contains("it goes"), "a bridge that is to be kept is: {stranger:?}");
+}
+
+/// Guarded containers of each kind, and the file that tells of them is lost with the agent.
+fn lost() -> Home {
+    let home = home();
+    result(&home, "cached", "veth-e", "10.0.0.8");
+    let links = [
+        link("veth-db", 1, "10.0.0.2"),
+        link("veth-c", 2, "10.0.0.7"),
+        link("veth-e", 3, "10.0.0.8"),
+        link("veth-n", 4, "10.0.0.9"),
+        link("veth-m", 5, "10.0.0.10"),
+    ];
+    set(&home, &links);
+    let mut agent = agent_of(&home, false, &[]);
+    let told = [add("nobody", "veth-n", 4, "10.0.0.9"), add("moved", "veth-m", 5, "10.0.0.10")];
+    assert_eq!(agent.attach(&told), [Answer::Done, Answer::Done]);
+    assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-m", "veth-n", "veth-web"]);
+    drop(agent);
+    fs::remove_file(home.path("state/attachments.json")).unwrap();
+    // Meanwhile somebody took a workload out of the file, and another one is elsewhere by now, whatever the runtime's result says.
+    let text = fs::read_to_string(home.path("workloads.yaml")).unwrap();
+    let without: String =
+        text.lines().filter(|line| !line.contains("veth-db")).map(|line| format!("{line}\n")).collect();
+    let listed = without.replace("nodes: [", "nodes: [{ name: n2, addresses: [192.0.2.2] }, ");
+    home.write("workloads.yaml", &format!("{listed}  - {{ name: moved, namespace: shop, node: n2 }}\n"));
+    result(&home, "moved", "veth-m", "10.0.0.10");
+    home
+}
+
+#[test]
+fn who_had_a_guard_keeps_it_or_is_shut() {
+    let home = lost();
+    let node = Wrapped::new(&home);
+    let publishes = Arc::clone(&node.shut);
+    let scope = Scope { cache: Some(home.path("cache")), ..Scope::default() };
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), scope, ..home.settings() };
+    let mut agent = Agent::start(node, settings).unwrap();
+    assert_eq!(publishes.lock().unwrap().len(), 1, "the first publish has them");
+    assert_eq!(guarded(&home), ["veth-c", "veth-e", "veth-web"]);
+    let shut = |name| is_shut(&home, name);
+    assert_eq!(["veth-db", "veth-m", "veth-n"].map(shut), [false, true, true], "the file took out the first");
+    assert_eq!(report(&mut agent).found.adopted, 2);
+    eventually("they are told of", || {
+        agent.adopt();
+        agent.health().strangers >= 2
+    });
+    let found = report(&mut agent).found;
+    let why = |name: &str| {
+        let stranger = found.strangers.iter().find(|stranger| stranger.link == name && stranger.shut);
+        stranger.map(|stranger| stranger.why.as_str()).unwrap_or_default()
+    };
+    assert!(why("veth-m").contains("the file says that it runs on node `n2`"), "{found:?}");
+    assert!(why("veth-n").contains("no workload of the file"), "{found:?}");
+    assert_eq!(found.unenforced, 0);
+
+    // What is taken out of the file while the agent runs is let go, as ever.
+    let text = fs::read_to_string(home.path("workloads.yaml")).unwrap();
+    let without = text.lines().filter(|line| !line.contains("veth-web")).map(|line| format!("{line}\n"));
+    home.write("workloads.yaml", &without.collect::<String>());
+    agent.refresh();
+    assert_eq!(guarded(&home), ["veth-c", "veth-e"]);
+    // They stay shut until somebody knows them.
+    drop(agent);
+    let mut agent = agent_of(&home, false, &[]);
+    assert!(shut("veth-m") && shut("veth-n"));
+    assert_eq!(agent.attach(&[add("nobody", "veth-n", 4, "10.0.0.9")]), [Answer::Done]);
+    assert_eq!(guarded(&home), ["veth-c", "veth-e", "veth-n"]);
+}
+
+#[test]
+fn nothing_is_shut_where_nothing_is_dropped() {
+    let home = lost();
+    let _agent = agent_of(&home, true, &[]);
+    assert_eq!(guarded(&home), ["veth-c", "veth-e", "veth-web"]);
+    assert!(["veth-db", "veth-m", "veth-n"].into_iter().all(|name| !is_shut(&home, name)));
 }

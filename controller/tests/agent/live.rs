@@ -1,8 +1,9 @@
 //! What runtimes tell of containers beside what a cluster says of pods.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{any::Any, fs, sync::Arc, time::Duration};
 
 use bulkhead_controller::{
+    adopt::Scope,
     agent::{Agent, Settings},
     attachments::{Attachment, Attachments},
     diagnostic::source,
@@ -11,9 +12,16 @@ use bulkhead_controller::{
     source::{Heard, Source},
     workloads::{Workload, WorkloadName, Workloads},
 };
-use bulkhead_dataplane::cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION};
+use bulkhead_dataplane::{
+    cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
+    memory::MemoryNode,
+    node::{ContainerLink, Containers},
+};
 
-use crate::home::Home;
+use crate::{
+    home::{Home, eventually},
+    support::{keep_result, report},
+};
 
 /// Pods as `name uid node address labels`.
 fn cluster(pods: &[[&str; 5]]) -> Workloads {
@@ -139,15 +147,21 @@ impl Source for Still {
     }
 }
 
+/// An agent of such a cluster.
+fn agent(home: &Home, pods: &[[&str; 5]]) -> Agent<MemoryNode> {
+    let mut workloads = cluster(pods);
+    Arc::make_mut(workloads.nodes.get_mut("n1").unwrap()).addresses.insert("192.0.2.1".parse().unwrap());
+    let source = Arc::new(Still(Arc::new(workloads)));
+    let scope = Scope { cache: Some(home.path("cache")), ..Scope::default() };
+    let settings = Settings { source, cni: Some(home.path("state/cni.sock")), scope, ..home.settings() };
+    Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Its pod may have been deleted in the moment before: without labels no policy would select it.
 #[test]
 fn a_container_does_not_start_without_its_pod() {
     let home = Home::new();
-    let mut workloads = cluster(&[["web", "u1", "n1", "", "app: web"]]);
-    Arc::make_mut(workloads.nodes.get_mut("n1").unwrap()).addresses.insert("192.0.2.1".parse().unwrap());
-    let source = Arc::new(Still(Arc::new(workloads)));
-    let settings = Settings { source, cni: Some(home.path("state/cni.sock")), ..home.settings() };
-    let mut agent = Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}"));
+    let mut agent = agent(&home, &[["web", "u1", "n1", "", "app: web"]]);
     let mut add = |uid: &str, waits| {
         let ask = Ask::Add(attached("web", uid, "10.0.0.1"));
         agent.attach(&[Request { version: VERSION, network: "cbr0".to_owned(), waits, ask }]).remove(0)
@@ -160,4 +174,54 @@ fn a_container_does_not_start_without_its_pod() {
     };
     let known = refused(add("u1", true));
     assert!(!known.contains("another one"), "{known}");
+}
+
+/// What the agent has forgotten of a pod that is deleted and still runs nobody says again: with no labels it would have no walls.
+#[test]
+fn who_runs_without_its_pod_is_shut_once_it_is_forgotten() {
+    let home = Home::new();
+    let pods = [["web", "u1", "n1", "", "app: web"], ["gone", "u2", "n1", "", "app: web"]];
+    let containers = [("web", "u1", 1), ("gone", "u2", 2)].map(|(name, uid, index)| {
+        let mut attached = attached(name, uid, &format!("10.0.0.{index}"));
+        attached.interfaces[0].ifindex = index;
+        attached
+    });
+    let links = containers.each_ref().map(|Attached { interfaces, .. }| ContainerLink {
+        link: interfaces[0].link.clone(),
+        index: interfaces[0].ifindex,
+        inside: "eth0".to_owned(),
+        addresses: interfaces[0].addresses.clone(),
+        ..ContainerLink::default()
+    });
+    let names = links.iter().map(|link| link.link.clone()).collect();
+    home.links.network().containers = Containers { links: links.to_vec(), names };
+    let mut first = agent(&home, &pods);
+    for attached in containers {
+        let Attached { key: Key { container, .. }, name, uid, interfaces, .. } = &attached;
+        let pod = (container.as_str(), name.as_str(), uid.as_deref().unwrap());
+        keep_result(&home, "cbr0", pod, &interfaces[0].link, &interfaces[0].addresses[0].to_string());
+        let add = Request { version: VERSION, network: "cbr0".to_owned(), waits: true, ask: Ask::Add(attached) };
+        assert_eq!(first.attach(&[add]), [Answer::Done]);
+    }
+    assert_eq!(home.attached(), ["veth-u1", "veth-u2"]);
+    drop(first);
+    let mut second = agent(&home, &pods[..1]);
+    assert_eq!(home.attached(), ["veth-u1", "veth-u2"], "it is remembered");
+    second.refresh();
+    drop(second);
+
+    fs::remove_file(home.path("state/attachments.json")).unwrap();
+    let mut third = agent(&home, &pods[..1]);
+    eventually("it is told of", || {
+        third.adopt();
+        third.health().strangers == 1
+    });
+    assert_eq!(home.attached(), ["veth-u1"]);
+    let found = report(&mut third).found;
+    let [stranger] = &found.strangers[..] else { panic!("{found:?}") };
+    assert_eq!((stranger.link.as_str(), stranger.shut), ("veth-u2", true));
+    assert!(stranger.why.contains("pod shop/gone is gone"), "{}", stranger.why);
+    drop(third);
+    let _fourth = agent(&home, &pods);
+    assert_eq!(home.attached(), ["veth-u1", "veth-u2"], "its pod is known again");
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -113,6 +114,23 @@ impl Node for Wrapped {
         let observer = self.node.observer()?;
         Ok(if self.deadly { Box::new(Deadly(observer)) } else { observer })
     }
+}
+
+/// Keeps a result as a runtime does, of a container, the pod of the shop that it says and the pod's unique id.
+pub(crate) fn keep_result(
+    home: &Home,
+    network: &str,
+    (container, pod, uid): (&str, &str, &str),
+    link: &str,
+    address: &str,
+) {
+    let text = format!(
+        r#"{{"kind":"cniCacheV1","containerId":"{container}","ifName":"eth0","networkName":"{network}","cniArgs":[
+        ["K8S_POD_NAMESPACE","shop"],["K8S_POD_NAME","{pod}"],["K8S_POD_UID","{uid}"]],"result":{{"interfaces":[{{"name":"{link}"}},
+        {{"name":"eth0","sandbox":"/run/netns/x"}}],"ips":[{{"interface":1,"address":"{address}/24"}}]}}}}"#
+    );
+    fs::create_dir_all(home.path("cache/results")).unwrap();
+    fs::write(home.path(&format!("cache/results/{network}-{container}-eth0")), text).unwrap();
 }
 
 /// Metrics of an agent, as they are served.

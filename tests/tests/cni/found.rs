@@ -1,16 +1,29 @@
 //! Containers whose start nobody told of: a chain without our plugin, or one that was through before there was an agent.
 
-use std::{net::IpAddr, process::Command};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use bulkhead_tests::{
     Agent, Lab, bulkhead,
     chain::{Chain, Container},
 };
-use bulkhead_topology::traffic::{Outcome, TcpEcho};
+use bulkhead_topology::{
+    Netns,
+    traffic::{Capture, Frame, Outcome, TcpEcho},
+};
 
 use crate::{
     plugins,
-    support::{BRIEF, PATIENCE, calls, db, eventually, lab, none, pinned},
+    support::{BRIEF, PATIENCE, calls, db, eventually, lab, none, pinned, pins},
 };
 
 fn started(agent: &Agent) -> f64 {
@@ -136,4 +149,118 @@ fn what_ran_before_the_agent_is_adopted_or_shut() {
     }
     let links = [web.link(), guest.link(), stranger.link()];
     eventually("nothing is left", || !pinned(&lab, 0).iter().any(|pin| links.iter().any(|link| pin.starts_with(link))));
+}
+
+/// What the witness of [`Sender`]s knows their datagrams by.
+const MARK: &[u8] = b"bulkhead kept wall";
+
+/// Sends a marked datagram each millisecond, as long as it lives.
+struct Sender {
+    sent: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sender {
+    fn start(netns: &Netns, to: Ipv4Addr) -> Self {
+        let (sent, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (counter, stopped, netns) = (Arc::clone(&sent), Arc::clone(&stop), netns.clone());
+        let send = move || {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+            while !stopped.load(Relaxed) {
+                if socket.send_to(MARK, (to, 7777)).is_ok() {
+                    counter.fetch_add(1, Relaxed);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        Self { sent, stop, thread: Some(thread::spawn(move || netns.run(send))) }
+    }
+
+    /// Waits until it has sent some more.
+    #[track_caller]
+    fn goes_on(&self) {
+        let before = self.sent.load(Relaxed);
+        eventually("it sends", || self.sent.load(Relaxed) > before + 100);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // One that could not send has said so.
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Has all stubs be of another version, as after an upgrade.
+fn age_stubs(lab: &Lab) {
+    let layouts = fs::read_dir(lab.pins(0)).unwrap().map(|entry| entry.unwrap().path());
+    let stubs = layouts.map(|layout| layout.join("stubs")).find(|stubs| stubs.is_dir()).unwrap();
+    for name in pins(lab, 0, "stubs") {
+        let (says, _) = name.rsplit_once('-').unwrap();
+        fs::rename(stubs.join(&name), stubs.join(format!("{says}-{:016x}", 1))).unwrap();
+    }
+}
+
+/// An agent that starts without what the one before was told opens nothing, not for a moment: whom a runtime's result explains keeps its guard, and whoever is
+/// nobody is shut until somebody knows it. So does one of another version.
+#[test]
+fn no_wall_falls_when_what_runtimes_told_is_lost() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1", "guest-1", "guest-2"]);
+    let _server = db(&lab, 8080);
+    let db = lab.topology.workload("db").v4;
+    let mut agent = Agent::start(&lab, 0, &[]).unwrap();
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let [mut web, mut known, mut lost] = ["web-1", "guest-1", "guest-2"].map(Container::new);
+    for container in [&mut web, &mut known, &mut lost] {
+        chain.add(container).unwrap();
+    }
+    chain.keep_result(&web, &lab.cni_cache(0));
+    chain.keep_result(&known, &lab.cni_cache(0));
+    let node = lab.topology.node(0);
+    let mark = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
+    let witness = Capture::count(&node.netns, &node.bridge.name, mark).unwrap();
+    let senders = [&known, &lost].map(|container| Sender::start(&container.netns, db));
+    senders.iter().for_each(Sender::goes_on);
+    assert_eq!(witness.counts().frames, 0, "they may call nobody");
+
+    for upgrade in [false, true] {
+        agent.kill().unwrap();
+        fs::remove_file(lab.cni_socket(0).with_file_name("attachments.json")).unwrap();
+        if upgrade {
+            age_stubs(&lab);
+        }
+        agent = Agent::start(&lab, 0, &[]).unwrap();
+        assert_eq!(chain.ask("CHECK", &web, none()).unwrap(), "", "it is guarded when the agent is ready");
+        eventually("one is nobody", || unknown(&agent) == 1.0);
+        senders.iter().for_each(Sender::goes_on);
+        assert_eq!(witness.counts().frames, 0, "upgrade: {upgrade}; {}", agent.log());
+        let said = status(&lab, 0);
+        assert!(said.contains(&format!("TROUBLE   link {} is shut, and nobody is known", lost.link())), "{said}");
+        // Whom the last agent had shut is no container that had a guard.
+        assert!(said.contains("2 containers that ran before the agent were adopted, 0 started"), "{said}");
+        calls(&web.netns, db.into(), 8080, PATIENCE, Outcome::Answered);
+        calls(&web.netns, db.into(), 9999, BRIEF, Outcome::TimedOut);
+    }
+
+    // Who starts meanwhile opens it no more.
+    let mut other = Container::new("other");
+    chain.add(&mut other).unwrap();
+    senders.iter().for_each(Sender::goes_on);
+    assert_eq!(witness.counts().frames, 0);
+    // Once somebody knows it, it is guarded like the others.
+    chain.keep_result(&lost, &lab.cni_cache(0));
+    eventually("it is known", || unknown(&agent) == 0.0);
+    assert_eq!(chain.ask("CHECK", &lost, none()).unwrap(), "");
+    senders.iter().for_each(Sender::goes_on);
+    assert_eq!(witness.counts().frames, 0);
+    // The witness does see what passes.
+    let passing = Sender::start(&web.netns, db);
+    assert!(witness.wait_for(10, PATIENCE));
+    drop((passing, senders));
+    for container in [&web, &known, &lost, &other] {
+        chain.del(container);
+    }
 }
