@@ -1,5 +1,7 @@
 //! Nothing that happens to the API server, the agent or flannel changes a verdict.
 
+use std::fs;
+
 use bulkhead_cluster::Cluster;
 
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
@@ -21,6 +23,11 @@ pub(crate) fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
 /// Of what a caller prints, what says how a call went.
 pub(crate) fn lines<'a>(said: impl Iterator<Item = &'a str>) -> Vec<String> {
     said.filter(|line| matches!(*line, "answered" | "silent")).map(str::to_owned).collect()
+}
+
+/// Whether an agent that started found out by itself who a pod with a guard is.
+fn found_again(log: &str, pod: &str) -> bool {
+    log.lines().any(|line| line.contains("adopted: its guard stood, and stays") && line.contains(pod))
 }
 
 #[test]
@@ -51,7 +58,12 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
     });
     grows(&guarded, "calls go on after the API server came back");
 
+    // The next one does not know whom the runtime told of, either.
+    fs::remove_file(guarded.cluster.node(1).file("/run/bulkhead/attachments.json")).unwrap();
     guarded.kill_agent(1);
+    let log = guarded.log(1);
+    assert!(["shop/db", "shop/near"].iter().all(|pod| found_again(&log, pod)), "{log}");
+    assert_eq!(guarded.metric(1, "bulkhead_links_unknown", &[]), 0.0, "{log}");
     grows(&guarded, "calls go on after an agent was killed");
 
     // flannel writes its conflist anew while pods start.
