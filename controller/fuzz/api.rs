@@ -24,7 +24,7 @@ use bulkhead_controller::{
     control::{Basis, Control, Known, Put, PutError, Report, Standing},
     input::Locations,
     metrics::Health,
-    peers::Peers,
+    peers::Unmade,
     run::Wake,
     store::{Author, Head},
 };
@@ -88,7 +88,7 @@ impl Control for Frozen {
         self.0.accounts()
     }
 
-    fn peers(&mut self) -> Arc<Peers> {
+    fn peers(&mut self) -> Unmade {
         self.0.peers()
     }
 

@@ -38,7 +38,7 @@ use crate::{
     metrics::Health,
     model::Model,
     overlay::{Held, Overlay},
-    peers::Peers,
+    peers::{Made, Unmade},
     room::no_room,
     settle::{Memory, Settled, settle_with},
     source::Source,
@@ -153,8 +153,8 @@ pub struct Agent<N> {
     unstored: String,
     /// Why the source may say what is not so any more; empty when it says what is.
     behind: String,
-    /// Names for addresses, once somebody asks.
-    peers: Option<Arc<Peers>>,
+    /// Names for addresses, once somebody has asked.
+    peers: Made,
     accounts: Accounts,
     /// Since when it runs, nanoseconds of Unix time.
     started: u64,
@@ -306,7 +306,7 @@ impl<N: Node> Agent<N> {
             failed: String::new(),
             unstored: String::new(),
             behind: String::new(),
-            peers: None,
+            peers: Made::default(),
             accounts,
             started: compiled,
             marks: MarkConflicts::default(),
@@ -355,7 +355,7 @@ impl<N: Node> Agent<N> {
             Ok(discovered) if discovered != self.discovered => {
                 tracing::info!("the node's network changed");
                 self.discovered = discovered;
-                self.peers = None;
+                self.peers = Made::default();
                 self.stale = true;
             }
             Ok(_) => {}
@@ -593,7 +593,7 @@ impl<N: Node> Agent<N> {
             }
         }
         self.refuse_some(&refused);
-        (self.listed, self.peers) = (listed, None);
+        (self.listed, self.peers) = (listed, Made::default());
         if is_live {
             match self.stage(&inputs, &self.compiling.desired()) {
                 Ok(staged) => revision = staged,
@@ -795,10 +795,9 @@ impl<N: Node> Agent<N> {
     }
 
     /// Names for addresses, as they are now.
-    pub fn peers(&mut self) -> Arc<Peers> {
-        let Self { peers, compiling, settings, discovered, .. } = self;
-        let new = || Arc::new(Peers::new(compiling.model(), &settings.node, discovered));
-        Arc::clone(peers.get_or_insert_with(new))
+    #[must_use]
+    pub fn peers(&self) -> Unmade {
+        self.peers.of(self.compiling.model(), &self.settings.node, &self.discovered)
     }
 
     /// What the agent says of itself.

@@ -26,7 +26,7 @@ use crate::{
     metrics::Health,
     model::Model,
     overlay::{Overlay, digest},
-    peers::Peers,
+    peers::Unmade,
     store::{Author, Head, Origin, Revision, StoreError},
 };
 
@@ -297,8 +297,8 @@ pub trait Control {
     /// What the node counted and saw. To be read beside the agent: it takes long.
     fn accounts(&mut self) -> Accounts;
 
-    /// Names for addresses.
-    fn peers(&mut self) -> Arc<Peers>;
+    /// Names for addresses. To be made beside the agent.
+    fn peers(&mut self) -> Unmade;
 
     /// Takes what others have read of what is in force, and puts up again what is missing.
     fn looked(&mut self, status: Result<Status, NodeError>);

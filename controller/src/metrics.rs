@@ -1,253 +1,15 @@
 //! Metrics: exact counts as the node has them, and who the other side was as far as flows and samples tell.
 
-use std::collections::BTreeMap;
+mod totals;
 
 use bulkhead_dataplane::{
-    desired::EndpointName,
     kernel::{GATE, INPUT_RULE},
-    node::{ContactRecord, Contacts, FlowRecord, Reading, Status},
+    node::{Contacts, Reading, Status},
 };
 use bulkhead_ebpf::reason::Reason;
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use serde::{Deserialize, Serialize};
 
-use crate::peers::Peers;
-
-/// Peers, ports and protocols that one side of a workload may have series for; what is beyond counts as [`OTHER`]. A scan of all ports must not
-/// become as many series.
-const MAX_PEERS: usize = 256;
-/// The peer of what no flow or sample tells.
-pub const OTHER: &str = "other";
-
-/// One side of a workload: what sums by peer are exact for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Side {
-    workload: String,
-    namespace: String,
-    service: String,
-    direction: String,
-    blocked: bool,
-}
-
-impl Side {
-    /// `None` for what is no workload's, for frames that a bridge merely flooded past it, and for what audited policies say of packets that are
-    /// counted already.
-    fn of(reading: &Reading) -> Option<Self> {
-        let counts = reading.reason != Reason::NotForUs && !reading.reason.beside();
-        let endpoint = reading.endpoint.as_ref().filter(|_| counts)?;
-        Some(Self {
-            workload: endpoint.workload.clone(),
-            namespace: endpoint.namespace.clone(),
-            service: reading.service.clone(),
-            direction: reading.direction.to_owned(),
-            blocked: reading.reason.blocked(),
-        })
-    }
-}
-
-/// The other side.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Peer {
-    peer: String,
-    port: String,
-    protocol: String,
-}
-
-impl Peer {
-    fn other() -> Self {
-        Self { peer: OTHER.to_owned(), port: String::new(), protocol: String::new() }
-    }
-}
-
-/// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
-    packets: u64,
-    bytes: u64,
-}
-
-impl Size {
-    fn saturating_sub(self, other: Self) -> Self {
-        Self { packets: self.packets.saturating_sub(other.packets), bytes: self.bytes.saturating_sub(other.bytes) }
-    }
-
-    fn at_most(self, limit: Self) -> Self {
-        Self { packets: self.packets.min(limit.packets), bytes: self.bytes.min(limit.bytes) }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-    }
-}
-
-/// What counts on by itself until it is gone: one direction of a flow, or a sample of what was denied.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source {
-    endpoint: EndpointName,
-    direction: &'static str,
-    blocked: bool,
-    remote: std::net::IpAddr,
-    protocol: u8,
-    ports: (u16, u16),
-    reason: Reason,
-}
-
-/// How much of a [`Source`] is counted.
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    /// When it began, nanoseconds of Unix time.
-    first: u64,
-    size: Size,
-}
-
-impl Counted {
-    /// Beginnings are computed from jiffies anew each time.
-    const JITTER: u64 = 1_000_000_000;
-
-    /// Whether a source that began at `first` and has `size` now may be this one, and not another that came back under its key.
-    fn grew_to(&self, first: u64, size: Size) -> bool {
-        self.first.abs_diff(first) < Self::JITTER && size.packets >= self.size.packets && size.bytes >= self.size.bytes
-    }
-}
-
-/// Totals by peer since the pins were made. Each side's sum is exactly what the node counted for it: what no flow or sample explains is
-/// [`OTHER`]'s. No total ever shrinks unless the node's counters began anew.
-#[derive(Debug, Default)]
-pub struct Totals {
-    sides: BTreeMap<Side, BTreeMap<Peer, Size>>,
-    seen: BTreeMap<Source, Counted>,
-    /// What began before this is counted from where it was found: another process counted it before.
-    since: u64,
-}
-
-/// What outlives the process.
-#[derive(Default, Serialize, Deserialize)]
-pub struct Saved {
-    at: u64,
-    sides: Vec<(Side, Vec<(Peer, Size)>)>,
-}
-
-impl Totals {
-    /// Goes on from what another process saved.
-    pub fn restore(saved: Saved) -> Self {
-        let sides = saved.sides.into_iter().map(|(side, peers)| (side, peers.into_iter().collect())).collect();
-        Self { sides, seen: BTreeMap::new(), since: saved.at }
-    }
-
-    /// What to save; `at` is nanoseconds of Unix time before the records of the latest [`Self::update`] were read.
-    pub fn save(&self, at: u64) -> Saved {
-        let sides =
-            self.sides.iter().map(|(side, peers)| (side.clone(), peers.clone().into_iter().collect())).collect();
-        Saved { at, sides }
-    }
-
-    /// Takes what the node says now. `readings` were read before `flows` and `contacts`, so that these explain all of them.
-    pub fn update(&mut self, readings: &[Reading], flows: &[FlowRecord], contacts: &[ContactRecord], peers: &Peers) {
-        let mut now: BTreeMap<Side, Size> = BTreeMap::new();
-        let mut services: BTreeMap<&EndpointName, &str> = BTreeMap::new();
-        for reading in readings {
-            if let Some(side) = Side::of(reading) {
-                now.entry(side).or_default().add(Size { packets: reading.packets, bytes: reading.bytes });
-            }
-            if let Some(endpoint) = &reading.endpoint {
-                services.insert(endpoint, &reading.service);
-            }
-        }
-        self.sides.retain(|side, _| now.contains_key(side));
-        let mut left: BTreeMap<Side, Size> = BTreeMap::new();
-        for (side, total) in now {
-            let by_peer = self.sides.entry(side.clone()).or_default();
-            let mut counted = Size::default();
-            by_peer.values().for_each(|&size| counted.add(size));
-            if counted.packets > total.packets || counted.bytes > total.bytes {
-                // The pins are new.
-                by_peer.clear();
-                counted = Size::default();
-            }
-            left.insert(side, total.saturating_sub(counted));
-        }
-        let records = flows.iter().flat_map(of_flow).chain(contacts.iter().filter_map(of_contact));
-        let mut seen = BTreeMap::new();
-        for (source, first, size) in records {
-            let before = match self.seen.get(&source) {
-                Some(counted) if counted.grew_to(first, size) => counted.size,
-                None if first < self.since => size,
-                _ => Size::default(),
-            };
-            let side = Side {
-                workload: source.endpoint.workload.clone(),
-                namespace: source.endpoint.namespace.clone(),
-                service: services.get(&source.endpoint).map_or_else(String::new, |&service| service.to_owned()),
-                direction: source.direction.to_owned(),
-                blocked: source.blocked,
-            };
-            let mut taken = Size::default();
-            if let (Some(left), Some(by_peer)) = (left.get_mut(&side), self.sides.get_mut(&side)) {
-                // What the counters do not hold yet waits for the next time.
-                taken = size.saturating_sub(before).at_most(*left);
-                if taken != Size::default() {
-                    let peer = peer(&source, peers);
-                    let known = by_peer.contains_key(&peer) || by_peer.len() < MAX_PEERS;
-                    by_peer.entry(if known { peer } else { Peer::other() }).or_default().add(taken);
-                    *left = left.saturating_sub(taken);
-                }
-            }
-            let mut counted = before;
-            counted.add(taken);
-            seen.insert(source, Counted { first, size: counted });
-        }
-        self.seen = seen;
-        for (side, rest) in left {
-            if rest != Size::default() {
-                self.sides.entry(side).or_default().entry(Peer::other()).or_default().add(rest);
-            }
-        }
-    }
-}
-
-fn of_flow(flow: &FlowRecord) -> [(Source, u64, Size); 2] {
-    let reverse = if flow.direction == "ingress" { "egress" } else { "ingress" };
-    let source = |direction| Source {
-        endpoint: flow.endpoint.clone(),
-        direction,
-        blocked: false,
-        remote: flow.remote,
-        protocol: flow.protocol,
-        // The port that somebody listens on leads: it is the one that is shown.
-        ports: if flow.direction == "ingress" {
-            (flow.local_port, flow.remote_port)
-        } else {
-            (flow.remote_port, flow.local_port)
-        },
-        reason: flow.reason,
-    };
-    let size = |side: usize| Size { packets: flow.packets[side], bytes: flow.bytes[side] };
-    [(source(flow.direction), flow.first, size(0)), (source(reverse), flow.first, size(1))]
-}
-
-/// `None` for samples of what passed: flows tell of those.
-fn of_contact(contact: &ContactRecord) -> Option<(Source, u64, Size)> {
-    if contact.observed || !contact.reason.blocked() {
-        return None;
-    }
-    let source = Source {
-        endpoint: contact.endpoint.clone()?,
-        direction: contact.direction,
-        blocked: true,
-        remote: contact.peer,
-        protocol: contact.protocol,
-        ports: (contact.port, 0),
-        reason: contact.reason,
-    };
-    Some((source, contact.first, Size { packets: contact.packets, bytes: contact.bytes }))
-}
-
-fn peer(source: &Source, peers: &Peers) -> Peer {
-    let protocol = protocol(source.protocol);
-    let port = if matches!(source.protocol, 6 | 17 | 132) { source.ports.0.to_string() } else { String::new() };
-    Peer { peer: peers.name(&source.endpoint, source.remote), port, protocol }
-}
+pub use self::totals::{OTHER, Saved, Totals};
 
 /// Name of an IP protocol.
 #[must_use]
@@ -505,21 +267,19 @@ fn by_peer(registry: &Registry, totals: &Totals) -> Result<(), prometheus::Error
         Opts::new("bulkhead_peer_bytes_total", "The same bytes by peer, as far as flows and samples tell."),
         &labels,
     )?;
-    for (side, by_peer) in &totals.sides {
-        for (peer, size) in by_peer {
-            let labels = [
-                &side.workload,
-                &side.namespace,
-                &side.service,
-                &side.direction,
-                verdict(side.blocked),
-                &peer.peer,
-                &peer.port,
-                &peer.protocol,
-            ];
-            packets.with_label_values(&labels).inc_by(size.packets);
-            bytes.with_label_values(&labels).inc_by(size.bytes);
-        }
+    for (side, peer, size) in totals.by_peer() {
+        let labels = [
+            &side.workload,
+            &side.namespace,
+            &side.service,
+            &side.direction,
+            verdict(side.blocked),
+            &peer.peer,
+            &peer.port,
+            &peer.protocol,
+        ];
+        packets.with_label_values(&labels).inc_by(size.packets);
+        bytes.with_label_values(&labels).inc_by(size.bytes);
     }
     registry.register(Box::new(packets))?;
     registry.register(Box::new(bytes))

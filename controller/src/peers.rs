@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bulkhead_dataplane::{
@@ -105,6 +105,38 @@ impl Peers {
             "world"
         };
         name.to_owned()
+    }
+}
+
+/// Where [`Peers`] are once somebody has made them, until names are other ones.
+#[derive(Clone, Debug, Default)]
+pub struct Made(Arc<OnceLock<Arc<Peers>>>);
+
+/// [`Peers`] to come: they take long to make where there are many workloads, so that whoever needs them does it on a thread of their own. Keeps the
+/// model from being changed in place.
+#[derive(Debug)]
+pub struct Unmade {
+    made: Made,
+    model: Arc<Model>,
+    node: String,
+    discovered: Discovered,
+}
+
+impl Made {
+    /// To be made of a model, unless they are.
+    #[must_use]
+    pub fn of(&self, model: &Arc<Model>, node: &str, discovered: &Discovered) -> Unmade {
+        let (made, node, discovered) = (self.clone(), node.to_owned(), discovered.clone());
+        Unmade { made, model: Arc::clone(model), node, discovered }
+    }
+}
+
+impl Unmade {
+    /// The names; made by the first who asks.
+    #[must_use]
+    pub fn make(self) -> Arc<Peers> {
+        let new = || Arc::new(Peers::new(&self.model, &self.node, &self.discovered));
+        Arc::clone(self.made.0.get_or_init(new))
     }
 }
 

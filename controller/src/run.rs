@@ -229,7 +229,7 @@ impl Life {
             }
         }
         drop(looking);
-        let peers = agent.peers();
+        let peers = agent.peers().make();
         account(&agent.accounts(), &peers);
         agent.write_down();
         tracing::info!("stopped; everything stays in force");
@@ -269,7 +269,7 @@ fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Looking> {
             }
             // An agent that stops may leave it unanswered.
             let Ok(peers) = answer.recv() else { return };
-            account(&accounts, &peers);
+            account(&accounts, &peers.make());
             // What a change of many things took for a while.
             heap::trim();
         }

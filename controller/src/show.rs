@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -443,7 +444,7 @@ pub fn flows(names: &Names<'_>, flows: &[FlowRecord]) -> Vec<FlowLine> {
             local_port: flow.local_port,
             remote_port: flow.remote_port,
             port: flow_point(flow.protocol, port),
-            rule: flow.rule.clone(),
+            rule: flow.rule.to_string(),
             reason: flow.reason.label().to_owned(),
             packets: flow.packets[0],
             reply_packets: flow.packets[1],
@@ -590,7 +591,7 @@ pub fn full_name(EndpointName { namespace, workload, index }: &EndpointName) -> 
 pub struct Names<'a> {
     model: &'a Model,
     explainer: Explainer<'a>,
-    peers: Peers,
+    peers: Arc<Peers>,
     origins: BTreeMap<String, String>,
 }
 
@@ -620,7 +621,12 @@ impl<'a> Names<'a> {
     /// Names of a model, as a node sees them.
     #[must_use]
     pub fn new(model: &'a Model, node: &str) -> Self {
-        let peers = Peers::new(model, node, &Discovered::default());
+        Self::with(model, Peers::new(model, node, &Discovered::default()).into())
+    }
+
+    /// Names of a model, with those for addresses that are made already.
+    #[must_use]
+    pub fn with(model: &'a Model, peers: Arc<Peers>) -> Self {
         Self { model, explainer: Explainer::new(model), peers, origins: origins(model) }
     }
 
@@ -646,7 +652,7 @@ impl<'a> Names<'a> {
         let own = service_of(self.model, &flow.endpoint);
         let peer = self.peer(&flow.endpoint, flow.remote);
         let port = flow_point(flow.protocol, if inward { flow.local_port } else { flow.remote_port });
-        let grounds = match flow.rule.as_str() {
+        let grounds = match &*flow.rule {
             "" => flow.reason.text().to_owned(),
             rule => format!("by {}", self.rule(rule)),
         };
@@ -673,8 +679,8 @@ impl<'a> Names<'a> {
             to,
             port,
             reason: flow.reason.label().to_owned(),
-            rule: flow.rule.clone(),
-            origin: self.origins.get(&flow.rule).cloned().unwrap_or_default(),
+            rule: flow.rule.to_string(),
+            origin: self.origins.get(&*flow.rule).cloned().unwrap_or_default(),
             packets: flow.packets[0] + flow.packets[1],
             bytes: flow.bytes[0] + flow.bytes[1],
             text,
@@ -706,7 +712,7 @@ impl<'a> Names<'a> {
                 };
                 let side = if contact.direction == "ingress" { &to } else { &from };
                 let text = text.unwrap_or_else(|| {
-                    let grounds = match (contact.reason, contact.rule.as_str()) {
+                    let grounds = match (contact.reason, &*contact.rule) {
                         (Reason::WouldDeny, rule) if !rule.is_empty() => format!("by {}", self.rule(rule)),
                         (reason, _) => plain(reason),
                     };
@@ -720,7 +726,7 @@ impl<'a> Names<'a> {
         Observation {
             key: format!(
                 "{} {} {} {} {} {} {verdict}",
-                contact.endpoint.as_ref().map_or_else(|| "node".to_owned(), full_name),
+                contact.endpoint.as_deref().map_or_else(|| "node".to_owned(), full_name),
                 contact.direction,
                 contact.peer,
                 contact.protocol,
@@ -733,8 +739,8 @@ impl<'a> Names<'a> {
             to,
             port,
             reason: contact.reason.label().to_owned(),
-            rule: contact.rule.clone(),
-            origin: self.origins.get(&contact.rule).cloned().unwrap_or_default(),
+            rule: contact.rule.to_string(),
+            origin: self.origins.get(&*contact.rule).cloned().unwrap_or_default(),
             packets: contact.packets,
             bytes: contact.bytes,
             text,

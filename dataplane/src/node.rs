@@ -1,6 +1,6 @@
 //! The one trait through which the intent half sees a node. Plain data only, so that the privileged half can become a process of its own.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use bulkhead_ebpf::{
     abi::{Direction, Mode},
@@ -244,8 +244,9 @@ pub struct Reading {
 /// A flow in an endpoint's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FlowRecord {
-    /// Owner.
-    pub endpoint: EndpointName,
+    /// Owner. All records of a reading share its name.
+    #[serde(serialize_with = "shared")]
+    pub endpoint: Arc<EndpointName>,
     /// Direction of the initiator.
     pub direction: &'static str,
     /// The owner's address.
@@ -259,7 +260,8 @@ pub struct FlowRecord {
     /// The peer's port.
     pub remote_port: u16,
     /// Name of the rule that allowed it.
-    pub rule: String,
+    #[serde(serialize_with = "shared")]
+    pub rule: Arc<str>,
     /// Reason.
     #[serde(serialize_with = "label")]
     pub reason: Reason,
@@ -288,7 +290,8 @@ pub struct Contacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ContactRecord {
     /// The endpoint, `None` on the underlay.
-    pub endpoint: Option<EndpointName>,
+    #[serde(serialize_with = "shared_if_any")]
+    pub endpoint: Option<Arc<EndpointName>>,
     /// Direction of the packet.
     pub direction: &'static str,
     /// The peer; on the underlay the outer source.
@@ -301,7 +304,8 @@ pub struct ContactRecord {
     #[serde(serialize_with = "label")]
     pub reason: Reason,
     /// Name of the deciding rule; empty where none decided.
-    pub rule: String,
+    #[serde(serialize_with = "shared")]
+    pub rule: Arc<str>,
     /// It passed all the same: the endpoint or the node only observed.
     pub observed: bool,
     /// It was dropped, and audited policies would let it pass.
@@ -459,4 +463,12 @@ fn label<S: serde::Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, 
 
 fn debug<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{mode:?}"))
+}
+
+fn shared<T: Serialize + ?Sized, S: serde::Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    (**value).serialize(serializer)
+}
+
+fn shared_if_any<T: Serialize, S: serde::Serializer>(value: &Option<Arc<T>>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_deref().serialize(serializer)
 }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -156,6 +157,28 @@ fn endpoint_name(names: &Names, identity: u64) -> EndpointName {
     }
 }
 
+/// Names that the records of one reading share: there are many records, and few names.
+struct Shared<'a> {
+    names: &'a Names,
+    endpoints: HashMap<u64, Arc<EndpointName>>,
+    rules: HashMap<u64, Arc<str>>,
+}
+
+impl<'a> Shared<'a> {
+    fn new(names: &'a Names) -> Self {
+        Self { names, endpoints: HashMap::new(), rules: HashMap::new() }
+    }
+
+    fn endpoint(&mut self, identity: u64) -> Arc<EndpointName> {
+        let new = || Arc::new(endpoint_name(self.names, identity));
+        Arc::clone(self.endpoints.entry(identity).or_insert_with(new))
+    }
+
+    fn rule(&mut self, rule: u64) -> Arc<str> {
+        Arc::clone(self.rules.entry(rule).or_insert_with(|| rule_name(self.names, rule).into()))
+    }
+}
+
 /// Latest owner of each slot: what the kernel says, else what is remembered.
 fn slot_identities<S: Store>(store: &S, names: &Names) -> Result<HashMap<u32, u64>, NodeError> {
     let mut owners: HashMap<u32, u64> = names.slots.iter().map(|(slot, owner)| (*slot, owner.endpoint)).collect();
@@ -209,22 +232,29 @@ pub fn flows<S: Store>(store: &S, names: &Names) -> Result<Vec<FlowRecord>, Node
     let keys = counter_keys(store)?;
     let views: HashMap<u32, View> = store.entries::<Views>()?.into_iter().collect();
     let words: HashMap<u32, u64> = store.entries::<Endpoints>()?.into_iter().collect();
+    let mut shared = Shared::new(names);
+    let mut judged: HashMap<u32, (Reason, Arc<str>)> = HashMap::new();
     let mut records = Vec::new();
     for (slot, info) in infos(store)? {
         let word = EndpointWord(words.get(&slot).copied().unwrap_or(0));
         let good = good_word(word, &views, clock.jiffies);
-        let record = |local, remote, protocol, local_port, remote_port, flow: Flow| {
-            let (_, reason, key) = half(&keys, flow.counter & !1);
+        let endpoint = shared.endpoint(info.identity);
+        let mut record = |local, remote, protocol, local_port, remote_port, flow: Flow| {
+            let (reason, rule) = judged.entry(flow.counter & !1).or_insert_with_key(|&counter| {
+                let (_, reason, key) = half(&keys, counter);
+                // What nothing is known of has no rule, as what none decided.
+                (reason, shared.rule(key.map_or(0, |key| key.rule)))
+            });
             FlowRecord {
-                endpoint: endpoint_name(names, info.identity),
+                endpoint: Arc::clone(&endpoint),
                 direction: direction_label(Direction::from_u8(flow.initiator)),
                 local,
                 remote,
                 protocol,
                 local_port,
                 remote_port,
-                rule: key.map(|key| rule_name(names, key.rule)).unwrap_or_default(),
-                reason,
+                rule: Arc::clone(rule),
+                reason: *reason,
                 packets: flow.packets,
                 bytes: flow.bytes,
                 first: clock.unix(flow.last.saturating_sub(u64::from((flow.last as u32).wrapping_sub(flow.first)))),
@@ -233,6 +263,7 @@ pub fn flows<S: Store>(store: &S, names: &Names) -> Result<Vec<FlowRecord>, Node
             }
         };
         let (v4, v6) = store.flows(slot)?;
+        records.reserve(v4.len() + v6.len());
         let address = |address: u32| IpAddr::from(address.to_ne_bytes());
         records.extend(v4.into_iter().map(|(key, flow)| {
             record(address(key.local), address(key.remote), key.protocol, key.local_port, key.remote_port, flow)
@@ -280,6 +311,7 @@ pub fn contacts<S: Store>(store: &S, names: &Names) -> Result<Contacts, NodeErro
     let clock = Clock::new(store)?;
     let keys = counter_keys(store)?;
     let owners = slot_identities(store, names)?;
+    let mut shared = Shared::new(names);
     let record = |(key, contact): (ContactKey, Contact)| {
         let owner = owners.get(&u32::from(key.slot)).copied().filter(|_| key.slot != 0);
         // A counter that was given to somebody else meanwhile says nothing of this contact.
@@ -289,13 +321,13 @@ pub fn contacts<S: Store>(store: &S, names: &Names) -> Result<Contacts, NodeErro
                 && (counter.direction, counter.reason) == (key.direction, key.reason)
         });
         Some(ContactRecord {
-            endpoint: owner.map(|identity| endpoint_name(names, identity)),
+            endpoint: owner.map(|identity| shared.endpoint(identity)),
             direction: direction_label(Direction::from_u8(key.direction)),
             peer: unmapped(key.peer),
             protocol: key.protocol,
             port: key.port,
             reason: Reason::from_u8(key.reason)?,
-            rule: rule.map(|counter| rule_name(names, counter.rule)).unwrap_or_default(),
+            rule: shared.rule(rule.map_or(0, |counter| counter.rule)),
             observed: key.flags & ContactKey::OBSERVED != 0,
             would_pass: key.flags & ContactKey::WOULD_PASS != 0,
             packets: contact.packets,

@@ -17,6 +17,7 @@ use crate::{
     input::{Files, Listing},
     model::PolicyName,
     network_policy::NetworkPolicy,
+    peers::Made,
     source::Changes,
     store::{Condition, now},
     workloads::WorkloadName,
@@ -104,7 +105,7 @@ impl<N: Node> Agent<N> {
             return false;
         }
         self.compiling.keep();
-        self.peers = None;
+        self.peers = Made::default();
         if let Some(Files { workloads: (_, Ok(Listing::Live(seen))), .. }) = &mut self.seen {
             // These are not the workloads any more: nobody keeps them for a comparison.
             *seen = Arc::default();

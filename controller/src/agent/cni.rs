@@ -19,6 +19,7 @@ use super::{Agent, Settings, compiling::Compiling};
 use crate::{
     attachments::{Attachment, Attachments},
     diagnostic::Diagnostics,
+    peers::Made,
     store::{
         file::{self, FileError},
         now,
@@ -210,7 +211,7 @@ impl<N: Node> Agent<N> {
         }
         match self.enforce(self.compiling.desired()) {
             Ok(()) => {
-                self.peers = None;
+                self.peers = Made::default();
                 // A file that contradicted what ran may fit now.
                 if !self.refused.is_empty() {
                     self.seen = None;

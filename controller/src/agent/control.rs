@@ -16,7 +16,7 @@ use crate::{
     control::{Basis, Control, Fingerprint, Known, Pending, Put, PutError, Report, Standing},
     input::{Files, Inputs},
     metrics::Health,
-    peers::Peers,
+    peers::{Made, Unmade},
     plan,
     room::no_room,
     show::time,
@@ -151,7 +151,7 @@ impl<N: Node> Agent<N> {
         let marked = self.mark();
         self.stored(marked);
         self.refuse_some(&refused);
-        (self.listed, self.peers) = (listed, None);
+        (self.listed, self.peers) = (listed, Made::default());
         let head = &self.revision.head;
         tracing::info!(revision = head.number, author = head.author.name, reason = head.reason, "in force");
         Ok(head.clone())
@@ -275,7 +275,7 @@ impl<N: Node> Control for Agent<N> {
         self.accounts.clone()
     }
 
-    fn peers(&mut self) -> Arc<Peers> {
+    fn peers(&mut self) -> Unmade {
         Agent::peers(self)
     }
 

@@ -115,7 +115,7 @@ impl Handle {
     /// As [`Self::ask`]; the node's.
     pub(super) async fn metrics(&self) -> Result<String, Problem> {
         let (health, peers) = self.ask(|agent| (agent.health(), agent.peers())).await?;
-        self.look(move |accounts| accounts.metrics(health, &peers)).await
+        self.look(move |accounts| accounts.metrics(health, &peers.make())).await
     }
 
     /// What was seen on the node.

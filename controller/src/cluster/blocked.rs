@@ -71,9 +71,9 @@ impl Blocked {
         if news.is_empty() {
             return;
         }
-        let Ok(known) = self.handle.ask(|agent| agent.known()).await else { return };
+        let Ok((known, peers)) = self.handle.ask(|agent| (agent.known(), agent.peers())).await else { return };
         let named = tokio::task::spawn_blocking(move || {
-            let names = Names::new(&known.model, &known.node);
+            let names = Names::with(&known.model, peers.make());
             news.into_iter().map(|(contact, more)| (names.contact(&contact), contact, more)).collect::<Vec<_>>()
         });
         for (observation, contact, more) in named.await.unwrap_or_default() {

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::symlink,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +17,7 @@ use bulkhead_dataplane::{
     store::{Prefixes4, Store as _},
 };
 
-use crate::support::{Home, INTENT, WORKLOADS, Wrapped, metrics, stored, value};
+use crate::support::{Home, INTENT, WORKLOADS, Wrapped, endpoint, metrics, stored, value};
 
 const BAD: &str =
     "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [bd:5432] }\n  db: {}\n";
@@ -258,6 +259,25 @@ fn changes_are_published_and_numbered() {
     );
     agent.refresh();
     assert_eq!(home.attached(), ["veth-web"], "its link is left alone");
+}
+
+#[test]
+fn names_for_addresses_are_made_once_for_each_change() {
+    let home = Home::new();
+    let mut agent = home.agent();
+    let (web, db) = (endpoint("web-1"), "10.0.0.2".parse().unwrap());
+    let (asked, names) = (agent.peers(), agent.peers().make());
+    assert!(Arc::ptr_eq(&asked.make(), &names), "by whoever is first");
+    agent.refresh();
+    assert!(Arc::ptr_eq(&agent.peers().make(), &names), "nothing changed");
+    assert_eq!(names.name(&web, db), "shop/db");
+
+    let before = agent.peers();
+    home.write("workloads.yaml", &WORKLOADS.replace("app: db", "app: sql"));
+    home.write("policies/shop.yaml", &INTENT.replace("db", "sql"));
+    agent.refresh();
+    assert_eq!(agent.peers().make().name(&web, db), "shop/sql");
+    assert!(Arc::ptr_eq(&before.make(), &names), "who asked before the change has the names of then");
 }
 
 #[test]

@@ -16,3 +16,4 @@ mod settle;
 mod show;
 mod store;
 mod support;
+mod totals;

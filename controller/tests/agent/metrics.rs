@@ -2,24 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_controller::{
-    diagnostic::source,
-    metrics::{Compiles, Health, Totals, render},
-    model::Model,
-    peers::Peers,
-    policy, workloads,
-};
-use bulkhead_dataplane::node::{ContactRecord, Contacts, Discovered, FlowRecord, Reading, Status, TableUse};
+use bulkhead_controller::metrics::{Compiles, Health, Totals, render};
+use bulkhead_dataplane::node::{ContactRecord, Contacts, FlowRecord, Reading, Status, TableUse};
 use bulkhead_ebpf::reason::Reason;
 use proptest::prelude::*;
 
-use crate::support::{INTENT, WORKLOADS, contact, flow, reading, value};
-
-fn peers() -> Peers {
-    let workloads = workloads::parse(&source("w.yaml", WORKLOADS)).unwrap();
-    let model = Model::build(&policy::parse(&source("shop.yaml", INTENT)).unwrap(), &workloads).unwrap();
-    Peers::new(&model, "n1", &Discovered::default())
-}
+use crate::support::{contact, flow, peers, reading, value};
 
 fn text(readings: &[Reading], totals: &Totals) -> String {
     render(Health::default(), readings, totals, &Contacts::default(), &Status::default()).unwrap()

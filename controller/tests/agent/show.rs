@@ -149,7 +149,7 @@ fn guards_are_shown_by_their_rules() {
     assert_eq!(cells, ["0", "0", "7", "0", "guard.yaml:6"]);
 
     let mut denied = contact("web-1", "egress", "203.0.113.9", 25, 3, 1_700_000_000_000_000_000);
-    (denied.reason, denied.rule) = (Reason::DeniedByRule, rule.to_owned());
+    (denied.reason, denied.rule) = (Reason::DeniedByRule, rule.into());
     assert_eq!(
         Names::new(&model, "n1").contact(&denied).text,
         "BLOCKED web -> world (203.0.113.9) 25/tcp  at web's egress: denied by guard g: deny to world:25/tcp (guard.yaml:6)"
@@ -164,7 +164,7 @@ fn observations() {
     (forged.endpoint, forged.reason, forged.protocol, forged.inner) =
         (None, Reason::WrongVtep, 17, Some((7, "10.244.1.9".parse().unwrap())));
     let mut spoofed = contact("web-1", "egress", "10.0.0.2", 5432, 1, 1_700_000_000_000_000_000);
-    (spoofed.reason, spoofed.rule) = (Reason::SpoofedSource, String::new());
+    (spoofed.reason, spoofed.rule) = (Reason::SpoofedSource, "".into());
     let mut ping = contact("db-1", "ingress", "10.0.0.1", 8 << 8, 1, 1_700_000_000_000_000_000);
     ping.protocol = 1;
     // Denied under a revision that is gone.
@@ -252,7 +252,7 @@ fn what_passes_all_the_same_is_not_called_blocked() {
 
     // The caller has no wall of its own, so that the audited rule alone is against it.
     let mut would = contact("lone", "egress", "203.0.113.9", 25, 2, at);
-    (would.reason, would.rule) = (Reason::WouldDeny, rule.to_owned());
+    (would.reason, would.rule) = (Reason::WouldDeny, rule.into());
     let told = names.contact(&would);
     assert_eq!(told.verdict, "would_deny");
     assert!(

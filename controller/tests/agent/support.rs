@@ -10,7 +10,12 @@ use std::{
 use bulkhead_controller::{
     agent::Agent,
     control::{Control as _, Report},
+    diagnostic::source,
+    model::Model,
+    peers::Peers,
+    policy,
     store::Reader,
+    workloads,
 };
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
@@ -136,7 +141,7 @@ pub(crate) fn keep_result(
 /// Metrics of an agent, as they are served.
 pub(crate) fn metrics<N: Node>(agent: &mut Agent<N>) -> String {
     let (health, peers) = (agent.health(), agent.peers());
-    agent.accounts().metrics(health, &peers).unwrap()
+    agent.accounts().metrics(health, &peers.make()).unwrap()
 }
 
 /// What an agent says of itself, as it is served.
@@ -149,6 +154,13 @@ pub(crate) fn report<N: Node>(agent: &mut Agent<N>) -> Report {
 pub(crate) fn stored(state: &Path) -> Option<u64> {
     let reader = Reader::open(state).unwrap()?;
     reader.in_force().unwrap().map(|revision| revision.head.number)
+}
+
+/// Names for addresses of the shop.
+pub(crate) fn peers() -> Peers {
+    let workloads = workloads::parse(&source("w.yaml", WORKLOADS)).unwrap();
+    let model = Model::build(&policy::parse(&source("shop.yaml", INTENT)).unwrap(), &workloads).unwrap();
+    Peers::new(&model, "n1", &Discovered::default())
 }
 
 /// Value of a metric with these labels, in any order of them.
@@ -172,14 +184,14 @@ pub(crate) fn reading(workload: &str, direction: &'static str, reason: Reason, r
 
 pub(crate) fn flow(workload: &str, remote: &str, remote_port: u16, packets: [u64; 2], first: u64) -> FlowRecord {
     FlowRecord {
-        endpoint: endpoint(workload),
+        endpoint: endpoint(workload).into(),
         direction: "egress",
         local: "10.0.0.1".parse().unwrap(),
         remote: remote.parse().unwrap(),
         protocol: 6,
         local_port: 40000,
         remote_port,
-        rule: "shop: web calls db:5432/tcp".to_owned(),
+        rule: "shop: web calls db:5432/tcp".into(),
         reason: Reason::Rule,
         packets,
         bytes: packets.map(|packets| 100 * packets),
@@ -200,13 +212,13 @@ pub(crate) fn contact(
     ContactRecord {
         observed: false,
         would_pass: false,
-        endpoint: Some(endpoint(workload)),
+        endpoint: Some(endpoint(workload).into()),
         direction,
         peer: peer.parse().unwrap(),
         protocol: 6,
         port,
         reason: Reason::Isolated,
-        rule: format!("shop/{} isolated {direction}", workload.trim_end_matches("-1")),
+        rule: format!("shop/{} isolated {direction}", workload.trim_end_matches("-1")).into(),
         packets,
         bytes: 100 * packets,
         first,

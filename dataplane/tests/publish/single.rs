@@ -732,7 +732,7 @@ fn readers_tell_flows_contacts_and_status() {
     );
     let first = &flows[0];
     assert_eq!(
-        (first.rule.as_str(), first.reason, first.direction, first.remote_port),
+        (&*first.rule, first.reason, first.direction, first.remote_port),
         ("a", Reason::Rule, "ingress", 40_000)
     );
     assert_eq!((first.packets, first.bytes, first.last - first.first), ([3, 2], [300, 200], 3_000_000_000));
@@ -740,7 +740,7 @@ fn readers_tell_flows_contacts_and_status() {
     let mut told: Vec<_> = contacts
         .records
         .iter()
-        .map(|c| (c.endpoint.is_some(), c.direction, c.rule.as_str(), c.peer.to_string(), c.inner))
+        .map(|c| (c.endpoint.is_some(), c.direction, &*c.rule, c.peer.to_string(), c.inner))
         .collect();
     told.sort();
     let peer = || "10.0.0.9".to_owned();

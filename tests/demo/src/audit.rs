@@ -31,7 +31,7 @@ pub(crate) fn reported(shop: &Shop, answers: &[Answer]) -> Result<bool> {
     let own =
         |endpoint: Option<&EndpointName>| endpoint.map(|name| &name.workload) == own.as_ref().map(|name| &name.name);
     let (mut contacts, mut counters) = (shop.contacts(NODE)?, shop.counters(NODE)?);
-    contacts.retain(|contact| contact.reason == Reason::WouldDeny && own(contact.endpoint.as_ref()));
+    contacts.retain(|contact| contact.reason == Reason::WouldDeny && own(contact.endpoint.as_deref()));
     counters.retain(|reading| reading.reason == Reason::WouldDeny && own(reading.endpoint.as_ref()));
     let wanted: BTreeSet<Sample> =
         answers.iter().filter(|answer| would_be_blocked(answer)).flat_map(|answer| sample(shop, answer.call)).collect();
@@ -45,7 +45,7 @@ pub(crate) fn reported(shop: &Shop, answers: &[Answer]) -> Result<bool> {
         // Answers count for the rule that judged the question.
         let packets: u64 = counters.iter().filter(|reading| reading.rule == rule).map(|reading| reading.packets).sum();
         let wanted = wanted.iter().filter(|(wall, ..)| wall == direction).cloned().collect();
-        let found = contacts.iter().filter(|contact| contact.rule == rule);
+        let found = contacts.iter().filter(|contact| *contact.rule == *rule);
         let found: BTreeSet<Sample> =
             found.map(|contact| (contact.direction.to_owned(), contact.peer, contact.port)).collect();
         good &= found == wanted && (packets > 0) != wanted.is_empty();
