@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::IpAddr,
     sync::Arc,
 };
@@ -71,6 +72,12 @@ impl Claims {
         }
         self.last += 1;
         self.since.insert(name.clone(), self.last);
+    }
+
+    /// See [`By::compact`].
+    pub(super) fn compact(&mut self) {
+        self.by.compact();
+        self.since = mem::take(&mut self.since).into_iter().collect();
     }
 
     fn of(&self, address: IpAddr) -> impl Iterator<Item = &Key> {

@@ -1,6 +1,6 @@
 //! Which objects say something of an address, a pod or a service: whom news concern is found without a look at all others. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, mem, net::IpAddr};
 
 use super::kinds::{Key, NODES, SERVICES, SLICES};
 use crate::manifest::Seen;
@@ -22,6 +22,11 @@ impl<K: Clone + Ord> By<K> {
             self.0.remove(&(gone.clone(), name.clone()));
         }
         self.0.extend(after.difference(before).map(|new| (new.clone(), name.clone())));
+    }
+
+    /// Has it take no more room than what is in it: what grew one by one takes up to twice as much.
+    pub(super) fn compact(&mut self) {
+        self.0 = mem::take(&mut self.0).into_iter().collect();
     }
 
     /// Who says this.

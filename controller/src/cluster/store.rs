@@ -110,6 +110,7 @@ impl Store {
             for key in keys {
                 self.claims.change(key, seen(before, key), seen(after, key));
             }
+            self.claims.compact();
         } else {
             for key in before.keys().chain(kept.objects.keys()) {
                 // To be told twice of one changes nothing.

@@ -89,3 +89,41 @@ fn what_fits_in_the_end_alone_is_compiled_whole() {
     let mut compiler = after.compiler();
     assert_eq!(follow(&mut compiler, &before), Extent::Changes);
 }
+
+/// A policy that is refused as it is now goes on as it was, and may be changed from there.
+#[test]
+fn what_is_refused_leaves_what_it_said() {
+    let one = |at: &str, address: &str| workload("n0", "web", &[address], &format!("veth{at}"));
+    let saying = |count: u16| {
+        let ports = (0..count).map(|at| Ports::one(Transport::Tcp, 1 + 2 * at)).collect();
+        Event::Policy(policy(
+            &service("a", "first"),
+            Selector::everybody(),
+            &[(Direction::Ingress, vec![Peer::Any], ports)],
+        ))
+    };
+    let beside = policy(
+        &service("a", "second"),
+        Selector::everybody(),
+        &[(Direction::Egress, vec![Peer::Any], vec![Ports::one(Transport::Udp, 53)])],
+    );
+    let mut cluster = Cluster::new()
+        .with(&Event::Workload(name("a", "w0"), one("0", "10.0.0.2")))
+        .with(&saying(1))
+        .with(&Event::Policy(beside));
+    let mut compiler = cluster.compiler();
+    cluster.tell(&mut compiler, &saying(30)).unwrap().unwrap_err();
+    let events = [
+        Event::Workload(name("a", "w1"), one("1", "10.0.0.3")),
+        saying(2),
+        Event::NoPolicy(service("a", "second")),
+        Event::NoPolicy(service("a", "first")),
+        saying(3),
+    ];
+    for event in events {
+        cluster.tell(&mut compiler, &event).unwrap().unwrap_or_else(|found| panic!("{found}"));
+        cluster = cluster.with(&event);
+        let whole = cluster.compile(compiler.model()).unwrap_or_else(|found| panic!("{found}"));
+        Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), &format!("after {event:?}"));
+    }
+}
