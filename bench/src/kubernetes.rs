@@ -6,6 +6,8 @@ mod scale;
 mod start;
 mod traffic;
 
+use std::thread::{self, JoinHandle};
+
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_cluster::Cluster;
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, pod};
@@ -133,12 +135,24 @@ impl Stage {
     /// Runs something that asks the API server, by a connection that is made, and kept, in the namespace where that is.
     fn ask<T: Send>(&self, ask: impl AsyncFnOnce(Client) -> Result<T> + Send) -> Result<T> {
         let kubeconfig = Kubeconfig::read_from(self.guarded.cluster.kubeconfig())?;
-        self.guarded.cluster.control_plane().run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-                ask(Client::try_from(config)?).await
-            })
-        })
+        self.guarded.cluster.control_plane().run(|| connected(kubeconfig, ask))
     }
+
+    /// The same on a thread of its own, while other things happen.
+    fn beside<T: Send + 'static>(
+        &self,
+        ask: impl AsyncFnOnce(Client) -> Result<T> + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let kubeconfig = Kubeconfig::read_from(self.guarded.cluster.kubeconfig())?;
+        let netns = self.guarded.cluster.control_plane().clone();
+        Ok(thread::spawn(move || netns.run(|| connected(kubeconfig, ask))))
+    }
+}
+
+fn connected<T>(kubeconfig: Kubeconfig, ask: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        ask(Client::try_from(config)?).await
+    })
 }

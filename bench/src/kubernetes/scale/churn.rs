@@ -5,16 +5,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
 
@@ -32,18 +31,9 @@ pub(super) struct Churn {
 impl Churn {
     /// Replaces a pod, one after the other, each such time.
     pub(super) fn start(stage: &Stage, size: Size, every: Duration) -> Result<Self> {
-        let (over, netns) = (Arc::new(AtomicBool::new(false)), stage.guarded.cluster.control_plane().clone());
-        let kubeconfig = Kubeconfig::read_from(stage.guarded.cluster.kubeconfig())?;
+        let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
-        let thread = thread::spawn(move || {
-            netns.run(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(async {
-                    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-                    churn(Client::try_from(config)?, size, every, &ends).await
-                })
-            })
-        });
+        let thread = stage.beside(async move |client| churn(client, size, every, &ends).await)?;
         Ok(Self { over, thread })
     }
 
