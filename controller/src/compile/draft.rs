@@ -103,9 +103,9 @@ pub(super) trait Policies {
 }
 
 /// Looks all of them up.
-pub(super) struct Selecting;
+pub(super) struct LookedUp;
 
-impl Policies for Selecting {
+impl Policies for LookedUp {
     fn isolating<'a>(&self, subject: Subject<'a>, direction: Direction) -> Option<&'a NetworkPolicy> {
         subject.model.policies_of(subject.workload).find(|policy| policy.isolates(direction))
     }

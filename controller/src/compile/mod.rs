@@ -23,7 +23,7 @@ use bulkhead_dataplane::{
 };
 use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, PORT_INTERVALS, VIEW_CHAIN};
 
-use self::draft::{Draft, Everybody, Said, Selecting, Selector, Step, Subject};
+use self::draft::{Draft, Everybody, LookedUp, Said, Selector, Step, Subject};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, suggest},
     model::{Isolation, Model, Workload},
@@ -55,7 +55,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         model.workloads.iter().filter(|(_, workload)| *workload.node == *node && !workload.endpoints.is_empty());
     let local: Vec<_> = local
         .map(|(name, workload)| {
-            let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &Selecting };
+            let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &LookedUp };
             (subject, phases(subject, &mut found))
         })
         .collect();

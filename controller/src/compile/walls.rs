@@ -14,7 +14,7 @@ use bulkhead_ebpf::abi::{Action, Direction, Mode};
 
 use super::{
     Ids,
-    draft::{Draft, Everybody, Selecting, Selector, Subject},
+    draft::{Draft, Everybody, LookedUp, Selector, Subject},
     network::{Underlay, endpoint_name},
     policy_set, too_long,
 };
@@ -109,7 +109,7 @@ impl Walls {
     /// Policies that do not fit the tables.
     pub(crate) fn new(model: &Model, name: &WorkloadName, workload: &Workload, now: u64) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::default();
-        let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &Selecting };
+        let subject = Subject { model, name, workload, now, listening: &Everybody, policies: &LookedUp };
         let drafts = [Direction::Ingress, Direction::Egress].map(|direction| subject.draft(direction, &mut found));
         let unreached = [Direction::Ingress, Direction::Egress].map(|direction| subject.unreached(direction));
         let written = Written::new(drafts.iter().chain(&unreached));

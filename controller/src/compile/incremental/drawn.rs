@@ -1,6 +1,9 @@
 //! Kubernetes policies, drawn once for all whom they select: what one says depends on nobody, unless it names ports.
 
-use std::{collections::HashMap, mem};
+use std::{
+    collections::{BTreeSet, HashMap},
+    mem,
+};
 
 use bulkhead_dataplane::desired::{self, RuleId, SelectorId};
 use bulkhead_ebpf::abi::Direction;
@@ -36,9 +39,8 @@ struct Drawn {
     isolates: [bool; 2],
     /// By direction; `None` where ports are named, so that others decide what is said.
     lines: Option<[Box<[Known]>; 2]>,
-    /// Each once.
-    selectors: Box<[SelectorId]>,
-    rules: Box<[RuleId]>,
+    selectors: BTreeSet<SelectorId>,
+    rules: BTreeSet<RuleId>,
 }
 
 /// A line, by ids.
@@ -95,7 +97,7 @@ impl Drawings {
         };
         let mut all = Vec::with_capacity(before.len() + 1);
         all.extend_from_slice(before);
-        let place = all.binary_search_by(|id| self.get(*id).map(|drawn| &drawn.name).cmp(&Some(edited)));
+        let place = all.binary_search_by(|id| self.get(*id).name.cmp(edited));
         let now = selecting.binary_search(edited).is_ok().then(|| self.draw(model, edited, symbols));
         match (place, now) {
             (Ok(at), Some(now)) => all[at] = now,
@@ -117,20 +119,23 @@ impl Drawings {
             name: name.clone(),
             isolates: DIRECTIONS.map(isolates),
             lines: None,
-            selectors: Box::default(),
-            rules: Box::default(),
+            selectors: BTreeSet::new(),
+            rules: BTreeSet::new(),
         };
         if !DIRECTIONS.into_iter().flat_map(rules).any(is_named) {
-            let (mut selectors, mut named) = (Vec::new(), Vec::new());
-            let lines = DIRECTIONS.map(|direction| {
+            drawn.lines = Some(DIRECTIONS.map(|direction| {
                 let mut lines = Vec::new();
                 for rule in rules(direction) {
                     plain_lines(&rule.peer, &rule.ports, &rule.named, &mut lines);
                 }
-                let known = lines.iter().map(|line| symbols.know(line, &mut selectors, &mut named));
+                let known = lines.iter().filter_map(|line| {
+                    let (selector, rule) = line.written()?;
+                    let selector = selector.map(|selector| symbols.selector(selector, |id| drawn.selectors.insert(id)));
+                    let rule = symbols.rule(rule, |id| drawn.rules.insert(id));
+                    Some(Known { stretch: line.stretch, selector, rule })
+                });
                 known.collect()
-            });
-            (drawn.lines, drawn.selectors, drawn.rules) = (Some(lines), selectors.into(), named.into());
+            }));
         }
         let id = self.free.pop().unwrap_or_else(|| {
             self.all.push(None);
@@ -143,8 +148,9 @@ impl Drawings {
         id
     }
 
-    fn get(&self, id: DrawnId) -> Option<&Drawn> {
-        self.all.get(id.at())?.as_ref()
+    /// A drawing that some kind uses, or that is fresh. To go on without one would leave a wall out.
+    fn get(&self, id: DrawnId) -> &Drawn {
+        self.all[id.at()].as_ref().expect("who has the id uses the drawing")
     }
 
     /// A kind uses these.
@@ -181,7 +187,7 @@ impl Drawings {
 
     /// Policies of somebody whose ports have names.
     pub(super) fn named<'a>(&'a self, ids: &'a [DrawnId]) -> impl Iterator<Item = &'a PolicyName> {
-        let drawn = ids.iter().filter_map(|id| self.get(*id));
+        let drawn = ids.iter().map(|id| self.get(*id));
         drawn.filter(|drawn| drawn.lines.is_none()).map(|drawn| &drawn.name)
     }
 }
@@ -194,17 +200,6 @@ pub(super) struct Named<'a> {
 }
 
 impl Named<'_> {
-    fn know(&mut self, line: &Line, selectors: &mut Vec<SelectorId>, rules: &mut Vec<RuleId>) -> Known {
-        let stretch = line.stretch;
-        match &line.said {
-            Said::Known(selector, rule) => Known { stretch, selector: *selector, rule: *rule },
-            Said::Written(selector, rule) => {
-                let selector = selector.as_ref().map(|selector| self.selector(selector, |id| takes(selectors, id)));
-                Known { stretch, selector, rule: self.rule(rule, |id| takes(rules, id)) }
-            }
-        }
-    }
-
     /// Id of a selector for one more user; `takes` as of [`Registry::acquire_once`].
     pub(super) fn selector(&mut self, selector: &Selector, takes: impl FnOnce(SelectorId) -> bool) -> SelectorId {
         let (id, new) = self.selectors.acquire_once(selector, |id| takes(SelectorId(id)));
@@ -234,15 +229,6 @@ impl Named<'_> {
     }
 }
 
-/// Notes that an id is used, and says whether it was not.
-fn takes<T: PartialEq>(ids: &mut Vec<T>, id: T) -> bool {
-    let is_new = !ids.contains(&id);
-    if is_new {
-        ids.push(id);
-    }
-    is_new
-}
-
 /// The policies that select somebody, drawn.
 pub(super) struct Selecting<'a> {
     pub(super) drawings: &'a Drawings,
@@ -251,7 +237,7 @@ pub(super) struct Selecting<'a> {
 
 impl Selecting<'_> {
     fn drawn(&self) -> impl Iterator<Item = &Drawn> {
-        self.ids.iter().filter_map(|id| self.drawings.get(*id))
+        self.ids.iter().map(|id| self.drawings.get(*id))
     }
 }
 
