@@ -13,11 +13,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_ebpf::abi::mark;
+use bulkhead_topology::cpu;
 use clap::Args;
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 
 use self::{
     cases::{Case, Driver, Flows},
@@ -98,14 +95,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Keeps this thread on one CPU, the last one that it may use: the first one has most of the interrupts.
 fn stay() -> Result<usize> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).context("which CPUs are there?")?;
-    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-    let cpu = last.context("no CPU may be used")?;
-    let mut only = CpuSet::new();
-    only.set(cpu)?;
-    sched_setaffinity(this, &only).with_context(|| format!("cannot stay on CPU {cpu}"))?;
-    Ok(cpu)
+    let last = *cpu::allowed()?.last().context("no CPU may be used")?;
+    cpu::stay_on(last)?;
+    Ok(last)
 }
 
 /// Measures a case, and sees to it that the program did what the case is about, for every packet.

@@ -16,12 +16,8 @@ use bulkhead_tests::{
     chain::{Chain, Container},
 };
 use bulkhead_topology::{
-    Netns,
+    Netns, cpu,
     traffic::{Capture, Frame},
-};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
 };
 
 use crate::{
@@ -44,15 +40,12 @@ struct Busy {
 
 impl Busy {
     fn start() -> Self {
-        let all = sched_getaffinity(Pid::from_raw(0)).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let mut busy = Self { stop: Arc::clone(&stop), threads: Vec::new() };
-        for cpu in (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap()) {
+        for cpu in cpu::allowed().unwrap() {
             let stop = Arc::clone(&stop);
-            let mut one = CpuSet::new();
-            one.set(cpu).unwrap();
             busy.threads.push(thread::spawn(move || {
-                sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+                cpu::stay_on(cpu).unwrap();
                 while !stop.load(Relaxed) {
                     std::hint::spin_loop();
                 }

@@ -8,11 +8,7 @@ use std::{
 
 use bulkhead_fixtures::skip;
 use bulkhead_tests::Lab;
-use bulkhead_topology::{Topology, Workload};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
+use bulkhead_topology::{Topology, Workload, cpu};
 
 use crate::probe::{BRIEF, PATIENCE};
 
@@ -50,14 +46,9 @@ fn hears(pair: &mut (TcpStream, TcpStream), deadline: Duration) -> bool {
 /// Sends two packets each by many flows, from every CPU: what a CPU has inserted lately waits in a list of its own, out of reach of the others,
 /// until the same CPU inserts more.
 fn spray(from: &Workload, to: &Workload) -> u64 {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this).unwrap();
-    let cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap());
-    let sent = cpus.map(|cpu| {
+    let sent = cpu::allowed().unwrap().into_iter().map(|cpu| {
         from.netns.run(|| {
-            let mut only = CpuSet::new();
-            only.set(cpu).unwrap();
-            sched_setaffinity(this, &only).unwrap();
+            cpu::stay_on(cpu).unwrap();
             let socket = UdpSocket::bind((from.v4, 0)).unwrap();
             for port in 1..=SPRAYED {
                 for _ in 0..2 {

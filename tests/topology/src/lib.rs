@@ -22,6 +22,7 @@
 //! use it from anywhere.
 
 mod builder;
+pub mod cpu;
 mod error;
 mod netns;
 pub mod rtnl;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use bulkhead_topology::cpu;
 
 use super::super::probe::Pod;
 use crate::cni::at;
@@ -22,6 +23,23 @@ const CHUNK: usize = 128 << 10;
 /// What a client wants, which it says first.
 const SINK: u8 = b's';
 const ECHO: u8 = b'e';
+
+/// Has the calling thread stay on the first processor, or on the last one.
+fn stay(end: End) -> Result<()> {
+    let all = cpu::allowed()?;
+    let cpu = match end {
+        End::Caller => all.first(),
+        End::Server => all.last(),
+    };
+    Ok(cpu::stay_on(*cpu.context("no processor may be used")?)?)
+}
+
+/// Ends of a connection.
+#[derive(Clone, Copy)]
+enum End {
+    Caller,
+    Server,
+}
 
 /// Serves until the process ends.
 pub(super) struct Server(IpAddr);
@@ -40,7 +58,8 @@ impl Server {
     }
 }
 
-fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream) -> Result<()> {
+    stay(End::Server)?;
     stream.set_nodelay(true)?;
     let mut bytes = vec![0; CHUNK];
     stream.read_exact(&mut bytes[..1])?;
@@ -51,7 +70,7 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
         whole += len as u64;
         match (len, echo) {
             // How much came, for one who has sent all.
-            (0, false) => return stream.write_all(&whole.to_be_bytes()),
+            (0, false) => return Ok(stream.write_all(&whole.to_be_bytes())?),
             (0, true) => return Ok(()),
             (len, true) => stream.write_all(&bytes[..len])?,
             (_, false) => {}
@@ -80,6 +99,7 @@ fn connect(server: IpAddr, wants: u8) -> Result<TcpStream> {
 pub(super) fn stream(caller: &Pod, server: &Server, time: Duration) -> Result<f64> {
     let server = server.0;
     let run = move || -> Result<f64> {
+        stay(End::Caller)?;
         let mut stream = connect(server, SINK)?;
         let (begin, bytes) = (Instant::now(), vec![0; CHUNK]);
         while begin.elapsed() < time {
@@ -97,6 +117,7 @@ pub(super) fn stream(caller: &Pod, server: &Server, time: Duration) -> Result<f6
 pub(super) fn requests(caller: &Pod, server: &Server, time: Duration) -> Result<(f64, f64)> {
     let server = server.0;
     let run = move || -> Result<(f64, f64)> {
+        stay(End::Caller)?;
         let mut stream = connect(server, ECHO)?;
         let (begin, mut times, mut byte) = (Instant::now(), Vec::new(), [0]);
         while begin.elapsed() < time {
@@ -115,6 +136,7 @@ pub(super) fn requests(caller: &Pod, server: &Server, time: Duration) -> Result<
 pub(super) fn connections(caller: &Pod, server: &Server, time: Duration) -> Result<f64> {
     let server = server.0;
     let run = move || -> Result<f64> {
+        stay(End::Caller)?;
         // Ports of closed connections are taken again after a second: in a minute there would be none left.
         fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?;
         let (begin, mut count) = (Instant::now(), 0_u32);
