@@ -1,26 +1,52 @@
-//! How an agent's memory is kept small with glibc; other C libraries have no such settings.
+//! The program's memory.
+//!
+//! In a large cluster one thread makes what another one frees, all the time. The heaps of C libraries have a lock for all of it: with glibc threads of an
+//! agent waited for each other some 400 times a second there, and each time that it gave memory back, which had to be asked for, all of them for
+//! some 0.2 s. The heap of musl, of which the static program would be, has one lock as well.
 
-/// Bytes of a buffer that is large.
-#[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 128 << 10;
+use std::ffi::c_char;
 
-/// Has all threads allocate from one heap: in a large cluster one thread makes what another one frees, and a heap for each would keep the holes. Large
-/// buffers are apart from it and go back to the kernel; glibc would raise what counts as large with each one that is freed.
-///
-/// To be called before there are other threads.
-pub fn share() {
-    #[cfg(target_env = "gnu")]
-    for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)] {
-        // SAFETY: it takes plain numbers.
-        unsafe { libc::mallopt(what, value) };
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static HEAP: Jemalloc = Jemalloc;
+
+/// Settings of jemalloc. One arena, since holes of one that other threads allocate from would stay; what is free for a second goes back to the kernel.
+const SETTINGS: Settings = Settings(c"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
+
+/// A text of C.
+#[repr(transparent)]
+struct Settings(*const c_char);
+
+// SAFETY: it points to a constant.
+unsafe impl Sync for Settings {}
+
+/// Where jemalloc looks for it when the first thread begins: `malloc_conf` in its manual, with the prefix that the crate gives all names.
+// SAFETY: that name is jemalloc's, and of this type.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static MALLOC_CONF: Settings = SETTINGS;
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::CStr, ptr};
+
+    /// A setting of jemalloc, of the type that its manual names.
+    fn setting<T: Default>(name: &CStr) -> T {
+        let mut value = T::default();
+        let mut len = size_of::<T>();
+        // SAFETY: the name ends with 0, and what is written fits: a value of another length is refused.
+        let error = unsafe {
+            tikv_jemalloc_sys::mallctl(name.as_ptr(), (&raw mut value).cast(), &raw mut len, ptr::null_mut(), 0)
+        };
+        assert_eq!((error, len), (0, size_of::<T>()), "{name:?}");
+        value
     }
-}
 
-/// Gives holes back to the kernel that are as large as pages.
-pub(crate) fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a plain number, and changes nothing that somebody has.
-    unsafe {
-        libc::malloc_trim(0);
+    /// They are in force: jemalloc leaves out what it does not know.
+    #[test]
+    fn settings_are_taken() {
+        assert_eq!(setting::<u32>(c"opt.narenas"), 1);
+        assert_eq!(setting::<isize>(c"opt.dirty_decay_ms"), 1000);
+        assert_eq!(setting::<isize>(c"opt.muzzy_decay_ms"), 0);
     }
 }

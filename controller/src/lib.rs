@@ -36,7 +36,6 @@ pub mod drift;
 pub mod explain;
 pub mod few;
 pub mod guard;
-pub mod heap;
 pub mod input;
 pub mod install;
 pub mod intent;

@@ -2,6 +2,7 @@
 
 mod ask;
 mod connections;
+mod heap;
 mod look;
 mod online;
 mod setup;
@@ -32,7 +33,6 @@ use bulkhead_controller::{
     cni::Plugins,
     confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
-    heap,
     input::Locations,
     run::{Api, Life},
     show,
@@ -429,7 +429,6 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
     let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
     let (state, pins) = (args.state.clone(), args.pins.clone());
     let needs = Needs { state, sockets, pins, group: args.socket_group };
-    heap::share();
     let confined = confine::confine(&needs)
         .into_diagnostic()
         .wrap_err("the agent does not start; what is in force stays as it is")?;

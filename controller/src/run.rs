@@ -20,7 +20,6 @@ use crate::{
     },
     cni::Plugins,
     control::Control,
-    heap,
     peers::Peers,
     source::Source,
 };
@@ -32,11 +31,14 @@ use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
+use rustix::process::nice;
 
 /// Changes of links come in swarms.
 const SWARM: Duration = Duration::from_millis(100);
 /// Longest wait for quiet.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Steps of niceness: a tenth of the share that others have of a processor which they want too.
+const YIELDING: i32 = 10;
 /// Files and the node's network are looked at this often even if nobody says that they changed.
 const REFRESH: Duration = Duration::from_secs(2);
 /// Guards are looked at, and flows are accounted before their tables evict them.
@@ -248,6 +250,10 @@ fn account(accounts: &Accounts, peers: &Peers) {
 fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Looking> {
     let (looking, end) = mpsc::channel();
     let look = move || {
+        // Neither policies nor the pods' own work shall wait for what nobody waits for.
+        if let Err(error) = nice(YIELDING) {
+            tracing::warn!("what is counted is read at the priority of all else: {error}");
+        }
         let mut marks = Instant::now() + MARKS;
         while end.recv_timeout(ACCOUNT) == Err(RecvTimeoutError::Timeout) {
             let status = accounts.status();
@@ -270,8 +276,6 @@ fn look_after(waker: Sender<Wake>, accounts: Accounts) -> io::Result<Looking> {
             // An agent that stops may leave it unanswered.
             let Ok(peers) = answer.recv() else { return };
             account(&accounts, &peers.make());
-            // What a change of many things took for a while.
-            heap::trim();
         }
     };
     let thread = thread::Builder::new().name("accounts".to_owned()).spawn(look)?;
