@@ -143,6 +143,15 @@ impl<K: Piece, V: Clone> Pieces<K, V> {
         Arc::make_mut(piece).get_mut(key)
     }
 
+    /// Changes the value of a key if `is_due`; says whether `change` did. A piece that others share stays theirs as long as nothing is due.
+    pub fn change(&mut self, key: &K, is_due: impl FnOnce(&V) -> bool, change: impl FnOnce(&mut V) -> bool) -> bool {
+        let Some(piece) = self.0.get_mut(&key.piece()) else { return false };
+        if let Some(own) = Arc::get_mut(piece) {
+            return own.get_mut(key).filter(|value| is_due(value)).is_some_and(change);
+        }
+        piece.get(key).is_some_and(is_due) && Arc::make_mut(piece).get_mut(key).is_some_and(change)
+    }
+
     /// Puts a value into the place of what a key had.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
         Arc::make_mut(self.0.entry(key.piece()).or_default()).insert(key, value)
@@ -265,6 +274,7 @@ mod tests {
         Insert(Key, u8),
         Remove(Key),
         Change(Key),
+        ChangeFrom(Key, u8),
         Copy,
     }
 
@@ -273,6 +283,7 @@ mod tests {
             4 => (key(), 0..3_u8).prop_map(|(key, value)| Step::Insert(key, value)),
             2 => key().prop_map(Step::Remove),
             2 => key().prop_map(Step::Change),
+            2 => (key(), prop_oneof![0..3_u8, Just(9)]).prop_map(|(key, due)| Step::ChangeFrom(key, due)),
             1 => Just(Step::Copy),
             1 => Just(Step::Share),
         ]
@@ -293,6 +304,17 @@ mod tests {
                         if let (Some(one), Some(another)) = (pieces.get_mut(&key), plain.get_mut(&key)) {
                             (*one, *another) = (7, 7);
                         }
+                    }
+                    Step::ChangeFrom(key, due) => {
+                        let before = pieces.piece(&key).map(Arc::as_ptr);
+                        let changed = pieces.change(&key, |value| *value == due, |value| mem::replace(value, 9) != 9);
+                        let is_due = plain.get(&key) == Some(&due);
+                        if is_due {
+                            plain.insert(key, 9);
+                        } else {
+                            prop_assert_eq!(pieces.piece(&key).map(Arc::as_ptr), before, "what is as it was is shared");
+                        }
+                        prop_assert_eq!(changed, is_due && due != 9);
                     }
                     Step::Share => {
                         // Anew, and from a copy.

@@ -167,7 +167,11 @@ impl Model {
         match scope {
             Scope::Named(name) => Box::new(iter::once(name.as_str())),
             Scope::Labelled(selector) => {
-                Box::new(self.matching(selector).filter(move |name| selector.matches(self.namespace(name))))
+                let mut asked = selector.requirements();
+                // Then those found are those asked for.
+                let alone = matches!((asked.next(), asked.next()), (Some(Requirement::In(..)), None));
+                let is_one = move |name: &&str| alone || selector.matches(self.namespace(name));
+                Box::new(self.matching(selector).filter(is_one))
             }
         }
     }

@@ -65,16 +65,24 @@ impl Edit {
         }
     }
 
-    /// Whether it changes the rules of a workload although what the workload is stays the same.
-    pub(super) fn concerns(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
+    /// The namespace of all whose rules it may change although what they are stays the same.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Workload(..) | Self::Frontend(..) => None,
+            Self::Policy(policy, _) => Some(&policy.namespace),
+            Self::Namespace(namespace, _) => Some(namespace),
+        }
+    }
+
+    /// Whether it changes those of such a workload.
+    pub(super) fn concerns(&self, model: &Model, workload: &Workload) -> bool {
         match self {
             Self::Workload(..) | Self::Frontend(..) => false,
             Self::Policy(policy, new) => {
                 let selects = |policy: &NetworkPolicy| !workload.host && policy.pods.matches(&workload.labels);
-                let before = model.network_policies.get(policy);
-                name.namespace == policy.namespace && (new.iter().any(selects) || before.is_some_and(selects))
+                new.iter().any(selects) || model.network_policies.get(policy).is_some_and(selects)
             }
-            Self::Namespace(namespace, _) => name.namespace == *namespace,
+            Self::Namespace(..) => true,
         }
     }
 }

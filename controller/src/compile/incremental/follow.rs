@@ -136,7 +136,8 @@ impl Compiler {
     }
 
     fn carry_out_all(&mut self, edits: Vec<Edit>) -> bool {
-        edits.into_iter().all(|edit| self.carry_out(edit).is_ok())
+        // Why not, all of it together says.
+        edits.into_iter().all(|edit| self.carry_out(edit, |_| ()).is_ok())
     }
 
     fn take_back(&mut self, back: Back) {
@@ -144,7 +145,7 @@ impl Compiler {
             Back::Edit(edit) if self.doubtful => _ = edit.apply(Arc::make_mut(&mut self.cluster.model)),
             Back::Edit(edit) => {
                 // It fitted before.
-                if let Err(refused) = self.carry_out(edit) {
+                if let Err(refused) = self.carry_out(edit, |_| ()) {
                     self.doubtful = true;
                     self.take_back(Back::Edit(refused.0));
                 }

@@ -230,18 +230,20 @@ impl Compiler {
 
     /// Carries one event out, or leaves all as it is.
     fn event(&mut self, edit: Edit) -> Result<Change, Diagnostics> {
-        self.carry_out(edit).map_err(|refused| refused.1)
+        self.carry_out(edit, Self::refusal).map_err(|refused| refused.1)
     }
 
-    /// The same; an edit that is refused is given back.
-    fn carry_out(&mut self, edit: Edit) -> Result<Change, Box<(Edit, Diagnostics)>> {
+    /// The same; an edit that is refused is given back, with what is asked about it while it is made.
+    fn carry_out<E>(&mut self, edit: Edit, why: impl FnOnce(&Self) -> E) -> Result<Change, Box<(Edit, E)>> {
         let Self { cluster, symbols, .. } = self;
         let affected = edit.affected(&cluster.model);
-        let mut stale = self.locals.keys().filter(|name| affected.contains(name)).cloned().collect::<BTreeSet<_>>();
+        let mut stale =
+            affected.iter().filter(|name| self.locals.contains_key(*name)).cloned().collect::<BTreeSet<_>>();
         let mut redrawn = BTreeSet::new();
-        for (name, key) in &self.locals {
+        let about = edit.namespace();
+        for (name, key) in self.locals.iter().filter(|(name, _)| about == Some(name.namespace.as_str())) {
             if let Some(workload) = cluster.model.workloads.get(name)
-                && edit.concerns(&cluster.model, name, workload)
+                && edit.concerns(&cluster.model, workload)
             {
                 stale.insert(name.clone());
                 redrawn.insert(Arc::clone(key));
@@ -275,7 +277,7 @@ impl Compiler {
                 Ok(touch.into())
             }
             Err(Refused) => {
-                let refusal = self.refusal();
+                let refusal = why(self);
                 self.symbols.watches.recount(&listening, &listened);
                 outdated.into_iter().for_each(|outdated| self.symbols.drawings.restore(outdated));
                 let edit = back.apply(Arc::make_mut(&mut self.cluster.model));

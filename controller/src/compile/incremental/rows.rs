@@ -58,14 +58,11 @@ impl Pen<'_> {
 
     /// Has a known address named by a selector, or no longer.
     fn name(&mut self, key: (Segment, IpAddr), id: SelectorId, named: bool) {
-        let addresses = &mut self.desired.addresses;
-        // What is as it should be is not touched: copies go on sharing it.
-        let known = addresses.get(&key).filter(|known| known.selectors.contains(&id) != named);
-        if known.is_none() || self.due.contains(&key) {
+        if self.due.contains(&key) {
             return;
         }
-        let changed = addresses.get_mut(&key).is_some_and(|known| set(&mut known.selectors, id, named));
-        if changed {
+        let is_other = |known: &Address| known.selectors.contains(&id) != named;
+        if self.desired.addresses.change(&key, is_other, |known| set(&mut known.selectors, id, named)) {
             self.touch.addresses.set(key);
         }
     }
@@ -243,7 +240,7 @@ impl Rows {
             && let Some(asked) = Asked::of(labels)
         {
             for namespace in cluster.model.namespaces_of(namespaces) {
-                for key in self.labelled.of(namespace, asked) {
+                for key in self.labelled.of(namespace, &asked) {
                     let certain = asked.alone && selector.port.is_none() && !self.contested.contains(&key);
                     if !named || certain || self.is_named(key, selector, cluster) {
                         pen.name(key, id, named);
