@@ -152,32 +152,50 @@ pub fn settle_with<T>(
             }
         }
     }
-    for file in 0..mix.0.len() {
-        let isolated = mix.readable(file);
-        if isolated.is_empty() {
-            continue;
-        }
-        if let Ok(safer) = mix.isolate(file, &isolated, &mut build) {
-            built = safer;
-            continue;
-        }
-        // Some of it does not fit to what others write: those one by one that do.
-        let mut fit = Vec::new();
-        for one in &isolated {
-            fit.push(one.clone());
-            match mix.isolate(file, &fit, &mut build) {
-                Ok(safer) => built = safer,
-                Err(found) => {
-                    fit.pop();
-                    let why = found.0.first().map(|first| format!(": {}", first.message)).unwrap_or_default();
-                    refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", one.name())));
-                }
-            }
-        }
-        mix.0[file].kept = (!fit.is_empty()).then(|| Version::isolating(mix.0[file].name, &fit));
+    // Mostly all of it fits, and one build says so of all files: a wall mends nothing that is wrong without it.
+    match mix.isolate_all(&mut build) {
+        Some(safer) => built = safer,
+        None => isolate_each(&mut mix, &mut build, &mut built, &mut refused),
     }
     refused.0.extend(mix.0.iter().filter_map(File::instead));
     Ok(Settled { inputs: mix.inputs(), built, refused })
+}
+
+/// Has files that are left out isolate what can be read of them, as far as it fits.
+fn isolate_each<T>(
+    mix: &mut Mix<'_>,
+    build: &mut impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
+    built: &mut T,
+    refused: &mut Diagnostics,
+) {
+    let mut listed = mix.listed();
+    for file in 0..mix.0.len() {
+        let isolated = mix.readable(file, &listed);
+        if isolated.is_empty() {
+            continue;
+        }
+        mix.0[file].isolate(&isolated);
+        if let Ok(safer) = mix.build(build) {
+            *built = safer;
+        } else {
+            // Some of it does not fit to what others write: those one by one that do.
+            let mut fit = Vec::new();
+            for one in &isolated {
+                fit.push(one.clone());
+                mix.0[file].isolate(&fit);
+                match mix.build(build) {
+                    Ok(safer) => *built = safer,
+                    Err(found) => {
+                        fit.pop();
+                        let why = found.0.first().map(|first| format!(": {}", first.message)).unwrap_or_default();
+                        refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", one.name())));
+                    }
+                }
+            }
+            mix.0[file].isolate(&fit);
+        }
+        listed.extend(mix.0[file].current().map(Version::names).unwrap_or_default());
+    }
 }
 
 /// One cause is found by several attempts.
@@ -284,6 +302,11 @@ impl File<'_> {
         !self.held && self.written.is_none()
     }
 
+    /// Has it say nothing but that these are isolated.
+    fn isolate(&mut self, isolated: &[isolation::Isolated]) {
+        self.kept = (!isolated.is_empty()).then(|| Version::isolating(self.name, isolated));
+    }
+
     /// What holds instead of it.
     fn instead(&self) -> Option<Diagnostic> {
         let name = self.name;
@@ -376,28 +399,40 @@ impl<'a> Mix<'a> {
         })
     }
 
+    /// Services and NetworkPolicies that are in use.
+    fn listed(&self) -> BTreeSet<String> {
+        self.0.iter().filter_map(File::current).flat_map(Version::names).collect()
+    }
+
     /// What can be read of a file that is left out, and is listed nowhere else. Where less can be read than before, what it isolated stays so.
-    fn readable(&self, index: usize) -> Vec<isolation::Isolated> {
+    fn readable(&self, index: usize, listed: &BTreeSet<String>) -> Vec<isolation::Isolated> {
         let file = &self.0[index];
         if !file.policy || !file.is_left_out() {
             return Vec::new();
         }
-        let listed: BTreeSet<_> = self.0.iter().filter_map(File::current).flat_map(Version::names).collect();
         let read = file.written.as_ref().map(|version| isolation::read(version.source.inner())).unwrap_or_default();
         let mut isolated = read.or(file.isolating.map(isolation::read).unwrap_or_default());
         isolated.retain(|isolated| !listed.contains(&isolated.name()));
         isolated
     }
 
-    /// Has a file isolate these.
-    fn isolate<T>(
-        &mut self,
-        index: usize,
-        isolated: &[isolation::Isolated],
-        build: &mut impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
-    ) -> Result<T, Diagnostics> {
-        self.0[index].kept = Some(Version::isolating(self.0[index].name, isolated));
-        self.build(build)
+    /// Has all files that are left out isolate all that can be read of them; none of them where that does not fit.
+    fn isolate_all<T>(&mut self, build: &mut impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>) -> Option<T> {
+        let mut listed = self.listed();
+        let mut isolating = Vec::new();
+        for file in 0..self.0.len() {
+            let isolated = self.readable(file, &listed);
+            if !isolated.is_empty() {
+                self.0[file].isolate(&isolated);
+                listed.extend(self.0[file].current().map(Version::names).unwrap_or_default());
+                isolating.push(file);
+            }
+        }
+        let built = if isolating.is_empty() { None } else { self.build(build).ok() };
+        if built.is_none() {
+            isolating.into_iter().for_each(|file| self.0[file].kept = None);
+        }
+        built
     }
 
     /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.

@@ -293,7 +293,7 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
     }
     let (class, intervals) =
         Class::ALL.into_iter().zip(&set.classes).find(|(_, intervals)| intervals.len() > PORT_INTERVALS)?;
-    let mut ranges: Vec<String> = Vec::new();
+    let (mut ranges, mut said): (Vec<String>, _) = (Vec::new(), BTreeSet::new());
     for line in draft.steps.iter().flat_map(|step| &step.lines).filter(|line| line.stretch.class == class) {
         let Stretch { first, last, .. } = line.stretch;
         if (first, last) == (0, u16::MAX) {
@@ -301,9 +301,8 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
         }
         let range = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let Some((_, rule)) = line.written() else { continue };
-        let text = format!("{range} ({})", rule.origin);
-        if !ranges.contains(&text) {
-            ranges.push(text);
+        if said.insert((first, last, &rule.origin)) {
+            ranges.push(format!("{range} ({})", rule.origin));
         }
     }
     let (place, name) = whose();

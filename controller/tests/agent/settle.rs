@@ -407,3 +407,35 @@ fn what_no_mix_mends_is_refused_whole() {
     let first = settle(&inputs(&[("a.yaml", BAD), ("b.yaml", INTENT), W]).into(), None, Model::build);
     assert!(first.unwrap_err().to_string().starts_with("a.yaml:"));
 }
+
+/// Files that are left out are isolated together, in one build, where all of it fits, and else each for itself.
+#[test]
+fn many_files_are_isolated_at_once_and_one_that_does_not_fit_alone_is_not() {
+    let last = inputs(&[W]);
+    let mut now = last.clone();
+    let unknown = |name: &str| network_policy(name, "  podSelector: {}\n  ingres: []\n");
+    let names: Vec<_> = (10..40).map(|at| format!("p{at}")).collect();
+    for name in &names {
+        now.policies.insert(format!("{name}.yaml"), unknown(name));
+    }
+    let settled = |refused: &str| {
+        let mut builds = 0;
+        let settled = settle(&now.clone().into(), Some(&last), |policies, workloads| {
+            builds += 1;
+            let model = Model::build(policies, workloads)?;
+            match model.network_policies.keys().any(|policy| policy.name == refused) {
+                true => Err(Diagnostic::nowhere("no room").into()),
+                false => Ok(model),
+            }
+        });
+        let settled = settled.unwrap_or_else(|found| panic!("{found}"));
+        let walls = settled.built.network_policies.keys().map(|policy| policy.name.clone()).collect::<Vec<_>>();
+        (builds, walls, settled.refused.to_string())
+    };
+    let (builds, walls, said) = settled("nobody");
+    assert_eq!((builds, &walls), (2, &names), "without them, and with all of them: {said}");
+    let (_, walls, said) = settled("p20");
+    assert_eq!(walls, names.iter().filter(|name| *name != "p20").cloned().collect::<Vec<_>>());
+    assert!(said.contains("networkpolicy ops/p20 cannot be isolated: no room"), "{said}");
+    assert_eq!(said.matches("cannot be isolated").count(), 1, "{said}");
+}
