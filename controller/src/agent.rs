@@ -11,6 +11,7 @@ mod recall;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -231,11 +232,8 @@ impl<N: Node> Agent<N> {
                     store.stage(&Draft { documents: Some(documents), ..draft })?
                 }
             };
-            node.keep_shut(nobodys.keys().cloned().collect());
-            match publish(&mut node, &desired) {
+            match publish_beside(&mut node, &desired, nobodys.keys()) {
                 Ok(unguarded) => {
-                    // Who is taken out of the file from here on is let go.
-                    node.keep_shut(BTreeSet::new());
                     adoption.found.adopted = recall.tell(&told, &attachments, &nobodys);
                     Ok((compiling, listed, attachments, refused, desired, revision, unguarded))
                 }
@@ -932,20 +930,48 @@ fn leave_out(desired: &mut Desired, which: impl Fn(&Endpoint) -> bool) -> BTreeS
 
 /// Publishes as much as can be guarded.
 fn publish<N: Node>(node: &mut N, desired: &Desired) -> Result<Vec<Unguarded>, NodeError> {
-    let (published, unguarded) = guarding(desired, |possible| node.publish(possible))?;
+    publish_beside(node, desired, iter::empty())
+}
+
+/// The same beside links that are nobody's. Where something is to be dropped, a guard of theirs, and one of an endpoint that is left out, is not let go: the
+/// link is shut in its place.
+fn publish_beside<'a, N: Node>(
+    node: &mut N,
+    desired: &Desired,
+    nobodys: impl Iterator<Item = &'a String>,
+) -> Result<Vec<Unguarded>, NodeError> {
+    let mut kept: BTreeSet<String> = nobodys.cloned().collect();
+    let published = guarding(desired, |possible, left| {
+        kept.extend(left.iter().filter(|_| !desired.observe).map(|unguarded| unguarded.link.clone()));
+        node.keep_shut(kept.clone());
+        node.publish(possible)
+    });
+    // Who is taken out of what is desired from here on is let go.
+    node.keep_shut(BTreeSet::new());
+    let (published, mut unguarded) = published?;
     tracing::debug!(?published, "published");
+    for Unguarded { link, why, .. } in &mut unguarded {
+        if published.shut.contains(link) {
+            *why = format!("nothing passes its link meanwhile: {why}");
+        } else if desired.observe
+            && let Err(error) = node.unshut(link)
+        {
+            tracing::warn!(link, "it may be shut, and cannot be opened: {error}");
+        }
+    }
     Ok(unguarded)
 }
 
-/// Goes on without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy.
+/// Goes on without the endpoints whose links cannot be guarded: one container that stopped must not keep the others from their policy. It is called with what
+/// is left of what is desired, and with what is not in it.
 fn guarding<T>(
     desired: &Desired,
-    mut call: impl FnMut(&Desired) -> Result<T, NodeError>,
+    mut call: impl FnMut(&Desired, &[Unguarded]) -> Result<T, NodeError>,
 ) -> Result<(T, Vec<Unguarded>), NodeError> {
     let mut possible = desired.clone();
     let mut unguarded = Vec::new();
     loop {
-        match call(&possible) {
+        match call(&possible, &unguarded) {
             Ok(done) => return Ok((done, unguarded)),
             Err(NodeError::Link { link, endpoint, why }) => {
                 if leave_out(&mut possible, |candidate| candidate.link == link).is_empty() {

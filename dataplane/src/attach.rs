@@ -384,12 +384,38 @@ impl Links {
         closed(link).iter().try_for_each(|guard| self.shut(maps, guard))
     }
 
-    /// The same, in the place of what guards the link, without a gap.
+    /// The same, in the place of what guards the link, without a gap. Whether nothing passes now: there may be a side on which nothing hung, and nothing
+    /// can be hung, and what others put before ours may not be overtaken.
     ///
     /// # Errors
-    /// As [`Self::attach`].
-    pub(crate) fn close(&self, maps: &Maps, link: &str) -> Result<(), NodeError> {
-        closed(link).iter().try_for_each(|guard| self.attach(maps, guard).map(drop))
+    /// What hangs there can be made another one neither by attaching nor where it is. It goes on naming its endpoint.
+    pub(crate) fn close(&self, maps: &Maps, link: &str, hanging: &[&Attachment]) -> Result<bool, NodeError> {
+        let mut shut = true;
+        for guard in closed(link) {
+            let Err(error) = self.attach(maps, &guard) else { continue };
+            match hanging.iter().find(|found| found.place.hook() == Some(guard.hook)) {
+                Some(found) => {
+                    self.renew(maps, &guard, found)?;
+                    shut &= found.behind.is_none();
+                }
+                None => {
+                    tracing::warn!("{link} cannot be shut at its {guard}, where nothing guarded it: {error}");
+                    shut = false;
+                }
+            }
+        }
+        Ok(shut)
+    }
+
+    /// Gives what hangs there the stub of a guard. That works where nothing can be attached any more.
+    fn renew(&self, maps: &Maps, guard: &Guard, found: &Attachment) -> Result<(), NodeError> {
+        let Attachment { link, ifindex, namespace, place, .. } = found;
+        let pin = Pin { link: link.clone(), ifindex: *ifindex, namespace: *namespace, place: *place };
+        let stub = self.stub(maps, PROGRAMS_TC, guard.program, guard.value)?;
+        match place.tcx() {
+            Some(_) => self.keep(&pin, &stub).map(drop),
+            None => self.filter(&stub, &pin).map(drop),
+        }
     }
 
     /// Takes away what [`Self::shut_both`] hung before a link of this network namespace.

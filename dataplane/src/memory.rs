@@ -375,12 +375,18 @@ impl Node for MemoryNode {
         let plan = self.publisher.prepare(desired, &mut |endpoint| links.mac(endpoint))?;
         links.network().attached.extend(plan.attach.iter().map(|attach| (attach.link.clone(), attach.slot)));
         let removed: Vec<Removed> = plan.removed.clone();
-        let published = self.publisher.commit(plan)?;
+        let attached: BTreeSet<String> = plan.attach.iter().map(|attach| attach.link.clone()).collect();
+        let mut published = self.publisher.commit(plan)?;
         let gone: BTreeSet<&String> = removed.iter().filter_map(|removed| removed.link.as_ref()).collect();
         let mut network = links.network();
         network.attached.retain(|link, _| !gone.contains(link));
-        let kept = |link: &String| gone.contains(link) && self.kept_shut.contains(link);
-        network.containers.links.iter_mut().filter(|found| kept(&found.link)).for_each(|found| found.shut = true);
+        for found in &mut network.containers.links {
+            let kept = gone.contains(&found.link) && self.kept_shut.contains(&found.link);
+            found.shut = (found.shut || kept) && !attached.contains(&found.link);
+            if found.shut && self.kept_shut.contains(&found.link) {
+                published.shut.insert(found.link.clone());
+            }
+        }
         drop(network);
         self.publisher.release(&removed)?;
         Ok(published)

@@ -34,7 +34,7 @@ pub trait Node: Send {
     fn hold(&mut self, _links: BTreeSet<String>) {}
 
     /// Says which links the publishes that follow must not open although no endpoint is theirs any more: in the place of what guards them they get what
-    /// [`Node::shut`] hangs, without a gap. Holds until something else is said.
+    /// [`Node::shut`] hangs, without a gap. What has no guard stays open. Holds until something else is said.
     fn keep_shut(&mut self, links: BTreeSet<String>);
 
     /// Frees what endpoints that went had, and makes ahead what the next ones will need. For after a publish, when nobody waits: both take grace periods.
@@ -148,6 +148,8 @@ pub struct Published {
     pub writes: usize,
     /// Grace periods waited for.
     pub grace_periods: usize,
+    /// Links of [`Node::keep_shut`] that nothing passes.
+    pub shut: BTreeSet<String>,
 }
 
 /// What a publish would do.

@@ -181,7 +181,7 @@ impl<N: Node> Control for Agent<N> {
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        guarding(desired, |possible| self.node.rehearse(possible)).map(|(rehearsal, _)| rehearsal)
+        guarding(desired, |possible, _| self.node.rehearse(possible)).map(|(rehearsal, _)| rehearsal)
     }
 
     fn put(&mut self, put: Put) -> Result<Head, PutError> {

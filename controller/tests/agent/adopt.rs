@@ -211,6 +211,51 @@ fn who_is_told_of_in_time_is_not_counted() {
     assert_eq!(agent.health().unenforced, 0);
 }
 
+/// Whose guard stands is not let go when it cannot be put up anew: its link is shut until it can, unless nothing is to be dropped.
+#[test]
+fn who_cannot_be_guarded_any_more_is_shut_in_place_of_the_guard() {
+    let home = home();
+    set(&home, &[link("veth-web", 1, "10.0.0.1"), link("veth-db", 2, "10.0.0.2")]);
+    let break_ = |link: &str| _ = home.links.network().broken.insert(link.to_owned(), "it cannot be read".to_owned());
+    let shut = || ["veth-web", "veth-db"].map(|name| is_shut(&home, name));
+    // Who never had a guard is not cut.
+    break_("veth-web");
+    let first = agent(&home, false);
+    assert_eq!((guarded(&home), shut()), (vec!["veth-db".to_owned()], [false, false]));
+    assert_eq!(first.unguarded()[0].why, "it cannot be read");
+    drop(first);
+
+    break_("veth-db");
+    let mut second = agent(&home, false);
+    assert_eq!((guarded(&home), shut()), (vec![], [false, true]));
+    let why = |agent: &Agent<MemoryNode>, link: &str| {
+        agent.unguarded().iter().find(|unguarded| unguarded.link == link).map(|unguarded| unguarded.why.clone())
+    };
+    assert_eq!(why(&second, "veth-web").as_deref(), Some("it cannot be read"));
+    let told = "nothing passes its link meanwhile: it cannot be read";
+    assert_eq!(why(&second, "veth-db").as_deref(), Some(told));
+    assert_eq!((second.health().unguarded, second.health().strangers), (2, 0));
+    second.refresh();
+    assert_eq!((shut(), why(&second, "veth-db").as_deref()), ([false, true], Some(told)));
+    drop(second);
+
+    // It is opened where nothing is dropped, and shut no more by the publish that guards it.
+    let third = agent(&home, true);
+    assert_eq!((shut(), why(&third, "veth-db").as_deref()), ([false, false], Some("it cannot be read")));
+    drop(third);
+    home.links.network().broken.clear();
+    let mut fourth = agent(&home, false);
+    assert_eq!((fourth.unguarded(), shut()), (&[][..], [false, false]));
+    // While an agent runs it is the same: here the network changed.
+    break_("veth-db");
+    home.links.network().discovered.addresses.push("192.0.2.7".parse().unwrap());
+    fourth.refresh();
+    assert_eq!((shut(), why(&fourth, "veth-db").as_deref()), ([false, true], Some(told)));
+    home.links.network().broken.clear();
+    fourth.refresh();
+    assert_eq!((guarded(&home), shut()), (vec!["veth-db".to_owned(), "veth-web".to_owned()], [false, false]));
+}
+
 #[test]
 fn who_is_nobody_is_shut_and_opened_where_nothing_is_dropped() {
     let home = home();

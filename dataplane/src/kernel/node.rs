@@ -279,18 +279,27 @@ impl KernelNode {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Shuts links that are not to be let go. The word of who had them is 0 by now, so that nothing passes them before either.
-    fn close(&self, guards: &[(Guard, Option<EndpointName>)]) -> Result<(), NodeError> {
+    /// Shuts links that are not to be let go, and says which nothing passes. The word of who had them is 0 by now, so that nothing passes them before either.
+    fn close(
+        &self,
+        guards: &[(Guard, Option<EndpointName>)],
+        there: &Standing<'_>,
+    ) -> Result<BTreeSet<String>, NodeError> {
         let guarded: BTreeSet<&str> = guards.iter().map(|(guard, _)| guard.link.as_str()).collect();
         let (links, maps) = (&self.links, self.publisher.store().maps());
+        let mut shut = BTreeSet::new();
         for link in self.kept_shut.iter().filter(|link| !guarded.contains(link.as_str())) {
-            let closed = links.close(maps, link);
+            let hanging = there.hanging(link);
+            if hanging.is_empty() {
+                continue;
+            }
+            let closed = links.close(maps, link, &hanging);
             // One that went meanwhile needs nothing.
-            if if_nametoindex(link.as_str()) != Err(Errno::ENODEV) {
-                closed?;
+            if if_nametoindex(link.as_str()) != Err(Errno::ENODEV) && closed? {
+                shut.insert(link.clone());
             }
         }
-        Ok(())
+        Ok(shut)
     }
 
     /// Brings the gate to what is guarded.
@@ -457,7 +466,7 @@ impl Node for KernelNode {
         };
         let before = tunnel_ports(self.publisher.store())?;
         let shutting = self.begin_shut(desired);
-        let (attach, removed, published) = self.write(desired, &mut mac)?;
+        let (attach, removed, mut published) = self.write(desired, &mut mac)?;
 
         let mut guards: Vec<(Guard, Option<EndpointName>)> =
             self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
@@ -482,7 +491,7 @@ impl Node for KernelNode {
         }
         drop(shutting);
         self.attach(&guards, &there)?;
-        self.close(&guards)?;
+        published.shut = self.close(&guards, &there)?;
         self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.

@@ -54,6 +54,8 @@ pub(super) struct Standing<'a> {
     pub(super) known: Known<'a>,
     /// On others.
     found: Vec<Attachment>,
+    /// The network namespace of the node.
+    here: u64,
     /// Guards there that this process has put up and that still stand.
     kept: BTreeSet<Guard>,
 }
@@ -78,7 +80,14 @@ impl<'a> Standing<'a> {
                 kept.insert(guard);
             }
         }
-        Ok(Self { known, found, kept })
+        Ok(Self { known, found, here, kept })
+    }
+
+    /// What hangs before a link for an endpoint, or shuts it. Of links that are known nothing is told.
+    pub(super) fn hanging(&self, link: &str) -> Vec<&Attachment> {
+        let index = if_nametoindex(link);
+        let of = |found: &&Attachment| found.link == link && found.namespace == self.here && Ok(found.ifindex) == index;
+        self.found.iter().filter(of).filter(|found| found.alive && found.endpoint.is_some()).collect()
     }
 
     pub(super) fn holds(&self, guard: &Guard) -> bool {

@@ -501,6 +501,51 @@ fn who_is_kept_shut_is_not_let_go() {
     }
 }
 
+/// Whose guard stands and cannot be put up anew is shut in its place, by what hangs there already, and guarded again as soon as that works.
+#[test]
+fn who_cannot_be_guarded_any_more_is_shut_in_place_of_the_guard() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("late", 0).build().unwrap();
+    let [web, late] = ["web", "late"].map(|name| topology.workload(name));
+    let mut guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let server = TcpEcho::start(&guarded.node.netns, (guarded.node.overlay4.gateway, 9999).into()).unwrap();
+    let is_open = || late.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+    let (all, some) = (desired(&topology, 0, true), without_late(&desired(&topology, 0, true)));
+    let mut node = guarded.open(BUDGET).unwrap();
+    guarded.node.netns.run(|| node.publish(&all)).unwrap();
+    drop(node);
+    assert!(!is_open());
+
+    // The next agent uses clsact, which this excludes.
+    let qdisc = |what: &str| {
+        let arguments = ["qdisc", what, "dev", &late.link.name, "ingress"];
+        assert!(topology.node(0).netns.command("tc").args(arguments).status().unwrap().success(), "{what}");
+    };
+    qdisc("add");
+    guarded.classifiers = Classifiers::Clsact;
+    let mut node = guarded.open(BUDGET).unwrap();
+    let publish = |node: &mut KernelNode, desired: &Desired| guarded.node.netns.run(|| node.publish(desired));
+    let refused = publish(&mut node, &all).unwrap_err();
+    assert!(matches!(&refused, NodeError::Link { link, .. } if *link == late.link.name), "{refused}");
+    node.keep_shut([late.link.name.clone(), web.link.name.clone()].into());
+    for again in [false, true] {
+        let published = publish(&mut node, &some).unwrap();
+        assert_eq!(published.shut, [late.link.name.clone()].into(), "again: {again}");
+        assert!(!is_open(), "again: {again}");
+    }
+    node.keep_shut(BTreeSet::new());
+
+    qdisc("del");
+    assert_eq!(publish(&mut node, &all).unwrap().shut, BTreeSet::new());
+    assert!(guarded.read().endpoints.iter().all(|endpoint| endpoint.attached), "{:?}", guarded.read());
+    assert!(!is_open());
+    publish(&mut node, &some).unwrap();
+    assert!(is_open(), "nobody asked for it to be kept shut");
+}
+
 /// What stood after a publish is not looked at by the next one: who looks is [`Node::status`], and what it misses is put up again.
 #[test]
 fn what_somebody_took_away_is_missed_and_put_up_again() {
