@@ -258,41 +258,50 @@ fn id(found: Result<usize, usize>) -> u32 {
     u32::try_from(found.unwrap_or_else(|at| at)).unwrap_or(u32::MAX)
 }
 
-/// Whether [`too_long`] has something to say.
-fn is_too_long(set: &PolicySet) -> bool {
-    set.classes.iter().any(|intervals| intervals.len() > PORT_INTERVALS || longest(intervals) > MOST_ENTRIES)
-}
-
 /// Entries of a list.
 const MOST_ENTRIES: usize = LIST_ENTRIES * LIST_CHAIN as usize;
 
-fn longest(intervals: &[Interval]) -> usize {
-    intervals.iter().map(|interval| interval.entries.len()).max().unwrap_or_default()
+/// How much there is of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Excess {
+    /// Entries of the longest list.
+    Entries(Class, usize),
+    /// Intervals of the port table.
+    Intervals(Class, usize),
+}
+
+impl Excess {
+    /// What of a set does not fit the tables; the first, where that is more.
+    fn of(set: &PolicySet) -> Option<Self> {
+        let classes = || Class::ALL.into_iter().zip(&set.classes);
+        let longest = |intervals: &[Interval]| intervals.iter().map(|interval| interval.entries.len()).max();
+        let entries = classes().map(|(class, all)| Self::Entries(class, longest(all).unwrap_or_default()));
+        let intervals = classes().map(|(class, all)| Self::Intervals(class, all.len()));
+        entries.chain(intervals).find(|found| match *found {
+            Self::Entries(_, entries) => entries > MOST_ENTRIES,
+            Self::Intervals(_, intervals) => intervals > PORT_INTERVALS,
+        })
+    }
 }
 
 /// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
 fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
-    let whose = || {
-        let Subject { model, name, workload, .. } = subject;
-        let isolating = model.isolating(workload, set.direction, true);
-        let place = isolating.map_or(&workload.place, Isolation::place);
-        (place, isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`")))
-    };
+    let excess = Excess::of(set)?;
+    let Subject { model, name, workload, .. } = subject;
+    let isolating = model.isolating(workload, set.direction, true);
+    let place = isolating.map_or(&workload.place, Isolation::place);
+    let name = isolating.map_or_else(|| format!("workload `{name}`"), |isolation| format!("`{isolation}`"));
     let direction = direction_label(set.direction);
-    if let Some((class, entries)) = Class::ALL
-        .into_iter()
-        .zip(set.classes.iter().map(|intervals| longest(intervals)))
-        .find(|&(_, entries)| entries > MOST_ENTRIES)
-    {
-        let (place, name) = whose();
-        let message = format!(
-            "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {MOST_ENTRIES} fit"
-        );
-        let help = "write rules of Guards that do the same one after the other: they become one entry";
-        return Some(Diagnostic::error(place, message).help(help));
-    }
-    let (class, intervals) =
-        Class::ALL.into_iter().zip(&set.classes).find(|(_, intervals)| intervals.len() > PORT_INTERVALS)?;
+    let (class, intervals) = match excess {
+        Excess::Entries(class, entries) => {
+            let message = format!(
+                "the rules of {name} become {entries} entries of one list of {class:?} at {direction}, {MOST_ENTRIES} fit"
+            );
+            let help = "write rules of Guards that do the same one after the other: they become one entry";
+            return Some(Diagnostic::error(place, message).help(help));
+        }
+        Excess::Intervals(class, intervals) => (class, intervals),
+    };
     let (mut ranges, mut said): (Vec<String>, _) = (Vec::new(), BTreeSet::new());
     for line in draft.steps.iter().flat_map(|step| &step.lines).filter(|line| line.stretch.class == class) {
         let Stretch { first, last, .. } = line.stretch;
@@ -305,10 +314,8 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
             ranges.push(format!("{range} ({})", rule.origin));
         }
     }
-    let (place, name) = whose();
     let message = format!(
-        "the rules of {name} cut {class:?} at {direction} into {} intervals, {PORT_INTERVALS} fit: {}",
-        intervals.len(),
+        "the rules of {name} cut {class:?} at {direction} into {intervals} intervals, {PORT_INTERVALS} fit: {}",
         ranges.join(", ")
     );
     Some(Diagnostic::error(place, message).help("write neighbouring ports as one range, or split the service"))

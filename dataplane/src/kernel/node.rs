@@ -19,7 +19,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     KernelStore,
-    reader::{KernelObserver, Meant, Reader, link_status, meant, no_gate, set_attached, status, tunnel_ports},
+    reader::{KernelObserver, Meant, Reader, link_status, look_at_gate, meant, set_attached, status, tunnel_ports},
     standing::{Standing, Stood},
 };
 use crate::{
@@ -562,10 +562,8 @@ impl Node for KernelNode {
         if !status.input_rule {
             self.ruled.clear();
         }
-        if let (Some(pattern), Some(Some(gated))) = (&self.options.gate, &self.gated)
-            && !gate::stands(pattern, gated)?
-        {
-            status.missing.push(no_gate());
+        let gated = self.gated.as_ref().and_then(Option::as_ref);
+        if look_at_gate(&mut status, self.options.gate.as_deref(), gated)? {
             self.gated = None;
         }
         Ok(status)

@@ -69,11 +69,7 @@ impl Observer for KernelObserver {
             (meant.guards.clone(), meant.gated.clone(), meant.usage.clone())
         };
         let mut status = read::with_names(state, |names| status(store, names, links, &guards, usage.clone()))?;
-        if let (Some(pattern), Some(gated)) = (&self.gate, &gated)
-            && !gate::stands(pattern, gated)?
-        {
-            status.missing.push(no_gate());
-        }
+        look_at_gate(&mut status, self.gate.as_deref(), gated.as_ref())?;
         Ok(status)
     }
 
@@ -82,8 +78,18 @@ impl Observer for KernelObserver {
     }
 }
 
-pub(super) fn no_gate() -> LinkStatus {
-    LinkStatus { link: String::new(), guard: GATE.to_owned() }
+/// Tells of the gate as missing where there is to be one, with these ports, and it does not stand. Whether it is.
+pub(super) fn look_at_gate(
+    status: &mut Status,
+    pattern: Option<&str>,
+    gated: Option<&BTreeSet<String>>,
+) -> Result<bool, NodeError> {
+    let (Some(pattern), Some(gated)) = (pattern, gated) else { return Ok(false) };
+    let is_missing = !gate::stands(pattern, gated)?;
+    if is_missing {
+        status.missing.push(LinkStatus { link: String::new(), guard: GATE.to_owned() });
+    }
+    Ok(is_missing)
 }
 
 /// Reads what is pinned, while an agent runs or when none does. Changes nothing.

@@ -38,14 +38,14 @@ struct Drawn {
     /// By direction.
     isolates: [bool; 2],
     /// By direction; `None` where ports are named, so that others decide what is said.
-    lines: Option<[Box<[Known]>; 2]>,
+    lines: Option<[Box<[IdLine]>; 2]>,
     selectors: BTreeSet<SelectorId>,
     rules: BTreeSet<RuleId>,
 }
 
 /// A line, by ids.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct IdLine {
     stretch: Stretch,
     selector: Option<SelectorId>,
     rule: RuleId,
@@ -132,7 +132,7 @@ impl Drawings {
                     let (selector, rule) = line.written()?;
                     let selector = selector.map(|selector| symbols.selector(selector, |id| drawn.selectors.insert(id)));
                     let rule = symbols.rule(rule, |id| drawn.rules.insert(id));
-                    Some(Known { stretch: line.stretch, selector, rule })
+                    Some(IdLine { stretch: line.stretch, selector, rule })
                 });
                 known.collect()
             }));
@@ -251,7 +251,7 @@ impl Policies for Selecting<'_> {
         for Drawn { name, lines: drawn, .. } in self.drawn() {
             match drawn {
                 Some(drawn) => lines.extend(drawn[direction as usize].iter().map(|known| {
-                    let Known { stretch, selector, rule } = *known;
+                    let IdLine { stretch, selector, rule } = *known;
                     Line { stretch, said: Said::Known(selector, rule) }
                 })),
                 None => subject.policy_lines(name, direction, lines),

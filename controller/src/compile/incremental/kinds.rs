@@ -7,9 +7,9 @@ use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
 
 use super::{
     super::{
-        Ids,
+        Excess, Ids,
         draft::{Draft, Selector, Subject},
-        follow, is_too_long, phases, policy_set,
+        follow, phases, policy_set,
     },
     Cluster,
     drawn::{Drawings, DrawnId, Named, Selecting},
@@ -141,7 +141,7 @@ impl Symbols {
         for phase in &phases {
             let [ingress, egress] = phase.drafts.each_ref().map(|draft| {
                 let set = policy_set(draft, self);
-                fits &= !is_too_long(&set);
+                fits &= Excess::of(&set).is_none();
                 let (id, new) = self.sets.acquire(&set);
                 if new {
                     turnover.sets.push(SetId(id));
