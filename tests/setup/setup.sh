@@ -26,7 +26,8 @@ usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --d
   --build    what a build needs and no more: the kernel is not asked whether it could run what is built
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, ipset, Go, and below
-             target/ flannel's CNI plugin, helm, schemathesis in an environment of its own, and a Kubernetes (1 GB, and as much of Go's cache)
+             target/ flannel's CNI plugin, helm, schemathesis in an environment of its own, a Kubernetes (1 GB, and as much of Go's cache) and
+             Prometheus' definition of ServiceMonitors
   --lab      what `make lab` needs too: of these the reference CNI plugins, containerd, runc, busybox, conntrack, openssl, Go, flannel's CNI plugin and
              Kubernetes, and helm
   --dist     what `make dist` needs too: musl, which static programs are linked with, and cargo-cyclonedx
@@ -423,6 +424,25 @@ kubernetes() {
     "the tests start clusters" tests/kubernetes/build.sh "$directory" || true
 }
 
+# What Prometheus' operator has the API server hold a ServiceMonitor against. go.sum beside it says that it is there.
+service_monitors() {
+  local directory=${CARGO_TARGET_DIR:-target}/kubernetes/operator source=tests/kubernetes/operator
+  # Without a Kubernetes no cluster starts; why there is none is said already.
+  [ -e "${CARGO_TARGET_DIR:-target}/kubernetes/stamp" ] || $dry_run || return 0
+  cmp --silent "$source/go.sum" "$directory/go.sum" && return
+  step "fetch the definition of ServiceMonitors into $directory" "a test applies the chart's to an API server that has it" \
+    fetch_service_monitors "$source" "$directory" || true
+}
+
+fetch_service_monitors() {
+  local module=github.com/prometheus-operator/prometheus-operator fetched
+  # Byte for byte what go.sum says, or nothing.
+  fetched=$(cd "$1" && GOFLAGS=-mod=readonly go mod download -json "$module" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p') &&
+    mkdir -p "$2" &&
+    cp --no-preserve=mode "${fetched:?$module is not there}/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml" \
+      "$2/servicemonitors.yaml" && cp "$1/go.sum" "$2/go.sum"
+}
+
 # --- kernel ---------------------------------------------------------------------------------------------------------
 
 # The kernel is asked by doing, in a network namespace that ends with the command: a configuration file may be absent,
@@ -504,6 +524,9 @@ else
     flannel_plugin
     kubernetes
     helm
+  fi
+  if $tests; then
+    service_monitors
   fi
   kernel
 fi

@@ -223,8 +223,16 @@ impl Drop for Agent {
 /// # Errors
 /// Nobody answers.
 pub fn http_get(netns: &Netns, path: &str) -> Result<(u16, String)> {
+    http_get_from(netns, METRICS, path)
+}
+
+/// The same from an address and port that is reached from that namespace.
+///
+/// # Errors
+/// Nobody answers.
+pub fn http_get_from(netns: &Netns, address: &str, path: &str) -> Result<(u16, String)> {
     netns.run(|| {
-        let mut stream = TcpStream::connect(METRICS)?;
+        let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: bulkhead\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

@@ -20,7 +20,7 @@ pub mod test_run;
 mod visit;
 
 pub use self::{
-    agent::{Agent, bulkhead, http_get},
+    agent::{Agent, bulkhead, http_get, http_get_from},
     lab::{Lab, Role},
     proxy::Service,
     visit::visit,

@@ -158,6 +158,12 @@ impl Cluster {
         self.shared.programs.program(name)
     }
 
+    /// Where helm is built: beside the directory of these programs.
+    #[must_use]
+    pub fn helm(&self) -> PathBuf {
+        self.program("").with_file_name("helm").join("helm")
+    }
+
     /// The namespace of the API server, from where all nodes are reached.
     #[must_use]
     pub fn control_plane(&self) -> &Netns {

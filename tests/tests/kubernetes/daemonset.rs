@@ -9,7 +9,10 @@ use bulkhead_tests::{
     guarded::{Guarded, NAMESPACE, OBSERVE, POLICY, eventually, server},
 };
 
-use crate::lasting::{caller, calls};
+use crate::{
+    lasting::{caller, calls},
+    monitor,
+};
 
 pub(crate) const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
 const UNINSTALL: &str = include_str!("../../../controller/deploy/kubernetes/uninstall.yaml");
@@ -63,7 +66,7 @@ fn the_daemon_set_has_the_agents_rights_and_no_privileges() {
     }
 }
 
-/// Observe, enforce, replace all agents twice, uninstall: by the manifests alone.
+/// Observe, enforce, replace all agents, the second time by the chart with what it makes for Prometheus' operator, uninstall.
 #[test]
 fn the_manifests_guard_a_cluster_and_give_it_back() {
     let Some(guarded) = Guarded::bare(Cluster::builder()) else { return };
@@ -92,7 +95,11 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     eventually("all have called", || ["web", "guest", "near"].iter().all(|pod| calls(&guarded, pod).len() > 2));
 
     for number in 0..2 {
-        guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]);
+        if number == 0 {
+            guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]);
+        } else {
+            monitor::apply(&guarded);
+        }
         guarded.apply(&caller(&format!("hasty-{number}"), "n1", &db));
         rolled_out(&guarded);
     }
@@ -100,6 +107,7 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     eventually("those that came have called", || {
         ["hasty-0", "hasty-1"].iter().all(|pod| calls(&guarded, pod).len() > 2)
     });
+    monitor::answers(&guarded, "web");
     // The node of `db` hears of a new caller's address when the API server does.
     let web: Vec<_> = calls(&guarded, "web").into_iter().skip_while(|call| call == "silent").collect();
     assert!(web.len() > 10 && web.iter().all(|call| call == "answered"), "{web:?}");

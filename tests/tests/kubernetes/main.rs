@@ -8,6 +8,7 @@ mod forged;
 mod hand;
 mod handover;
 mod lasting;
+mod monitor;
 mod moving;
 mod netpol;
 mod open;

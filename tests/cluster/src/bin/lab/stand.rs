@@ -56,7 +56,7 @@ fn import_image(cluster: &Cluster) -> Result<()> {
 }
 
 fn helm(cluster: &Cluster, words: &[&str]) -> Result<()> {
-    let helm = tools::helm(cluster);
+    let helm = cluster.helm();
     ensure!(helm.is_file(), "no {}: `tests/setup/setup.sh --lab` builds it", helm.display());
     let mut command = cluster.control_plane().command(helm);
     // Its caches go with the cluster.

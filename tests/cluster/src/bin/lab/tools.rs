@@ -13,12 +13,6 @@ use bulkhead_cluster::Cluster;
 /// In the source tree.
 const CHART: &str = "controller/deploy/kubernetes/chart";
 
-/// Beside Kubernetes' programs.
-pub(crate) fn helm(cluster: &Cluster) -> PathBuf {
-    let programs = cluster.program("");
-    programs.with_file_name("helm").join("helm")
-}
-
 /// Copies the chart without the versions of Kubernetes that it is for: an API server that is built from its module does not know its own.
 pub(crate) fn chart(cluster: &Cluster, tree: &Path) -> Result<String> {
     let chart = cluster.directory().join("chart");
@@ -39,7 +33,7 @@ pub(crate) fn write(cluster: &Cluster) -> Result<PathBuf> {
     let directory = cluster.directory().join("bin");
     fs::create_dir(&directory)?;
     let network = format!("--net={}", cluster.control_plane().path().display());
-    for (name, program) in [("kubectl", cluster.program("kubectl")), ("helm", helm(cluster))] {
+    for (name, program) in [("kubectl", cluster.program("kubectl")), ("helm", cluster.helm())] {
         let mut command = Command::new("nsenter");
         command.arg(&network).arg("--").arg(program);
         script(&directory.join(name), &command)?;
