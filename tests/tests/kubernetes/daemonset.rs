@@ -10,7 +10,7 @@ use bulkhead_tests::{
 };
 
 use crate::{
-    lasting::{caller, calls},
+    lasting::{self, caller, calls},
     monitor,
 };
 
@@ -66,7 +66,30 @@ fn the_daemon_set_has_the_agents_rights_and_no_privileges() {
     }
 }
 
-/// Observe, enforce, replace all agents, the second time by the chart with what it makes for Prometheus' operator, uninstall.
+/// Takes away all that the agent of a node has written there, but what the kernel has.
+fn empty(node: &Node) {
+    for directory in ["/run/bulkhead", "/var/lib/bulkhead"] {
+        for entry in fs::read_dir(node.file(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+        }
+    }
+}
+
+/// The agents that began without any of it know all the same who has a guard.
+fn found_again(guarded: &Guarded) {
+    let words = ["--namespace=kube-system", "logs", "--container=agent", "--selector=app.kubernetes.io/name=bulkhead"];
+    let log = guarded.kubectl(&[&words as &[_], &["--tail=-1"]].concat());
+    for pod in ["db", "old", "web", "guest", "near"] {
+        assert!(lasting::found_again(&log, &format!("shop/{pod}")), "{pod}: {log}");
+    }
+    for node in 0..2 {
+        assert_eq!(guarded.metric(node, "bulkhead_links_unknown", &[]), 0.0, "{log}");
+        assert_eq!(guarded.metric(node, "bulkhead_endpoints_unguarded", &[]), 0.0, "{log}");
+    }
+}
+
+/// Observe, enforce, begin anew with nothing left of what agents knew, replace all agents by the chart with what it makes for Prometheus' operator, uninstall.
 #[test]
 fn the_manifests_guard_a_cluster_and_give_it_back() {
     let Some(guarded) = Guarded::bare(Cluster::builder()) else { return };
@@ -96,12 +119,18 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
 
     for number in 0..2 {
         if number == 0 {
-            guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]);
+            // What is in force stays so without agents.
+            guarded.kubectl(&["--namespace=kube-system", "delete", "daemonset/bulkhead", "--cascade=foreground"]);
+            guarded.cluster.nodes().iter().for_each(empty);
+            guarded.apply(ENFORCE);
         } else {
             monitor::apply(&guarded);
         }
         guarded.apply(&caller(&format!("hasty-{number}"), "n1", &db));
         rolled_out(&guarded);
+        if number == 0 {
+            found_again(&guarded);
+        }
     }
     guarded.wait_for(&["hasty-0", "hasty-1"]);
     eventually("those that came have called", || {

@@ -26,7 +26,7 @@ pub(crate) fn lines<'a>(said: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// Whether an agent that started found out by itself who a pod with a guard is.
-fn found_again(log: &str, pod: &str) -> bool {
+pub(crate) fn found_again(log: &str, pod: &str) -> bool {
     log.lines().any(|line| line.contains("adopted: its guard stood, and stays") && line.contains(pod))
 }
 
