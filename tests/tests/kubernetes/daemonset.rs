@@ -15,6 +15,8 @@ use crate::{
 };
 
 pub(crate) const ENFORCE: &str = include_str!("../../../controller/deploy/kubernetes/enforce.yaml");
+/// Those that start while agents are replaced.
+const HASTY: [&str; 3] = ["hasty-0", "hasty-1", "hasty-2"];
 const UNINSTALL: &str = include_str!("../../../controller/deploy/kubernetes/uninstall.yaml");
 const PINS: &str = "/sys/fs/bpf/bulkhead";
 
@@ -89,7 +91,8 @@ fn found_again(guarded: &Guarded) {
     }
 }
 
-/// Observe, enforce, begin anew with nothing left of what agents knew, replace all agents by the chart with what it makes for Prometheus' operator, uninstall.
+/// Observe, enforce, begin anew with nothing left of what agents knew, replace all agents twice, the second time by the chart with what it makes for
+/// Prometheus' operator, uninstall.
 #[test]
 fn the_manifests_guard_a_cluster_and_give_it_back() {
     let Some(guarded) = Guarded::bare(Cluster::builder()) else { return };
@@ -117,30 +120,30 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     guarded.wait_for(&["web", "guest", "near"]);
     eventually("all have called", || ["web", "guest", "near"].iter().all(|pod| calls(&guarded, pod).len() > 2));
 
-    for number in 0..2 {
-        if number == 0 {
-            // What is in force stays so without agents.
-            guarded.kubectl(&["--namespace=kube-system", "delete", "daemonset/bulkhead", "--cascade=foreground"]);
-            guarded.cluster.nodes().iter().for_each(empty);
-            guarded.apply(ENFORCE);
-        } else {
-            monitor::apply(&guarded);
+    for (number, hasty) in HASTY.iter().enumerate() {
+        match number {
+            0 => {
+                // What is in force stays so without agents.
+                guarded.kubectl(&["--namespace=kube-system", "delete", "daemonset/bulkhead", "--cascade=foreground"]);
+                guarded.cluster.nodes().iter().for_each(empty);
+                guarded.apply(ENFORCE);
+            }
+            1 => _ = guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]),
+            _ => monitor::apply(&guarded),
         }
-        guarded.apply(&caller(&format!("hasty-{number}"), "n1", &db));
+        guarded.apply(&caller(hasty, "n1", &db));
         rolled_out(&guarded);
         if number == 0 {
             found_again(&guarded);
         }
     }
-    guarded.wait_for(&["hasty-0", "hasty-1"]);
-    eventually("those that came have called", || {
-        ["hasty-0", "hasty-1"].iter().all(|pod| calls(&guarded, pod).len() > 2)
-    });
+    guarded.wait_for(&HASTY);
+    eventually("those that came have called", || HASTY.iter().all(|pod| calls(&guarded, pod).len() > 2));
     monitor::answers(&guarded, "web");
     // The node of `db` hears of a new caller's address when the API server does.
     let web: Vec<_> = calls(&guarded, "web").into_iter().skip_while(|call| call == "silent").collect();
     assert!(web.len() > 10 && web.iter().all(|call| call == "answered"), "{web:?}");
-    for pod in ["guest", "near", "hasty-0", "hasty-1"] {
+    for pod in ["guest", "near"].iter().chain(&HASTY) {
         let calls = calls(&guarded, pod);
         assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}");
     }
