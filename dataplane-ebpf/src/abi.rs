@@ -15,6 +15,8 @@ pub const MAX_SLOTS: u32 = 4096;
 pub const ROW_WORDS: u32 = 64;
 /// Intervals of one port table.
 pub const PORT_INTERVALS: usize = 28;
+/// Intervals of a policy set's class: each of its table may go on in another one.
+pub const SET_INTERVALS: usize = PORT_INTERVALS * PORT_INTERVALS;
 /// Entries of one block of a list.
 pub const LIST_ENTRIES: usize = 8;
 /// Blocks that a list may chain.
@@ -450,8 +452,20 @@ pub struct PortTable {
     pub len: u32,
     /// First value of each interval, ascending.
     pub starts: [u16; PORT_INTERVALS],
-    /// Index of each interval's list in `LISTS`; 0 denies.
+    /// Index of each interval's list in `LISTS`; 0 denies. With [`PortTable::MORE`] it is the number of a policy set whose table of the same class
+    /// cuts the interval further; its intervals have lists.
     pub lists: [u32; PORT_INTERVALS],
+}
+
+impl PortTable {
+    /// See [`PortTable::lists`]. No list has such an index: a program that does not know of it denies.
+    pub const MORE: u32 = 1 << 31;
+
+    /// Indexes of lists, and numbers of sets in which the table goes on.
+    pub fn used(&self) -> impl Iterator<Item = Result<u32, u32>> {
+        let used = self.lists.iter().take(self.len as usize);
+        used.map(|list| if list & Self::MORE == 0 { Ok(*list) } else { Err(list & !Self::MORE) })
+    }
 }
 
 /// One entry of a list.

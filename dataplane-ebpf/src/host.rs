@@ -16,8 +16,8 @@ use crate::{
     abi::{
         Action, AddressKey4, AddressKey6, AddressWord, Backend, Backends, Binding, Budget, Class, Config, Contact,
         ContactKey, Counter, Direction, EndpointInfo, EndpointWord, Entry, Flow, FlowKey4, FlowKey6, Half,
-        LIST_ENTRIES, List, Owner, PORT_INTERVALS, PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, ServiceKey,
-        ServiceWord, View, VtepKey, endpoint_counter, mapped, mark,
+        LIST_ENTRIES, List, Owner, PORT_INTERVALS, PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, SET_INTERVALS,
+        ServiceKey, ServiceWord, View, VtepKey, endpoint_counter, mapped, mark,
     },
     family::prefix_key,
     packet::{Fault, Frame, Parsed},
@@ -196,24 +196,46 @@ impl HostTables {
         }
     }
 
-    /// A policy set, from its lines in order: cuts the axis of each class into intervals, each with the entries of all lines that cover it.
+    /// A policy set, from its lines in order: cuts the axis of each class into intervals, each with the entries of all lines that cover it. Where these are
+    /// too many for a port table, it goes on in those of sets from [`Self::more`] on.
     ///
     /// # Panics
-    /// If a class needs more intervals than a port table has.
+    /// If a class needs more intervals than these have.
     pub fn set_policy(&mut self, set: u32, lines: &[Line]) {
         for class in Class::ALL {
             let lines: Vec<_> = lines.iter().filter(|line| line.classes.contains(&class)).collect();
             let ends = lines.iter().filter_map(|line| line.values.end().checked_add(1));
             let starts: BTreeSet<_> = lines.iter().map(|line| *line.values.start()).chain(ends).chain([0]).collect();
-            assert!(starts.len() <= PORT_INTERVALS, "{class:?} of set {set} needs {} intervals", starts.len());
-            let mut table = PortTable { len: starts.len() as u32, ..PortTable::default() };
-            for (i, start) in starts.into_iter().enumerate() {
+            assert!(starts.len() <= SET_INTERVALS, "{class:?} of set {set} needs {} intervals", starts.len());
+            let intervals = starts.into_iter().map(|start| {
                 let covering = lines.iter().filter(|line| line.values.contains(&start));
-                table.starts[i] = start;
-                table.lists[i] = self.add_list(&covering.map(|line| line.entry).collect::<Vec<_>>());
+                (start, self.add_list(&covering.map(|line| line.entry).collect::<Vec<_>>()))
+            });
+            let mut intervals: Vec<_> = intervals.collect();
+            if intervals.len() > PORT_INTERVALS {
+                let parts = intervals.chunks(PORT_INTERVALS).zip(Self::more(set)..);
+                intervals = parts
+                    .map(|(part, more)| (part[0].0, self.add_table(more, class, part) | PortTable::MORE))
+                    .collect();
             }
-            self.ports.insert(set * Class::COUNT + class as u32, table);
+            self.add_table(set, class, &intervals);
         }
+    }
+
+    /// The first of the sets in which tables of a set go on.
+    #[must_use]
+    pub const fn more(set: u32) -> u32 {
+        1 << 16 | set << 5
+    }
+
+    /// A port table of so many intervals as fit: where each begins, and what it has. The set.
+    fn add_table(&mut self, set: u32, class: Class, intervals: &[(u16, u32)]) -> u32 {
+        let mut table = PortTable { len: intervals.len() as u32, ..PortTable::default() };
+        for (i, (start, list)) in intervals.iter().enumerate() {
+            (table.starts[i], table.lists[i]) = (*start, *list);
+        }
+        self.ports.insert(set * Class::COUNT + class as u32, table);
+        set
     }
 
     /// A chain of blocks; returns the index of the first, 0 for no entry.

@@ -9,8 +9,8 @@ pub(crate) mod early;
 use crate::{
     abi::{
         Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,
-        Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, ROW_WORDS, ServiceKey, ServiceWord, TRANSLATED,
-        VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
+        Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, PortTable, ROW_WORDS, ServiceKey, ServiceWord,
+        TRANSLATED, VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
     },
     family::{Family, V4, V6, same},
     packet::{
@@ -501,24 +501,12 @@ pub fn choose<T: Tables>(tables: &T, among: Among) -> Choice {
 /// The deciding entry for a value of a class and a peer's row. With `would` audited entries count as if they were enforced.
 #[inline(always)]
 pub fn walk<T: Lists>(tables: &T, set: u32, class: Class, value: u16, row: u32, would: bool) -> Decision {
-    let Some(table) = tables.ports(set.wrapping_mul(Class::COUNT).wrapping_add(class as u32)) else {
-        return Decision::ISOLATED;
-    };
-    // Largest interval that begins at or before the value.
-    let mut at = 0;
-    let mut step = 16;
-    while step > 0 {
-        let next = at + step;
-        if next < PORT_INTERVALS && next < table.len as usize && table.starts[next] <= value {
-            at = next;
-        }
-        step /= 2;
-    }
-    if at >= PORT_INTERVALS || at >= table.len as usize {
-        return Decision::ISOLATED;
+    let mut block = interval(tables, set, class, value);
+    if block & PortTable::MORE != 0 {
+        // What goes on once more is no list: it denies.
+        block = interval(tables, block & !PortTable::MORE, class, value);
     }
     let left_out = if would { 0 } else { Entry::AUDIT };
-    let mut block = table.lists[at];
     let mut tier = 0_u32;
     for _ in 0..LIST_CHAIN {
         let list = match tables.list(block) {
@@ -546,6 +534,25 @@ pub fn walk<T: Lists>(tables: &T, set: u32, class: Class, value: u16, row: u32, 
         block = list.next;
     }
     Decision::ISOLATED
+}
+
+/// What a port table has for a value, see [`PortTable::lists`]; 0 where there is none.
+#[inline(always)]
+fn interval<T: Lists>(tables: &T, set: u32, class: Class, value: u16) -> u32 {
+    let Some(table) = tables.ports(set.wrapping_mul(Class::COUNT).wrapping_add(class as u32)) else {
+        return 0;
+    };
+    // Largest interval that begins at or before the value.
+    let mut at = 0;
+    let mut step = 16;
+    while step > 0 {
+        let next = at + step;
+        if next < PORT_INTERVALS && next < table.len as usize && table.starts[next] <= value {
+            at = next;
+        }
+        step /= 2;
+    }
+    if at < PORT_INTERVALS && at < table.len as usize { table.lists[at] } else { 0 }
 }
 
 /// What a matching entry says. The rank of the lowest hit, how many of the mask's bits lie below it, tells the rule.

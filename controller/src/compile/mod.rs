@@ -21,7 +21,7 @@ use bulkhead_dataplane::{
     desired::{self, Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
     node::{Discovered, direction_label},
 };
-use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, PORT_INTERVALS, VIEW_CHAIN};
+use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, SET_INTERVALS, VIEW_CHAIN};
 
 use self::draft::{Draft, Everybody, LookedUp, Said, Selector, Step, Subject};
 use crate::{
@@ -258,6 +258,8 @@ fn id(found: Result<usize, usize>) -> u32 {
     u32::try_from(found.unwrap_or_else(|at| at)).unwrap_or(u32::MAX)
 }
 
+/// Ranges of ports that a message lists.
+const MOST_SHOWN: usize = 12;
 /// Entries of a list.
 const MOST_ENTRIES: usize = LIST_ENTRIES * LIST_CHAIN as usize;
 
@@ -279,12 +281,12 @@ impl Excess {
         let intervals = classes().map(|(class, all)| Self::Intervals(class, all.len()));
         entries.chain(intervals).find(|found| match *found {
             Self::Entries(_, entries) => entries > MOST_ENTRIES,
-            Self::Intervals(_, intervals) => intervals > PORT_INTERVALS,
+            Self::Intervals(_, intervals) => intervals > SET_INTERVALS,
         })
     }
 }
 
-/// What is wrong when the rules of a workload cut a class into more intervals than a port table has, or make a list too long.
+/// What is wrong when the rules of a workload cut a class into more intervals than port tables have, or make a list too long.
 fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diagnostic> {
     let excess = Excess::of(set)?;
     let Subject { model, name, workload, .. } = subject;
@@ -314,8 +316,13 @@ fn too_long(subject: Subject<'_>, set: &PolicySet, draft: &Draft) -> Option<Diag
             ranges.push(format!("{range} ({})", rule.origin));
         }
     }
+    let more = match ranges.len().saturating_sub(MOST_SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    ranges.truncate(MOST_SHOWN);
     let message = format!(
-        "the rules of {name} cut {class:?} at {direction} into {intervals} intervals, {PORT_INTERVALS} fit: {}",
+        "the rules of {name} cut {class:?} at {direction} into {intervals} intervals, {SET_INTERVALS} fit: {}{more}",
         ranges.join(", ")
     );
     Some(Diagnostic::error(place, message).help("write neighbouring ports as one range, or split the service"))

@@ -255,7 +255,7 @@ fn what_only_the_compiler_sees() {
     let model = model_of(&format!("{head}services: {{}}\n"), &workloads);
     let unknown = compile(&model, "n22", &Discovered::default(), NOW).unwrap_err();
 
-    let ports: Vec<String> = (0..20).map(|i| format!("world:{}", 8000 + 2 * i)).collect();
+    let ports: Vec<String> = (0..400).map(|i| format!("world:{}", 8000 + 2 * i)).collect();
     let crowded = format!("{head}services:\n  web:\n    accepts: [{}]\n", ports.join(", "));
     let model = model_of(&crowded, &workloads);
     let long = compile(&model, "n1", &Discovered::default(), NOW).unwrap_err();

@@ -461,9 +461,9 @@ fn ports() -> impl Strategy<Value = Vec<Ports>> {
         3 => prop::sample::select(&["http", "metrics"][..]).prop_map(Ports::named),
         1 => Just(Ports::Named { name: "http".to_owned(), transport: Some(Transport::Udp) }),
     ];
-    // Too many for a port table.
-    let many = (1..60_u16).step_by(2).map(|port| Ports::one(Transport::Tcp, port)).collect::<Vec<_>>();
-    prop_oneof![40 => prop::collection::vec(one, 1..3), 1 => Just(many)]
+    // More than one port table has, and more than all that it may go on in.
+    let many = |last: u16| (1..last).step_by(2).map(|port| Ports::one(Transport::Tcp, port)).collect::<Vec<_>>();
+    prop_oneof![80 => prop::collection::vec(one, 1..3), 1 => Just(many(60)), 1 => Just(many(1600))]
 }
 
 fn some_policy() -> impl Strategy<Value = NetworkPolicy> {

@@ -35,9 +35,9 @@ fn refused(event: &Event, says: &str) {
 
 #[test]
 fn too_many_intervals() {
-    let ports = (1..60).step_by(2).map(|port| Ports::one(Transport::Tcp, port)).collect();
+    let ports = (1..1600).step_by(2).map(|port| Ports::one(Transport::Tcp, port)).collect();
     let rules = vec![(Direction::Ingress, vec![Peer::Any], ports)];
-    refused(&Event::Policy(policy(&service("a", "many"), Selector::everybody(), &rules)), "intervals, 28 fit");
+    refused(&Event::Policy(policy(&service("a", "many"), Selector::everybody(), &rules)), "intervals, 784 fit");
 }
 
 #[test]
@@ -68,10 +68,10 @@ fn what_fits_in_the_end_alone_is_compiled_whole() {
         let ports = |from, count: u16| (0..count).map(|at| Ports::one(Transport::Tcp, from + 2 * at)).collect();
         let rules = |ports| vec![(Direction::Ingress, vec![Peer::Any], ports)];
         let first = policy(&service("a", "first"), Selector::everybody(), &rules(ports(1, first)));
-        let second = policy(&service("a", "second"), Selector::everybody(), &rules(ports(101, second)));
+        let second = policy(&service("a", "second"), Selector::everybody(), &rules(ports(1001, second)));
         Cluster::new().with(&local).with(&Event::Policy(first)).with(&Event::Policy(second))
     };
-    let (before, after) = (with(1, 10), with(10, 1));
+    let (before, after) = (with(1, 300), with(300, 1));
     let mut compiler = before.compiler();
     let follow = |compiler: &mut bulkhead_controller::compile::Compiler, to: &Cluster| {
         let model = to.model().unwrap_or_else(|found| panic!("{found}"));
@@ -112,7 +112,7 @@ fn what_is_refused_leaves_what_it_said() {
         .with(&saying(1))
         .with(&Event::Policy(beside));
     let mut compiler = cluster.compiler();
-    cluster.tell(&mut compiler, &saying(30)).unwrap().unwrap_err();
+    cluster.tell(&mut compiler, &saying(500)).unwrap().unwrap_err();
     let events = [
         Event::Workload(name("a", "w1"), one("1", "10.0.0.3")),
         saying(2),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bulkhead_ebpf::{
     abi::{
         Action, AddressKey4, AddressKey6, AddressWord, Class, ContactKey, Direction, EndpointWord, Entry, LIST_CHAIN,
-        LIST_ENTRIES, Mode, PORT_INTERVALS, VIEW_CHAIN, View, mark,
+        LIST_ENTRIES, Mode, PORT_INTERVALS, PortTable, SET_INTERVALS, VIEW_CHAIN, View, mark,
     },
     host::{HostTables, Line, entry, everyone, words},
     reason::Reason,
@@ -823,20 +823,20 @@ fn port_tables_cut_where_they_say() {
             }
         }
     }
-    // As many intervals as there is room for, one rule each, and every number of them.
-    for intervals in 1..=PORT_INTERVALS {
-        let start = |i: usize| u16::try_from(i * 2000).unwrap();
+    // As many intervals as there is room for, one rule each; every number of them that one table has, and some for which it goes on.
+    let more = [PORT_INTERVALS + 1, 2 * PORT_INTERVALS, 2 * PORT_INTERVALS + 1, SET_INTERVALS - 1, SET_INTERVALS];
+    for intervals in (1..=PORT_INTERVALS).chain(more) {
+        let rule = |i: usize| u16::try_from(i % 128).unwrap();
+        let start = |i: usize| u16::try_from(i * 83).unwrap();
         let end = |i: usize| if i + 1 == intervals { u16::MAX } else { start(i + 1) - 1 };
-        let line =
-            |i: usize| Line::new(Class::Udp, start(i)..=end(i), allow(u16::try_from(i).unwrap(), selector::PEER));
+        let line = |i: usize| Line::new(Class::Udp, start(i)..=end(i), allow(rule(i), selector::PEER));
         let mut lab = Lab::new();
         lab.tables.set_policy(5, &(0..intervals).map(line).collect::<Vec<_>>());
         lab.tables.set_view(3, 5, 2, 0);
         lab.publish(1, 3, Mode::Enforce);
         for i in 0..intervals {
             for port in [start(i), start(i) / 2 + end(i) / 2, end(i)] {
-                let rule = i.try_into().unwrap();
-                lab.check([gets(&from(B.v4.into()).udp(7, port)).view(3).begins(Rule, rule)]);
+                lab.check([gets(&from(B.v4.into()).udp(7, port)).view(3).begins(Rule, rule(i))]);
                 lab.tables.forget(SLOT);
             }
         }
@@ -914,6 +914,13 @@ fn what_is_missing_denies() {
     lab.tables.lists.insert(0, list);
     lab.tables.ports.values_mut().for_each(|table| table.lists = [0; PORT_INTERVALS]);
     lab.check([syn().view(3).refused(Isolated, 0)]);
+    // A table that goes on in one that is not there, in itself, and in one that goes on.
+    for set in [77, u32::MAX, 1] {
+        let mut lab = Lab::new();
+        publish(&mut lab, 1);
+        lab.tables.ports.values_mut().for_each(|table| table.lists = [set | PortTable::MORE; PORT_INTERVALS]);
+        lab.check([syn().view(3).refused(Isolated, 0)]);
+    }
     // No view.
     let mut lab = Lab::new();
     lab.publish(1, 60, Mode::Enforce);

@@ -3,14 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bulkhead_ebpf::{
-    abi::{self, Action, Class, LIST_CHAIN, LIST_ENTRIES, List, PORT_INTERVALS, PortTable},
+    abi::{self, Action, Class, LIST_CHAIN, LIST_ENTRIES, List, PORT_INTERVALS, PortTable, SET_INTERVALS},
     reason::Reason,
 };
 
 use crate::{
     desired::{Desired, Entry, Interval, Peers, PolicySet, RuleId, SetId},
     node::{NodeError, direction_label},
-    publish::{check::capacity, display, state::State},
+    publish::{
+        check::capacity,
+        display,
+        state::{PortSet, State},
+    },
 };
 
 impl SetId {
@@ -53,6 +57,15 @@ pub(crate) fn groups<'a>(desired: &Desired, sets: impl Iterator<Item = &'a SetId
     selectors.collect()
 }
 
+/// A port table of so many intervals as fit: where each begins, and what it has.
+fn table(intervals: &[(u16, u32)]) -> PortTable {
+    let mut table = PortTable { len: intervals.len() as u32, ..PortTable::default() };
+    for (at, (start, list)) in intervals.iter().enumerate() {
+        (table.starts[at], table.lists[at]) = (*start, *list);
+    }
+    table
+}
+
 /// Lowers one set.
 pub(crate) struct SetLowering<'a> {
     state: &'a mut State,
@@ -87,25 +100,36 @@ impl<'a> SetLowering<'a> {
         self.runs.extend(isolation.map(|isolation| (vec![isolation], 0)));
 
         let mut lists: HashMap<&[Entry], u32> = HashMap::new();
-        let mut tables = [PortTable::default(); Class::COUNT as usize];
-        for ((table, intervals), class) in tables.iter_mut().zip(&set.classes).zip(Class::ALL) {
-            capacity(
-                format!("{} ({class:?})", self.who),
-                "intervals of one port table",
-                intervals.len(),
-                PORT_INTERVALS,
-            )?;
-            table.len = intervals.len() as u32;
-            for (at, Interval { start, entries }) in intervals.iter().enumerate() {
-                table.starts[at] = *start;
-                table.lists[at] = match lists.get(entries.as_slice()) {
+        let mut tables = PortSet::default();
+        // In which tables go on that are too small; the first table of a class that does, then the second, in one set each.
+        let mut more: Vec<PortSet> = Vec::new();
+        for ((at, intervals), class) in (0..).zip(&set.classes).zip(Class::ALL) {
+            let found = format!("{} ({class:?})", self.who);
+            capacity(found, "intervals of one class", intervals.len(), SET_INTERVALS)?;
+            let mut lowered = Vec::with_capacity(intervals.len());
+            for Interval { start, entries } in intervals {
+                let list = match lists.get(entries.as_slice()) {
                     Some(list) => *list,
                     None => {
                         let list = self.list(entries, class, *start)?;
                         *lists.entry(entries).insert_entry(list).get()
                     }
                 };
+                lowered.push((*start, list));
             }
+            if lowered.len() <= PORT_INTERVALS {
+                tables[at] = table(&lowered);
+                continue;
+            }
+            let parts = lowered.chunks(PORT_INTERVALS);
+            more.resize(more.len().max(parts.len()), PortSet::default());
+            more.iter_mut().zip(parts).for_each(|(set, part)| set[at] = table(part));
+        }
+        let more: Vec<u32> = more.into_iter().map(|set| self.state.sets.intern(set, || self.who.to_owned())).collect();
+        for (table_of, intervals) in tables.iter_mut().zip(&set.classes).filter(|(_, all)| all.len() > PORT_INTERVALS) {
+            let firsts = intervals.chunks(PORT_INTERVALS).map(|part| part[0].start);
+            let parts: Vec<_> = firsts.zip(&more).map(|(first, set)| (first, set | PortTable::MORE)).collect();
+            *table_of = table(&parts);
         }
         let id = self.state.sets.intern(tables, || self.who.to_owned());
         Ok(LoweredSet { id, numbers: self.numbers })

@@ -9,7 +9,7 @@ use crate::{
     publish::{
         ids::{Blocks, Counters},
         judge::{Lowered, lower_sets},
-        state::State,
+        state::{Objects as _, State},
     },
     store::{self, Table},
 };
@@ -63,7 +63,9 @@ pub fn shares<K: Copy + Ord>(
                     let some = entries.flat_map(run).filter_map(|number| by_number.get(number).copied().flatten());
                     lists.entry(list).or_default().extend(some);
                 }
-                tables.entry(lowered.id).or_default().extend(by_number.iter().flatten());
+                for part in state.parts(lowered.id).0 {
+                    tables.entry(part).or_default().extend(by_number.iter().flatten());
+                }
                 numbered.insert(*set, by_number.into_iter().flatten().collect());
             }
             match table {
@@ -100,8 +102,7 @@ fn naming<K: Copy + Ord>(desired: &Desired, policy: impl Fn(RuleId) -> Option<K>
 
 /// Every block of the lists of a set.
 fn lists_of(state: &State, set: u32) -> BTreeSet<u32> {
-    let tables = state.sets.get(set).into_iter().flatten();
-    let mut open: Vec<u32> = tables.flat_map(|table| &table.lists[..table.len as usize]).copied().collect();
+    let mut open: Vec<u32> = state.parts(set).1.into_iter().collect();
     let mut all = BTreeSet::new();
     while let Some(list) = open.pop() {
         if list != 0 && all.insert(list) {

@@ -106,6 +106,20 @@ pub(crate) trait Objects {
     fn set(&self, id: u32) -> Option<&PortSet>;
     fn list(&self, id: u32) -> Option<&List>;
     fn backends(&self, id: u32) -> Option<&Backends>;
+
+    /// A set and those in which its tables go on, and the first blocks of their lists.
+    fn parts(&self, set: u32) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        let (mut sets, mut lists) = (BTreeSet::from([set]), BTreeSet::new());
+        let used = |set: u32| self.set(set).into_iter().flatten().flat_map(PortTable::used);
+        for used_by_set in used(set) {
+            match used_by_set {
+                Ok(list) => _ = lists.insert(list),
+                Err(more) if sets.insert(more) => lists.extend(used(more).flatten()),
+                Err(_) => {}
+            }
+        }
+        (sets, lists)
+    }
 }
 
 impl Objects for State {
@@ -129,6 +143,8 @@ impl Objects for State {
 /// What a policy set reaches.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
+    /// Itself, and sets in which its tables go on.
+    pub(crate) sets: BTreeSet<u32>,
     pub(crate) lists: BTreeSet<u32>,
     /// Bits that its lists read.
     pub(crate) reads: Option<Box<Bits>>,
@@ -165,21 +181,21 @@ impl<'a, O: Objects> Walker<'a, O> {
         }
         let mut facts = Facts { numbers: 1, ..Facts::default() };
         let mut reads = Bits::NONE;
-        for table in self.objects.set(id).into_iter().flatten() {
-            for first in table.lists.iter().take(table.len as usize) {
-                let mut block = *first;
-                for _ in 0..LIST_CHAIN {
-                    if block == 0 || !facts.lists.insert(block) {
-                        break;
-                    }
-                    let Some(list) = self.objects.list(block) else { break };
-                    for entry in list.entries.iter().take(list.len as usize) {
-                        let rules = if entry.flags & Entry::ANY != 0 { 1 } else { entry.mask.count_ones() };
-                        facts.numbers = facts.numbers.max(usize::from(entry.rule) + rules as usize);
-                        reads.0[usize::from(entry.word) % ROW_WORDS as usize] |= entry.mask;
-                    }
-                    block = list.next;
+        let (sets, lists) = self.objects.parts(id);
+        facts.sets = sets;
+        for first in lists {
+            let mut block = first;
+            for _ in 0..LIST_CHAIN {
+                if block == 0 || !facts.lists.insert(block) {
+                    break;
                 }
+                let Some(list) = self.objects.list(block) else { break };
+                for entry in list.entries.iter().take(list.len as usize) {
+                    let rules = if entry.flags & Entry::ANY != 0 { 1 } else { entry.mask.count_ones() };
+                    facts.numbers = facts.numbers.max(usize::from(entry.rule) + rules as usize);
+                    reads.0[usize::from(entry.word) % ROW_WORDS as usize] |= entry.mask;
+                }
+                block = list.next;
             }
         }
         facts.reads = (!reads.is_empty()).then(|| Box::new(reads));
@@ -227,6 +243,7 @@ impl Reachable {
                 for half in [view.ingress, view.egress].into_iter().filter(|half| half.set != 0) {
                     let facts = walker.set(half.set);
                     if reachable.sets.insert(half.set) {
+                        reachable.sets.extend(&facts.sets);
                         reachable.lists.extend(&facts.lists);
                     }
                     let len = reachable.blocks.entry(half.counters).or_default();

@@ -14,7 +14,7 @@ use bulkhead_dataplane::{
 use bulkhead_ebpf::{
     abi::{
         Action, AddressKey4, AddressKey6, AddressWord, Class, Direction, EndpointWord, Entry, LIST_CHAIN, Mode,
-        PrefixKey4, PrefixKey6, ROW_WORDS, VIEW_CHAIN,
+        PortTable, PrefixKey4, PrefixKey6, ROW_WORDS, VIEW_CHAIN,
     },
     reason::Reason,
 };
@@ -58,7 +58,9 @@ pub(crate) fn questions() -> Vec<Question> {
     for peer in crate::world::peers() {
         for direction in [Direction::Ingress, Direction::Egress] {
             let icmp = if peer.is_ipv4() { Class::Icmp } else { Class::Icmp6 };
-            for (class, values) in [(Class::Tcp, &[1, 80, 500, 8080][..]), (icmp, &[8 << 8]), (Class::Other, &[47])] {
+            for (class, values) in
+                [(Class::Tcp, &[1, 80, 500, 1005, 1285, 1555, 8080][..]), (icmp, &[8 << 8]), (Class::Other, &[47])]
+            {
                 all.extend(values.iter().map(|value| Question {
                     direction,
                     peer,
@@ -211,10 +213,15 @@ pub(crate) fn read(tables: &mut impl Look, slot: u32, question: &Question) -> An
 }
 
 fn walk(tables: &mut impl Look, set: u32, question: &Question, row: u32) -> (u8, Reason, u16) {
-    let table = array::<Ports>(tables, set * Class::COUNT + question.class as u32);
-    let at =
-        (0..table.len as usize).rev().find(|at| table.starts[*at] <= question.value).expect("an interval begins at 0");
-    let mut block = table.lists[at];
+    let mut interval = |set: u32| {
+        let table = array::<Ports>(tables, set * Class::COUNT + question.class as u32);
+        let at = (0..table.len as usize).rev().find(|at| table.starts[*at] <= question.value);
+        table.lists[at.expect("an interval begins at 0")]
+    };
+    let mut block = interval(set);
+    if block & PortTable::MORE != 0 {
+        block = interval(block & !PortTable::MORE);
+    }
     let mut tier = 0;
     for _ in 0..LIST_CHAIN {
         assert_ne!(block, 0, "a list without end");

@@ -138,13 +138,21 @@ fn line(allow_only: bool) -> impl Strategy<Value = Line> {
 
 fn set(allow_only: bool) -> impl Strategy<Value = Set> {
     let lines = || vec(line(allow_only), 0..4);
-    (prop::bool::weighted(0.8), vec((proptest::sample::select(vec![80u16, 443, 8080]), lines()), 0..3), lines())
-        .prop_map(|(isolated, others, first)| {
+    // More than one table has, here and there.
+    let many = prop::option::weighted(0.2, 20..70u16);
+    let others = vec((proptest::sample::select(vec![80u16, 443, 8080]), lines()), 0..3);
+    (prop::bool::weighted(0.8), others, lines(), many, lines()).prop_map(
+        |(isolated, others, first, many, every_second)| {
             let mut intervals: BTreeMap<u16, Vec<Line>> = others.into_iter().collect();
+            for number in 0..many.unwrap_or_default() {
+                let lines = if number % 2 == 0 { &first } else { &every_second };
+                intervals.insert(1000 + 10 * number, lines.clone());
+            }
             intervals.insert(0, first);
             intervals.values_mut().for_each(|lines| lines.sort_by_key(|line| line.tier));
             Set { isolated, intervals: intervals.into_iter().collect() }
-        })
+        },
+    )
 }
 
 fn guest() -> impl Strategy<Value = Guest> {

@@ -1,4 +1,4 @@
-//! What is compared: all cases of netpol-analyzer, policies of the conformance tests of network-policy-api, policies to copy, and a case of our own.
+//! What is compared: all cases of netpol-analyzer, policies of the conformance tests of network-policy-api, policies to copy, and cases of our own.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ pub(crate) fn all(data: &Path) -> Vec<Case> {
     files.sort();
     let mut files: Vec<Vec<PathBuf>> = files.into_iter().map(|case| vec![case]).collect();
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    files.push(vec![own.join("tests/simulator/ends.yaml")]);
+    files.extend(["ends.yaml", "many.yaml"].map(|own_case| vec![own.join("tests/simulator").join(own_case)]));
     let examples = own.join("../policy-examples");
     files.extend(EXAMPLES.iter().map(|files| below(&examples, files)));
     let mut models: Vec<_> = files.iter().map(|files| (name(&files[0]), load(files))).collect();
