@@ -11,9 +11,6 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static HEAP: Jemalloc = Jemalloc;
 
-/// Settings of jemalloc. One arena, since holes of one that other threads allocate from would stay; what is free for a second goes back to the kernel.
-const SETTINGS: Settings = Settings(c"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
-
 /// A text of C.
 #[repr(transparent)]
 struct Settings(*const c_char);
@@ -21,10 +18,11 @@ struct Settings(*const c_char);
 // SAFETY: it points to a constant.
 unsafe impl Sync for Settings {}
 
-/// Where jemalloc looks for it when the first thread begins: `malloc_conf` in its manual, with the prefix that the crate gives all names.
+/// One arena, since holes of one that other threads allocate from would stay; what is free for a second goes back to the kernel. Jemalloc looks for it
+/// when the first thread begins: `malloc_conf` in its manual, with the prefix that the crate gives all names.
 // SAFETY: that name is jemalloc's, and of this type.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-static MALLOC_CONF: Settings = SETTINGS;
+static MALLOC_CONF: Settings = Settings(c"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
 
 #[cfg(test)]
 mod tests {

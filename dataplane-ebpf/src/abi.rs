@@ -461,6 +461,19 @@ impl PortTable {
     /// See [`PortTable::lists`]. No list has such an index: a program that does not know of it denies.
     pub const MORE: u32 = 1 << 31;
 
+    /// A table of intervals in order: where each begins, and what it has, see [`PortTable::lists`].
+    ///
+    /// # Panics
+    /// There are more than [`PORT_INTERVALS`].
+    #[must_use]
+    pub fn new(intervals: &[(u16, u32)]) -> Self {
+        let mut table = Self { len: intervals.len() as u32, ..Self::default() };
+        for (at, (start, list)) in intervals.iter().enumerate() {
+            (table.starts[at], table.lists[at]) = (*start, *list);
+        }
+        table
+    }
+
     /// Indexes of lists, and numbers of sets in which the table goes on.
     pub fn used(&self) -> impl Iterator<Item = Result<u32, u32>> {
         let used = self.lists.iter().take(self.len as usize);

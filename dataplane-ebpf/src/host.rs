@@ -228,13 +228,9 @@ impl HostTables {
         1 << 16 | set << 5
     }
 
-    /// A port table of so many intervals as fit: where each begins, and what it has. The set.
+    /// A port table, see [`PortTable::new`]. The set.
     fn add_table(&mut self, set: u32, class: Class, intervals: &[(u16, u32)]) -> u32 {
-        let mut table = PortTable { len: intervals.len() as u32, ..PortTable::default() };
-        for (i, (start, list)) in intervals.iter().enumerate() {
-            (table.starts[i], table.lists[i]) = (*start, *list);
-        }
-        self.ports.insert(set * Class::COUNT + class as u32, table);
+        self.ports.insert(set * Class::COUNT + class as u32, PortTable::new(intervals));
         set
     }
 

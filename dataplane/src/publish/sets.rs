@@ -57,15 +57,6 @@ pub(crate) fn groups<'a>(desired: &Desired, sets: impl Iterator<Item = &'a SetId
     selectors.collect()
 }
 
-/// A port table of so many intervals as fit: where each begins, and what it has.
-fn table(intervals: &[(u16, u32)]) -> PortTable {
-    let mut table = PortTable { len: intervals.len() as u32, ..PortTable::default() };
-    for (at, (start, list)) in intervals.iter().enumerate() {
-        (table.starts[at], table.lists[at]) = (*start, *list);
-    }
-    table
-}
-
 /// Lowers one set.
 pub(crate) struct SetLowering<'a> {
     state: &'a mut State,
@@ -118,18 +109,18 @@ impl<'a> SetLowering<'a> {
                 lowered.push((*start, list));
             }
             if lowered.len() <= PORT_INTERVALS {
-                tables[at] = table(&lowered);
+                tables[at] = PortTable::new(&lowered);
                 continue;
             }
             let parts = lowered.chunks(PORT_INTERVALS);
             more.resize(more.len().max(parts.len()), PortSet::default());
-            more.iter_mut().zip(parts).for_each(|(set, part)| set[at] = table(part));
+            more.iter_mut().zip(parts).for_each(|(set, part)| set[at] = PortTable::new(part));
         }
         let more: Vec<u32> = more.into_iter().map(|set| self.state.sets.intern(set, || self.who.to_owned())).collect();
-        for (table_of, intervals) in tables.iter_mut().zip(&set.classes).filter(|(_, all)| all.len() > PORT_INTERVALS) {
+        for (table, intervals) in tables.iter_mut().zip(&set.classes).filter(|(_, all)| all.len() > PORT_INTERVALS) {
             let firsts = intervals.chunks(PORT_INTERVALS).map(|part| part[0].start);
             let parts: Vec<_> = firsts.zip(&more).map(|(first, set)| (first, set | PortTable::MORE)).collect();
-            *table_of = table(&parts);
+            *table = PortTable::new(&parts);
         }
         let id = self.state.sets.intern(tables, || self.who.to_owned());
         Ok(LoweredSet { id, numbers: self.numbers })
