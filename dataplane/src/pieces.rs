@@ -1,26 +1,37 @@
 //! An ordered map in pieces that copies of it share: to copy one costs a pointer for each piece, to tell two apart what differs.
 
+mod neighbours;
+
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
-    fmt, mem,
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::{Index, RangeInclusive},
     sync::Arc,
 };
 
+pub(crate) use self::neighbours::Neighbours;
 use crate::desired::Segment;
 
-/// A key that says in which piece it is.
+/// A key that says in which piece it is, and where.
 pub trait Piece: Ord + Copy {
     /// The piece: no key of another one lies between two of its own.
     #[must_use]
     fn piece(&self) -> Self;
+
+    /// The place in it, which no other key of the same map has. Places are in the order of their keys.
+    #[must_use]
+    fn place(&self) -> u8;
 }
 
 /// Of addresses of a segment 256 neighbours, as many as a node of a cluster mostly has.
 impl Piece for (Segment, IpAddr) {
     fn piece(&self) -> Self {
         (self.0, neighbours(self.1))
+    }
+
+    fn place(&self) -> u8 {
+        among_neighbours(self.1)
     }
 }
 
@@ -32,9 +43,17 @@ pub(crate) fn neighbours(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Which of them it is.
+pub(crate) const fn among_neighbours(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(a) => a.octets()[3],
+        IpAddr::V6(a) => a.octets()[15],
+    }
+}
+
 /// The map.
 #[derive(Clone)]
-pub struct Pieces<K, V>(BTreeMap<K, Arc<BTreeMap<K, V>>>);
+pub struct Pieces<K, V>(BTreeMap<K, Arc<Neighbours<K, V>>>);
 
 impl<K, V> Default for Pieces<K, V> {
     fn default() -> Self {
@@ -70,7 +89,7 @@ impl<K: Piece, V> Pieces<K, V> {
     /// All of it, by key.
     #[must_use]
     pub fn iter(&self) -> Iter<'_, K, V> {
-        Iter { pieces: self.0.values(), piece: None }
+        Iter { pieces: self.0.values(), piece: neighbours::Iter::default() }
     }
 
     /// Keys in order.
@@ -86,22 +105,22 @@ impl<K: Piece, V> Pieces<K, V> {
     /// Some of it, by key.
     pub fn range(&self, range: RangeInclusive<K>) -> impl Iterator<Item = (&K, &V)> {
         let pieces = self.0.range(range.start().piece()..=*range.end());
-        pieces.flat_map(move |(_, piece)| piece.range(range.clone()))
+        pieces.flat_map(move |(_, piece)| piece.range(&range))
     }
 
     /// Pieces with their first possible keys.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&K, &Arc<BTreeMap<K, V>>)> {
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&K, &Arc<Neighbours<K, V>>)> {
         self.0.iter()
     }
 
     /// A piece by any of its keys.
-    pub(crate) fn piece(&self, key: &K) -> Option<&Arc<BTreeMap<K, V>>> {
+    pub(crate) fn piece(&self, key: &K) -> Option<&Arc<Neighbours<K, V>>> {
         self.0.get(&key.piece())
     }
 
     /// Puts a piece into its place; one without entries is none.
-    pub(crate) fn put_piece(&mut self, piece: Arc<BTreeMap<K, V>>) {
-        if let Some((first, _)) = piece.first_key_value() {
+    pub(crate) fn put_piece(&mut self, piece: Arc<Neighbours<K, V>>) {
+        if let Some((first, _)) = piece.iter().next() {
             self.0.insert(first.piece(), piece);
         }
     }
@@ -129,8 +148,8 @@ impl<K: Piece, V: PartialEq> Pieces<K, V> {
             {
                 continue;
             }
-            let all = [one, another].into_iter().flatten().flat_map(|piece| piece.keys());
-            keys.extend(all.filter(|key| self.get(key) != other.get(key)).copied());
+            let all = [one, another].into_iter().flatten().flat_map(|piece| piece.iter());
+            keys.extend(all.map(|(key, _)| key).filter(|key| self.get(key) != other.get(key)).copied());
         }
         keys
     }
@@ -139,7 +158,7 @@ impl<K: Piece, V: PartialEq> Pieces<K, V> {
 impl<K: Piece, V: Clone> Pieces<K, V> {
     /// The value of a key, to be changed: its piece is this map's own then.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let piece = self.0.get_mut(&key.piece()).filter(|piece| piece.contains_key(key))?;
+        let piece = self.0.get_mut(&key.piece()).filter(|piece| piece.get(key).is_some())?;
         Arc::make_mut(piece).get_mut(key)
     }
 
@@ -159,7 +178,7 @@ impl<K: Piece, V: Clone> Pieces<K, V> {
 
     /// Takes a key away. What it had.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let piece = self.0.get_mut(&key.piece()).filter(|piece| piece.contains_key(key))?;
+        let piece = self.0.get_mut(&key.piece()).filter(|piece| piece.get(key).is_some())?;
         let piece = Arc::make_mut(piece);
         let value = piece.remove(key);
         if piece.is_empty() {
@@ -170,9 +189,7 @@ impl<K: Piece, V: Clone> Pieces<K, V> {
 
     /// Has each piece that is this map's own take no more room than what is in it: one that grew entry by entry takes up to twice as much.
     pub fn compact(&mut self) {
-        for piece in self.0.values_mut().filter_map(Arc::get_mut) {
-            *piece = mem::take(piece).into_iter().collect();
-        }
+        self.0.values_mut().filter_map(Arc::get_mut).for_each(Neighbours::compact);
     }
 
     /// All values, to be changed.
@@ -184,7 +201,7 @@ impl<K: Piece, V: Clone> Pieces<K, V> {
 impl<K: Piece, V: PartialEq> PartialEq for Pieces<K, V> {
     fn eq(&self, other: &Self) -> bool {
         // Equal pieces that are one need not be looked at.
-        let same = |(one, another): (&Arc<BTreeMap<K, V>>, &Arc<_>)| Arc::ptr_eq(one, another) || one == another;
+        let same = |(one, another): (&Arc<Neighbours<K, V>>, &Arc<_>)| Arc::ptr_eq(one, another) || one == another;
         self.0.len() == other.0.len()
             && self.0.keys().eq(other.0.keys())
             && self.0.values().zip(other.0.values()).all(same)
@@ -235,8 +252,8 @@ impl<'a, K: Piece, V> IntoIterator for &'a Pieces<K, V> {
 /// Entries by key.
 #[derive(Debug)]
 pub struct Iter<'a, K, V> {
-    pieces: btree_map::Values<'a, K, Arc<BTreeMap<K, V>>>,
-    piece: Option<btree_map::Iter<'a, K, V>>,
+    pieces: btree_map::Values<'a, K, Arc<Neighbours<K, V>>>,
+    piece: neighbours::Iter<'a, K, V>,
 }
 
 impl<'a, K, V> Iterator for Iter<'a, K, V> {
@@ -244,16 +261,18 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(next) = self.piece.as_mut().and_then(Iterator::next) {
+            if let Some(next) = self.piece.next() {
                 return Some(next);
             }
-            self.piece = Some(self.pieces.next()?.iter());
+            self.piece = self.pieces.next()?.iter();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::mem;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -327,7 +327,7 @@ fn places(
             Some(kept) => kept,
             None => {
                 let (mut lowered, mut facts) = (Vec::new(), Facts::default());
-                for ((segment, address), known) in &**piece {
+                for ((segment, address), known) in piece.iter() {
                     are_there(desired, &known.selectors)?;
                     let row = *rows
                         .entry(&known.selectors)

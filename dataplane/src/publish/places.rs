@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     desired::Segment,
     node::NodeError,
-    pieces::{Piece, Pieces, neighbours},
+    pieces::{Neighbours, Piece, Pieces, among_neighbours, neighbours},
     store::{Addresses4, Addresses6, LpmKey, Prefixes4, Prefixes6, Store},
 };
 
@@ -63,6 +63,10 @@ impl Key {
 impl Piece for Key {
     fn piece(&self) -> Self {
         Self { segment: self.segment, address: neighbours(self.address), len: 0 }
+    }
+
+    fn place(&self) -> u8 {
+        among_neighbours(self.address)
     }
 }
 
@@ -151,12 +155,12 @@ impl Places {
     }
 
     /// A piece of known addresses.
-    pub(crate) fn piece(&self, of: &Key) -> Option<&Arc<BTreeMap<Key, Place>>> {
+    pub(crate) fn piece(&self, of: &Key) -> Option<&Arc<Neighbours<Key, Place>>> {
         self.known.piece(of)
     }
 
     /// Puts a piece of known addresses, of which none is there.
-    pub(crate) fn put_piece(&mut self, piece: Arc<BTreeMap<Key, Place>>) {
+    pub(crate) fn put_piece(&mut self, piece: Arc<Neighbours<Key, Place>>) {
         self.known.put_piece(piece);
     }
 
@@ -426,4 +430,23 @@ pub(crate) fn put<S: Store, T: crate::store::Table>(
 /// As [`put`].
 pub(crate) fn delete<S: Store, T: crate::store::Table>(store: &mut S, keys: &[T::Key]) -> Result<(), NodeError> {
     if keys.is_empty() { Ok(()) } else { store.delete::<T>(keys) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_not_the_known_address_that_it_begins_with() {
+        let (address, network) = ("10.0.0.0".parse().unwrap(), "10.0.0.0/24".parse().unwrap());
+        let (known, prefix) = (Key::known(1, address), Key::prefix(1, network));
+        let (one, another) = (Place { row: 1, ..Place::default() }, Place { row: 2, ..Place::default() });
+        let mut places = Places::default();
+        places.insert(known, one);
+        assert_eq!((places.get(&known), places.get(&prefix)), (Some(&one), None));
+        assert_eq!(places.insert(prefix, another), None);
+        assert_eq!((places.get(&known), places.get(&prefix)), (Some(&one), Some(&another)));
+        assert_eq!(places.remove(&prefix), Some(another));
+        assert_eq!((places.get(&known), places.get(&prefix)), (Some(&one), None));
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     desired::{Address, Desired, Rule, Segment, SelectorId},
     listed::Listed,
     names::{rule_hash, selector_hash},
-    pieces::Pieces,
+    pieces::{Neighbours, Pieces},
     publish::{
         places::{Key, Place},
         state::State,
@@ -75,7 +75,7 @@ impl Facts {
 }
 
 /// A piece of known addresses, lowered.
-pub(crate) type Lowered = Arc<BTreeMap<Key, Place>>;
+pub(crate) type Lowered = Arc<Neighbours<Key, Place>>;
 
 impl Standing {
     /// Of what is lowered now; pieces are told one by one.
@@ -117,7 +117,7 @@ impl<'a> Kept<'a> {
     pub(crate) fn piece(
         &self,
         at: &(Segment, IpAddr),
-        piece: &Arc<BTreeMap<(Segment, IpAddr), Address>>,
+        piece: &Arc<Neighbours<(Segment, IpAddr), Address>>,
     ) -> Option<(Lowered, Arc<Facts>)> {
         let standing = self.state.standing.as_ref()?;
         let is_same = standing.addresses.piece(at).is_some_and(|before| Arc::ptr_eq(before, piece));

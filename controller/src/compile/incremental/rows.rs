@@ -17,7 +17,7 @@ use super::{
     super::{draft::Selector, members::Members, network::endpoint_name},
     Cluster,
     change::Touch,
-    labelled::{Asked, Labelled},
+    labelled::Labelled,
     registry::Registry,
 };
 use crate::{
@@ -93,6 +93,7 @@ impl Rows {
             rows.own(name, workload);
             rows.write_of(name, workload, pen);
         }
+        rows.labelled.compact();
         // It grew one by one, and not in order: such a set takes up to twice what is in it.
         rows.owners = mem::take(&mut rows.owners).into_iter().collect();
         let known = rows.contested.iter().copied().collect::<Vec<_>>();
@@ -237,11 +238,11 @@ impl Rows {
             return;
         }
         if let Peer::Workloads { namespaces, labels } = &*selector.peer
-            && let Some(asked) = Asked::of(labels)
+            && let Some(asked) = self.labelled.asked(labels)
         {
             for namespace in cluster.model.namespaces_of(namespaces) {
-                for key in self.labelled.of(namespace, &asked) {
-                    let certain = asked.alone && selector.port.is_none() && !self.contested.contains(&key);
+                for (key, has_label) in self.labelled.of(namespace, &asked) {
+                    let certain = has_label && asked.alone && selector.port.is_none() && !self.contested.contains(&key);
                     if !named || certain || self.is_named(key, selector, cluster) {
                         pen.name(key, id, named);
                     }
