@@ -58,6 +58,7 @@ pub mod run;
 pub mod settle;
 pub mod show;
 pub mod simulate;
+mod slice;
 pub mod source;
 pub mod store;
 mod watch;

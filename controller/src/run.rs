@@ -21,6 +21,7 @@ use crate::{
     cni::Plugins,
     control::Control,
     peers::Peers,
+    slice::shorten,
     source::Source,
 };
 use bulkhead_dataplane::{
@@ -173,6 +174,10 @@ impl Life {
         serve(server, api.as_ref(), &handle)?;
         if let Some(plugins) = &plugins {
             plugins.serve(waker.clone())?;
+        }
+        // All other threads run by now.
+        if let Err(error) = shorten() {
+            tracing::warn!("where processors are busy policies take effect somewhat later: {error}");
         }
         let mut refresh = Instant::now() + REFRESH;
         // When the first of several changes was seen, and until when it has been quiet.

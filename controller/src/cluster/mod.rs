@@ -51,6 +51,7 @@ use crate::{
     api::handle::Handle,
     diagnostic::Diagnostics,
     input::Files,
+    slice::shorten,
     source::{Changes, Heard, Source},
 };
 
@@ -155,9 +156,12 @@ impl Cluster {
             runtime.spawn(watch::follow(kind, client.clone(), Arc::clone(&shared)));
         }
         let handle = runtime.handle().clone();
-        thread::Builder::new()
-            .name("cluster".to_owned())
-            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        thread::Builder::new().name("cluster".to_owned()).spawn(move || {
+            if let Err(error) = shorten() {
+                tracing::warn!("where processors are busy policies are heard of somewhat later: {error}");
+            }
+            runtime.block_on(std::future::pending::<()>());
+        })?;
         Ok(Self { shared, runtime: handle, client, server, namespace })
     }
 

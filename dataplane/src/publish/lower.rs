@@ -87,7 +87,10 @@ pub(crate) fn lower<S: Store>(
         lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
     }
     assign_counters(desired, state, store, names, &slots, &lowered)?;
-    let words = views(desired, state, &Deadlines::new(state, store, now)?, &slots, &lowered)?;
+    // To read the clock is to run a program.
+    let ends = desired.endpoints.iter().flat_map(|endpoint| &endpoint.views).any(|view| view.until.is_some());
+    let deadlines = ends.then(|| Deadlines::new(state, store, now)).transpose()?;
+    let words = views(desired, state, deadlines.as_ref(), &slots, &lowered)?;
     let selectors = selectors.iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| *hash).collect();
     let (places, standing) = places(desired, state, symbols, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
@@ -167,14 +170,15 @@ fn assign_slots<S: Store>(
         .collect();
 
     let need = state.infos.len() + kept.iter().filter(|slot| slot.is_none()).count();
-    let mut free = Free::new(store, state, names);
+    // Who has a slot keeps it: mostly nobody asks for a free one.
+    let mut free = None;
     let mut slots = Vec::new();
     for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
         if let Some((slot, own)) = kept {
             slots.push((slot, own, false));
             continue;
         }
-        let Some(slot) = free.take(info.identity) else {
+        let Some(slot) = free.get_or_insert_with(|| Free::new(store, state, names)).take(info.identity) else {
             capacity(display(&endpoint.name), store::Endpoints::NAME, need, slots_limit(store) as usize - 1)?;
             return invalid("there is no slot left");
         };
@@ -231,7 +235,7 @@ fn assign_counters<S: Store>(
 fn views(
     desired: &Desired,
     state: &mut State,
-    deadlines: &Deadlines,
+    deadlines: Option<&Deadlines>,
     slots: &[(u32, EndpointInfo, bool)],
     lowered: &BTreeMap<SetId, LoweredSet>,
 ) -> Result<BTreeMap<u32, EndpointWord>, NodeError> {
@@ -249,12 +253,14 @@ fn views(
                 Half { set: *id, counters: state.blocks.intern(&block, who) }
             };
             let (ingress, egress) = (half(view.ingress), half(view.egress));
+            // By no clock all that ends has ended.
+            let ends = |until| deadlines.map_or(0, |deadlines| deadlines.jiffies(until));
             let open = |set: SetId, flag| if set.of(desired).isolated { 0 } else { flag };
             let audited = |set: SetId, flag| if set.of(desired).audited() { flag } else { 0 };
             let view = abi::View {
                 ingress,
                 egress,
-                deadline: view.until.map_or(u64::MAX, |until| deadlines.jiffies(until)),
+                deadline: view.until.map_or(u64::MAX, ends),
                 next,
                 flags: open(view.ingress, abi::View::OPEN_INGRESS)
                     | open(view.egress, abi::View::OPEN_EGRESS)
