@@ -140,7 +140,7 @@ pub fn lint(model: &Model, simulation: &Simulation<'_>, now: u64) -> Result<Vec<
     findings.extend(shadowed);
     findings.extend(exposed::check(model, simulation));
     findings.extend(unguarded::check(model, now));
-    findings.extend(backends::check(model, simulation));
+    findings.extend(backends::check(simulation));
     findings.extend(cidrs::check(model));
     findings.sort_by(|one, other| one.order().cmp(&other.order()));
     findings.dedup();

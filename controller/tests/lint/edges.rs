@@ -82,6 +82,16 @@ fn backends_of_one_address_answer_alike() {
              help: let the same callers call all of its backends, or lead it to those alone that answer"
         ]
     );
+    // One that is no workload answers as well, or does not.
+    let outside = WORKLOADS.replace("target: sql }], backends: [", "target: 5432 }], backends: [203.0.113.9, ");
+    let mixed_with = |policy| crate::support::found(Check::MixedBackends, &[policy], &outside);
+    let web = |peer| network("web", &[("app", "web")], vec![(Direction::Egress, peer, tcp(5432))]);
+    assert_eq!(mixed_with(web(Peer::Any)), [""; 0]);
+    let found = mixed_with(web(pods("shop", &[("app", "db")])));
+    assert!(
+        found.len() == 1 && found[0].contains("`shop/web-1` may call backend `shop/db-1` and not `203.0.113.9`"),
+        "{found:?}"
+    );
     // Nobody answers: that is one verdict.
     let none = network("db", &[("app", "db")], vec![(Direction::Ingress, pods("shop", &[("app", "web")]), tcp(80))]);
     assert_eq!(mixed(&[none]), [""; 0]);
