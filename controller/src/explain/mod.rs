@@ -118,6 +118,18 @@ pub struct Explanation<'a> {
     pub passed: Vec<&'a guard::Rule>,
     /// The nearest rule when it is blocked and there is one.
     pub nearest: Option<Near<'a>>,
+    /// The service address that was asked about, where some of its backends may be called and some may not.
+    mixed: Option<Mixed<'a>>,
+}
+
+/// A service address of which only some backends may be called.
+#[derive(Clone, Debug)]
+struct Mixed<'a> {
+    address: Party<'a>,
+    /// How many backends it has.
+    backends: usize,
+    /// Those that may not be called.
+    shut: Vec<Party<'a>>,
 }
 
 impl Explanation<'_> {
@@ -138,12 +150,24 @@ impl Explanation<'_> {
 #[derive(Debug)]
 pub struct Explainer<'a>(Judges<'a>);
 
-/// Answers one question, see [`Explainer::explain`].
+/// Answers one question, see [`Explainer::explain`]. Of a service address all backends are asked.
 ///
 /// # Errors
 /// As [`Explainer::explain`].
 pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics> {
-    Explainer::new(model).explain(question, now)
+    let explainer = Explainer::new(model);
+    let mut explanation = explainer.explain(question, now)?;
+    let backends = translated(model, question);
+    let mut shut = Vec::new();
+    for backend in backends.iter().filter(|_| explanation.allowed()) {
+        if !answer(&explainer.0, *backend, now)?.allowed() {
+            shut.push(backend.to);
+        }
+    }
+    if !shut.is_empty() {
+        explanation.mixed = Some(Mixed { address: question.to, backends: backends.len(), shut });
+    }
+    Ok(explanation)
 }
 
 impl<'m> Explainer<'m> {
@@ -212,7 +236,7 @@ fn answer<'a>(judges: &Judges<'a>, question: Question<'a>, now: u64) -> Result<E
             _ => name,
         }
     });
-    Ok(Explanation { question, names, egress, ingress, would_be, passed, nearest })
+    Ok(Explanation { question, names, egress, ingress, would_be, passed, nearest, mixed: None })
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.

@@ -4,10 +4,10 @@ use bulkhead_ebpf::abi::Direction;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Explanation, Party, Verdict, near::near, some, target, workload};
+use super::{Explanation, Mixed, Party, Verdict, near::near, some, target, workload};
 use crate::{
     compile::NODE_REACHES,
-    model::{Model, ServiceName},
+    model::{Isolation, Model, ServiceName},
     ports::point,
 };
 
@@ -89,6 +89,11 @@ impl<'a> Explanation<'a> {
                 line(&mut text, &format!("    {verb} {}", some(targets)));
             }
         }
+        if let Some(Mixed { address, backends, shut }) = &self.mixed {
+            let names = some(shut.iter().map(ToString::to_string).collect());
+            let of = format!("{} of the {backends} backends of {address}", shut.len());
+            line(&mut text, &format!("blocked as often as chance leads there: {of}: {names}"));
+        }
         for rule in &self.passed {
             line(&mut text, &format!("passed on by {} ({})", rule.name, rule.place.origin()));
         }
@@ -97,10 +102,11 @@ impl<'a> Explanation<'a> {
         } else if !self.allowed() && self.would_be_allowed() {
             line(&mut text, "audit: would be allowed if what is audited were enforced");
         }
-        if let Some(half) = self.half(model) {
-            line(&mut text, &half);
+        let half = self.half(model);
+        if let Some(half) = &half {
+            line(&mut text, half);
         }
-        self.near(&mut text, model);
+        self.near(&mut text, model, half.is_some());
         text
     }
 
@@ -139,7 +145,6 @@ impl<'a> Explanation<'a> {
 
     /// The other half of a call of which one side has opened its wall.
     fn half(&self, model: &Model) -> Option<String> {
-        let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
         let opened = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Allowed(_));
         let service = |party| -> Option<ServiceName> {
             let (name, workload) = workload(model, party)?;
@@ -149,12 +154,17 @@ impl<'a> Explanation<'a> {
         let (from, to) = (service(self.question.from)?, service(self.question.to)?);
         let ports = point(self.question.class, self.question.value);
         let ports = ports.strip_suffix("/tcp").unwrap_or(&ports);
+        // What would open the wall that is shut, in the words of who has put it up.
+        let wants = |by: &Isolation<'_>, list: &str, field: &str, peer: &ServiceName| match by {
+            Isolation::Service(..) => format!("it wants `{list}: [{peer}:{ports}]`"),
+            Isolation::Policy(_) => format!("it wants a NetworkPolicy with `{field}` {peer} on {ports}"),
+        };
         let (place, missing) = match (&self.egress, &self.ingress) {
-            (egress, ingress) if opened(egress) && refused(ingress) => {
-                (egress.decider()?.1, format!("{to} does not accept it: it wants `accepts: [{from}:{ports}]`"))
+            (egress, Verdict::Refused { by, .. }) if opened(egress) => {
+                (egress.decider()?.1, format!("{to} does not accept it: {}", wants(by, "accepts", "from", &from)))
             }
-            (egress, ingress) if refused(egress) && opened(ingress) => {
-                (ingress.decider()?.1, format!("{from} may not call it: it wants `calls: [{to}:{ports}]`"))
+            (Verdict::Refused { by, .. }, ingress) if opened(ingress) => {
+                (ingress.decider()?.1, format!("{from} may not call it: {}", wants(by, "calls", "to", &to)))
             }
             _ => return None,
         };
@@ -163,14 +173,17 @@ impl<'a> Explanation<'a> {
         Some(format!("half of the call is there ({}), but {missing}{across}", place.origin()))
     }
 
-    fn near(&self, text: &mut String, model: &'a Model) {
+    /// Rules that come near; where `told`, what is missing was said already.
+    fn near(&self, text: &mut String, model: &'a Model, told: bool) {
         let refused = |verdict: &Verdict<'_>| matches!(verdict, Verdict::Refused { .. });
         if !refused(&self.egress) && !refused(&self.ingress) {
             return;
         }
         let near = near(model, &self.question, NEAR);
         if near.is_empty() {
-            line(text, "no rule lacks only one thing");
+            if !told {
+                line(text, "no rule lacks only one thing");
+            }
             return;
         }
         line(text, "nearest rules, and what each lacks:");

@@ -4,6 +4,7 @@ mod analyzer;
 mod calls;
 mod cluster;
 mod conformance;
+mod explained;
 mod help;
 mod recipes;
 mod reference;
