@@ -376,7 +376,7 @@ fn answer(answer: Result<ask::Answer, Diagnostics>) -> ExitCode {
     match answer {
         Ok(ask::Answer { text, notes, good }) => {
             for note in notes.0 {
-                eprintln!("{:?}", Report::new(Drawn::from(note)));
+                err(&Report::new(Drawn::from(note)));
             }
             match out(&text) {
                 Ok(()) if good => ExitCode::SUCCESS,
@@ -389,13 +389,13 @@ fn answer(answer: Result<ask::Answer, Diagnostics>) -> ExitCode {
 }
 
 fn fail(report: &Report) -> ExitCode {
-    eprintln!("{report:?}");
+    err(report);
     ExitCode::FAILURE
 }
 
 fn draw(found: Diagnostics) -> ExitCode {
     for diagnostic in found.0 {
-        eprintln!("{:?}", Report::new(Drawn::from(diagnostic)));
+        err(&Report::new(Drawn::from(diagnostic)));
     }
     ExitCode::FAILURE
 }
@@ -615,6 +615,11 @@ fn lift(args: &BypassArgs) -> Result<(), Report> {
     }
     let banner = until.map(|until| format!("{}\n", bypass::banner(until, Some(&record))));
     out(&format!("{}{text}", banner.unwrap_or_default()))
+}
+
+/// Says what is wrong; to nobody where whoever reads it has seen enough.
+fn err(report: &Report) {
+    _ = writeln!(std::io::stderr().lock(), "{report:?}");
 }
 
 /// Whoever reads the output may have seen enough.

@@ -1,6 +1,7 @@
 //! The examples of the command line's help work when they are pasted.
 
 use std::{
+    fs,
     path::PathBuf,
     process::{Command, Output},
 };
@@ -35,6 +36,41 @@ fn every_verb_that_asks_files_has_an_example_that_works() {
         }
     }
     assert_eq!(tried, 7);
+}
+
+/// What README.md says of the verbs that ask files is what they print.
+#[test]
+fn the_readme_shows_what_is_printed() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("```sh\ncd policy-examples\n").unwrap();
+    let (commands, rest) = rest.split_once("```\n").unwrap();
+    let mut explained = 0;
+    for line in commands.lines() {
+        let command = line.split_once(" #").map_or(line, |(command, _)| command);
+        let words = command.strip_prefix("bulkhead ").unwrap_or_else(|| panic!("{line}")).split_whitespace();
+        let ran = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
+            .args(words)
+            .current_dir(root.join("policy-examples"))
+            .output()
+            .unwrap();
+        let shown = text(&ran.stdout);
+        assert!(!shown.is_empty(), "{command}: {}", text(&ran.stderr));
+        if command.contains(" explain ") {
+            assert!(rest.contains(&format!("```\n{shown}```\n")), "{shown}");
+            explained += 1;
+        }
+    }
+    assert_eq!(explained, 1);
+}
+
+/// Whoever reads what is wrong may have seen enough of it.
+#[test]
+fn nobody_has_to_read_all_that_is_wrong() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran = Command::new(env!("CARGO_BIN_EXE_bulkhead")).args(["simulate", "/nowhere"]).stderr(writer).status();
+    assert_eq!(ran.unwrap().code(), Some(1));
 }
 
 /// Runbooks speak of verbs and options that there are.
