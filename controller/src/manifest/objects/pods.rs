@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
-use super::super::ports;
+use super::super::{ports, read::warning};
 use super::{Metadata, address, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
@@ -144,7 +144,7 @@ fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> T
     Template { labels: Arc::new(labels), node: node.filter(|(name, _)| !name.is_empty()), host, ports: Arc::new(ports) }
 }
 
-/// Named ports of a container. Where several containers have one of the same name, Kubernetes takes the first, and so do we.
+/// Named ports of a container. Of several containers that have one of the same name the first has it.
 fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mut Diagnostics) {
     for item in list(container, "ports", found) {
         let Some(mut fields) = item.fields(found) else { continue };
@@ -152,7 +152,11 @@ fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mu
         // Without a number it is a name for nothing.
         let number = fields.get("containerPort").and_then(|port| ports::number(port, found));
         if let (Some(number), Some(transport)) = (number, ports::protocol(&mut fields, found)) {
-            ports.entry(name.to_owned()).or_insert((transport, number));
+            let first = *ports.entry(name.to_owned()).or_insert((transport, number));
+            if first != (transport, number) {
+                let message = format!("`{name}` is the name of a port of another container, and means that one");
+                found.push(warning(item, message, "give each port of a pod a name of its own"));
+            }
         }
     }
 }
