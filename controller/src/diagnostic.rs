@@ -58,6 +58,15 @@ impl Place {
         self.source.name()
     }
 
+    /// Whether its line and those beside it are short enough to be shown. A program may write all that it has to say into one line.
+    fn is_short(&self) -> bool {
+        const MOST: usize = 2000;
+        let (before, after) = self.source.inner().as_bytes().split_at(self.offset as usize);
+        let lines = |bytes: &mut dyn Iterator<Item = &u8>| bytes.take(MOST).filter(|byte| **byte == b'\n').count();
+        (before.len() < MOST || lines(&mut before.iter().rev()) > 1)
+            && (after.len() < MOST || lines(&mut after.iter()) > 1)
+    }
+
     /// How many bytes it has.
     pub(crate) fn len(&self) -> u32 {
         self.len
@@ -199,7 +208,10 @@ pub struct Drawn(Diagnostic);
 
 impl fmt::Display for Drawn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)
+        match &self.0.place {
+            Some(place) if !place.is_short() => write!(f, "{place}: {}", self.0.message),
+            _ => f.write_str(&self.0.message),
+        }
     }
 }
 
@@ -220,11 +232,11 @@ impl miette::Diagnostic for Drawn {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.0.place.as_ref().map(|place| &*place.source as &dyn SourceCode)
+        self.0.place.as_ref().filter(|place| place.is_short()).map(|place| &*place.source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let place = self.0.place.as_ref()?;
+        let place = self.0.place.as_ref().filter(|place| place.is_short())?;
         Some(Box::new(std::iter::once(LabeledSpan::new(
             Some("here".to_owned()),
             place.offset as usize,

@@ -9,7 +9,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{Error, Location, Spanned};
+use serde_saphyr::{Error, Location, Spanned, budget::BudgetBreach};
 
 use crate::diagnostic::{Diagnostic, Place, Source, suggest};
 
@@ -214,10 +214,18 @@ pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
     })
 }
 
+/// Values of a text: as many as one of its length can have without aliases, and room for some of these.
+const NODES_PER_BYTE: usize = 1;
+const NODES: usize = 250_000;
+
 /// Reads all documents of a text as they are, whatever they are.
 pub(crate) fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<Vec<T>, Error> {
-    // The defaults bound depth, nodes, aliases and size, and refuse a key that is written twice.
-    let options = serde_saphyr::options! { with_snippet: false };
+    let nodes = NODES + NODES_PER_BYTE * text.len();
+    // The defaults bound depth, aliases and size, and refuse a key that is written twice.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! { max_nodes: nodes, max_events: 4 * nodes, max_documents: nodes },
+    };
     serde_saphyr::from_multiple_with_options(text, options)
 }
 
@@ -245,7 +253,19 @@ fn place(source: &Arc<Source>, text: &str, location: Location) -> Place {
 
 fn refuse(source: &Arc<Source>, text: &str, error: &Error, kind: Option<&Kind>) -> Diagnostic {
     let here = error.location().map_or_else(|| Place::start(source), |location| place(source, text, location));
-    match error.without_snippet() {
+    let mut cause = error.without_snippet();
+    // What is wrong by an alias is what is wrong behind it.
+    while let Error::AliasError { error, .. } = cause {
+        cause = error;
+    }
+    match cause {
+        Error::Budget { breach, .. } => {
+            let message = match breach {
+                BudgetBreach::Depth { depth } => format!("values are nested {depth} deep, which is too much"),
+                _ => "the text says more than one of its length can, by its aliases".to_owned(),
+            };
+            Diagnostic::error(&here, message).help("write it without aliases or nesting, or split it")
+        }
         Error::SerdeUnknownField { field, expected, .. } => {
             let fields = kind.map(|kind| kind.fields).filter(|fields| !fields.is_empty());
             let own = |name: &&str| {

@@ -142,21 +142,10 @@ impl<'de> Deserialize<'de> for Value {
     }
 }
 
-/// Values of a file: as many as a text of its length can have without aliases, and room for some of these.
-const NODES_PER_BYTE: usize = 1;
-const NODES: usize = 250_000;
-
 /// All documents of a file.
 pub(crate) fn documents(source: &Arc<Source>) -> Result<Vec<Item>, Diagnostic> {
     let text = source.inner();
-    let nodes = NODES + NODES_PER_BYTE * text.len();
-    // The defaults bound depth and aliases, and refuse a key that is written twice.
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        budget: serde_saphyr::budget! { max_nodes: nodes, max_events: 4 * nodes, max_documents: nodes },
-    };
-    let read = serde_saphyr::from_multiple_with_options(text, options);
-    read.map_err(|error| super::refuse(source, text, &error, None))
+    super::read(text).map_err(|error| super::refuse(source, text, &error, None))
 }
 
 /// A value of a file.
@@ -215,6 +204,11 @@ impl<'a> Node<'a> {
     pub(crate) fn text(self, found: &mut Diagnostics) -> Option<&'a str> {
         match self.value() {
             Value::Text(text) => Some(text),
+            Value::Bool(_) | Value::Integer(_) | Value::Float(_) => {
+                let message = format!("text is expected here, not {}", self.value().what());
+                found.push(self.error(message, "put it in quotes, and it is text"));
+                None
+            }
             _ => {
                 self.expected("text", found);
                 None
@@ -369,7 +363,10 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
         }
         let refused = documents(&source("bomb.yaml", bomb)).unwrap_err();
-        assert!(refused.message.contains("budget"), "{refused}");
+        assert!(refused.message.contains("by its aliases"), "{refused}");
+        // The place is the alias, and what is said is said of what it stands for.
+        let place = refused.place.unwrap();
+        assert!(place.line > 1 && place.line < 12, "{place}");
         let many: String = (0..35_000).map(|i| format!("- {{ a{i}: 1, b: [2, 3] }}\n")).collect();
         assert!(documents(&source("many.yaml", many)).is_ok());
     }

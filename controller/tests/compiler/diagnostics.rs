@@ -56,6 +56,20 @@ fn documents() {
 }
 
 #[test]
+fn what_aliases_multiply_is_refused_and_what_is_long_is_not() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let below = format!("*a{}", level - 1);
+        bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
+    }
+    for said in [intent(&bomb), workloads(&bomb)] {
+        assert!(said.contains(":4:") || said.contains("more than one of its length can, by its aliases"), "{said}");
+    }
+    let many: String = (0..60_000).map(|i| format!("  - {{ name: n{i}, labels: {{}} }}\n")).collect();
+    assert_eq!(workloads(&format!("namespaces:\n{many}")), "accepted");
+}
+
+#[test]
 fn intents() {
     let said = all(
         &[
@@ -269,12 +283,18 @@ fn what_only_the_compiler_sees() {
 
 #[test]
 fn a_diagnostic_is_drawn_with_its_line() {
+    let drawn = |text: &str| {
+        let found = policy::parse(&source("p.yaml", text)).unwrap_err();
+        let drawn = Drawn::from(found.0.into_iter().next().unwrap());
+        let mut picture = String::new();
+        miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::none())
+            .render_report(&mut picture, &drawn)
+            .unwrap();
+        picture
+    };
     let text = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: [cart] }\n";
-    let found = policy::parse(&source("p.yaml", text)).unwrap_err();
-    let drawn = Drawn::from(found.0.into_iter().next().unwrap());
-    let mut picture = String::new();
-    miette::GraphicalReportHandler::new_themed(miette::GraphicalTheme::none())
-        .render_report(&mut picture, &drawn)
-        .unwrap();
-    insta::assert_snapshot!(picture);
+    insta::assert_snapshot!(drawn(text));
+    // What a program has written into one line is not shown as a whole.
+    let long = drawn(&text.replace("[cart]", &format!("[cart{}]", ", db:5432".repeat(10_000))));
+    assert!(long.contains("p.yaml:5:18: `cart` has no port") && long.len() < 400, "{long}");
 }
