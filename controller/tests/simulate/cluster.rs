@@ -153,10 +153,10 @@ fn admin_rule(direction: Direction, pass: bool) -> impl Strategy<Value = guard::
     )
 }
 
-/// An admin policy, or the baseline.
-fn admin(kind: Kind, number: u32) -> impl Strategy<Value = Guard> {
-    let baseline = kind == Kind::BaselineAdminNetworkPolicy;
-    let rules = |direction| prop::collection::vec(admin_rule(direction, !baseline), 0..4);
+/// A policy of a tier. The baseline of v1alpha1 is judged last and passes nothing on.
+fn admin(kind: Kind, tier: Tier, number: u32, priority: u32) -> impl Strategy<Value = Guard> {
+    let pass = kind != Kind::BaselineAdminNetworkPolicy;
+    let rules = |direction| prop::collection::vec(admin_rule(direction, pass), 0..4);
     let rules = (rules(Direction::Ingress), rules(Direction::Egress));
     (selector("team"), selector("app"), rules).prop_map(move |(namespaces, workloads, (ingress, egress))| {
         let mut rules: Vec<guard::Rule> = ingress.into_iter().chain(egress).collect();
@@ -165,10 +165,10 @@ fn admin(kind: Kind, number: u32) -> impl Strategy<Value = Guard> {
         }
         Guard {
             kind,
-            tier: if baseline { Tier::Baseline } else { Tier::Admin },
+            tier,
             name: format!("g{number}"),
             place: place(),
-            priority: number,
+            priority,
             priority_place: place(),
             subjects: Subjects { place: None, namespaces, services: Vec::new(), workloads },
             compare: None,
@@ -177,9 +177,20 @@ fn admin(kind: Kind, number: u32) -> impl Strategy<Value = Guard> {
     })
 }
 
-/// Admin policies by priority, and perhaps a baseline behind them.
+/// Policies of the admin tier, and perhaps some behind all others, in no order of their priorities.
 pub(crate) fn admins() -> impl Strategy<Value = Vec<Guard>> {
-    let admins: Vec<_> = (0..3).map(|number| admin(Kind::AdminNetworkPolicy, number)).collect();
-    let baseline = prop::option::of(admin(Kind::BaselineAdminNetworkPolicy, 9));
-    (admins, baseline).prop_map(|(admins, baseline)| admins.into_iter().chain(baseline).collect())
+    let admins = Just([0, 1, 2]).prop_shuffle().prop_flat_map(|priorities| {
+        let policies = (0..).zip(priorities).map(|(number, priority)| {
+            let kinds = select(&[Kind::AdminNetworkPolicy, Kind::ClusterNetworkPolicy][..]);
+            kinds.prop_flat_map(move |kind| admin(kind, Tier::Admin, number, priority)).boxed()
+        });
+        policies.collect::<Vec<_>>()
+    });
+    let baselines = [(3, 1), (4, 0)].map(|(number, priority)| {
+        prop::option::of(admin(Kind::ClusterNetworkPolicy, Tier::Baseline, number, priority)).boxed()
+    });
+    let last = prop::option::of(admin(Kind::BaselineAdminNetworkPolicy, Tier::Baseline, 5, u32::MAX));
+    (admins, baselines.to_vec(), last).prop_map(|(admins, baselines, last)| {
+        admins.into_iter().chain(baselines.into_iter().flatten()).chain(last).collect()
+    })
 }

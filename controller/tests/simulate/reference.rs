@@ -63,8 +63,9 @@ impl Cluster<'_> {
 
     fn guards(&self, tier: Tier, direction: Direction, own: Member<'_>, peer: Member<'_>, port: u16) -> Option<Action> {
         let listener = if direction == Direction::Egress { peer.1 } else { own.1 };
-        let of_tier = self.admins.iter().filter(|admin| admin.tier == tier);
-        let about = of_tier.filter(|admin| {
+        let mut of_tier: Vec<&Guard> = self.admins.iter().filter(|admin| admin.tier == tier).collect();
+        of_tier.sort_by_key(|admin| admin.priority);
+        let about = of_tier.into_iter().filter(|admin| {
             admin.subjects.namespaces.matches(&self.namespace(&own.0.namespace))
                 && admin.subjects.workloads.matches(&own.1.labels)
         });
