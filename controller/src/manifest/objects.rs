@@ -15,6 +15,7 @@ use self::{
     pods::{Controller, Pod},
     services::{Service, Slice},
 };
+use super::read::note_metadata;
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -218,6 +219,7 @@ fn read(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option
 
 fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Metadata> {
     let mut fields = object.required("metadata", found)?.fields(found)?;
+    note_metadata(&mut fields, found);
     let written = fields.required("name", found);
     let name = written.and_then(|name| valid(name, 253, "an object", found));
     let namespace = fields.get("namespace");

@@ -32,9 +32,37 @@ pub(super) struct Named {
     pub(super) namespace: String,
 }
 
-/// Reads `metadata`, of which everything else may be anything.
+/// What `metadata` can have, once had among it.
+const METADATA: [&str; 17] = [
+    "name",
+    "generateName",
+    "namespace",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "managedFields",
+    "selfLink",
+    "clusterName",
+    "initializers",
+];
+
+/// Notes what no `metadata` has: a namespace or labels that are misspelt make another object of it.
+pub(super) fn note_metadata(metadata: &mut Fields<'_>, found: &mut Diagnostics) {
+    metadata.ignore(&METADATA);
+    metadata.note_rest(&[], found);
+}
+
+/// Reads `metadata`, of which values that are not needed may be anything.
 pub(super) fn named(object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Named> {
     let mut metadata = object.required("metadata", found)?.fields(found)?;
+    note_metadata(&mut metadata, found);
     let namespace = metadata.get("namespace").map(|namespace| name(namespace, "a namespace", label, found));
     let written = metadata.required("name", found)?;
     let name = name(written, "an object", shown, found)?;

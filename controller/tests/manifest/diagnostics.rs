@@ -49,6 +49,8 @@ fn objects() {
         "apiVersion: v1\nkind: Pod\nmetadata: { name: web }\nspec:\n  hostNetwork: \"yes\"\n  containers:\n  - ports: [{ name: http, containerPort: 80800 }, { name: dns, containerPort: 53, protocol: udp }, { name: x }]\nstatus: { podIP: 10.244.1 }\n",
         "apiVersion: v1\nkind: Pod\nmetadata: { name: dns }\nspec:\n  containers:\n  - ports: [{ name: dns, containerPort: 53, protocol: UDP }]\n  - ports: [{ name: dns, containerPort: 53 }]\n  - ports: [{ name: dns, containerPort: 53, protocol: UDP }]\n",
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web }\nspec: { replicas: 1 }\n",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web, Labels: { app: web } }\nspec: { template: { metadata: { label: {} }, spec: {} } }\n",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: web, nmespace: shop, selfLink: /a, managedFields: [] }\nspec: { podSelector: {} }\n",
         "apiVersion: batch/v1\nkind: CronJob\nmetadata: { name: web }\nspec: { jobTemplate: { spec: {} } }\n",
         "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  clusterIP: 10.96.0.300\n  ports: [{ port: 0 }, { targetPort: 80 }, { port: 80, targetPort: Web }, { port: 80, protocol: HTTP }]\n",
         "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec: { type: ExternalName, externalName: example.com }\n",

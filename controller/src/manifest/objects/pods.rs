@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
-use super::super::{ports, read::warning};
+use super::super::{
+    ports,
+    read::{note_metadata, warning},
+};
 use super::{Metadata, address, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
@@ -96,6 +99,7 @@ pub(super) fn controller(
     let mut made = spec.required("template", found)?.fields(found)?;
     let mut labels = Labels::new();
     if let Some(mut metadata) = section(&mut made, "metadata", found) {
+        note_metadata(&mut metadata, found);
         labels.extend(metadata.get("labels").map(|labels| labels.texts(found)).unwrap_or_default());
     }
     let template = template(labels, &mut made.required("spec", found)?.fields(found)?, found);
