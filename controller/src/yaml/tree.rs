@@ -356,22 +356,6 @@ mod tests {
     }
 
     #[test]
-    fn aliases_do_not_multiply_without_end() {
-        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
-        for level in 1..12 {
-            let below = format!("*a{}", level - 1);
-            bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
-        }
-        let refused = documents(&source("bomb.yaml", bomb)).unwrap_err();
-        assert!(refused.message.contains("by its aliases"), "{refused}");
-        // The place is the alias, and what is said is said of what it stands for.
-        let place = refused.place.unwrap();
-        assert!(place.line > 1 && place.line < 12, "{place}");
-        let many: String = (0..35_000).map(|i| format!("- {{ a{i}: 1, b: [2, 3] }}\n")).collect();
-        assert!(documents(&source("many.yaml", many)).is_ok());
-    }
-
-    #[test]
     fn what_was_not_asked_for_is_named_with_what_is_near() {
         let source = source("a.yaml", "spec: 1\nspce: 2\n");
         let documents = documents(&source).unwrap();

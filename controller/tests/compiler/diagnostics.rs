@@ -3,6 +3,7 @@
 use bulkhead_controller::{
     compile::compile,
     diagnostic::{Drawn, source},
+    manifest::Manifests,
     policy, workloads,
 };
 use bulkhead_dataplane::node::Discovered;
@@ -25,6 +26,12 @@ fn intent(body: &str) -> String {
 fn workloads(body: &str) -> String {
     let text = format!("apiVersion: bulkhead/v1\nkind: Workloads\n{body}");
     workloads::parse(&source("w.yaml", text)).map_or_else(|found| found.to_string(), |_| "accepted".to_owned())
+}
+
+fn manifests(body: &str) -> String {
+    let text = format!("apiVersion: example.com/v1\n{body}");
+    let read = Manifests::default().read(&source("m.yaml", text));
+    read.map_or_else(|found| found.to_string(), |()| "accepted".to_owned())
 }
 
 /// A case a line: the input, then what is said of it.
@@ -62,11 +69,15 @@ fn what_aliases_multiply_is_refused_and_what_is_long_is_not() {
         let below = format!("*a{}", level - 1);
         bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
     }
-    for said in [intent(&bomb), workloads(&bomb)] {
-        assert!(said.contains(":4:") || said.contains("more than one of its length can, by its aliases"), "{said}");
+    for said in [intent(&bomb), workloads(&bomb), manifests(&bomb)] {
+        // It stands where an alias does.
+        let line: usize = said.split(':').nth(1).unwrap().parse().unwrap();
+        assert!(line > 4 && said.contains("more than one of its length can, by its aliases"), "{said}");
     }
     let many: String = (0..60_000).map(|i| format!("  - {{ name: n{i}, labels: {{}} }}\n")).collect();
-    assert_eq!(workloads(&format!("namespaces:\n{many}")), "accepted");
+    for said in [workloads(&format!("namespaces:\n{many}")), manifests(&format!("kind: X\nitems:\n{many}"))] {
+        assert_eq!(said, "accepted");
+    }
 }
 
 #[test]
