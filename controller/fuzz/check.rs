@@ -16,16 +16,32 @@ use bulkhead_ebpf::abi::{Action, PORT_INTERVALS, VIEW_CHAIN};
 const POLICY: &str = include_str!("../../policy-examples/shop.yaml");
 const WORKLOADS: &str = include_str!("../../policy-examples/shop-workloads.yaml");
 
-/// Reads the text as a policy beside the shop's workloads, and as workloads beside the shop's policy.
+/// Reads what is a text as every front end does.
 pub(super) fn check(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    for front_end in [policies, workloads, manifests] {
+        text(data, front_end);
+    }
+}
+
+/// Reads what is a text as one front end does.
+pub(super) fn text(data: &[u8], front_end: fn(&str)) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        front_end(text);
+    }
+}
+
+/// Reads the text as policies beside the shop's workloads.
+pub(super) fn policies(text: &str) {
     both(text, WORKLOADS);
+}
+
+/// Reads the text as workloads beside the shop's policy.
+pub(super) fn workloads(text: &str) {
     both(POLICY, text);
-    manifests(text);
 }
 
 /// Reads the text as Kubernetes manifests.
-fn manifests(text: &str) {
+pub(super) fn manifests(text: &str) {
     let lines = text.matches(['\n', '\r']).count() + 1;
     let read = || -> Result<(), Diagnostics> {
         let mut manifests = Manifests::default();

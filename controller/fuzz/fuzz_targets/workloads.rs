@@ -1,0 +1,10 @@
+//! `cargo +nightly fuzz run workloads corpus/workloads ../../policy-examples -- -max_len=8192`: workloads files.
+//!
+//! What crashes goes to regressions/ under a name that says why; the tests of the crate replay it.
+#![no_main]
+
+#[expect(dead_code, reason = "it is about every front end, and this about one")]
+#[path = "../check.rs"]
+mod check;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| check::text(data, check::workloads));
