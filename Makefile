@@ -61,6 +61,9 @@ lint: ## format, clippy, shell scripts, manifests, spelling, licences and source
 	shellcheck .ci/run tests/setup/*.sh tests/kubernetes/*.sh tests/cluster/src/*.sh controller/deploy/*.sh controller/deploy/kubernetes/*.sh
 	PATH="$(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/helm:$$PATH" controller/deploy/kubernetes/render.sh --check
 	typos
+	for fuzz in controller/fuzz dataplane-ebpf/fuzz; do \
+	  cargo metadata --locked --format-version 1 --manifest-path $$fuzz/Cargo.toml >/dev/null || exit 1; \
+	done
 	cargo deny --all-features check licenses bans sources
 
 clean: ## remove what was built
