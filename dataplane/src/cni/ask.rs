@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use serde::Deserialize;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
@@ -114,9 +115,21 @@ fn converse(mut stream: UnixStream, request: &Request, patience: Patience) -> io
         reader.get_ref().get_ref().set_read_timeout(Some(left))?;
         match reader.read_until(b'\n', &mut line)? {
             0 => return Err(io::Error::other("it closed the connection without an answer")),
-            _ if line.ends_with(b"\n") => return Ok(serde_json::from_slice(&line)?),
+            _ if line.ends_with(b"\n") => return understand(&line),
             _ => {}
         }
+    }
+}
+
+/// What another version answers may have any form: its version is all that is read of it then, and all that matters.
+fn understand(line: &[u8]) -> io::Result<Reply> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match serde_json::from_slice::<Versioned>(line)?.version {
+        VERSION => Ok(serde_json::from_slice(line)?),
+        version => Ok(Reply { version, answer: Answer::Done }),
     }
 }
 

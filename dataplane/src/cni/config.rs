@@ -151,7 +151,7 @@ impl Config {
     }
 
     fn understand(value: Map<String, Value>, version: &'static str) -> Result<Self, Error> {
-        let written: Written = serde_json::from_value(Value::Object(value)).map_err(|error| {
+        let written: Written = serde_path_to_error::deserialize(Value::Object(value)).map_err(|error| {
             Error::new(
                 Code::Configuration,
                 format!("the network's configuration has another form than expected: {error}"),
@@ -284,8 +284,8 @@ pub fn interfaces(previous: Option<&Value>, ifname: &str) -> Result<Vec<Interfac
         )
     };
     let previous = previous.ok_or_else(|| bad("there is no `prevResult`".to_owned()))?;
-    let previous =
-        Previous::deserialize(previous).map_err(|error| bad(format!("`prevResult` has another form: {error}")))?;
+    let previous: Previous = serde_path_to_error::deserialize(previous)
+        .map_err(|error| bad(format!("`prevResult` has another form: {error}")))?;
     let mut found: Vec<(usize, Interface)> = (0..)
         .zip(&previous.interfaces)
         .filter(|(_, interface)| !interface.sandbox.is_empty())

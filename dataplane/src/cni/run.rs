@@ -94,7 +94,8 @@ fn add(config: &Config, subject: &Subject) -> Result<Output, Error> {
     });
     match guarded {
         Err(error) if mode == Mode::Enforce => Err(error),
-        _ => Ok(config.previous.clone()),
+        // A runtime takes an ADD without a result for one that failed.
+        _ => Ok(Some(config.previous.clone().unwrap_or_else(|| json!({ "cniVersion": config.version })))),
     }
 }
 

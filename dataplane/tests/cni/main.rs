@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixListener,
     process::{Command, Stdio},
@@ -12,11 +13,12 @@ use std::{
 use bulkhead_dataplane::cni::{
     Code,
     ask::{Patience, ask},
-    protocol::{Answer, Ask, Reply, Request, VERSION},
+    protocol::{Answer, Ask, Attached, Key, Reply, Request, VERSION},
 };
 use bulkhead_fixtures::skip;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 fn environment() -> BTreeMap<&'static str, String> {
     [
@@ -121,9 +123,11 @@ fn the_configuration_is_not_believed() {
         refused(&environment, &with("cniVersion", version), 1, "of CNI is not known");
     }
     for (key, value, why) in [
-        ("mode", json!("off"), "another form"),
+        ("mode", json!("off"), "another form than expected: mode: unknown variant"),
         ("mode", json!(3), "another form"),
         ("onTimeout", json!("open"), "another form"),
+        ("name", json!(5), "another form than expected: name: invalid type: integer `5`"),
+        ("args", json!({ "cni": { "labels": [{ "key": "app" }] } }), "args.cni.labels[0]"),
         ("timeoutSeconds", json!(0), "timeoutSeconds"),
         ("timeoutSeconds", json!(301), "timeoutSeconds"),
         ("timeoutSeconds", json!(-1), "another form"),
@@ -131,7 +135,7 @@ fn the_configuration_is_not_believed() {
         ("namespace", json!("a/b"), "namespace"),
         ("prevResult", json!(null), "no `prevResult`"),
         ("prevResult", json!("text"), "another form"),
-        ("prevResult", json!({ "interfaces": [{ "name": 1 }] }), "another form"),
+        ("prevResult", json!({ "interfaces": [{ "name": 1 }] }), "another form: interfaces[0].name"),
         ("prevResult", json!({ "interfaces": [] }), "no interface in a container"),
         (
             "prevResult",
@@ -146,6 +150,14 @@ fn the_configuration_is_not_believed() {
         ("prevResult", json!({ "interfaces": [{ "name": "eth0", "sandbox": "/x" }], "ips": [] }), "has no address"),
     ] {
         refused(&environment, &with(key, value), 7, why);
+    }
+    // Names that no link can have lead to no link, and to no file.
+    for (name, why) in
+        [("sixteen-letters0", "interface sixteen-letters0"), ("../../../etc/passwd", "passwd"), ("", "interface ")]
+    {
+        let interfaces = json!([{ "name": name, "sandbox": "/proc/self/ns/net" }]);
+        let previous = json!({ "interfaces": interfaces, "ips": [{ "address": "10.0.0.1/8", "interface": 0 }] });
+        refused(&environment, &with("prevResult", previous), 103, why);
     }
 }
 
@@ -187,6 +199,9 @@ fn observing_gives_back_the_result() {
     config["mode"] = json!("observe");
     let mut environment = environment();
     assert_eq!(run(&environment, config.to_string().as_bytes()), (config["prevResult"].clone(), true));
+    // Where nothing came a result must come out all the same: without one a runtime lets the container fail.
+    let bare = json!({ "cniVersion": "1.0.0", "name": "lab", "type": "bulkhead-cni", "mode": "observe" });
+    assert_eq!(run(&environment, bare.to_string().as_bytes()), (json!({ "cniVersion": "1.0.0" }), true));
     config["cni.dev/valid-attachments"] = json!([]);
     environment.insert("CNI_COMMAND", "GC".to_owned());
     assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
@@ -241,8 +256,77 @@ fn an_agent_that_ends_is_asked_again() {
         let asked = scope.spawn(|| ask(&socket, &request, patience(60)));
         answer(VERSION + 1);
         assert!(asked.join().unwrap().unwrap_err().message.contains("version"));
+        // What it answers need have no form that is known.
+        let asked = scope.spawn(|| ask(&socket, &request, patience(60)));
+        let (mut stream, _) = listener.accept().unwrap();
+        writeln!(stream, r#"{{"version":{},"answer":{{"later":[]}}}}"#, VERSION + 1).unwrap();
+        assert!(asked.join().unwrap().unwrap_err().message.contains("the agent speaks version 2"));
     });
     assert_eq!(ask(&socket, &request, patience(1)).unwrap_err().code, Code::TimedOut);
+}
+
+/// Whoever else listens there is told nothing.
+#[test]
+fn an_agent_that_is_not_roots_is_not_asked() {
+    if !skip::root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("cni.sock");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    let listen = || {
+        // SAFETY: the call takes numbers alone. It changes the user of this thread and of no other one, which the library's function would.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+        socket.listen(1).unwrap();
+    };
+    thread::scope(|scope| scope.spawn(listen).join().unwrap());
+    let request = Request { version: VERSION, network: "lab".to_owned(), waits: false, ask: Ask::Status };
+    let patience = Patience { until: Instant::now() + Duration::from_secs(1), for_agent: false };
+    let refused = ask(&path, &request, patience).unwrap_err();
+    assert_eq!(refused.code, Code::AgentAway);
+    assert!(refused.message.contains("user 65534's, not root's"), "{refused}");
+    let (mut heard, mut bytes) = (socket.accept().unwrap().0, [0; 1]);
+    assert_eq!(std::io::Read::read(&mut heard, &mut bytes).unwrap(), 0, "it was told something");
+}
+
+/// Who starts shut is written down for the next agent, and DEL takes that away again, with no agent at all.
+#[test]
+fn del_without_an_agent_leaves_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config["socket"] = json!(directory.path().join("cni.sock"));
+    let (shut, mut environment) = (directory.path().join("shut"), environment());
+    let key = |container: &str| Key { container: container.to_owned(), ifname: "eth0".to_owned() };
+    let written = |container: &str| {
+        let attached = Attached {
+            key: key(container),
+            namespace: "shop".to_owned(),
+            name: container.to_owned(),
+            uid: None,
+            labels: BTreeMap::new(),
+            interfaces: Vec::new(),
+        };
+        let request = Request { version: VERSION, network: "lab".to_owned(), waits: true, ask: Ask::Add(attached) };
+        fs::write(shut.join(format!("{container},eth0.json")), serde_json::to_vec(&request).unwrap()).unwrap();
+    };
+    let left = || {
+        let mut names: Vec<_> =
+            fs::read_dir(&shut).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    fs::create_dir(&shut).unwrap();
+    ["c0ffee", "gone", "runs"].iter().copied().for_each(written);
+    environment.insert("CNI_COMMAND", "DEL".to_owned());
+    environment.remove("CNI_NETNS");
+    assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
+    assert_eq!(left(), ["gone,eth0.json", "runs,eth0.json"]);
+    environment.insert("CNI_COMMAND", "GC".to_owned());
+    config["mode"] = json!("observe");
+    config["cni.dev/valid-attachments"] = json!([{ "containerID": "runs", "ifname": "eth0" }]);
+    assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
+    assert_eq!(left(), ["runs,eth0.json"]);
 }
 
 proptest! {
