@@ -51,6 +51,12 @@ fn installed_units_run_under_systemd() {
     let status = systemd.good(&["bulkhead", "status"]).unwrap();
     assert!(status.contains("revision  1 of node bulkhead-node"), "{status}");
     assert!(status.contains("exempt    kube-system: containers start whatever becomes of Bulkhead"), "{status}");
+    // What starts containers waits for both: each runtime's own unit, and podman's for containers that start with the machine.
+    for runtime in ["containerd", "crio", "docker", "k3s", "k3s-agent", "kubelet", "podman", "podman-restart"] {
+        let before =
+            |unit: &str| property(unit, "Before").split(' ').any(|other| other == format!("{runtime}.service"));
+        assert!(UNITS.into_iter().all(before), "{runtime}");
+    }
     assert!(property("bulkhead", "ExecStartPost").contains("status=0"), "{}", property("bulkhead", "ExecStartPost"));
 
     let rights = |unit: &str| {
