@@ -109,6 +109,46 @@ fn those_that_come_together_are_answered_each_for_itself() {
     assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
 }
 
+/// A node whose kernel refuses what ought to be in force says so to its runtime, as long as it is so.
+#[test]
+fn status_tells_that_publishing_fails() {
+    let home = home();
+    let mut agent = agent(&home);
+    assert_eq!(agent.attach(&[request(Ask::Status)]), [Answer::Done]);
+    home.store.memory().budget = Some(3);
+    home.write("policies/shop.yaml", &INTENT.replace("5432", "5433"));
+    agent.refresh();
+    refused(&agent.attach(&[request(Ask::Status)])[0], "publishing fails");
+    home.store.memory().budget = None;
+    agent.refresh();
+    assert_eq!(agent.attach(&[request(Ask::Status)]), [Answer::Done]);
+}
+
+/// A container starts when all of its interfaces are guarded, and they go together.
+#[test]
+fn a_container_may_have_several_interfaces() {
+    let home = home();
+    let mut agent = agent(&home);
+    let several = |second: &str| {
+        let mut attached = attached("a", "cart-1", "veth-a", "10.0.0.7");
+        let addresses = vec!["10.1.0.7".parse().unwrap(), "fd01::7".parse().unwrap()];
+        let name = "eth1".to_owned();
+        attached.interfaces.push(Interface { name, link: second.to_owned(), ifindex: 8, addresses });
+        attached
+    };
+    home.links.network().broken.insert("veth-bad".to_owned(), "it is no veth".to_owned());
+    refused(&agent.attach(&[request(Ask::Add(several("veth-bad")))])[0], "it is no veth");
+    // The runtime takes back what it could not add.
+    assert_eq!(agent.attach(&[request(Ask::Del { key: key("a") })]), [Answer::Done]);
+    assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
+    assert_eq!(agent.attach(&[request(Ask::Add(several("veth-a2")))]), [Answer::Done]);
+    assert_eq!(guarded(&mut agent), ["veth-a", "veth-a2", "veth-db", "veth-web"]);
+    assert_eq!(agent.attach(&[request(Ask::Check(several("veth-a2")))]), [Answer::Done]);
+    refused(&agent.attach(&[request(Ask::Check(attached("a", "cart-1", "veth-a", "10.0.0.7")))])[0], "not those that");
+    assert_eq!(agent.attach(&[request(Ask::Del { key: key("a") })]), [Answer::Done]);
+    assert_eq!(guarded(&mut agent), ["veth-db", "veth-web"]);
+}
+
 /// Only what does not run yet may be shut: neither who waits for nothing, nor who was refused, nor whoever is published later.
 #[test]
 fn only_those_who_wait_are_held() {
