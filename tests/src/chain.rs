@@ -65,6 +65,8 @@ pub struct Chain<'a> {
     version: &'static str,
     /// Version of the specification that ours is called with; the reference plugins of today do not know the newest.
     pub ours: &'static str,
+    /// Name of the interface in the container that is asked for.
+    pub ifname: &'static str,
     /// Plugins in order, as in a conflist.
     pub plugins: Vec<Value>,
     /// Programs of types that are neither ours nor reference plugins.
@@ -156,7 +158,7 @@ impl<'a> Chain<'a> {
         });
         let directory = directory.to_owned();
         let (plugins, programs) = (vec![bridge, ours], BTreeMap::new());
-        Self { netns: &of.netns, directory, version, ours: version, plugins, programs, _ipam: ipam }
+        Self { netns: &of.netns, directory, version, ours: version, ifname: "eth0", plugins, programs, _ipam: ipam }
     }
 
     /// Sets something in our plugin's configuration.
@@ -190,7 +192,7 @@ impl<'a> Chain<'a> {
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container.id())
             .env("CNI_NETNS", container.netns.path())
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", self.ifname)
             .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAME={}", container.name))
             .env("CNI_PATH", &self.directory);
         call(command, &Value::Object(config))

@@ -23,7 +23,7 @@ use bulkhead_topology::{
 
 use crate::{
     plugins,
-    support::{BRIEF, PATIENCE, calls, db, eventually, lab, none, pinned, pins},
+    support::{BRIEF, PATIENCE, age_stubs, calls, db, eventually, lab, none, pinned},
 };
 
 fn started(agent: &Agent) -> f64 {
@@ -193,16 +193,6 @@ impl Drop for Sender {
     }
 }
 
-/// Has all stubs be of another version, as after an upgrade.
-fn age_stubs(lab: &Lab) {
-    let layouts = fs::read_dir(lab.pins(0)).unwrap().map(|entry| entry.unwrap().path());
-    let stubs = layouts.map(|layout| layout.join("stubs")).find(|stubs| stubs.is_dir()).unwrap();
-    for name in pins(lab, 0, "stubs") {
-        let (says, _) = name.rsplit_once('-').unwrap();
-        fs::rename(stubs.join(&name), stubs.join(format!("{says}-{:016x}", 1))).unwrap();
-    }
-}
-
 /// An agent that starts without what the one before was told opens nothing, not for a moment: whom a runtime's result explains keeps its guard, and whoever is
 /// nobody is shut until somebody knows it. So does one of another version.
 #[test]
@@ -230,7 +220,7 @@ fn no_wall_falls_when_what_runtimes_told_is_lost() {
         agent.kill().unwrap();
         fs::remove_file(lab.cni_socket(0).with_file_name("attachments.json")).unwrap();
         if upgrade {
-            age_stubs(&lab);
+            age_stubs(&lab, 0);
         }
         agent = Agent::start(&lab, 0, &[]).unwrap();
         assert_eq!(chain.ask("CHECK", &web, none()).unwrap(), "", "it is guarded when the agent is ready");

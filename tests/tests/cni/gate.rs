@@ -1,6 +1,6 @@
 //! The gate of bridges: what is started past the plugin reaches nobody.
 
-use std::process::Output;
+use std::{fs, process::Output, time::Instant};
 
 use bulkhead_tests::{
     Agent, bulkhead,
@@ -8,8 +8,12 @@ use bulkhead_tests::{
 };
 use bulkhead_topology::{Netns, traffic::Outcome};
 
+use serde_json::Value;
+
 use crate::{
+    files::{Files, Follow, OWNERS, owners, while_rewritten, words},
     plugins,
+    starts::{Witnesses, entry, starts},
     support::{BRIEF, PATIENCE, calls, db, eventually, foretell, lab},
 };
 
@@ -69,6 +73,53 @@ fn a_port_that_nothing_guards_reaches_nobody() {
     eventually("the node answers", || asks() == Outcome::Answered);
     past.del(&guest);
     chain.del(&web);
+}
+
+/// Where networks are changed in place, some containers start from what their owner has just written, without the plugin: what they send from their first
+/// moment on reaches nobody.
+#[test]
+fn nothing_leaves_who_starts_from_a_rewritten_network() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["guest-1"]);
+    let here = &lab.topology.node(0).netns;
+    let to = lab.topology.workload("db").v4;
+    let files = Files::new(here);
+    let agent = Agent::start(&lab, 0, &["--gate", "veth*"]).unwrap();
+    let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let text = owners(&chain);
+    files.write(OWNERS, &text);
+    let (socket, pins) = (lab.cni_socket(0).display().to_string(), lab.pins(0).display().to_string());
+    let install = files.install(
+        "podman",
+        &["--enforce", "--namespace", "shop", "--timeout", "60", "--cni-socket", &socket, "--pins", &pins],
+    );
+    files.good(&words(&install));
+    assert!(files.read(OWNERS).contains("bulkhead-cni"));
+    let _follow = Follow::start(&files);
+    let witnesses = Witnesses::stand(&lab);
+    let (mut past, mut held) = (0, 0);
+    while_rewritten(&files, &text, || {
+        let begin = Instant::now();
+        while past < 5 {
+            assert!(begin.elapsed() < PATIENCE, "{past} started past the plugin, {held} did not");
+            // Half of a file is no network: the runtime tries again.
+            let there = fs::read(files.at("net.d").join(OWNERS)).unwrap_or_default();
+            let Ok(Value::Object(list)) = serde_json::from_slice(&there) else { continue };
+            chain.plugins = list["plugins"].as_array().unwrap().clone();
+            let ours = chain.plugins.last().unwrap()["type"] == "bulkhead-cni";
+            *(if ours { &mut held } else { &mut past }) += 1;
+            starts(&chain, to, 1, &witnesses, if ours { "with the plugin" } else { "past the plugin" });
+        }
+    });
+    // The witnesses see what comes where there is no gate.
+    agent.kill().unwrap();
+    nft(here, &["delete", "table", "bridge", "bulkhead"]);
+    chain.plugins.truncate(1);
+    let mut guest = Container::new("guest-1");
+    chain.add(&mut guest).unwrap();
+    assert!(!entry(&guest.netns, to).is_empty());
+    eventually("it is seen", || witnesses.seen().0 > 0 && witnesses.seen().1 > 0);
+    chain.del(&guest);
 }
 
 /// A table of that name that is somebody else's is not touched, and said.

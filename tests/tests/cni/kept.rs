@@ -14,7 +14,7 @@ use bulkhead_fixtures::skip;
 use bulkhead_tests::{Agent, Lab, bulkhead};
 use bulkhead_topology::Topology;
 
-use crate::support::{BRIEF, PATIENCE, eventually};
+use crate::support::{BRIEF, PATIENCE, age_stubs, eventually};
 
 const POLICY: &str = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: shop\nservices:\n  web: { calls: ['cart:8080', 'db:8080'] }\n  cart: {}\n  db: {}\n  guest: {}\n";
 const PORT: u16 = 8080;
@@ -195,7 +195,8 @@ fn count(text: &str, word: &str) -> usize {
     text.lines().map(|line| of(line).unwrap_or_else(|| panic!("no {word} in `{line}`"))).sum()
 }
 
-/// A hundred connections, allowed and denied, of callers and servers that speak first, idle and busy: through the first start, a restart and the end.
+/// A hundred connections, allowed and denied, of callers and servers that speak first, idle and busy: through the first start, a restart, an
+/// upgrade and the end.
 #[test]
 fn what_is_allowed_goes_on_and_what_is_not_is_cut() {
     if !skip::programs() {
@@ -214,7 +215,7 @@ fn what_is_allowed_goes_on_and_what_is_not_is_cut() {
     busy.go_on();
     blocked.go_on();
 
-    let running = agents(&lab, &[]);
+    let mut running = agents(&lab, &[]);
     let said = [0, 1].map(|node| run(&lab, node, &["adopt"]));
     // Each endpoint has all of its connections: those that were busy may have been seen before.
     let known = |said: &str| count(said, "kept") + count(said, "known before");
@@ -229,13 +230,18 @@ fn what_is_allowed_goes_on_and_what_is_not_is_cut() {
         dead(pairs, *server_first);
     }
 
-    running.into_iter().for_each(|agent| agent.kill().unwrap());
-    let running = agents(&lab, &[]);
-    let said = [0, 1].map(|node| run(&lab, node, &["adopt"]));
-    assert!(said.iter().all(|said| count(said, "cut") == 0), "{said:?}");
-    busy.go_on();
-    for (server_first, pairs) in &mut allowed {
-        alive(pairs, *server_first);
+    for upgrade in [false, true] {
+        running.into_iter().for_each(|agent| agent.kill().unwrap());
+        if upgrade {
+            [0, 1].iter().for_each(|node| age_stubs(&lab, *node));
+        }
+        running = agents(&lab, &[]);
+        let said = [0, 1].map(|node| run(&lab, node, &["adopt"]));
+        assert!(said.iter().all(|said| count(said, "cut") == 0), "upgrade: {upgrade}, {said:?}");
+        busy.go_on();
+        for (server_first, pairs) in &mut allowed {
+            alive(pairs, *server_first);
+        }
     }
 
     running.into_iter().for_each(|agent| agent.kill().unwrap());

@@ -1,17 +1,25 @@
 //! From ADD to DEL.
 
-use std::{thread, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
+use bulkhead_dataplane::sys::{link_detach, obj_get};
 use bulkhead_tests::{
     Agent,
-    chain::{Chain, Container},
+    chain::{Chain, Container, call, our_plugin},
 };
 use bulkhead_topology::traffic::{Outcome, TcpEcho};
 use serde_json::json;
 
 use crate::{
     plugins,
-    support::{BRIEF, PATIENCE, POLICY, calls, db, eventually, foretell, lab, none, pinned},
+    support::{BRIEF, PATIENCE, POLICY, calls, db, eventually, foretell, lab, none, pin_paths, pinned},
 };
 
 /// In each version of the specification: guarded when ADD returns, on this node and across the overlay; all verbs; and nothing is left.
@@ -62,6 +70,150 @@ fn a_container_is_guarded_from_add_to_del() {
     }
 }
 
+/// Two networks' interfaces, each with an ADD of its own as podman does for `--network a,b`, and both in the result of one ADD: each has walls of its own.
+#[test]
+fn each_interface_of_a_container_is_guarded() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1"]);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to = lab.topology.workload("db").v4.into();
+    let gateway: IpAddr = [10, 200, 0, 1].into();
+    let node = &lab.topology.node(0).netns;
+    let _agent = Agent::start(&lab, 0, &[]).unwrap();
+    let policy = |calls: &str| lab.policy("shop.yaml", &POLICY.replace("'db:8080'", calls)).unwrap();
+    policy("'db:8080'");
+    let before = pinned(&lab, 0);
+    let guards = |link: &str| pinned(&lab, 0).iter().filter(|pin| pin.starts_with(&format!("{link}-"))).count();
+
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let mut second = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    second.ifname = "eth1";
+    let ipam = tempfile::tempdir().unwrap();
+    second.plugins[0] = json!({
+        "type": "ptp",
+        "ipam": { "type": "host-local", "dataDir": ipam.path(), "ranges": [[{ "subnet": "10.200.0.0/24" }]] }
+    });
+    let mut web = Container::new("web-1");
+    chain.add(&mut web).unwrap();
+    let first = (web.result.clone(), web.link());
+    second.add(&mut web).unwrap();
+    let links = [first.1.as_str(), &web.link()];
+    assert_eq!(links.map(guards), [2, 2], "{:?}", pinned(&lab, 0));
+    let _server = TcpEcho::start(node, (gateway, 9999).into()).unwrap();
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    calls(&web.netns, gateway, 9999, BRIEF, Outcome::TimedOut);
+    // The witness that the second interface's wall alone was in the way.
+    policy("'db:8080', 'node:9999'");
+    calls(&web.netns, gateway, 9999, PATIENCE, Outcome::Answered);
+    calls(&web.netns, to, 9999, BRIEF, Outcome::TimedOut);
+    policy("'db:8080'");
+    eventually("it is closed again", || {
+        let client = web.netns.client().deadline(BRIEF);
+        client.tcp((gateway, 9999).into()).unwrap() == Outcome::TimedOut
+    });
+
+    // One of the two goes.
+    let eth1 = web.result.clone();
+    assert_eq!(second.ask("DEL", &web, none()).unwrap(), "");
+    assert_eq!(links.map(guards), [2, 0]);
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+
+    // Both in one result.
+    let mut both = first.0.clone();
+    let list = |of: &serde_json::Value, key: &str| of[key].as_array().unwrap().clone();
+    let offset = list(&both, "interfaces").len();
+    both["interfaces"].as_array_mut().unwrap().extend(list(&eth1, "interfaces"));
+    for mut ip in list(&eth1, "ips") {
+        ip["interface"] = json!(usize::try_from(ip["interface"].as_u64().unwrap()).unwrap() + offset);
+        both["ips"].as_array_mut().unwrap().push(ip);
+    }
+    web.result = both;
+    let said: serde_json::Value = serde_json::from_str(&chain.ask("ADD", &web, none()).unwrap()).unwrap();
+    assert_eq!(said, web.result);
+    assert_eq!(chain.ask("CHECK", &web, none()).unwrap(), "");
+    assert_eq!(links.map(guards), [2, 2], "{:?}", pinned(&lab, 0));
+    calls(&web.netns, to, 8080, PATIENCE, Outcome::Answered);
+    calls(&web.netns, gateway, 9999, BRIEF, Outcome::TimedOut);
+    web.result = eth1;
+    second.del(&web);
+    web.result = first.0;
+    chain.del(&web);
+    assert_eq!(pinned(&lab, 0), before);
+}
+
+/// Who is in no file has the labels that its runtime gives, by either of two ways; without any it may call nobody.
+#[test]
+fn a_runtime_may_give_the_labels() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&[]);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to: IpAddr = lab.topology.workload("db").v4.into();
+    let _agent = Agent::start(&lab, 0, &[]).unwrap();
+    for given in ["args", "runtimeConfig"] {
+        let mut chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+        match given {
+            "args" => chain.set("args", json!({ "cni": { "labels": [{ "key": "app", "value": "web" }] } })),
+            _ => chain.set("runtimeConfig", json!({ "labels": { "app": "web" } })),
+        }
+        let mut named = Container::new("named");
+        chain.add(&mut named).unwrap();
+        calls(&named.netns, to, 8080, PATIENCE, Outcome::Answered);
+        calls(&named.netns, to, 9999, BRIEF, Outcome::TimedOut);
+        chain.del(&named);
+    }
+}
+
+/// Programs that somebody took off a container's link: CHECK says so until the agent has put them up again.
+#[test]
+fn check_tells_that_a_guard_is_gone() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1"]);
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let mut web = Container::new("web-1");
+    chain.add(&mut web).unwrap();
+    assert_eq!(chain.ask("CHECK", &web, none()).unwrap(), "");
+    let mut said = None;
+    // The agent may just have repaired it.
+    eventually("CHECK tells", || {
+        for pin in pin_paths(&lab, 0, "links").into_iter().filter(|(name, _)| name.starts_with(&web.link())) {
+            link_detach(&obj_get(&pin.1).unwrap()).unwrap();
+        }
+        said = chain.ask("CHECK", &web, none()).err();
+        said.is_some()
+    });
+    let said = said.unwrap();
+    assert_eq!(said["code"], 104, "{said}");
+    assert!(said["msg"].as_str().unwrap().contains("is not guarded"), "{said}");
+    eventually("the agent repairs it", || chain.ask("CHECK", &web, none()).is_ok());
+    assert!(agent.metric("bulkhead_drift_repaired_total", &[]).unwrap() >= 1.0);
+    chain.del(&web);
+}
+
+/// Another user is told nothing and changes nothing, even where the socket's mode lets him connect.
+#[test]
+fn only_root_attaches_containers() {
+    if plugins().is_none() {
+        return;
+    }
+    let lab = lab(&[]);
+    let _agent = Agent::start(&lab, 0, &[]).unwrap();
+    let open = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir().unwrap();
+    let (plugin, socket) = (open.path().join("bulkhead-cni"), open.path().join("cni.sock"));
+    fs::copy(our_plugin().unwrap(), &plugin).unwrap();
+    fs::hard_link(lab.cni_socket(0), &socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    let ask = |user: u32| {
+        let mut command = Command::new(&plugin);
+        command.uid(user).env("CNI_COMMAND", "STATUS");
+        call(command, &json!({ "cniVersion": "1.1.0", "name": "lab", "type": "bulkhead-cni", "socket": socket }))
+    };
+    assert_eq!(ask(0).unwrap(), "");
+    let refused = ask(65534).unwrap_err();
+    assert_eq!((&refused["code"], &refused["msg"]), (&json!(50), &json!("user 65534 may not attach containers")));
+}
+
 /// Without an agent nothing starts; where the operator chose so, it starts shut, and an agent that comes later opens what its policy allows.
 #[test]
 fn without_an_agent_a_container_fails_or_starts_shut() {
@@ -95,21 +247,26 @@ fn without_an_agent_a_container_fails_or_starts_shut() {
     chain.del(&web);
 }
 
-/// After a reboot: nothing is pinned, the runtime starts twenty containers at once, and the agent comes while they wait.
+/// After a reboot: nothing is pinned, the runtime starts twenty containers at once, half of them before and half while the agent starts, and all wait for it.
 #[test]
 fn twenty_at_once_wait_for_the_agent() {
     let Some(directory) = plugins() else { return };
     let names: Vec<String> = (1..=20).map(|n| format!("web-{n}")).collect();
     let lab = lab(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let _servers = db(&lab, 8080);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let to = lab.topology.workload("db").v4.into();
     let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
     let agent = thread::scope(|scope| {
         let adds: Vec<_> = names
             .iter()
-            .map(|name| {
+            .enumerate()
+            .map(|(n, name)| {
                 let chain = &chain;
                 scope.spawn(move || {
                     let mut container = Container::new(name);
+                    if n >= 10 {
+                        thread::sleep(Duration::from_secs(1));
+                    }
                     chain.add(&mut container).map(|()| container)
                 })
             })
@@ -119,6 +276,10 @@ fn twenty_at_once_wait_for_the_agent() {
         let containers: Vec<Container> = adds.into_iter().map(|add| add.join().unwrap().unwrap()).collect();
         for container in &containers {
             assert_eq!(chain.ask("CHECK", container, none()).unwrap(), "");
+        }
+        for container in [&containers[0], &containers[19]] {
+            calls(&container.netns, to, 8080, PATIENCE, Outcome::Answered);
+            calls(&container.netns, to, 9999, BRIEF, Outcome::TimedOut);
         }
         // The next agent knows them all.
         agent.kill().unwrap();

@@ -2,11 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,13 +12,13 @@ use bulkhead_tests::{
     chain::{Chain, Container},
 };
 use bulkhead_topology::{
-    Netns, cpu,
+    Netns,
     traffic::{Capture, Frame},
 };
 
 use crate::{
     plugins,
-    support::{BRIEF, PATIENCE, db, lab},
+    support::{BRIEF, Busy, PATIENCE, db, lab},
 };
 
 /// What a witness knows datagrams by.
@@ -32,39 +28,8 @@ const FIRST: Duration = Duration::from_millis(100);
 /// Packets that a container must have sent by then, for its start to count.
 const ENOUGH: usize = 10;
 
-/// A thread for each CPU that this process may use, bound to it, that does nothing but run. They end with this value.
-struct Busy {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Busy {
-    fn start() -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut busy = Self { stop: Arc::clone(&stop), threads: Vec::new() };
-        for cpu in cpu::allowed().unwrap() {
-            let stop = Arc::clone(&stop);
-            busy.threads.push(thread::spawn(move || {
-                cpu::stay_on(cpu).unwrap();
-                while !stop.load(Relaxed) {
-                    std::hint::spin_loop();
-                }
-            }));
-        }
-        busy
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        // One that could not be bound has said so.
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
-}
-
 /// A container's program: from its first moment on it sends marked datagrams, and logs when it sent each.
-fn entry(netns: &Netns, to: Ipv4Addr) -> Vec<Duration> {
+pub(crate) fn entry(netns: &Netns, to: Ipv4Addr) -> Vec<Duration> {
     netns.run(|| {
         let begin = Instant::now();
         let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
@@ -85,13 +50,13 @@ fn early(log: &[Duration]) -> usize {
 }
 
 /// The peer's end of the underlay, and the bridge of the container's node. They stand before the first container.
-struct Witnesses {
+pub(crate) struct Witnesses {
     wire: Capture,
     bridge: Capture,
 }
 
 impl Witnesses {
-    fn stand(lab: &Lab) -> Self {
+    pub(crate) fn stand(lab: &Lab) -> Self {
         let mark = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
         let (here, there) = (lab.topology.node(0), lab.topology.node(1));
         Self {
@@ -100,13 +65,13 @@ impl Witnesses {
         }
     }
 
-    fn seen(&self) -> (u64, u64) {
+    pub(crate) fn seen(&self) -> (u64, u64) {
         (self.wire.counts().frames, self.bridge.counts().frames)
     }
 }
 
 /// Starts containers that may call nobody, until so many starts count. A start that sent too little shows nothing, and is done again.
-fn starts(chain: &Chain<'_>, to: Ipv4Addr, wanted: usize, witnesses: &Witnesses, how: &str) {
+pub(crate) fn starts(chain: &Chain<'_>, to: Ipv4Addr, wanted: usize, witnesses: &Witnesses, how: &str) {
     let (mut counted, mut repeated, mut packets) = (0, 0, 0);
     while counted < wanted {
         let mut guest = Container::new("guest-1");

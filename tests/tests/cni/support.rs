@@ -4,8 +4,12 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::symlink,
-    path::Path,
-    thread,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -15,7 +19,7 @@ use bulkhead_tests::{
     chain::{Chain, Container},
 };
 use bulkhead_topology::{
-    Netns, Topology,
+    Netns, Topology, cpu,
     traffic::{Capture, Frame, Outcome, TcpEcho},
 };
 use serde_json::Map;
@@ -79,14 +83,31 @@ pub(crate) fn guarded(chain: &Chain<'_>, to: IpAddr) {
     chain.del(&guest);
 }
 
-/// What a node has pinned of a kind, as in `links`; nothing where nothing is pinned.
-pub(crate) fn pins(lab: &Lab, node: usize, kind: &str) -> Vec<String> {
+/// What a node has pinned of a kind, as in `links`, by name; nothing where nothing is pinned.
+pub(crate) fn pin_paths(lab: &Lab, node: usize, kind: &str) -> Vec<(String, PathBuf)> {
     let layouts = fs::read_dir(lab.pins(node)).map(|entries| entries.map(|entry| entry.unwrap().path()).collect());
     let layouts: Vec<_> = layouts.unwrap_or_default();
     let directories = layouts.iter().filter_map(|layout| fs::read_dir(layout.join(kind)).ok());
-    let mut names: Vec<_> = directories.flatten().map(|pin| pin.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
+    let named =
+        directories.flatten().map(Result::unwrap).map(|pin| (pin.file_name().into_string().unwrap(), pin.path()));
+    let mut found: Vec<_> = named.collect();
+    found.sort();
+    found
+}
+
+/// The names alone.
+pub(crate) fn pins(lab: &Lab, node: usize, kind: &str) -> Vec<String> {
+    pin_paths(lab, node, kind).into_iter().map(|(name, _)| name).collect()
+}
+
+/// Has all stubs of a node be of another version, as after an upgrade.
+pub(crate) fn age_stubs(lab: &Lab, node: usize) {
+    let stubs = pin_paths(lab, node, "stubs");
+    assert!(!stubs.is_empty());
+    for (name, path) in stubs {
+        let (says, _) = name.rsplit_once('-').unwrap();
+        fs::rename(&path, path.with_file_name(format!("{says}-{:016x}", 1))).unwrap();
+    }
 }
 
 /// What is pinned for the links of a node.
@@ -120,6 +141,37 @@ pub(crate) fn image(root: &Path) {
     symlink("busybox", root.join("bin/sh")).unwrap();
 }
 
+/// A thread for each CPU that this process may use, bound to it, that does nothing but run. They end with this value.
+pub(crate) struct Busy {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    pub(crate) fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut busy = Self { stop: Arc::clone(&stop), threads: Vec::new() };
+        for cpu in cpu::allowed().unwrap() {
+            let stop = Arc::clone(&stop);
+            busy.threads.push(thread::spawn(move || {
+                cpu::stay_on(cpu).unwrap();
+                while !stop.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            }));
+        }
+        busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        // One that could not be bound has said so.
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
 /// Sees what containers send, on the bridge of the first node and at the second node's end of the wire; there before they are.
 pub(crate) struct Witness([Capture; 2]);
 
@@ -135,9 +187,49 @@ impl Witness {
         Self([count(&here.netns, &here.bridge.name), count(&there.netns, &there.underlay.link.name)])
     }
 
-    /// Sends it twelve packets in the first 90 ms of a container, if nobody answers.
+    /// A container's program: sends it twelve packets from its first moment on, and logs how many it has sent shortly before it is 100 ms old.
     pub(crate) fn sends(to: Ipv4Addr) -> String {
-        format!("busybox ping -c 12 -i 0.008 -W 1 -s 777 {to}; true")
+        format!(
+            "read begin rest </proc/uptime; busybox ping -c 12 -i 0.005 -W 1 -s 777 {to} & busybox usleep 80000; \
+             busybox grep ^Icmp: /proc/net/snmp; read now rest </proc/uptime; echo took $begin $now; wait; true"
+        )
+    }
+
+    /// Whether such a log shows ten packets or more in the first 100 ms. The clock goes by hundredths of a second.
+    fn is_early(log: &str) -> bool {
+        // Names, and below them values.
+        let rows = log.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+        let rows: Vec<Vec<&str>> = rows.map(|row| row.split(' ').collect()).collect();
+        let [names, values] = &rows[..] else { panic!("no counters: {log}") };
+        let sent: usize = values[names.iter().position(|name| *name == "OutEchos").unwrap()].parse().unwrap();
+        let took = log.lines().find_map(|line| line.strip_prefix("took ")?.split_once(' ')).unwrap();
+        let hundredths = |clock: &str| clock.replace('.', "").parse::<u64>().unwrap();
+        sent >= 10 && hundredths(took.1) - hundredths(took.0) <= 9
+    }
+
+    /// Starts containers that may call nobody, until so many count. A start that sent too little in its first 100 ms shows nothing, and is done again.
+    pub(crate) fn sees_nothing_of(&self, wanted: usize, how: &str, mut start: impl FnMut() -> String) {
+        let (mut counted, mut repeated) = (0, 0);
+        while counted < wanted {
+            let log = start();
+            assert!(log.contains("12 packets transmitted, 0 packets received"), "{how}, start {counted}: {log}");
+            assert_eq!(self.saw(), [0, 0], "{how}, start {counted}: {log}");
+            if Self::is_early(&log) {
+                counted += 1;
+            } else {
+                repeated += 1;
+                assert!(
+                    repeated <= wanted + 20,
+                    "{how}: {repeated} starts sent too little in their first 100 ms: {log}"
+                );
+            }
+        }
+        thread::sleep(BRIEF);
+        let saw = self.saw();
+        eprintln!(
+            "{how}: {counted} starts count, {repeated} sent too little and were repeated; seen on bridge and wire: {saw:?}"
+        );
+        assert_eq!(saw, [0, 0], "{how}");
     }
 
     /// Frames on the bridge and on the wire.
