@@ -25,7 +25,7 @@ use crate::{attachments::LISTED, names::Qualified, workloads::Workloads};
 pub struct Scope {
     /// Directory in which libcni keeps results; `None` to ask there for nobody.
     pub cache: Option<PathBuf>,
-    /// Bridges whose ports are workloads' whatever addresses they have; a port that is nobody's is shut.
+    /// Bridges whose ports are workloads' whatever addresses they have; a port that is new or nobody's is shut.
     pub bridges: BTreeSet<String>,
     /// Links of containers whose ADD waits: nobody is looked for behind them.
     pub arriving: Arriving,

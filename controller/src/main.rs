@@ -209,8 +209,8 @@ struct AgentArgs {
     /// Directory in which libcni, which most runtimes call plugins by, keeps results: who runs without a guard is looked for there.
     #[arg(long, value_name = "DIR", default_value = CNI_CACHE)]
     cni_cache: PathBuf,
-    /// Bridge whose ports are all workloads'; may be given several times. Behind which nobody is known to run, that port is shut, unless this node
-    /// only observes.
+    /// Bridge whose ports are all workloads'; may be given several times. A port is shut when it comes, and as long as nobody is known to run behind it,
+    /// unless this node only observes.
     #[arg(long, value_name = "NAME")]
     bridge: Vec<String>,
     /// Group, by name or number, that may connect beside root.

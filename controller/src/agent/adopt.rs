@@ -35,6 +35,8 @@ struct Sighting {
     before: bool,
     /// It has been counted.
     counted: bool,
+    /// It came without a guard, and has been shut since.
+    shut: bool,
     /// What was said of it last.
     told: String,
 }
@@ -65,15 +67,16 @@ impl Adoption {
         for key in there {
             let before = !self.started;
             let counted = self.departing.contains_key(&key);
-            self.sightings.entry(key).or_insert(Sighting { since: now, before, counted, told: String::new() });
+            let seen = Sighting { since: now, before, counted, shut: false, told: String::new() };
+            self.sightings.entry(key).or_insert(seen);
         }
         self.started = true;
     }
 }
 
 impl<N: Node> Agent<N> {
-    /// Looks for containers that run without a guard, and guards those that somebody knows; links of nobody on the bridges that the agent is to keep are
-    /// shut. A link is looked at when it has been there for a second, so that those whose ADD is under way are none.
+    /// Looks for containers that run without a guard, and guards those that somebody knows; links that are new on the bridges that the agent is to keep are
+    /// shut until then. Who it is, is asked when a link has been there for a second, so that those whose ADD is under way are none.
     pub fn adopt(&mut self) {
         let containers = match self.node.containers() {
             Ok(containers) => containers,
@@ -95,6 +98,7 @@ impl<N: Node> Agent<N> {
         let links: Vec<_> = links.into_iter().filter(|link| !none(link) || self.is_kept(link)).collect();
         let now = Instant::now();
         self.adoption.see(&links, now);
+        self.shut_new(&links);
         let ripe =
             |link: &&ContainerLink| self.sighting(link).is_some_and(|seen| seen.before || now >= seen.since + GRACE);
         let ripe: Vec<ContainerLink> = links.into_iter().filter(ripe).cloned().collect();
@@ -115,6 +119,27 @@ impl<N: Node> Agent<N> {
             }
         }
         self.adoption.found.strangers = strangers;
+    }
+
+    /// Shuts what is new on a bridge that is to be kept. An ADD that waits sees to its links itself.
+    fn shut_new(&mut self, links: &[&ContainerLink]) {
+        let new = |link: &&&ContainerLink| {
+            !link.shut
+                && self.is_kept(link)
+                && !self.arrives(link)
+                && self.sighting(link).is_some_and(|seen| !seen.before)
+        };
+        let new: Vec<_> = links.iter().filter(new).filter(|_| !self.settings.observe).collect();
+        for link in new {
+            match self.node.shut(&link.link) {
+                Ok(()) => {
+                    let seen = self.adoption.sightings.get_mut(&(link.link.clone(), link.index));
+                    seen.into_iter().for_each(|seen| seen.shut = true);
+                }
+                // It may be gone. If not, it is tried again, and told with those of nobody.
+                Err(error) => tracing::debug!(link = link.link, "a new link is not shut: {error}"),
+            }
+        }
     }
 
     /// The runtime has said that these go: without a guard they are none that started so.
@@ -195,8 +220,9 @@ impl<N: Node> Agent<N> {
     /// Counts a container that started without a guard while the agent ran, once.
     fn count(&mut self, link: &ContainerLink, who: Result<&(Request, Answer), &String>) {
         let Some(seen) = self.adoption.sightings.get_mut(&(link.link.clone(), link.index)) else { return };
-        // One that is shut never ran without.
-        if seen.counted || seen.before || link.shut || who.is_err() && seen.since.elapsed() < BUSY {
+        // One that had been shut already never ran without.
+        let was_shut = link.shut && !seen.shut;
+        if seen.counted || seen.before || was_shut || who.is_err() && seen.since.elapsed() < BUSY {
             return;
         }
         seen.counted = true;

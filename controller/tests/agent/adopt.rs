@@ -106,12 +106,14 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     assert_eq!((found.adopted, found.unenforced, found.strangers), (2, 0, vec![]));
     assert_eq!(agent.until_ripe(), None);
 
-    // Not at once: its ADD may be under way.
-    links.push(link("veth-l", 3, "10.0.0.9"));
+    // Not at once: its ADD may be under way. On a bridge that is to be kept it is shut until then.
+    let elsewhere = ContainerLink { bridge: Some("br1".to_owned()), ..link("veth-o", 4, "203.0.113.1") };
+    links.extend([link("veth-l", 3, "10.0.0.9"), elsewhere]);
     result(&home, "late", "veth-l", "10.0.0.9");
     set(&home, &links);
     agent.adopt();
     assert!(!guarded(&home).contains(&"veth-l".to_owned()));
+    assert_eq!(["veth-l", "veth-o", "veth-e"].map(|name| is_shut(&home, name)), [true, false, false]);
     assert!(agent.until_ripe().is_some_and(|left| left <= Duration::from_secs(1)));
     eventually("it is guarded", || {
         agent.adopt();
@@ -129,6 +131,31 @@ fn who_ran_before_is_adopted_and_who_comes_later_is_counted() {
     let gone = Request { version: VERSION, network: "net".to_owned(), waits: false, ask: Ask::Del { key } };
     assert_eq!(agent.attach(&[gone]), [Answer::Done]);
     assert_eq!(guarded(&home), ["veth-c", "veth-db", "veth-e", "veth-web"]);
+}
+
+/// Where nothing is dropped a new link is not shut either, nor is one whose ADD waits: that comes with the tables.
+#[test]
+fn who_is_new_is_shut_only_where_that_is_wanted() {
+    let home = home();
+    set(&home, &[]);
+    let mut observing = agent(&home, true);
+    set(&home, &[link("veth-n", 3, "10.0.0.9")]);
+    observing.adopt();
+    assert!(!is_shut(&home, "veth-n"));
+    drop(observing);
+    set(&home, &[]);
+    let arriving = Arriving::default();
+    let scope = Scope { bridges: ["br0".to_owned()].into(), arriving: arriving.clone(), ..Scope::default() };
+    let mut agent = agent_with(&home, false, scope);
+    set(&home, &[link("veth-n", 3, "10.0.0.9"), link("veth-l", 4, "10.0.0.11")]);
+    let told = add("new", "veth-n", 3, "10.0.0.9");
+    let Ask::Add(attached) = &told.ask else { unreachable!("it is an ADD") };
+    let arrival = arriving.begin(attached);
+    agent.adopt();
+    assert_eq!(["veth-n", "veth-l"].map(|name| is_shut(&home, name)), [false, true]);
+    drop(arrival);
+    assert_eq!(agent.attach(&[told]), [Answer::Done]);
+    assert_eq!(guarded(&home), ["veth-db", "veth-n", "veth-web"]);
 }
 
 /// The agent may wait long until it knows who that is.
