@@ -142,7 +142,17 @@ fn what_ran_before_the_agent_is_adopted_or_shut() {
     // Once somebody knows it, it is a workload like others: this one may call nobody, and is called by nobody.
     chain.keep_result(&stranger, &lab.cni_cache(0));
     eventually("the stranger is known", || unknown(&agent) == 0.0);
+    // What comes is shut until its ADD, which may be slow, has put up the guard in place of that.
+    let mut late = Container::new("late");
+    chain.add(&mut late).unwrap();
+    eventually("it is shut when it comes", || guards(&lab, &late.link()));
+    calls(&late.netns, to, 8080, BRIEF, Outcome::TimedOut);
     chain.plugins.push(ours);
+    chain.ask("ADD", &late, none()).unwrap();
+    assert_eq!(chain.ask("CHECK", &late, none()).unwrap(), "");
+    // No policy is about it.
+    calls(&late.netns, to, 8080, PATIENCE, Outcome::Answered);
+    chain.del(&late);
     assert_eq!(chain.ask("CHECK", &stranger, none()).unwrap(), "");
     for container in [&web, &guest, &stranger] {
         chain.del(container);
