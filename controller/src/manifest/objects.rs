@@ -2,6 +2,7 @@
 
 mod flannel;
 mod join;
+mod known;
 mod owners;
 mod pods;
 mod pool;
@@ -15,7 +16,7 @@ use self::{
     pods::{Controller, Pod},
     services::{Service, Slice},
 };
-use super::read::note_metadata;
+use super::read::{note_metadata, note_unknown};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -202,6 +203,12 @@ impl Metadata {
 fn read(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Object> {
     // Everything wrong is told, also of an object whose name is.
     let metadata = metadata(kind, object, found);
+    let fields: &[&str] = match kind.what {
+        What::EndpointSlice => &known::SLICE,
+        What::Endpoints => &known::ENDPOINTS,
+        _ => &known::OBJECT,
+    };
+    note_unknown(object, fields, found);
     match kind.what {
         What::Namespace => metadata.map(Object::Namespace),
         What::Node => {

@@ -55,8 +55,13 @@ const METADATA: [&str; 17] = [
 
 /// Notes what no `metadata` has: a namespace or labels that are misspelt make another object of it.
 pub(super) fn note_metadata(metadata: &mut Fields<'_>, found: &mut Diagnostics) {
-    metadata.ignore(&METADATA);
-    metadata.note_rest(&[], found);
+    note_unknown(metadata, &METADATA, found);
+}
+
+/// Notes what is none of these fields.
+pub(super) fn note_unknown(fields: &mut Fields<'_>, known: &[&'static str], found: &mut Diagnostics) {
+    fields.ignore(known);
+    fields.note_rest(&[], found);
 }
 
 /// Reads `metadata`, of which values that are not needed may be anything.

@@ -52,6 +52,10 @@ fn objects() {
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web, Labels: { app: web } }\nspec: { template: { metadata: { label: {} }, spec: {} } }\n",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: web, nmespace: shop, selfLink: /a, managedFields: [] }\nspec: { podSelector: {} }\n",
         "apiVersion: batch/v1\nkind: CronJob\nmetadata: { name: web }\nspec: { jobTemplate: { spec: {} } }\n",
+        "apiVersion: batch/v1\nkind: CronJob\nmetadata: { name: web }\nspec:\n  schdule: \"* * * * *\"\n  jobTemplate: { labels: {}, spec: { paralelism: 1, template: { lables: {}, spec: {} } } }\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: { name: a }\nspec:\n  hostNetwrok: true\n  initContainers: [{ restartPolicies: Always }]\n  containers:\n  - { name: a, prots: [], tty: true, ports: [{ nmae: http, containerPort: 80, hostPort: 80 }] }\nhostNetwork: true\n",
+        "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  selecter: { app: web }\n  topologyKeys: []\n  ports: [{ port: 80, target: 8080, appProtocol: h2c }]\n",
+        "apiVersion: v1\nkind: Endpoints\nmetadata: { name: web }\nsubset: []\n",
         "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  clusterIP: 10.96.0.300\n  ports: [{ port: 0 }, { targetPort: 80 }, { port: 80, targetPort: Web }, { port: 80, protocol: HTTP }]\n",
         "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec: { type: ExternalName, externalName: example.com }\n",
     ]);

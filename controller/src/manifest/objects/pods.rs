@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
 use super::super::{
     ports,
-    read::{note_metadata, warning},
+    read::{note_metadata, note_unknown, warning},
 };
-use super::{Metadata, address, list, section};
+use super::{Metadata, address, known, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -88,15 +88,19 @@ pub(super) fn controller(
     found: &mut Diagnostics,
 ) -> Option<Controller> {
     let mut spec = object.required("spec", found)?.fields(found)?;
+    note_unknown(&mut spec, known::controller(kind), found);
     // A controller with replicas is kept without any when its maker has gone on to another.
     let none = spec.get("replicas").and_then(|replicas| replicas.integer(found)) == Some(0);
     let owned = metadata.as_ref().is_some_and(|metadata| metadata.owner.is_some());
     let retired = none && owned || kind == "Job" && job_is_done(object, found);
     if kind == "CronJob" {
         let mut job = spec.required("jobTemplate", found)?.fields(found)?;
+        note_unknown(&mut job, &known::TEMPLATE, found);
         spec = job.required("spec", found)?.fields(found)?;
+        note_unknown(&mut spec, &known::JOB, found);
     }
     let mut made = spec.required("template", found)?.fields(found)?;
+    note_unknown(&mut made, &known::TEMPLATE, found);
     let mut labels = Labels::new();
     if let Some(mut metadata) = section(&mut made, "metadata", found) {
         note_metadata(&mut metadata, found);
@@ -130,16 +134,19 @@ fn status_addresses<'a>(
 }
 
 fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> Template {
+    note_unknown(spec, &known::POD_SPEC, found);
     let node = spec.get("nodeName").and_then(|node| Some((Arc::<str>::from(node.text(found)?), node.place())));
     let host = spec.get("hostNetwork").and_then(|host| host.bool(found)) == Some(true);
     let mut ports = PortNames::new();
     for container in list(spec, "containers", found) {
         if let Some(mut fields) = container.fields(found) {
+            note_unknown(&mut fields, &known::CONTAINER, found);
             container_ports(&mut fields, &mut ports, found);
         }
     }
     for container in list(spec, "initContainers", found) {
         let Some(mut fields) = container.fields(found) else { continue };
+        note_unknown(&mut fields, &known::CONTAINER, found);
         // One that is always restarted goes on beside the others.
         if fields.get("restartPolicy").and_then(|policy| policy.text(found)) == Some("Always") {
             container_ports(&mut fields, &mut ports, found);
@@ -152,6 +159,7 @@ fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> T
 fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mut Diagnostics) {
     for item in list(container, "ports", found) {
         let Some(mut fields) = item.fields(found) else { continue };
+        note_unknown(&mut fields, &known::CONTAINER_PORT, found);
         let Some(name) = fields.get("name").and_then(|name| name.text(found)) else { continue };
         // Without a number it is a name for nothing.
         let number = fields.get("containerPort").and_then(|port| ports::number(port, found));

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::super::ports;
-use super::{Metadata, Object, address, list, section};
+use super::super::{ports, read::note_unknown};
+use super::{Metadata, Object, address, known, list, section};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -58,6 +58,7 @@ pub(super) struct SliceEndpoint {
 
 pub(super) fn service(metadata: Option<Metadata>, object: &mut Fields<'_>, found: &mut Diagnostics) -> Option<Object> {
     let mut spec = object.required("spec", found)?.fields(found)?;
+    note_unknown(&mut spec, &known::SERVICE, found);
     if spec.get("type").and_then(|kind| kind.text(found)) == Some("ExternalName") {
         // An alias in DNS: nothing is ever called by an address of its own.
         return Some(Object::Unused("kind `Service` with type `ExternalName`"));
@@ -95,6 +96,7 @@ fn ingress(object: &mut Fields<'_>, found: &mut Diagnostics) -> Vec<IpAddr> {
 
 fn service_port(written: Node<'_>, found: &mut Diagnostics) -> Option<ServicePort> {
     let mut fields = written.fields(found)?;
+    note_unknown(&mut fields, &known::SERVICE_PORT, found);
     let name = fields.get("name").and_then(|name| name.text(found)).unwrap_or_default().to_owned();
     let port = fields.required("port", found).and_then(|port| ports::number(port, found));
     let transport = ports::protocol(&mut fields, found);
