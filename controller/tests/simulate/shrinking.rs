@@ -1,6 +1,6 @@
 //! Nothing that goes away opens anything.
 //!
-//! Policies that allow are drawn at random over a small cluster; then a workload, a namespace or a label goes. Of those whose own walls stay what they
+//! Policies that allow, and Intents, are drawn at random over a small cluster; then a workload, a namespace or a label goes. Of those whose own walls stay what they
 //! were nobody may reach more than before, and nobody may be reached by more. (A label that goes may take a workload out of a policy's reach, which
 //! opens that workload's own walls; and who is asked not to have a label fulfils that without it. Neither is about peers that resolve to nobody.)
 
@@ -10,12 +10,13 @@ use std::{
 };
 
 use bulkhead_controller::{
+    diagnostic::source,
     model::Model,
-    policy::Policy,
+    policy::{self, Policy},
     simulate::{Connections, Party, Simulation, display},
     workloads::{WorkloadName, Workloads},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::select};
 
 use crate::cluster::{NAMESPACES, cluster};
 
@@ -57,6 +58,38 @@ fn lose(workloads: &Workloads, loss: Loss) -> (Workloads, BTreeSet<WorkloadName>
     (left, changed)
 }
 
+/// Services of every Intent, each the workloads whose label `app` is its name: nobody is the last one.
+const SERVICES: [&str; 3] = ["x", "y", "z"];
+
+/// Services of any namespace with a port, as they are written in this one.
+fn edges(own: &'static str) -> impl Strategy<Value = String> {
+    let edge = (select(&NAMESPACES[..]), select(&SERVICES[..]), select(&[80, 8080][..]));
+    let edge = edge.prop_map(move |(namespace, service, port)| match namespace {
+        _ if namespace == own => format!("\"{service}:{port}\""),
+        _ => format!("\"{namespace}/{service}:{port}\""),
+    });
+    prop::collection::btree_set(edge, 0..3).prop_map(|edges| edges.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+/// An Intent for each namespace, or none at all.
+fn intents() -> impl Strategy<Value = Vec<Policy>> {
+    let intent = |namespace| {
+        let service = |name| {
+            (edges(namespace), edges(namespace)).prop_map(move |(calls, accepts)| {
+                format!("  {name}: {{ select: {{ app: {name} }}, calls: [{calls}], accepts: [{accepts}] }}\n")
+            })
+        };
+        SERVICES.map(service).prop_map(move |services| {
+            let services = services.concat();
+            format!("apiVersion: bulkhead/v1\nkind: Intent\nnamespace: {namespace}\nservices:\n{services}")
+        })
+    };
+    prop::option::of(NAMESPACES.map(intent)).prop_map(|texts| {
+        let texts = texts.into_iter().flatten();
+        texts.flat_map(|text| policy::parse(&source("intent.yaml", text)).unwrap()).collect()
+    })
+}
+
 type Walls = BTreeMap<(WorkloadName, WorkloadName), Connections>;
 
 fn connections(policies: &[Policy], workloads: &Workloads) -> Walls {
@@ -77,8 +110,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn what_goes_away_opens_nothing((policies, workloads) in cluster(), losses in prop::collection::vec(loss(), 1..4)) {
-        let policies: Vec<Policy> = policies.into_iter().map(Policy::Network).collect();
+    fn what_goes_away_opens_nothing(
+        (policies, workloads) in cluster(),
+        intents in intents(),
+        losses in prop::collection::vec(loss(), 1..4),
+    ) {
+        let policies: Vec<Policy> = policies.into_iter().map(Policy::Network).chain(intents).collect();
         let mut before = connections(&policies, &workloads);
         let mut left = workloads;
         for loss in losses {
