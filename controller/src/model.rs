@@ -150,10 +150,14 @@ impl Deref for Workload {
 }
 
 impl Workload {
-    /// Where it listens by the name of a port, if it does so with this protocol.
-    #[must_use]
-    pub fn listens(&self, port: &str, transport: Option<Transport>) -> Option<(Transport, u16)> {
-        self.ports.get(port).copied().filter(|(own, _)| transport.is_none_or(|transport| transport == *own))
+    /// Where it listens by the name of a port, with this protocol or any.
+    pub fn listens(
+        &self,
+        port: &str,
+        transport: Option<Transport>,
+    ) -> impl Iterator<Item = (Transport, u16)> + use<'_> {
+        let all = self.ports.get(port).into_iter().flatten().copied();
+        all.filter(move |(own, _)| transport.is_none_or(|transport| transport == *own))
     }
 
     /// All of its addresses that are known.

@@ -115,8 +115,8 @@ pub struct Workload {
     pub uid: Option<Arc<str>>,
 }
 
-/// Ports by their names.
-pub type PortNames = BTreeMap<String, (Transport, u16)>;
+/// Ports by their names, those of one name in the order in which they are written: several containers of a pod may have one each.
+pub type PortNames = BTreeMap<String, Vec<(Transport, u16)>>;
 
 /// The overlay in whose prefixes of a node some address is; 0 for none.
 #[must_use]
@@ -400,7 +400,7 @@ impl Reader<'_> {
                 );
             }
             match listening(&written.value) {
-                Some(listening) => _ = ports.insert(port.value.clone(), listening),
+                Some(listening) => _ = ports.insert(port.value.clone(), vec![listening]),
                 None => self.error(
                     written,
                     format!("`{}` is not a port that a workload listens on", written.value),

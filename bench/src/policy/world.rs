@@ -133,7 +133,7 @@ impl World {
             ])),
             node: format!("n{node}").into(),
             mode: Mode::Enforce,
-            ports: Arc::new(PortNames::from([("http".to_owned(), (Transport::Tcp, 8080))])),
+            ports: Arc::new(PortNames::from([("http".to_owned(), vec![(Transport::Tcp, 8080)])])),
             endpoints: vec![Endpoint {
                 segment: 1,
                 addresses: vec![address],

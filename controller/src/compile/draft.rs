@@ -136,7 +136,7 @@ impl Listening for Everybody {
         transport: Option<Transport>,
     ) -> BTreeSet<(Transport, u16)> {
         let listeners = model.workloads.iter().filter(|(member, workload)| model.matches(peer, member, workload));
-        listeners.filter_map(|(_, workload)| workload.listens(name, transport)).collect()
+        listeners.flat_map(|(_, workload)| workload.listens(name, transport)).collect()
     }
 }
 

@@ -281,7 +281,9 @@ impl draft::Selector {
 
     /// Whether a workload has the port, where one is named.
     pub(super) fn has_port(&self, workload: &Workload) -> bool {
-        let of = |port: &draft::NamedPort| workload.ports.get(&port.name) == Some(&(port.transport, port.number));
+        let of = |port: &draft::NamedPort| {
+            workload.listens(&port.name, Some(port.transport)).any(|(_, number)| number == port.number)
+        };
         self.port.as_ref().is_none_or(of)
     }
 

@@ -327,8 +327,9 @@ fn covers(model: &Model, ports: &Ports, question: &Question<'_>) -> bool {
 fn stretches(model: &Model, ports: &Ports, to: Party<'_>) -> Vec<Stretch> {
     match ports {
         Ports::Named { name, transport } => {
-            let listening = workload(model, to).and_then(|(_, workload)| workload.listens(name, *transport));
-            listening.map(|(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
+            let listening =
+                workload(model, to).into_iter().flat_map(|(_, workload)| workload.listens(name, *transport));
+            listening.flat_map(|(transport, port)| Ports::one(transport, port).stretches()).collect()
         }
         ports => ports.stretches(),
     }

@@ -75,7 +75,7 @@ fn stretches(ports: &Ports, listener: &Workload) -> Vec<Stretch> {
     match ports {
         Ports::Named { name, transport } => {
             let listens = listener.listens(name, *transport);
-            listens.map(|(transport, port)| Ports::one(transport, port).stretches()).unwrap_or_default()
+            listens.flat_map(|(transport, port)| Ports::one(transport, port).stretches()).collect()
         }
         ports => ports.stretches(),
     }

@@ -62,7 +62,7 @@ fn look<'a>(
     let entry = found.entry((rule, name)).or_insert_with(fresh);
     if !entry.known {
         let listeners = listeners();
-        entry.known = listeners.iter().any(|workload| workload.listens(name, *transport).is_some());
+        entry.known = listeners.iter().any(|workload| workload.listens(name, *transport).next().is_some());
         entry.unsettled &= listeners.is_empty();
         entry.names.extend(listeners.iter().flat_map(|workload| workload.ports.keys()).map(String::as_str));
     }

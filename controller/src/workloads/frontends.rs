@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{Node, Reader, Workload, WorkloadName};
+use super::{Node, PortNames, Reader, Workload, WorkloadName};
 use crate::{
     diagnostic::{Diagnostic, Place, suggest},
     model::ServiceName,
@@ -59,12 +59,12 @@ pub enum Target {
 }
 
 impl FrontendPort {
-    /// Port on which a backend with these named ports listens.
+    /// Port on which a backend with these named ports listens: of several of one name the first with the protocol.
     #[must_use]
-    pub fn target_of(&self, ports: &BTreeMap<String, (Transport, u16)>) -> Option<u16> {
+    pub fn target_of(&self, ports: &PortNames) -> Option<u16> {
         match &self.target {
             Target::Number(number) => Some(*number),
-            Target::Named(name) => ports.get(name).filter(|port| port.0 == self.transport).map(|port| port.1),
+            Target::Named(name) => ports.get(name)?.iter().find(|port| port.0 == self.transport).map(|port| port.1),
         }
     }
 }
@@ -304,16 +304,16 @@ impl Reader<'_> {
             self.found.push(error.help("write the port's number; only workloads name their ports"));
         }
         for (workload, ports) in workloads.iter().map(|name| (name, &taken.workloads[name].ports)) {
-            let error = match ports.get(name) {
-                Some((transport, _)) if *transport == port.transport => continue,
-                Some((transport, number)) => {
+            let error = match ports.get(name).map(Vec::as_slice) {
+                Some(some) if some.iter().any(|(transport, _)| *transport == port.transport) => continue,
+                Some([(transport, number), ..]) => {
                     let message = format!(
                         "port `{name}` of workload `{workload}` is {number}/{transport}, this one is {}",
                         port.transport
                     );
                     Diagnostic::error(&place, message).help(format!("write `protocol: {transport}`, or another port"))
                 }
-                None => Diagnostic::error(&place, format!("workload `{workload}` has no port `{name}`"))
+                Some([]) | None => Diagnostic::error(&place, format!("workload `{workload}` has no port `{name}`"))
                     .help(suggest(name, ports.keys().map(String::as_str))),
             };
             self.found.push(error);

@@ -16,7 +16,9 @@ use bulkhead_controller::{
     network_policy::{NetworkPolicy, Rule},
     policy::{self, Policy},
     ports::{Ports, Transport},
-    workloads::{Endpoint, Frontend, FrontendPort, Node, NodeSegment, Target, Workload, WorkloadName, Workloads},
+    workloads::{
+        Endpoint, Frontend, FrontendPort, Node, NodeSegment, PortNames, Target, Workload, WorkloadName, Workloads,
+    },
 };
 use bulkhead_dataplane::{
     desired::Desired,
@@ -285,7 +287,7 @@ pub(crate) fn workload(node: &str, app: &str, addresses: &[&str], link: &str) ->
         labels: labels(&[("app", app)]).into(),
         node: node.into(),
         mode: Mode::Enforce,
-        ports: Arc::new([("http".to_owned(), (Transport::Tcp, 8080))].into()),
+        ports: Arc::new([("http".to_owned(), vec![(Transport::Tcp, 8080)])].into()),
         endpoints: vec![endpoint(addresses)],
         host: false,
         owner: None,
@@ -377,16 +379,20 @@ fn address_of(at: usize) -> IpAddr {
 
 fn some_workload() -> impl Strategy<Value = Workload> {
     let port = |name: &'static str, number: u16| {
-        prop::option::weighted(0.7, (prop::sample::select(vec![Transport::Tcp, Transport::Udp]), Just(number)))
+        prop::option::weighted(0.5, (prop::sample::select(vec![Transport::Tcp, Transport::Udp]), Just(number)))
             .prop_map(move |port| port.map(|port| (name.to_owned(), port)))
     };
-    let ports = (prop_oneof![port("http", 8080), port("http", 80)], port("metrics", 9090));
+    let ports = [port("http", 8080), port("http", 80), port("metrics", 9090)];
     let app = prop::option::weighted(0.9, prop::sample::select(&["web", "db"][..]));
     let tier = prop::option::weighted(0.3, prop::sample::select(&["even", "odd"][..]));
     let endpoints = prop_oneof![1 => Just(0..1_usize), 9 => Just(1..2_usize), 2 => Just(2..3_usize)];
     let endpoints = endpoints.prop_flat_map(|count| prop::collection::vec(endpoint(), count));
     (prop_oneof![3 => Just(0), 2 => Just(1), 1 => Just(2)], app, tier, ports, endpoints, prop::bool::weighted(0.05))
-        .prop_map(|(node, app, tier, (http, metrics), endpoints, host)| {
+        .prop_map(|(node, app, tier, ports, endpoints, host)| {
+            let mut names = PortNames::new();
+            for (name, port) in ports.into_iter().flatten() {
+                names.entry(name).or_default().push(port);
+            }
             let app = app.map(|app| ("app", app));
             let tier = tier.map(|tier| ("tier", tier));
             Workload {
@@ -394,7 +400,7 @@ fn some_workload() -> impl Strategy<Value = Workload> {
                 labels: labels(&app.into_iter().chain(tier).collect::<Vec<_>>()).into(),
                 node: format!("n{node}").into(),
                 mode: Mode::Enforce,
-                ports: Arc::new(http.into_iter().chain(metrics).collect()),
+                ports: Arc::new(names),
                 endpoints,
                 host,
                 owner: None,

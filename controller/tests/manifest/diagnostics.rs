@@ -47,7 +47,6 @@ fn objects() {
         "apiVersion: v1\nkind: Pod\nmetadata: { name: Web_1, namespace: sh/op, labels: { app: 1 } }\nspec: {}\n",
         "apiVersion: v1\nkind: Pod\nmetadata: { name: web }\n",
         "apiVersion: v1\nkind: Pod\nmetadata: { name: web }\nspec:\n  hostNetwork: \"yes\"\n  containers:\n  - ports: [{ name: http, containerPort: 80800 }, { name: dns, containerPort: 53, protocol: udp }, { name: x }]\nstatus: { podIP: 10.244.1 }\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: { name: dns }\nspec:\n  containers:\n  - ports: [{ name: dns, containerPort: 53, protocol: UDP }]\n  - ports: [{ name: dns, containerPort: 53 }]\n  - ports: [{ name: dns, containerPort: 53, protocol: UDP }]\n",
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web }\nspec: { replicas: 1 }\n",
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web, Labels: { app: web } }\nspec: { template: { metadata: { label: {} }, spec: {} } }\n",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: web, nmespace: shop, selfLink: /a, managedFields: [] }\nspec: { podSelector: {} }\n",

@@ -13,7 +13,7 @@ use bulkhead_controller::{
     model::{Peer, PolicyName, Scope},
     network_policy::{NetworkPolicy, Rule},
     ports::{Ports, Transport},
-    workloads::{Endpoint, Node, Workload, WorkloadName, Workloads},
+    workloads::{Endpoint, Node, PortNames, Workload, WorkloadName, Workloads},
 };
 use bulkhead_ebpf::abi::{Action, Direction, Mode};
 use proptest::{prelude::*, sample::select};
@@ -78,8 +78,8 @@ fn policy(number: usize) -> impl Strategy<Value = NetworkPolicy> {
 }
 
 fn workload(number: u8) -> impl Strategy<Value = (WorkloadName, Workload)> {
-    let port = prop::option::of(prop_oneof![Just(80_u16), Just(8080)]);
-    (select(&NAMESPACES[..]), labels("app"), port).prop_map(move |(namespace, labels, port)| {
+    let ports = prop::sample::subsequence(vec![80_u16, 8080], 0..=2);
+    (select(&NAMESPACES[..]), labels("app"), ports).prop_map(move |(namespace, labels, ports)| {
         let name = WorkloadName::new(namespace.to_owned(), format!("w{number}"));
         let endpoint = Endpoint {
             segment: 0,
@@ -92,7 +92,10 @@ fn workload(number: u8) -> impl Strategy<Value = (WorkloadName, Workload)> {
             labels: labels.into(),
             node: "n1".into(),
             mode: Mode::Enforce,
-            ports: Arc::new(port.map(|port| ("http".to_owned(), (Transport::Tcp, port))).into_iter().collect()),
+            ports: Arc::new(PortNames::from([(
+                "http".to_owned(),
+                ports.into_iter().map(|port| (Transport::Tcp, port)).collect(),
+            )])),
             endpoints: vec![endpoint],
             host: false,
             owner: None,

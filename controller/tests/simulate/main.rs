@@ -6,6 +6,7 @@ mod cluster;
 mod conformance;
 mod explained;
 mod help;
+mod named;
 mod recipes;
 mod reference;
 mod shrinking;

@@ -56,7 +56,9 @@ impl Cluster<'_> {
         ports.iter().any(|ports| match ports {
             Ports::Any => true,
             Ports::Range { transport: Transport::Tcp, first, last } => (*first..=*last).contains(&port),
-            Ports::Named { name, .. } => listener.ports.get(name) == Some(&(Transport::Tcp, port)),
+            Ports::Named { name, .. } => {
+                listener.ports.get(name).is_some_and(|ports| ports.contains(&(Transport::Tcp, port)))
+            }
             other => panic!("{other} is not drawn"),
         })
     }

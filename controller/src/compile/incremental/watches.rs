@@ -37,7 +37,7 @@ impl Watches {
         let watched = self.0.entry(watch.clone()).or_insert_with(|| {
             let mut watched = Watched::default();
             let members = model.candidates(&watch.peer);
-            for at in members.filter_map(|(name, workload)| watch.listens(model, name, workload)) {
+            for at in members.flat_map(|(name, workload)| watch.listens(model, name, workload)) {
                 *watched.listening.entry(at).or_default() += 1;
             }
             watched
@@ -57,8 +57,8 @@ impl Watches {
 
     /// Where a workload is counted, as the model is now.
     pub(super) fn of(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> Counted {
-        let at = |watch: &Watch| Some((watch.clone(), watch.listens(model, name, workload)?));
-        self.0.keys().filter_map(at).collect()
+        let all = self.0.keys();
+        all.flat_map(|watch| watch.listens(model, name, workload).map(|at| (watch.clone(), at))).collect()
     }
 
     /// Counts somebody here who was counted there. Watches that find other ports than before.
@@ -86,9 +86,16 @@ impl Watches {
 }
 
 impl Watch {
-    fn listens(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> Option<(Transport, u16)> {
-        let at = workload.listens(&self.port, self.transport)?;
-        model.matches(&self.peer, name, workload).then_some(at)
+    fn listens<'a>(
+        &self,
+        model: &Model,
+        name: &WorkloadName,
+        workload: &'a Workload,
+    ) -> impl Iterator<Item = (Transport, u16)> + use<'a> {
+        let mut at = workload.listens(&self.port, self.transport).peekable();
+        // Mostly it has no port of that name.
+        let is_member = at.peek().is_some() && model.matches(&self.peer, name, workload);
+        at.filter(move |_| is_member)
     }
 }
 

@@ -485,7 +485,7 @@ mod tests {
         assert_eq!((&*web.node, web.labels["app"].as_str(), web.host), ("n1", "web", false));
         assert_eq!(web.place.to_string(), "m.yaml:3:19");
         let ports: Vec<_> =
-            web.ports.iter().map(|(name, (transport, port))| format!("{name} {port}/{transport}")).collect();
+            web.ports.iter().map(|(name, ports)| format!("{name} {}/{}", ports[0].1, ports[0].0)).collect();
         assert_eq!(ports, ["dns 53/udp", "http 8080/tcp", "mesh 15001/tcp"]);
         let [endpoint] = &web.endpoints[..] else { panic!("{:?}", web.endpoints) };
         assert_eq!(addresses(&endpoint.addresses), ["10.244.1.5", "2001:db8::5"]);

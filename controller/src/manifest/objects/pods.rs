@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
 use super::super::{
     ports,
-    read::{note_metadata, note_unknown, warning},
+    read::{note_metadata, note_unknown},
 };
 use super::{Metadata, address, known, list, section};
 use crate::{
@@ -155,7 +155,7 @@ fn template(labels: Labels, spec: &mut Fields<'_>, found: &mut Diagnostics) -> T
     Template { labels: Arc::new(labels), node: node.filter(|(name, _)| !name.is_empty()), host, ports: Arc::new(ports) }
 }
 
-/// Named ports of a container. Of several containers that have one of the same name the first has it.
+/// Named ports of a container. A name that several containers have given means each of these ports.
 fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mut Diagnostics) {
     for item in list(container, "ports", found) {
         let Some(mut fields) = item.fields(found) else { continue };
@@ -164,10 +164,9 @@ fn container_ports(container: &mut Fields<'_>, ports: &mut PortNames, found: &mu
         // Without a number it is a name for nothing.
         let number = fields.get("containerPort").and_then(|port| ports::number(port, found));
         if let (Some(number), Some(transport)) = (number, ports::protocol(&mut fields, found)) {
-            let first = *ports.entry(name.to_owned()).or_insert((transport, number));
-            if first != (transport, number) {
-                let message = format!("`{name}` is the name of a port of another container, and means that one");
-                found.push(warning(item, message, "give each port of a pod a name of its own"));
+            let of_name = ports.entry(name.to_owned()).or_default();
+            if !of_name.contains(&(transport, number)) {
+                of_name.push((transport, number));
             }
         }
     }
