@@ -101,7 +101,7 @@ fn dead(pairs: &mut [Pair], server_first: bool) {
     }
 }
 
-/// Connections on which both sides never stop to talk.
+/// Connections on which both sides never stop to talk; on every other one the server speaks first.
 struct Busy {
     turns: Vec<(String, Arc<AtomicU64>)>,
     stop: Arc<AtomicBool>,
@@ -112,7 +112,8 @@ impl Busy {
     fn start(pairs: Vec<Pair>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut busy = Self { turns: Vec::new(), stop: stop.clone(), threads: Vec::new() };
-        for Pair { name, mut client, mut server } in pairs {
+        for (number, Pair { name, client, server }) in pairs.into_iter().enumerate() {
+            let (mut first, mut second) = if number % 2 == 0 { (client, server) } else { (server, client) };
             let (turns, stop) = (Arc::new(AtomicU64::new(0)), stop.clone());
             busy.turns.push((name, turns.clone()));
             busy.threads.push(thread::spawn(move || {
@@ -129,10 +130,10 @@ impl Busy {
                     }
                     false
                 };
-                while client.write_all(b"?").is_ok()
-                    && heard(&mut server)
-                    && server.write_all(b"!").is_ok()
-                    && heard(&mut client)
+                while first.write_all(b"?").is_ok()
+                    && heard(&mut second)
+                    && second.write_all(b"!").is_ok()
+                    && heard(&mut first)
                 {
                     turns.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(std::time::Duration::from_millis(20));
