@@ -60,8 +60,11 @@ pub(super) fn note_metadata(metadata: &mut Fields<'_>, found: &mut Diagnostics) 
 
 /// Notes what is none of these fields.
 pub(super) fn note_unknown(fields: &mut Fields<'_>, known: &[&'static str], found: &mut Diagnostics) {
-    fields.ignore(known);
-    fields.note_rest(&[], found);
+    // A cluster has many objects, with nothing else in them.
+    if !fields.are_among(known) {
+        fields.ignore(known);
+        fields.note_rest(&[], found);
+    }
 }
 
 /// Reads `metadata`, of which values that are not needed may be anything.

@@ -287,6 +287,11 @@ impl<'a> Fields<'a> {
         self.known.extend(names);
     }
 
+    /// Whether everything that stands there is called so.
+    pub(crate) fn are_among(&self, names: &[&str]) -> bool {
+        self.entries.iter().all(|(key, _)| names.contains(&key.value.as_str()))
+    }
+
     /// What stands there and was not asked for.
     pub(crate) fn rest(&self) -> impl Iterator<Item = Diagnostic> {
         let unknown = self.entries.iter().filter(|(key, _)| !self.known.contains(&key.value.as_str()));

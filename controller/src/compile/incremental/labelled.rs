@@ -45,13 +45,18 @@ impl<S: BuildHasher> Labelled<S> {
         self.hashing.hash_one((label, value))
     }
 
+    /// Of each label, in their order.
+    fn hashes(&self, labels: &Labels) -> Vec<u64> {
+        labels.iter().map(|(label, value)| self.hash(label, value)).collect()
+    }
+
     /// A workload has its addresses. To be told once.
     pub(super) fn add(&mut self, name: &WorkloadName, workload: &Workload) {
         // Whoever lives in its node's own network is no peer by its labels.
         if workload.host || keys(workload).next().is_none() {
             return;
         }
-        let hashes: Vec<_> = workload.labels.iter().map(|(label, value)| self.hash(label, value)).collect();
+        let hashes = self.hashes(&workload.labels);
         let namespace = self.namespaces.entry(name.namespace.clone()).or_default();
         for (at, ((label, value), hash)) in workload.labels.iter().zip(hashes).enumerate() {
             let new = || Having { witness: (Arc::clone(&workload.labels), at), mixed: false, all: Vec::new() };
@@ -67,7 +72,7 @@ impl<S: BuildHasher> Labelled<S> {
 
     /// A workload has them no longer, as it was added.
     pub(super) fn remove(&mut self, name: &WorkloadName, workload: &Workload) {
-        let hashes: Vec<_> = workload.labels.iter().map(|(label, value)| self.hash(label, value)).collect();
+        let hashes = self.hashes(&workload.labels);
         let Some(namespace) = self.namespaces.get_mut(&name.namespace).filter(|_| !workload.host) else { return };
         for hash in hashes {
             let Some(having) = namespace.get_mut(&hash) else { continue };
