@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Other containers of the service that run meanwhile; a row for each number.
     #[arg(long, value_delimiter = ',', default_value = "0,50,100")]
     others: Vec<usize>,
+    /// How long the kernel may take for what attaching waits for, as agents are told; rows for each.
+    #[arg(long, value_delimiter = ',', default_value = "expedited,normal")]
+    grace_periods: Vec<String>,
     /// Few of all, and no figures.
     #[arg(long)]
     smoke: bool,
@@ -52,7 +55,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if starts == 0 {
         bail!("nothing is measured in 0 starts");
     }
-    added(&reference, starts, others, !options.smoke)?;
+    if !options.smoke {
+        println!(
+            "milliseconds               ADD of bridge and host-local    ADD of bulkhead-cni behind them     DEL of it"
+        );
+        println!(
+            "grace periods   others              p50      p99                     p50      p99               p50      p99"
+        );
+    }
+    for grace_periods in &options.grace_periods {
+        added(&reference, starts, others, grace_periods, !options.smoke)?;
+    }
     reach::run(&reference, starts, !options.smoke)?;
     if options.smoke {
         println!(
@@ -63,13 +76,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// What the plugin adds to ADD, by the number of other containers.
-fn added(reference: &Path, starts: usize, others: &[usize], figures: bool) -> Result<()> {
+fn added(reference: &Path, starts: usize, others: &[usize], grace_periods: &str, figures: bool) -> Result<()> {
     let most = others.iter().copied().max().unwrap_or_default();
     let mut lab = Lab::new(Topology::builder().nodes(2).workload("db", 1))?;
     lab.contained = (0..=most).map(|n| (format!("web-{n}"), (0, Vec::new()))).collect();
     lab.write_workloads()?;
     lab.policy("shop.yaml", POLICY)?;
-    let _agent = Agent::start(&lab, 0, &[])?;
+    let _agent = Agent::start(&lab, 0, &["--grace-periods", grace_periods])?;
     let chain = Chain::new(&lab, 0, reference, "1.0.0", 100);
     // The same store of addresses: no two containers have one.
     let mut bare = Chain::new(&lab, 0, reference, "1.0.0", 100);
@@ -77,10 +90,6 @@ fn added(reference: &Path, starts: usize, others: &[usize], figures: bool) -> Re
     bare.plugins.retain(|plugin| plugin["type"] != "bulkhead-cni");
 
     let mut running: Vec<Container> = Vec::new();
-    if figures {
-        println!("milliseconds  ADD of bridge and host-local    ADD of bulkhead-cni behind them     DEL of it");
-        println!("others              p50      p99                     p50      p99               p50      p99");
-    }
     for &count in others {
         while running.len() > count {
             chain.del(&running.pop().context("one more runs")?);
@@ -113,7 +122,7 @@ fn added(reference: &Path, starts: usize, others: &[usize], figures: bool) -> Re
         if figures {
             let [before, added, removed] = [before, added, removed].map(|times| (at(&times, 50), at(&times, 99)));
             println!(
-                "{count:>6}          {:>7.1}  {:>7.1}                 {:>7.1}  {:>7.1}           {:>7.1}  {:>7.1}",
+                "{grace_periods:<13} {count:>8}          {:>7.1}  {:>7.1}                 {:>7.1}  {:>7.1}           {:>7.1}  {:>7.1}",
                 before.0, before.1, added.0, added.1, removed.0, removed.1
             );
         }

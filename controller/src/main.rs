@@ -40,7 +40,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
-    cni, gate,
+    cni, expedite, gate,
     kernel::{KernelNode, Options, XdpMode, attached, detach},
     mark,
 };
@@ -235,6 +235,19 @@ struct AgentArgs {
     /// the guarded links drop everything for the moment that the change takes.
     #[arg(long, value_name = "MASK", default_value = "0x3f000fff", value_parser = mark::parse)]
     mark_mask: u32,
+    /// How long the kernel may take for grace periods, which attaching and detaching wait for.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    grace_periods: GracePeriods,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum GracePeriods {
+    /// Well below a millisecond: /sys/kernel/rcu_expedited is set while the agent waits, where it can be written. The kernel does so by itself for most
+    /// changes to links. It interrupts processors that are busy in the kernel; a kernel for real time is left alone.
+    #[default]
+    Expedited,
+    /// Some ten milliseconds each.
+    Normal,
 }
 
 #[derive(Args)]
@@ -428,6 +441,14 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         |socket: &Path| socket.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new(".")).to_owned();
     let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
     let (state, pins) = (args.state.clone(), args.pins.clone());
+    if args.grace_periods == GracePeriods::Expedited
+        && let Err(error) = expedite::allow()
+    {
+        tracing::info!(
+            "attaching takes the kernel some ten milliseconds, as with `--grace-periods normal`: {}: {error}",
+            expedite::SWITCH
+        );
+    }
     let needs = Needs { state, sockets, pins, group: args.socket_group };
     let confined = confine::confine(&needs)
         .into_diagnostic()

@@ -11,6 +11,7 @@ use std::{
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_ARRAY_OF_MAPS};
 
 use crate::{
+    expedite,
     node::NodeError,
     sys::{self, Doing as _, Map, Shape},
 };
@@ -48,7 +49,7 @@ impl Grace {
         match self {
             Self::Membarrier => sys::membarrier(),
             Self::OuterMap { outer, inner } => {
-                outer.put(&0_u32.to_ne_bytes(), &inner.as_fd().as_raw_fd().to_ne_bytes())
+                expedite::waiting(|| outer.put(&0_u32.to_ne_bytes(), &inner.as_fd().as_raw_fd().to_ne_bytes()))
             }
         }
     }

@@ -13,6 +13,7 @@ pub mod cni;
 mod command;
 pub mod connections;
 pub mod desired;
+pub mod expedite;
 mod filters;
 pub mod gate;
 mod grace;

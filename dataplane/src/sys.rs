@@ -24,7 +24,7 @@ use aya_obj::generated::{
     bpf_prog_info, bpf_prog_type,
 };
 
-use crate::node::NodeError;
+use crate::{expedite, node::NodeError};
 
 /// Says what was tried when something fails.
 pub(crate) trait Doing<T> {
@@ -715,7 +715,7 @@ pub fn link_create(program: &impl AsFd, ifindex: u32, kind: LinkKind) -> io::Res
     attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
     attr.link_create.attach_type = attach_type as u32;
     attr.link_create.flags = flags;
-    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+    expedite::waiting(|| bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr))
 }
 
 /// Detaches a link at once. (When its last pin and descriptor go, the kernel does so too, but later.)
@@ -725,7 +725,7 @@ pub fn link_create(program: &impl AsFd, ifindex: u32, kind: LinkKind) -> io::Res
 pub fn link_detach(fd: &impl AsFd) -> io::Result<()> {
     let mut attr = zeroed();
     attr.link_detach.link_fd = raw(fd);
-    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
+    expedite::waiting(|| bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr)).map(drop)
 }
 
 /// Puts another program into a link, without a gap.
@@ -899,6 +899,6 @@ pub fn live_frames(program: &impl AsFd, frame: &[u8], ifindex: u32, count: u32) 
 pub fn membarrier() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: c_long = 1;
     // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    let result = expedite::waiting(|| unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) });
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -14,6 +14,7 @@ use crate::{
     bytes,
     clock::Clock,
     connections::NewFlow,
+    expedite,
     grace::Grace,
     load::Maps,
     node::NodeError,
@@ -91,9 +92,10 @@ impl KernelStore {
                 self.maps.pin_inner(outer, *slot, &table)?;
                 tables.push(table);
             }
-            // A map of maps takes descriptors.
+            // A map of maps takes descriptors, and each call waits for who may still use an older table.
             let values: Vec<u8> = tables.iter().flat_map(|table| table.as_fd().as_raw_fd().to_ne_bytes()).collect();
-            self.maps.get(outer)?.put_batch(&keys(slots), &values).doing(|| "give endpoints their flow tables")
+            let outer = self.maps.get(outer)?;
+            expedite::waiting(|| outer.put_batch(&keys(slots), &values)).doing(|| "give endpoints their flow tables")
         })
     }
 
@@ -105,7 +107,8 @@ impl KernelStore {
         both(|outer| {
             // The pin first: one that is left over would keep the table's memory.
             slots.iter().try_for_each(|slot| self.maps.unpin_inner(outer, *slot))?;
-            self.maps.get(outer)?.remove_batch(&keys(slots)).doing(|| "free flow tables")
+            let outer = self.maps.get(outer)?;
+            expedite::waiting(|| outer.remove_batch(&keys(slots))).doing(|| "free flow tables")
         })
     }
 

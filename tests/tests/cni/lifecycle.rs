@@ -4,12 +4,18 @@ use std::{
     fs,
     net::IpAddr,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use bulkhead_dataplane::sys::{link_detach, obj_get};
+use bulkhead_dataplane::{
+    expedite::SWITCH,
+    sys::{link_detach, obj_get},
+};
+use bulkhead_fixtures::skip;
 use bulkhead_tests::{
     Agent,
     chain::{Chain, Container, call, our_plugin},
@@ -68,6 +74,47 @@ fn a_container_is_guarded_from_add_to_del() {
         chain.del(&web);
         assert_eq!(pinned(&lab, 0), before, "{version}");
     }
+}
+
+/// The kernel is asked to hurry while an agent attaches, by an agent that was not told to leave that alone. Others may do the same meanwhile.
+#[test]
+fn grace_periods_are_hurried_unless_the_agent_is_told_not_to() {
+    let Some(directory) = plugins() else { return };
+    if !skip::require("a kernel that is not built for real time", !Path::new("/sys/kernel/realtime").exists()) {
+        return;
+    }
+    let lab = lab(&["web-1"]);
+    let holds = |agent: &Agent| {
+        let files = fs::read_dir(format!("/proc/{}/fd", agent.id())).unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|path| path == Path::new(SWITCH)))
+    };
+    let normal = Agent::start(&lab, 0, &["--grace-periods", "normal"]).unwrap();
+    assert!(!holds(&normal), "{}", normal.log());
+    drop(normal);
+
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    assert!(holds(&agent), "{}", agent.log());
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let is = || fs::read_to_string(SWITCH).unwrap().trim().to_owned();
+    let (seen, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let refused = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                seen.fetch_or(is() != "0", Ordering::Relaxed);
+            }
+        });
+        let refused = (0..20).find_map(|_| {
+            let mut web = Container::new("web-1");
+            let refused = chain.add(&mut web).err();
+            chain.del(&web);
+            refused
+        });
+        done.store(true, Ordering::Relaxed);
+        refused
+    });
+    assert_eq!(refused, None);
+    assert!(seen.into_inner(), "{SWITCH} was not set by any of 20 starts");
+    eventually("it is set back", || is() == "0");
 }
 
 /// Two networks' interfaces, each with an ADD of its own as podman does for `--network a,b`, and both in the result of one ADD: each has walls of its own.
