@@ -22,7 +22,7 @@ use crate::{
     network_policy::NetworkPolicy,
     policy::Policy,
     ports::{Ports, Transport},
-    workloads::{self, Frontend, FrontendPort, Node, Target, WorkloadName, Workloads},
+    workloads::{self, Frontend, FrontendPort, Node, Outside, Target, WorkloadName, Workloads},
 };
 use bulkhead_dataplane::desired;
 use bulkhead_ebpf::abi::Direction;
@@ -460,7 +460,7 @@ impl Model {
     /// Whether these are outside addresses that answer for a resolver.
     fn answers(&self, cidrs: &Cidrs) -> bool {
         let resolving = self.frontends.values().filter(|frontend| !frontend.addresses.is_disjoint(&self.resolvers));
-        resolving.into_iter().any(|frontend| hosts(&frontend.outside) == Peer::Cidrs(cidrs.clone()))
+        resolving.into_iter().any(|frontend| hosts(&addresses(&frontend.outside)) == Peer::Cidrs(cidrs.clone()))
     }
 
     /// Every prefix that a policy mentions.
@@ -558,6 +558,21 @@ pub fn holds(cidrs: &Cidrs, address: IpAddr) -> bool {
 }
 
 /// Addresses as a peer.
+/// Who answers a port outside, by the port that answers.
+fn by_port(outside: &BTreeSet<Outside>, port: &FrontendPort) -> BTreeMap<u16, BTreeSet<IpAddr>> {
+    let mut by_port: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
+    for Outside { address, ports } in outside {
+        if let Some(number) = port.target_of(ports) {
+            by_port.entry(number).or_default().insert(*address);
+        }
+    }
+    by_port
+}
+
+fn addresses(outside: &BTreeSet<Outside>) -> BTreeSet<IpAddr> {
+    outside.iter().map(|outside| outside.address).collect()
+}
+
 fn hosts(addresses: &BTreeSet<IpAddr>) -> Peer {
     Peer::Cidrs(Cidrs { cidrs: addresses.iter().map(|&address| address.into()).collect(), except: Vec::new() })
 }
@@ -799,7 +814,7 @@ impl Builder<'_> {
                 let workloads = (!frontend.workloads.is_empty()).then(|| name.clone());
                 let ports = frontend.ports.iter().filter(dns);
                 answering.extend(
-                    ports.map(|port| (name.clone(), workloads.clone(), frontend.outside.clone(), port.clone())),
+                    ports.map(|port| (name.clone(), workloads.clone(), by_port(&frontend.outside, port), port.clone())),
                 );
             }
         }
@@ -825,12 +840,12 @@ impl Builder<'_> {
                     Target::Number(number) => Ports::one(*transport, *number),
                     Target::Named(name) => Ports::named(name),
                 };
-                let named = |from: &str| desired::Rule {
+                let named = |ports: &Ports, from: &str| desired::Rule {
                     name: format!("{}: {} asks dns {ports} {from} {name}", self.intent.namespace, service.name),
                     origin: place.origin(),
                 };
-                let rule = |from: &str, wall, direction, peer| Rule {
-                    named: Arc::new(named(from)),
+                let rule = |ports: &Ports, from: &str, wall, direction, peer| Rule {
+                    named: Arc::new(named(ports, from)),
                     place: place.clone(),
                     wall,
                     direction,
@@ -841,11 +856,19 @@ impl Builder<'_> {
                 let caller = || Wall::Service(full.clone());
                 if let Some(frontend) = workloads {
                     let backends = (Wall::Backends(frontend.clone()), Peer::Backends(frontend.clone()));
-                    self.model.rules.push(rule("of", caller(), Direction::Egress, backends.1));
-                    self.model.rules.push(rule("of", backends.0, Direction::Ingress, Peer::Service(full.clone())));
+                    self.model.rules.push(rule(&ports, "of", caller(), Direction::Egress, backends.1));
+                    self.model.rules.push(rule(
+                        &ports,
+                        "of",
+                        backends.0,
+                        Direction::Ingress,
+                        Peer::Service(full.clone()),
+                    ));
                 }
-                if !outside.is_empty() {
-                    self.model.rules.push(rule("outside, of", caller(), Direction::Egress, hosts(outside)));
+                for (number, addresses) in outside {
+                    let ports = Ports::one(*transport, *number);
+                    let outside = rule(&ports, "outside, of", caller(), Direction::Egress, hosts(addresses));
+                    self.model.rules.push(outside);
                 }
             }
         }

@@ -278,7 +278,7 @@ pub fn services(model: &Model) -> Vec<ServiceLine> {
             .workloads
             .iter()
             .map(ToString::to_string)
-            .chain(frontend.outside.iter().map(ToString::to_string))
+            .chain(frontend.outside.iter().map(|outside| outside.address.to_string()))
             .collect(),
     };
     model.frontends.iter().map(line).collect()

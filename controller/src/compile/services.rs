@@ -7,7 +7,7 @@ use bulkhead_dataplane::desired::{Backend, Segment, ServiceAddress};
 use super::network::Underlay;
 use crate::{
     model::Model,
-    workloads::{Frontend, FrontendPort, Target},
+    workloads::{Frontend, FrontendPort, Outside},
 };
 
 /// Every port of every service address, in each segment in use on the node.
@@ -72,12 +72,9 @@ fn backends(
             }
         }
     }
-    if let Target::Number(number) = port.target {
-        backends.extend(frontend.outside.iter().map(|&address| Backend {
-            address,
-            port: number,
-            judged_later: underlay.is_encapsulated(segment, address.into()),
-        }));
-    }
+    backends.extend(frontend.outside.iter().filter_map(|Outside { address, ports }| {
+        let judged_later = underlay.is_encapsulated(segment, (*address).into());
+        Some(Backend { address: *address, port: port.target_of(ports)?, judged_later })
+    }));
     backends
 }

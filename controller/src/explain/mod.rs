@@ -5,11 +5,7 @@ mod report;
 mod walls;
 mod who;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use bulkhead_ebpf::abi::{Class, Direction};
 
@@ -211,8 +207,9 @@ fn translated<'a>(model: &'a Model, question: Question<'a>) -> Vec<Question<'a>>
         let family = workload.addresses().any(|own| own.is_ipv4() == address.is_ipv4());
         family.then_some((Party::Workload(name), port.target_of(&workload.ports)?))
     });
-    let outside = frontend.outside.iter().filter(|outside| outside.is_ipv4() == address.is_ipv4());
-    let outside = outside.filter_map(|&outside| Some((Party::Address(outside), port.target_of(&BTreeMap::new())?)));
+    let outside = frontend.outside.iter().filter(|outside| outside.address.is_ipv4() == address.is_ipv4());
+    let outside =
+        outside.filter_map(|outside| Some((Party::Address(outside.address), port.target_of(&outside.ports)?)));
     workloads.chain(outside).map(|(to, value)| Question { to, value, ..question }).collect()
 }
 

@@ -8,7 +8,7 @@ use super::{Check, Finding, quoted};
 use crate::{
     ports::point,
     simulate::{Party, Range, Simulation, display, text::party},
-    workloads::{Frontend, FrontendPort},
+    workloads::{Frontend, FrontendPort, Outside},
 };
 
 /// Backends of a port by name, each with the port on which it listens; of one outside the range in which it is.
@@ -45,11 +45,10 @@ fn backends(simulation: &Simulation<'_>, frontend: &Frontend, port: &FrontendPor
         let target = port.target_of(&workload.ports)?;
         simulation.meets(&group, v6).then_some((group, (None, target)))
     });
-    let outside = frontend.outside.iter().filter_map(|address| {
+    let outside = frontend.outside.iter().filter_map(|Outside { address, ports }| {
         let mut ranges = simulation.outside(Direction::Egress).iter();
         let range = ranges.find(|range| range.is_ipv6() == v6 && (range.first()..=range.last()).contains(address))?;
-        // Nobody there has names for ports.
-        Some((address.to_string(), (Some(*range), port.target_of(&BTreeMap::new())?)))
+        Some((address.to_string(), (Some(*range), port.target_of(ports)?)))
     });
     workloads.chain(outside).collect()
 }

@@ -81,7 +81,7 @@ impl<'a> Known<'a> {
     fn new(model: &'a Model) -> Self {
         let workloads = model.workloads.iter();
         let nodes = model.nodes.values();
-        let outside = model.frontends.values().flat_map(|frontend| &frontend.outside);
+        let outside = model.frontends.values().flat_map(|frontend| &frontend.outside).map(|outside| &outside.address);
         Self {
             workloads: workloads
                 .flat_map(|(name, workload)| workload.addresses().map(move |address| (address, name.to_string())))

@@ -32,8 +32,24 @@ pub struct Frontend {
     pub ports: Vec<FrontendPort>,
     /// Workloads that answer.
     pub workloads: BTreeSet<WorkloadName>,
-    /// Addresses outside that answer.
-    pub outside: BTreeSet<IpAddr>,
+    /// Who else answers.
+    pub outside: BTreeSet<Outside>,
+}
+
+/// A backend that is no workload with an address: an address outside, or a pod in the network of its node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outside {
+    /// Where it answers.
+    pub address: IpAddr,
+    /// Its named ports: those of a pod. Two pods of one node have one address and names of their own.
+    pub ports: Arc<PortNames>,
+}
+
+impl From<IpAddr> for Outside {
+    /// Nobody that names ports.
+    fn from(address: IpAddr) -> Self {
+        Self { address, ports: Arc::default() }
+    }
 }
 
 /// A port of a [`Frontend`].
@@ -193,7 +209,7 @@ impl Reader<'_> {
         service: &ServiceName,
         fields: &FrontendFields,
         taken: &Taken<'_>,
-    ) -> (BTreeSet<WorkloadName>, BTreeSet<IpAddr>) {
+    ) -> (BTreeSet<WorkloadName>, BTreeSet<Outside>) {
         let (mut workloads, mut outside) = (BTreeSet::new(), BTreeSet::new());
         for written in &fields.backends {
             let fresh = if written.value.parse::<IpAddr>().is_ok() {
@@ -205,7 +221,7 @@ impl Reader<'_> {
                         .note(first, "described here");
                     self.found.push(error.help("write the workload's name"));
                 }
-                outside.insert(address)
+                outside.insert(address.into())
             } else {
                 let name = WorkloadName::new(service.namespace.clone(), written.value.clone());
                 if !taken.workloads.contains_key(&name) {
@@ -294,12 +310,12 @@ impl Reader<'_> {
         written: &Spanned<String>,
         port: &FrontendPort,
         workloads: &BTreeSet<WorkloadName>,
-        outside: &BTreeSet<IpAddr>,
+        outside: &BTreeSet<Outside>,
         taken: &Taken<'_>,
     ) {
         let Target::Named(name) = &port.target else { return };
         let place = self.at(written);
-        if let Some(address) = outside.first() {
+        if let Some(Outside { address, .. }) = outside.first() {
             let error = Diagnostic::error(&place, format!("backend {address} has no port names"));
             self.found.push(error.help("write the port's number; only workloads name their ports"));
         }

@@ -17,7 +17,8 @@ use bulkhead_controller::{
     policy::{self, Policy},
     ports::{Ports, Transport},
     workloads::{
-        Endpoint, Frontend, FrontendPort, Node, NodeSegment, PortNames, Target, Workload, WorkloadName, Workloads,
+        Endpoint, Frontend, FrontendPort, Node, NodeSegment, Outside, PortNames, Target, Workload, WorkloadName,
+        Workloads,
     },
 };
 use bulkhead_dataplane::{
@@ -487,7 +488,13 @@ fn some_frontend() -> impl Strategy<Value = Frontend> {
     });
     let addresses = prop::sample::subsequence(&["10.96.0.1", "10.96.0.2", "10.96.0.10", "2001:db8:96::1"][..], 1..=2);
     let backends = prop::collection::btree_set(workload_name(), 0..4);
-    let outside = prop::option::weighted(0.2, Just(address("192.0.2.12")));
+    // A pod in its node's network has names for ports, and who is outside has none.
+    let named = || Arc::new(PortNames::from([("http".to_owned(), vec![(Transport::Tcp, 9100)])]));
+    let outside = prop_oneof![
+        Just(Outside::from(address("192.0.2.12"))),
+        Just(named()).prop_map(|ports| Outside { address: address("192.0.2.12"), ports })
+    ];
+    let outside = prop::option::weighted(0.3, outside);
     (addresses, prop::collection::vec(port, 1..3), backends, outside).prop_map(
         |(addresses, ports, workloads, outside)| Frontend {
             outside: outside.into_iter().collect(),

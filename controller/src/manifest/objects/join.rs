@@ -20,8 +20,8 @@ use crate::{
     model::ServiceName,
     ports::Transport,
     workloads::{
-        Endpoint, Frontend, FrontendPort, Node, Owner, SERVICE_LABEL, Target, Workload, WorkloadName, Workloads,
-        segment_of,
+        Endpoint, Frontend, FrontendPort, Node, Outside, Owner, SERVICE_LABEL, Target, Workload, WorkloadName,
+        Workloads, segment_of,
     },
 };
 
@@ -307,7 +307,7 @@ impl<'a> Join<'a> {
             for address in &endpoint.addresses {
                 match self.addresses.get(address) {
                     Some((name, _)) => _ = frontend.workloads.insert(name.clone()),
-                    None => _ = frontend.outside.insert(*address),
+                    None => _ = frontend.outside.insert((*address).into()),
                 }
             }
         }
@@ -325,7 +325,8 @@ impl<'a> Join<'a> {
             if !workload.host {
                 frontend.workloads.insert(name.clone());
             } else if let Some(pod) = self.pods.get(name) {
-                frontend.outside.extend(pod.addresses.iter().map(|(address, _)| *address));
+                let ports = || Arc::clone(&pod.template.ports);
+                frontend.outside.extend(pod.addresses.iter().map(|&(address, _)| Outside { address, ports: ports() }));
             }
         }
     }
@@ -345,7 +346,9 @@ impl<'a> Join<'a> {
     fn make_up_addresses(&mut self, frontends: &BTreeMap<ServiceName, Frontend>) {
         let mut taken: BTreeSet<IpAddr> = self.addresses.keys().copied().collect();
         taken.extend(self.nodes.values().flat_map(|node| &node.addresses));
-        taken.extend(frontends.values().flat_map(|frontend| frontend.addresses.iter().chain(&frontend.outside)));
+        taken.extend(frontends.values().flat_map(|frontend| {
+            frontend.addresses.iter().copied().chain(frontend.outside.iter().map(|outside| outside.address))
+        }));
         let free = |address: &IpAddr| !taken.contains(address);
         let mut v4 = (MADE_UP.0.to_bits()..u32::MAX).map(|bits| IpAddr::V4(bits.into())).filter(free);
         let first = MADE_UP.1.to_bits();
@@ -467,6 +470,10 @@ mod tests {
         &workloads.frontends[&ServiceName::new(namespace.to_owned(), name.to_owned())]
     }
 
+    fn outside(frontend: &Frontend) -> impl Iterator<Item = IpAddr> {
+        frontend.outside.iter().map(|outside| outside.address)
+    }
+
     fn addresses(of: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
         of.into_iter().map(|address| address.to_string()).collect()
     }
@@ -570,7 +577,8 @@ mod tests {
     /// Two pods with addresses, one of them in its node's network, and a deployment.
     const BACKENDS: &str = "apiVersion: v1\nkind: Pod\nmetadata: { name: a, namespace: shop, labels: { app: web } }\nspec: {}\n\
          status: { podIP: 10.244.1.5 }\n---\n\
-         apiVersion: v1\nkind: Pod\nmetadata: { name: b, namespace: shop, labels: { app: web } }\nspec: { hostNetwork: true, nodeName: n1 }\n\
+         apiVersion: v1\nkind: Pod\nmetadata: { name: b, namespace: shop, labels: { app: web } }\n\
+         spec: { hostNetwork: true, nodeName: n1, containers: [{ name: b, ports: [{ name: http, containerPort: 9100 }] }] }\n\
          status: { podIP: 192.0.2.1, hostIP: 192.0.2.1 }\n---\n\
          apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: c, namespace: shop }\n\
          spec: { template: { metadata: { labels: { app: web, v: \"2\" } }, spec: {} } }\n---\n\
@@ -595,7 +603,13 @@ mod tests {
             "a node's own address is not a service's"
         );
         assert_eq!(addresses(&web.workloads), ["shop/a", "shop/c"]);
-        assert_eq!(addresses(&web.outside), ["192.0.2.1"], "what is in its node's network answers there");
+        assert_eq!(addresses(outside(web)), ["192.0.2.1"], "what is in its node's network answers there");
+        let answers = |of: &Outside| web.ports.iter().map(|port| port.target_of(&of.ports)).collect::<Vec<_>>();
+        assert_eq!(
+            answers(web.outside.first().unwrap()),
+            [Some(9100), Some(53), Some(8443)],
+            "and has named its ports"
+        );
         let ports: Vec<_> =
             web.ports.iter().map(|port| (port.transport, port.port, port.target.clone(), port.node_port)).collect();
         assert_eq!(
@@ -626,7 +640,7 @@ mod tests {
             let found = workloads(&format!("{BACKENDS}{service}{answering}"));
             let db = frontend(&found, "shop/db");
             assert_eq!(addresses(&db.workloads), ["shop/a"]);
-            assert_eq!(addresses(&db.outside), ["192.0.2.1", "203.0.113.5"]);
+            assert_eq!(addresses(outside(db)), ["192.0.2.1", "203.0.113.5"]);
             assert_eq!(db.ports[0].target, Target::Number(6432), "the slice says where they listen");
         }
         let found = workloads(&format!("{BACKENDS}{service}"));

@@ -29,7 +29,13 @@ impl Shop {
         };
         let web = |name: &str, node| server(name, node, "").replace(&format!("app: {name}"), "app: web");
         let host_port = format!(", ports: [{{ containerPort: 8080, hostPort: {HOST_PORT} }}]");
-        let host = pod("host", "n1", &format!("args: [netexec, '--http-port={HOST}', '--udp-port=-1']"));
+        let host = pod(
+            "host",
+            "n1",
+            &format!(
+                "args: [netexec, '--http-port={HOST}', '--udp-port=-1'], ports: [{{ name: web, containerPort: {HOST} }}]"
+            ),
+        );
         let pods = [
             cart("cart-1", "n1", "1", &host_port),
             cart("cart-2", "n2", "2", ""),
