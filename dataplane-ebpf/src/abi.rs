@@ -810,9 +810,9 @@ impl ServiceWord {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backends {
-    /// Distinct ones.
+    /// Distinct ones; where not all have room, those that are not [`Backend::LATER`] come first.
     pub backends: [Backend; BACKENDS],
-    /// In use.
+    /// How many there are, [`BACKENDS`] of which have room.
     pub len: u32,
     /// Always 0.
     pub padding: u32,

@@ -270,10 +270,10 @@ impl HostTables {
         ((view * 2 + direction as u32) * RULES + rule as u32) * 2
     }
 
-    /// A port that the node translates, its tag right.
+    /// A port that the node translates, its tag right. What has no room is counted alone.
     pub fn set_service(&mut self, key: ServiceKey, index: u32, backends: &[Backend]) {
         let mut value = Backends { len: backends.len() as u32, ..Backends::default() };
-        value.backends[..backends.len()].copy_from_slice(backends);
+        value.backends.iter_mut().zip(backends).for_each(|(to, backend)| *to = *backend);
         self.backends.insert(index, value);
         self.services.insert(key, ServiceWord::new(key.tag(), index).0);
     }

@@ -455,7 +455,8 @@ impl Choice {
 }
 
 /// The provisional verdict on a call to a service address: it passes when some backend is allowed that is judged again later, and all are that are
-/// not. A caller that may be a backend itself passes.
+/// not. A caller that may be a backend itself passes. Where more kinds are told apart than have room, nobody passes because of one that is missing, and
+/// nobody at all where all would have to be allowed.
 #[inline(always)]
 pub fn choose<T: Tables>(tables: &T, among: Among) -> Choice {
     let (mut decided, mut found_flags) = (Decision::ISOLATED, 0);
@@ -494,6 +495,10 @@ pub fn choose<T: Tables>(tables: &T, among: Among) -> Choice {
         if found > weight {
             (weight, decided) = (found, decision);
         }
+    }
+    // Kinds that have no room are not looked at. Among those that nobody judges later one might be refused.
+    if backends.len as usize > BACKENDS && (among.all || backends.backends[BACKENDS - 1].flags & Backend::LATER == 0) {
+        decided = Decision::ISOLATED;
     }
     Choice(decided.0 | found_flags)
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bulkhead_ebpf::{
-    abi::{Action, AddressWord, Backend, Class, Direction, EndpointWord, Mode, ServiceKey, View, mark},
+    abi::{Action, AddressWord, BACKENDS, Backend, Class, Direction, EndpointWord, Mode, ServiceKey, View, mark},
     host::{HostTables, Line, entry, everyone, words},
     reason::Reason,
     verdict::{self, Meta},
@@ -22,6 +22,7 @@ use crate::{
 crate::scenarios! {
     a_call_is_provisional_while_a_backend_is_judged_later
     backends_that_nothing_judges_later_must_all_be_allowed
+    backends_that_have_no_room_let_nobody_pass
     node_ports
     a_service_without_backends_is_a_plain_address
     a_nodes_tunnel_port_is_no_backend
@@ -104,6 +105,34 @@ fn backends_that_nothing_judges_later_must_all_be_allowed() {
             .check([syn(1).refused(Isolated, ISOLATED)]);
         lab(family, &[backend(row::FAR, 8080, LATER), backend(row::PEER, 8080, 0)])
             .check([syn(1).begins(Rule, 1).provisional()]);
+    }
+}
+
+fn backends_that_have_no_room_let_nobody_pass() {
+    for family in FAMILIES {
+        let syn = sends(&to(cluster_ip(family)).tcp(1, 80, tcp::SYN));
+        let crowd = |first: Backend, rest: Backend, last: Backend| {
+            let mut all = [rest; BACKENDS + 1];
+            (all[0], all[BACKENDS]) = (first, last);
+            lab(family, &all)
+        };
+        let (peer, far) = (backend(row::PEER, 8080, 0), backend(row::FAR, 8080, 0));
+        let (later, far_later) = (backend(row::PEER, 8080, LATER), backend(row::FAR, 8080, LATER));
+        // What is missing is judged later, or it passes nobody.
+        crowd(peer, later, far_later).check([syn.clone().begins(Rule, 1).provisional()]);
+        crowd(far_later, far_later, later).check([syn.clone().refused(Isolated, ISOLATED)]);
+        // Might be refused: by no rule's entry, but by the isolation.
+        crowd(peer, peer, far).check([syn.refused(Isolated, 0)]);
+
+        let mut lab = Lab::new();
+        lab.tables.set_address(VNI, NODE_A.ip(family), row::OWN_NODE, 0, AddressWord::NODE | AddressWord::OWN);
+        lab.tables.set_service(key(any(family), 30_080, proto::TCP), 1, &[later; BACKENDS + 1]);
+        let call = |node: IpAddr| sends(&to(node).tcp(1, 30_080, tcp::SYN));
+        lab.check([
+            call(NODE_A.ip(family)).begins(Rule, 1).provisional(),
+            // Another node translates, and nobody judges what is missing.
+            call(NODE_B.ip(family)).refused(Isolated, 0),
+        ]);
     }
 }
 

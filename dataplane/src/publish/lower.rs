@@ -359,16 +359,19 @@ fn places(
             return invalid(format!("prefix {network} stands there twice"));
         }
     }
-    // Where nothing is translated they are what any address there is.
+    // Where nothing is translated they are what any address there is. Who has an address keeps it: a service may be given any, by whoever may write services.
+    let mut taken = BTreeSet::new();
     for service in desired.services.keys() {
         let Some(address) = service.address else { continue };
         let key = Key::known(service.segment, address);
         let place = places.effective(&key);
         if places.contains_key(&key) && !place.is_service() {
-            return invalid(format!("{address} is a service's address and somebody's as well"));
+            taken.insert(address);
+            continue;
         }
         places.insert(key, Place { row: place.row, slot: 0, flags: AddressWord::SERVICE });
     }
+    state.troubles.taken(taken);
     places.share_others(&state.places);
     Ok((places, standing))
 }

@@ -24,6 +24,7 @@ mod slots;
 mod standing;
 mod state;
 mod steps;
+mod troubles;
 
 use std::{
     collections::{BTreeSet, HashSet},

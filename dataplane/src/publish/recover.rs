@@ -10,6 +10,7 @@ use crate::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
         places::{Places, put},
         state::{Objects, PortSet, Reachable, State, rows_limit, sets_limit},
+        troubles::Troubles,
     },
     store::{
         BackendTable, CounterKeys, EndpointInfos, Endpoints, Ids, Lists, Node, Owners, Ports, Rows, RuleCounters,
@@ -135,6 +136,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         blocks,
         counters: Counters::new(store.limit::<CounterKeys>(), store.entries::<CounterKeys>()?),
         words: words.into_iter().collect(),
+        troubles: Troubles::default(),
     })
 }
 

@@ -9,9 +9,7 @@ use bulkhead_ebpf::abi::{self, BACKENDS, ServiceKey};
 
 use crate::{
     desired::{Backend, Desired, Segment},
-    node::NodeError,
     publish::{
-        check::capacity,
         places::{Key, Places, to_packet},
         state::State,
     },
@@ -44,22 +42,25 @@ impl<'a> Services<'a> {
         Self(services)
     }
 
-    /// Ids of the backends, while `places` is what is known of addresses.
-    ///
-    /// # Errors
-    /// A policy could tell more backends of one service address apart than fit.
-    pub(crate) fn lower(&self, state: &mut State, places: &Places) -> Result<BTreeMap<ServiceKey, u32>, NodeError> {
-        let mut lowered = BTreeMap::new();
+    /// Ids of the backends, while `places` is what is known of addresses. Where policies tell more of one service address apart than have room, those
+    /// that nothing judges later come first: the programs let nobody pass because of what they were not told.
+    pub(crate) fn lower(&self, state: &mut State, places: &Places) -> BTreeMap<ServiceKey, u32> {
+        let (mut lowered, mut crowded) = (BTreeMap::new(), BTreeSet::new());
         for (key, (segment, backends)) in &self.0 {
             let who = || format!("the service port {}/{}", key.port, key.protocol);
             let distinct: BTreeSet<abi::Backend> =
                 backends.iter().map(|backend| seen(*segment, backend, places)).collect();
-            capacity(who(), "kinds of backends of one service address", distinct.len(), BACKENDS)?;
             let mut content = abi::Backends { len: distinct.len() as u32, ..abi::Backends::default() };
-            content.backends.iter_mut().zip(distinct).for_each(|(to, backend)| *to = backend);
+            if distinct.len() > BACKENDS {
+                crowded.insert(*key);
+            }
+            let (later, now): (Vec<_>, Vec<_>) =
+                distinct.into_iter().partition(|backend| backend.flags & abi::Backend::LATER != 0);
+            content.backends.iter_mut().zip(now.into_iter().chain(later)).for_each(|(to, backend)| *to = backend);
             lowered.insert(*key, state.backends.intern(content, who));
         }
-        Ok(lowered)
+        state.troubles.crowded(crowded);
+        lowered
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
         places::Places,
         standing::Standing,
+        troubles::Troubles,
     },
     store::{self, LpmKey, Store, Table},
 };
@@ -50,6 +51,7 @@ pub(crate) struct State {
     pub(crate) backends: Pool<Backends>,
     pub(crate) blocks: Blocks,
     pub(crate) counters: Counters,
+    pub(crate) troubles: Troubles,
 }
 
 impl State {

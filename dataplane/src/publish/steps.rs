@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::abi::{
-    AddressWord, Backend, Backends, Class, EndpointWord, IdKey, ROW_WORDS, ServiceKey, ServiceWord, node,
+    AddressWord, BACKENDS, Backend, Backends, Class, EndpointWord, IdKey, ROW_WORDS, ServiceKey, ServiceWord, node,
 };
 
 use crate::{
@@ -115,6 +115,10 @@ fn both(pool: &Pool<Backends>, old: u32, new: u32) -> Option<Backends> {
     let all = |id: u32| -> BTreeSet<Backend> {
         pool.get(id).into_iter().flat_map(|some| some.backends.iter().take(some.len as usize)).copied().collect()
     };
+    // Of some it is not known which have no room.
+    if [old, new].iter().any(|id| pool.get(*id).is_some_and(|some| some.len as usize > BACKENDS)) {
+        return None;
+    }
     let (old, new) = (all(old), all(new));
     old.iter().any(|backend| backend.flags & Backend::LOCAL != 0 && !new.contains(backend)).then_some(())?;
     let both: Vec<Backend> = old.union(&new).copied().collect();
@@ -201,7 +205,7 @@ impl Steps {
         let removes = flips.iter().any(|(_, word)| word.0 == 0);
         let all = |words: &BTreeMap<u32, EndpointWord>| words.keys().copied().collect::<Vec<u32>>();
 
-        let wanted = services.lower(state, places)?;
+        let wanted = services.lower(state, places);
         let mut readers = Readers { old: Bits::NONE, new: Bits::NONE };
         let mut walker = Walker::new(state);
         for (slot, word) in &flips {
@@ -232,7 +236,7 @@ impl Steps {
         // Where no view is left that reads anything, all of it is step 1.
         let middle = (!readers.old.is_empty()).then(|| middle(state, places, &readers));
         let between = match &middle {
-            Some(middle) => services.lower(state, middle)?,
+            Some(middle) => services.lower(state, middle),
             None => wanted.clone(),
         };
         // In step 1 programs judge by what is in force, in step 3 by what shall be. Who is new is judged only when step 1 has been waited for.

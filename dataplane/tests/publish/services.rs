@@ -140,12 +140,38 @@ fn a_crash_leaves_nothing_of_service_addresses_behind() {
     }
 }
 
+/// The rest of the document is not to wait for one service.
 #[test]
-fn too_many_kinds_of_backends_are_refused_by_name() {
+fn of_too_many_kinds_of_backends_those_come_first_that_nothing_judges_later() {
     let mut desired = shop(&["web"], &["web"]);
     let (service, _) = desired.services.pop_last().unwrap();
-    let backends = (1..=9).map(|port| Backend { address: "10.0.9.9".parse().unwrap(), port, judged_later: true });
-    desired.services.insert(service, backends.collect());
-    let error = Rig::new().publish(&desired).unwrap_err().to_string();
-    assert!(error.contains("the service port 80/6 needs 9 kinds of backends of one service address, 8"), "{error}");
+    let backends = |later: u16| {
+        (1..=9).map(move |port| Backend { address: "10.0.9.9".parse().unwrap(), port, judged_later: port <= later })
+    };
+    let mut rig = Rig::new();
+    for later in [9, 7] {
+        desired.services.insert(service, backends(later).collect());
+        rig.publish(&desired).unwrap();
+        let content = self::backends(&rig.store, &key()).unwrap();
+        assert_eq!(content.len, 9);
+        let now = content.backends.iter().take_while(|backend| backend.flags & abi::Backend::LATER == 0).count();
+        assert_eq!(now, 9 - usize::from(later));
+    }
+}
+
+/// Whoever may write services may give them any address.
+#[test]
+fn who_has_an_address_keeps_it_from_a_service() {
+    let desired = shop(&["web"], &["web"]);
+    let taken = *desired.addresses.iter().next().unwrap().0;
+    let mut claims = desired.clone();
+    let (mut service, backends) = claims.services.pop_last().unwrap();
+    (service.segment, service.address) = (taken.0, Some(taken.1));
+    claims.services.insert(service, backends);
+    let none = Desired { services: [].into(), ..desired.clone() };
+    let words = |rig: &Rig| rig.store.entries::<Addresses4>().unwrap();
+    let (mut with, mut without) = (Rig::new(), Rig::new());
+    with.publish(&claims).unwrap();
+    without.publish(&none).unwrap();
+    assert_eq!(words(&with), words(&without));
 }
