@@ -65,6 +65,10 @@ fn the_daemon_set_has_the_agents_rights_and_no_privileges() {
         let additions: Vec<_> = manifest.lines().map(str::trim).filter(|line| line.starts_with("add:")).collect();
         assert_eq!(additions, [added.as_str()]);
         assert!(!manifest.contains("privileged: true") && !manifest.contains("hostPID"));
+        // What the agent may ask of the API server is not for the containers beside it.
+        let accounts = manifest.matches("mountPath: /var/run/secrets/kubernetes.io/serviceaccount").count();
+        assert_eq!(accounts, usize::from(manifest != UNINSTALL));
+        assert!(manifest.contains("automountServiceAccountToken: false"));
     }
 }
 
