@@ -86,6 +86,17 @@ struct Shared {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            store: Mutex::new(Store::new()),
+            told: Condvar::new(),
+            heard: Mutex::new(None),
+            behind: Mutex::default(),
+            roster: Mutex::default(),
+            news: Notify::new(),
+        }
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,14 +155,7 @@ impl Cluster {
             let _guard = runtime.enter();
             client::client(config)?
         };
-        let shared = Arc::new(Shared {
-            store: Mutex::new(Store::new()),
-            told: Condvar::new(),
-            heard: Mutex::new(None),
-            behind: Mutex::default(),
-            roster: Mutex::default(),
-            news: Notify::new(),
-        });
+        let shared = Arc::new(Shared::new());
         for kind in 0..KINDS.len() {
             runtime.spawn(watch::follow(kind, client.clone(), Arc::clone(&shared)));
         }

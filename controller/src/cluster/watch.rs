@@ -8,11 +8,7 @@ use kube::{
     Api, Client,
     api::ListParams,
     core::DynamicObject,
-    runtime::{
-        WatchStreamExt as _,
-        utils::Backoff,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event, watcher},
 };
 use serde_json::Value;
 
@@ -38,19 +34,11 @@ const WATCH: u32 = 240;
 /// Ever longer, each time with a part that is left to chance, so that a thousand nodes do not ask at the same moment.
 struct Pause(Duration);
 
-impl Iterator for Pause {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
+impl Pause {
+    async fn wait(&mut self) {
         let now = self.0;
         self.0 = (now * 2).min(MOST);
-        Some(jitter(now))
-    }
-}
-
-impl Backoff for Pause {
-    fn reset(&mut self) {
-        self.0 = FIRST;
+        tokio::time::sleep(jitter(now)).await;
     }
 }
 
@@ -74,10 +62,13 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
         watcher::Config { label_selector: KINDS[kind].labels.map(str::to_owned), ..watcher::Config::default() };
     let config = config.page_size(PAGE).timeout(WATCH);
     let api: Api<K> = Api::all_with(client, &resource);
+    let mut pause = Pause(FIRST);
     loop {
-        let mut events = watcher(api.clone(), config.clone()).backoff(Pause(FIRST)).boxed();
+        let mut events = watcher(api.clone(), config.clone()).boxed();
+        // A list that is asked for says nothing yet: what happened meanwhile is known when it is complete.
+        let mut is_listing = true;
         loop {
-            let is_behind = !shared.behind()[kind].is_empty();
+            let is_behind = !is_listing && !shared.behind()[kind].is_empty();
             let event = tokio::select! {
                 event = events.next() => event,
                 // A watch that goes on is silent until something happens.
@@ -89,8 +80,12 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
             let Some(event) = event else { break };
             match event {
                 Ok(event) => {
-                    shared.behind()[kind].clear();
+                    is_listing = matches!(event, Event::Init | Event::InitApply(_));
                     take(kind, event, &shared);
+                    if !is_listing {
+                        pause = Pause(FIRST);
+                        shared.behind()[kind].clear();
+                    }
                 }
                 Err(error) if is_status(&error, 404) && KINDS[kind].is_optional => {
                     shared.behind()[kind].clear();
@@ -99,11 +94,15 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
                     tokio::time::sleep(jitter(ABSENT)).await;
                     break;
                 }
-                // What happened since is forgotten: all is listed anew.
-                Err(error) if is_status(&error, 410) => break,
+                // What happened since is forgotten: all is listed anew, and at once.
+                Err(error) if is_status(&error, 410) && !is_listing => {
+                    shared.behind()[kind] = format!("kind {} is listed anew: {}", KINDS[kind].name, causes(&error));
+                    break;
+                }
                 Err(error) => {
                     tracing::debug!(kind = KINDS[kind].name, "watch: {error}");
                     shared.behind()[kind] = format!("kind {}: {}", KINDS[kind].name, causes(&error));
+                    pause.wait().await;
                 }
             }
         }
@@ -166,3 +165,6 @@ pub(super) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     let api: Api<Pod> = Api::namespaced_with(client.clone(), namespace, &KINDS[PODS].resource());
     api.get(name).await.map(Object::into_json).map_err(|error| causes(&error))
 }
+
+#[cfg(test)]
+mod tests;
