@@ -43,6 +43,17 @@ impl Attachment {
         self.called(plain, listed)
     }
 
+    /// Takes over the labels that a cluster gives to it: they hold as long as the container runs, also when its pod was deleted and nobody but the
+    /// runtime knows of it any more. Whether something is new.
+    pub fn learn(&mut self, workloads: &Workloads) -> bool {
+        let listed = workloads.workloads.get(&self.plain()).filter(|_| workloads.live);
+        let attached = &mut self.attached;
+        let its = listed.filter(|listed| attached.uid.is_some() && attached.uid.as_deref() == listed.uid.as_deref());
+        let Some(listed) = its.filter(|listed| attached.labels != *listed.labels) else { return false };
+        attached.labels.clone_from(&listed.labels);
+        true
+    }
+
     fn plain(&self) -> WorkloadName {
         let Attached { namespace, name, .. } = &self.attached;
         WorkloadName::new(namespace.clone(), name.clone())
@@ -251,22 +262,9 @@ impl Attachments {
         given.filter_map(|name| Some((name.clone(), self.left_of(workloads, name)?))).collect()
     }
 
-    /// Takes over the labels that a cluster gives to those that are attached: they hold as long as the container runs, also when its pod was deleted
-    /// and nobody but the runtime knows of it any more. Whether something is new.
+    /// Takes over the labels that a cluster gives to those that are attached. Whether something is new.
     pub fn learn(&mut self, workloads: &Workloads) -> bool {
-        let mut new = false;
-        for Attachment { attached, .. } in self.0.iter_mut().filter(|_| workloads.live) {
-            let name = WorkloadName::new(attached.namespace.clone(), attached.name.clone());
-            let Some(listed) = workloads.workloads.get(&name) else { continue };
-            if attached.uid.is_some()
-                && attached.uid.as_deref() == listed.uid.as_deref()
-                && attached.labels != *listed.labels
-            {
-                attached.labels.clone_from(&listed.labels);
-                new = true;
-            }
-        }
-        new
+        self.0.iter_mut().fold(false, |new, attachment| attachment.learn(workloads) || new)
     }
 
     /// Workloads that others have otherwise: first those of which something went, then those of which something came.

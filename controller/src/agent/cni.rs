@@ -168,7 +168,10 @@ impl<N: Node> Agent<N> {
             let mut tried = next.clone();
             match &request.ask {
                 Ask::Add(attached) => {
-                    tried.add(Attachment { network: request.network.clone(), attached: attached.clone() });
+                    let mut new = Attachment { network: request.network.clone(), attached: attached.clone() };
+                    // Its pod may be deleted before anything else is told, and then nobody knows its labels.
+                    new.learn(&self.listed);
+                    tried.add(new);
                 }
                 Ask::Del { key } => tried.remove(key),
                 Ask::Gc { valid } => tried.keep(&request.network, valid),

@@ -128,6 +128,19 @@ fn a_container_keeps_its_labels_when_its_pod_is_deleted() {
     assert_eq!(shown(&joined.workloads[&name("web")]), ["app=web veth-u1 [10.244.0.5]"]);
 }
 
+/// Nothing may be told between its start and the end of its pod, not even to the next agent.
+#[test]
+fn a_container_has_the_labels_of_its_pod_from_its_start() {
+    let home = Home::new();
+    let mut agent = agent(&home, &[["web", "u1", "n1", "", "app: web"]]);
+    let ask = Ask::Add(attached("web", "u1", "10.0.0.1"));
+    let add = Request { version: VERSION, network: "cbr0".to_owned(), waits: true, ask };
+    assert_eq!(agent.attach(&[add]), [Answer::Done]);
+    let kept = fs::read_to_string(home.path("state/attachments.json")).unwrap();
+    let kept: Attachments = serde_json::from_str(&kept).unwrap();
+    assert_eq!(shown(&joined(&kept, &cluster(&[])).workloads[&name("web")]), ["app=web veth-u1 [10.0.0.1]"]);
+}
+
 /// A cluster that stays as it is.
 #[derive(Debug)]
 struct Still(Arc<Workloads>);
