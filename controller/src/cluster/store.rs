@@ -120,6 +120,11 @@ impl Store {
         self.has_news()
     }
 
+    /// How many objects of a kind are known.
+    pub(super) fn count(&self, kind: usize) -> usize {
+        self.kinds[kind].objects.len()
+    }
+
     /// The cluster has no such kind, and so no object of it. Whether something is new.
     pub(super) fn absent(&mut self, kind: usize) -> bool {
         self.begin(kind);

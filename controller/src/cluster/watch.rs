@@ -7,13 +7,14 @@ use futures_util::StreamExt as _;
 use kube::{
     Api, Client,
     api::ListParams,
-    core::DynamicObject,
+    core::{ApiResource, DynamicObject},
     runtime::watcher::{self, Event, watcher},
 };
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{
-    Shared,
+    ANSWER, Shared,
     client::CONNECT,
     kinds::{KINDS, PODS},
     object::{Object, Pod},
@@ -61,7 +62,7 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
     let config =
         watcher::Config { label_selector: KINDS[kind].labels.map(str::to_owned), ..watcher::Config::default() };
     let config = config.page_size(PAGE).timeout(WATCH);
-    let api: Api<K> = Api::all_with(client, &resource);
+    let api: Api<K> = Api::all_with(client.clone(), &resource);
     let mut pause = Pause(FIRST);
     loop {
         let mut events = watcher(api.clone(), config.clone()).boxed();
@@ -87,19 +88,18 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
                         shared.behind()[kind].clear();
                     }
                 }
-                Err(error) if is_status(&error, 404) && KINDS[kind].is_optional => {
-                    shared.behind()[kind].clear();
-                    shared.roster().absent(kind);
-                    shared.change(|store| store.absent(kind));
-                    tokio::time::sleep(jitter(ABSENT)).await;
-                    break;
-                }
                 // What happened since is forgotten: all is listed anew, and at once.
                 Err(error) if is_status(&error, 410) && !is_listing => {
                     shared.behind()[kind] = format!("kind {} is listed anew: {}", KINDS[kind].name, causes(&error));
                     break;
                 }
                 Err(error) => {
+                    let may_be_absent = KINDS[kind].is_optional && is_status(&error, 404);
+                    if may_be_absent && is_absent(&client, &resource).await {
+                        forget(kind, &shared);
+                        tokio::time::sleep(jitter(ABSENT)).await;
+                        break;
+                    }
                     tracing::debug!(kind = KINDS[kind].name, "watch: {error}");
                     shared.behind()[kind] = format!("kind {}: {}", KINDS[kind].name, causes(&error));
                     pause.wait().await;
@@ -118,6 +118,43 @@ async fn answers<K: Object>(api: &Api<K>) {
             return tokio::time::sleep(CONNECT + MOST).await;
         }
     }
+}
+
+/// Whether the cluster has no such kind, as its list of what it serves says: that there is no such page anybody on the way may answer. Where the list does
+/// not come the kind is not taken for absent.
+async fn is_absent(client: &Client, kind: &ApiResource) -> bool {
+    let serves = async {
+        let groups = client.list_api_groups().await?.groups;
+        let mut versions = groups.iter().flat_map(|group| &group.versions);
+        if !versions.any(|version| version.group_version == kind.api_version) {
+            return Ok(false);
+        }
+        let served = client.list_api_group_resources(&kind.api_version).await?;
+        Ok::<_, kube::Error>(served.resources.iter().any(|resource| resource.name == kind.plural))
+    };
+    match timeout(ANSWER, serves).await {
+        Ok(Ok(serves)) => !serves,
+        Ok(Err(error)) => {
+            tracing::debug!(kind = kind.kind, "what the cluster serves is not known: {}", causes(&error));
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// The cluster has no such kind.
+fn forget(kind: usize, shared: &Shared) {
+    let known = shared.store().count(kind);
+    if known > 0 {
+        tracing::warn!(
+            kind = KINDS[kind].name,
+            objects = known,
+            "the cluster has no such kind any more: none of them holds"
+        );
+    }
+    shared.roster().absent(kind);
+    shared.change(|store| store.absent(kind));
+    shared.behind()[kind].clear();
 }
 
 /// Whether the server answered with this status: 404 where it knows no such kind.

@@ -191,6 +191,27 @@ fn kinds_that_a_cluster_may_lack_are_seen_when_it_has_none() {
     assert_eq!(policies(&there), ["adminnetworkpolicy/tenants", "intent/shop/shop"]);
 }
 
+/// What stands before a server may know nothing of it. Only the server says that it has no such kind.
+#[test]
+fn a_page_that_is_not_found_takes_no_policy_away() {
+    let server = Server::start();
+    let intents = "/apis/bulkhead.io/v1/intents";
+    server.define(intents);
+    server.define("/apis/bulkhead.io/v1/guards");
+    server.put(intents, intent("shop", 1));
+    let cluster = follow(&server);
+    server.lose(true);
+    eventually("it is said", || cluster.behind().contains("404"));
+    thread::sleep(A_WHILE);
+    assert_eq!(policies(&cluster), ["intent/shop/shop"]);
+    server.lose(false);
+    eventually("it is followed again", || cluster.behind().is_empty());
+    assert_eq!(policies(&cluster), ["intent/shop/shop"]);
+    server.undefine(intents);
+    eventually("the kind is gone", || policies(&cluster).is_empty());
+    eventually("and that is no failure", || cluster.behind().is_empty());
+}
+
 /// ADD may be faster than the watch, and a name may be another pod's by now.
 #[test]
 fn a_pod_that_starts_is_asked_for_by_its_unique_id() {

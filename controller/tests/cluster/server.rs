@@ -40,6 +40,8 @@ struct Content {
     breaks: u64,
     /// Nothing is answered but errors.
     down: bool,
+    /// Somebody before the server answers in its place that there is no such page.
+    lost: bool,
     /// Lists of this collection are not answered.
     slow: Option<String>,
     /// Collections that were listed, in order.
@@ -170,6 +172,22 @@ impl Server {
         self.shared.changed.notify_waiters();
     }
 
+    /// A kind is not served any more.
+    pub(crate) fn undefine(&self, collection: &str) {
+        let mut content = self.shared.content();
+        content.objects.remove(collection);
+        content.breaks += 1;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Watches end, and what is asked does not come to the server.
+    pub(crate) fn lose(&self, lost: bool) {
+        let mut content = self.shared.content();
+        content.lost = lost;
+        content.breaks += 1;
+        self.shared.changed.notify_waiters();
+    }
+
     /// Lists of a collection take until it is another one.
     pub(crate) fn slow(&self, collection: Option<&str>) {
         self.shared.content().slow = collection.map(str::to_owned);
@@ -206,6 +224,12 @@ async fn answer(
     if shared.content().down {
         return status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
     }
+    if shared.content().lost {
+        return (StatusCode::NOT_FOUND, "404 page not found").into_response();
+    }
+    if let Some(served) = discovery(&shared.content(), &path) {
+        return served.to_string().into_response();
+    }
     if let Some(of) = One::of(&path)
         && shared.content().objects.contains_key(&of.collection)
     {
@@ -219,6 +243,24 @@ async fn answer(
         return watch(shared, path, since);
     }
     list(&shared, &path).await
+}
+
+/// What is served: all groups, or the kinds of one version.
+fn discovery(content: &Content, path: &str) -> Option<Value> {
+    let served = content.objects.keys().filter_map(|collection| collection.strip_prefix("/apis/")?.rsplit_once('/'));
+    if path == "/apis" {
+        let groups = served.filter_map(|(of, _)| {
+            let (group, version) = of.split_once('/')?;
+            Some(json!({ "name": group, "versions": [{ "groupVersion": of, "version": version }] }))
+        });
+        return Some(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups.collect::<Vec<_>>() }));
+    }
+    let version = path.strip_prefix("/apis/")?;
+    let resource = |plural| json!({ "name": plural, "singularName": "", "namespaced": true, "kind": "", "verbs": [] });
+    let resources: Vec<_> = served.filter(|(of, _)| *of == version).map(|(_, plural)| resource(plural)).collect();
+    let list =
+        json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources });
+    (!resources.is_empty()).then_some(list)
 }
 
 async fn list(shared: &Shared, path: &str) -> Response {

@@ -8,7 +8,7 @@ use std::sync::{
 use hyper::{Request, Response};
 use kube::client::Body;
 use serde_json::json;
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 
 use super::{super::kinds::Kind, *};
 
