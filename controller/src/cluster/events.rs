@@ -9,7 +9,7 @@ use std::{
 use bulkhead_dataplane::causes::causes;
 use k8s_openapi::{
     api::{
-        core::v1::ObjectReference,
+        core::v1::{self, ObjectReference},
         events::v1::{Event, EventSeries},
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -124,8 +124,10 @@ impl Events {
         let uid = about.uid.clone().unwrap_or_default();
         if let Some(written) = self.written.get_mut(&uid) {
             let series = EventSeries { count: written.count + 1, last_observed_time: stamp.clone() };
-            let patch = json!({ "note": note, "series": series });
-            match api.patch(&written.event, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            // Events are in two groups of the API: in the newer one, where they are made, what they say can never be changed.
+            let old: Api<v1::Event> = Api::namespaced(self.client.clone(), &namespace);
+            let patch = json!({ "message": note, "series": series });
+            match old.patch(&written.event, &PatchParams::default(), &Patch::Merge(&patch)).await {
                 Ok(_) => {
                     written.count += 1;
                     return Ok(());

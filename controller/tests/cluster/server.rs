@@ -201,6 +201,7 @@ impl Server {
 }
 
 pub(crate) const PODS: &str = "/api/v1/pods";
+pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/events";
 pub(crate) const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
 
 fn key(object: &Value) -> (String, String) {

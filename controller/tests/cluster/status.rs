@@ -19,12 +19,11 @@ use tempfile::TempDir;
 
 use crate::{
     A_WHILE, eventually, follow, intent,
-    server::{POLICIES, Server},
+    server::{EVENTS, POLICIES, Server},
 };
 
 const INTENTS: &str = "/apis/bulkhead.io/v1/intents";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
-const EVENTS: &str = "/apis/events.k8s.io/v1/events";
 
 /// A server with two nodes and all that statuses take.
 fn server() -> Server {
@@ -171,7 +170,7 @@ fn a_network_policy_that_is_refused_has_an_event() {
     let server = server();
     let metadata = json!({ "name": "db", "namespace": "shop", "uid": "uid-db", "generation": 1 });
     let spec = json!({ "podSelector": {}, "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/40" } }] }] });
-    server.put(POLICIES, json!({ "metadata": metadata, "spec": spec }));
+    server.put(POLICIES, json!({ "metadata": &metadata, "spec": spec }));
     // One bad policy keeps no agent from its start.
     let _agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
     eventually("an event", || !server.all(EVENTS).is_empty());
@@ -181,4 +180,12 @@ fn a_network_policy_that_is_refused_has_an_event() {
     assert_eq!((&events[0]["reason"], &events[0]["regarding"]["uid"]), (&json!("Refused"), &json!("uid-db")));
     let note = events[0]["note"].as_str().unwrap();
     assert!(note.starts_with("spec.ingress[0].from[0].ipBlock.cidr: "), "{note}");
+
+    // What is wrong then is said by the same event.
+    let spec = json!({ "podSelector": {}, "egress": [{ "to": [{ "ipBlock": { "cidr": "10.0.0.0/40" } }] }] });
+    server.put(POLICIES, json!({ "metadata": metadata, "spec": spec }));
+    let says = |event: &Value| event["note"].as_str().is_some_and(|note| note.starts_with("spec.egress[0].to[0]."));
+    eventually("the event says it", || server.all(EVENTS).iter().any(says));
+    let events = server.all(EVENTS);
+    assert_eq!((events.len(), &events[0]["series"]["count"]), (1, &json!(2)), "{events:?}");
 }

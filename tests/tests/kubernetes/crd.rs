@@ -128,11 +128,16 @@ fn becomes(guarded: &Guarded, what: &[&str], of: &str, is: &str, says: &str) -> 
     last
 }
 
-/// How many calls the events on `db` tell of at once.
+/// How many calls the events on `db` tell of at once that were changed since they were made.
 fn kinds_of_calls(guarded: &Guarded) -> u32 {
-    let events = ["--namespace=shop", "get", "events", "--field-selector=reason=Blocked,involvedObject.name=db"];
-    let said = guarded.kubectl(&[&events[..], &["--output=jsonpath={.items[*].message}"]].concat());
-    let before = said.split(" kinds of calls").filter_map(|before| before.rsplit(' ').next()?.parse().ok());
+    let of_db = "--field-selector=reason=Blocked,involvedObject.name=db";
+    let events = guarded.kubectl(&["--namespace=shop", "get", "events", of_db, "--output=json"]);
+    let events: Value = serde_json::from_str(&events).unwrap();
+    let changed =
+        events["items"].as_array().unwrap().iter().filter(|event| event["series"]["count"].as_u64() > Some(1));
+    let said: Vec<_> = changed.filter_map(|event| event["message"].as_str()).collect();
+    let said = said.join(" ");
+    let before = said.split(" kinds of calls").filter_map(|before| before.rsplit(' ').next()?.parse::<u32>().ok());
     before.max().unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{Shared, status};
+use super::{EVENTS, Shared, status};
 
 /// What the path of an object, or of the objects of a namespace, stands for.
 pub(super) struct One {
@@ -16,6 +16,8 @@ pub(super) struct One {
     namespace: String,
     /// Empty for all of the namespace.
     name: String,
+    /// It is an event, in the group where events were first.
+    is_old: bool,
 }
 
 impl One {
@@ -30,8 +32,12 @@ impl One {
             [plural, name] => ("", plural, name),
             _ => return None,
         };
-        let collection = format!("{}/{plural}", before.join("/"));
-        Some(Self { collection, namespace: namespace.to_owned(), name: name.to_owned() })
+        let mut collection = format!("{}/{plural}", before.join("/"));
+        let is_old = collection == "/api/v1/events";
+        if is_old {
+            collection = EVENTS.to_owned();
+        }
+        Some(Self { is_old, collection, namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
     pub(super) fn answer(
@@ -68,9 +74,16 @@ impl One {
                 return status(StatusCode::CONFLICT, "Conflict");
             }
             (&Method::PUT, Some(_)) => sent,
-            (&Method::PATCH, Some(mut known)) => {
-                merge(&mut known, sent);
-                known
+            (&Method::PATCH, Some(known)) => {
+                if self.is_old {
+                    sent["note"] = sent["message"].take();
+                }
+                let mut new = known.clone();
+                merge(&mut new, sent);
+                if !self.is_old && new["note"] != known["note"] {
+                    return status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid");
+                }
+                new
             }
             _ => return status(StatusCode::NOT_FOUND, "NotFound"),
         };
