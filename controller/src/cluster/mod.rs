@@ -40,13 +40,7 @@ use kube::{
 };
 use tokio::sync::Notify;
 
-use self::{
-    blocked::Blocked,
-    kinds::{KINDS, PODS},
-    roster::Roster,
-    status::Statuses,
-    store::Store,
-};
+use self::{blocked::Blocked, kinds::KINDS, roster::Roster, status::Statuses, store::Store};
 use crate::{
     api::handle::Handle,
     diagnostic::Diagnostics,
@@ -208,9 +202,12 @@ impl Cluster {
 
     /// Asks for one pod, and takes it for known if it is the one that is meant.
     async fn ask(&self, namespace: &str, name: &str, uid: &str) -> Result<(), String> {
+        let question = self.shared.store().ask(namespace, name);
         let asked = tokio::time::timeout(ANSWER, watch::pod(&self.client, namespace, name)).await;
-        let pod = asked.map_err(|_| format!("{} does not answer", self.server))??;
-        self.shared.change(|store| store.apply(PODS, pod).inspect_err(Shared::refuse).unwrap_or_default());
+        let asked = asked.unwrap_or_else(|_| Err(format!("{} does not answer", self.server)));
+        let pod = asked.as_ref().ok().cloned();
+        self.shared.change(|store| store.answered(question, uid, pod).inspect_err(Shared::refuse).unwrap_or_default());
+        asked?;
         match self.shared.store().has_pod(namespace, name, uid) {
             true => Ok(()),
             false => Err(format!("pod {namespace}/{name} of {} is not the one with uid {uid}", self.server)),

@@ -52,6 +52,9 @@ pub(super) struct Store {
     claims: Claims,
     index: Index,
     pool: Pool,
+    /// Pods that are asked for, by the number of the question, and whether the watch has told something of them since.
+    asked: BTreeMap<u64, (Key, bool)>,
+    questions: u64,
     /// What is other than when it was read or asked for last.
     news: News,
     /// As they were read last, unless something changed since.
@@ -67,6 +70,8 @@ impl Store {
             claims: Claims::default(),
             index: Index::default(),
             pool: Pool::default(),
+            asked: BTreeMap::new(),
+            questions: 0,
             news: News { all: true, ..News::default() },
             read: None,
             notes: Diagnostics::default(),
@@ -76,6 +81,9 @@ impl Store {
     /// A list begins.
     pub(super) fn begin(&mut self, kind: usize) {
         self.kinds[kind].coming = Some(Vec::new());
+        if kind == PODS {
+            self.asked.values_mut().for_each(|(_, overtaken)| *overtaken = true);
+        }
     }
 
     /// An object of a list.
@@ -138,12 +146,45 @@ impl Store {
     pub(super) fn apply(&mut self, kind: usize, object: Value) -> Result<bool, Diagnostics> {
         let (key, told) = reduce(&KINDS[kind], object, &self.kinds[kind].objects, &mut self.pool);
         let told = told?;
+        if kind == PODS {
+            self.overtake(&key);
+        }
         Ok(self.put(kind, key, told.as_ref()))
     }
 
     /// An object is gone. Whether that matters.
     pub(super) fn delete(&mut self, kind: usize, object: &Value) -> bool {
-        self.put(kind, key(object), None)
+        let key = key(object);
+        if kind == PODS {
+            self.overtake(&key);
+        }
+        self.put(kind, key, None)
+    }
+
+    /// What is on the way as an answer may be older than what the watch has told of a pod.
+    fn overtake(&mut self, key: &Key) {
+        self.asked.values_mut().filter(|(of, _)| of == key).for_each(|(_, overtaken)| *overtaken = true);
+    }
+
+    /// The server is asked for a pod. The number of the question.
+    pub(super) fn ask(&mut self, namespace: &str, name: &str) -> u64 {
+        self.questions += 1;
+        self.asked.insert(self.questions, (Key::new(namespace.to_owned(), name.to_owned()), false));
+        self.questions
+    }
+
+    /// The server has answered, with a pod or with none. An answer is not used where the watch has told something since it was asked for: that of a pod
+    /// that is gone by now would stay for good. Nor is that of another pod of the name. Whether something is new.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn answered(&mut self, question: u64, uid: &str, pod: Option<Value>) -> Result<bool, Diagnostics> {
+        let Some((_, overtaken)) = self.asked.remove(&question) else { return Ok(false) };
+        let is_it = |pod: &Value| pod.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid);
+        match pod.filter(|pod| is_it(pod) && !overtaken) {
+            Some(pod) => self.apply(PODS, pod),
+            None => Ok(false),
+        }
     }
 
     /// Puts what is kept of an object in the place of what was there. Whether that matters.

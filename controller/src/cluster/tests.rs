@@ -328,6 +328,37 @@ fn a_pod_has_run_that_has_an_address() {
     assert!(!followed.store().has_run("a", "p0", "another"));
 }
 
+/// What is told of a pod while it is asked for is newer than the answer may be.
+#[test]
+fn an_answer_brings_no_pod_back() {
+    type Meanwhile = fn(&mut Store);
+    let gone = |store: &mut Store| _ = store.delete(PODS, &placed("p0", "", None));
+    let listed_anew = |store: &mut Store| {
+        store.begin(PODS);
+        store.end(PODS);
+    };
+    let moved = |store: &mut Store| _ = store.apply(PODS, placed("p0", "", Some(ADDRESSES[1]))).unwrap();
+    let other = |store: &mut Store| _ = store.apply(PODS, placed("p1", "", None)).unwrap();
+    let cases: [(Meanwhile, &str, Option<&str>); 6] = [
+        (|_| {}, "p0", Some(ADDRESSES[0])),
+        (other, "p0", Some(ADDRESSES[0])),
+        (|_| {}, "another", None),
+        (gone, "p0", None),
+        (listed_anew, "p0", None),
+        (moved, "p0", Some(ADDRESSES[1])),
+    ];
+    for (at, (meanwhile, uid, has)) in cases.into_iter().enumerate() {
+        let followed = Followed::new();
+        let question = followed.store().ask("a", "p0");
+        meanwhile(&mut followed.store());
+        followed.store().answered(question, uid, Some(placed("p0", "", Some(ADDRESSES[0])))).unwrap();
+        let workloads = listed(&followed.read()).workloads;
+        let p0 = workloads.get(&Key::new("a", "p0"));
+        let address = p0.and_then(|pod| pod.endpoints.first()).map(|endpoint| endpoint.addresses[0].to_string());
+        assert_eq!(address.as_deref(), has, "case {at}");
+    }
+}
+
 /// What comes and goes in a large cluster does not have all of it put together.
 #[test]
 fn nodes_and_services_are_told_one_by_one() {
