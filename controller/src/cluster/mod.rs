@@ -254,8 +254,17 @@ impl Source for Cluster {
     ///
     /// While some watch is behind, policies may be older than a pod and not known yet: then only one that has run before starts again.
     fn complete(&self, attached: &Attached) -> Result<(), String> {
-        let Attached { namespace, name, uid, .. } = attached;
-        let Some(uid) = uid else { return Ok(()) };
+        let Attached { key, namespace, name, uid, .. } = attached;
+        let Some(uid) = uid else {
+            // What is no pod's has its own id for a name.
+            return match *name == key.container {
+                true => Ok(()),
+                false => Err(format!(
+                    "the runtime names pod {namespace}/{name} without its unique id, and a pod of that name may be another one; use a release of the runtime \
+                     that gives K8S_POD_UID in CNI_ARGS"
+                )),
+            };
+        };
         let end = Instant::now() + PATIENCE;
         loop {
             let behind = self.behind();

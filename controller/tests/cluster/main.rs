@@ -219,7 +219,9 @@ fn a_pod_that_starts_is_asked_for_by_its_unique_id() {
     let cluster = Arc::new(follow(&server));
     server.put(PODS, pod("web", "u1", "10.244.1.5"));
     assert_eq!(cluster.complete(&attached("web", "u1")), Ok(()));
-    assert_eq!(cluster.complete(&Attached { uid: None, ..attached("nobody", "") }), Ok(()), "no pod");
+    assert_eq!(cluster.complete(&Attached { uid: None, ..attached("c", "") }), Ok(()), "no pod");
+    let unnamed = cluster.complete(&Attached { uid: None, ..attached("web", "") }).unwrap_err();
+    assert!(unnamed.contains("pod shop/web without its unique id") && unnamed.contains("K8S_POD_UID"), "{unnamed}");
 
     let asked = Arc::clone(&cluster);
     let next = thread::spawn(move || asked.complete(&attached("web", "u2")));
