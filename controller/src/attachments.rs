@@ -264,7 +264,11 @@ impl Attachments {
 
     /// Takes over the labels that a cluster gives to those that are attached. Whether something is new.
     pub fn learn(&mut self, workloads: &Workloads) -> bool {
-        self.0.iter_mut().fold(false, |new, attachment| attachment.learn(workloads) || new)
+        let mut new = false;
+        for attachment in &mut self.0 {
+            new |= attachment.learn(workloads);
+        }
+        new
     }
 
     /// Workloads that others have otherwise: first those of which something went, then those of which something came.

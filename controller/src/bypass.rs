@@ -139,6 +139,11 @@ pub fn banner(until: u64, record: Option<&Record>) -> String {
 pub(crate) struct Watch(Option<u64>);
 
 impl Watch {
+    /// Whether enforcement is bypassed, as it was seen last.
+    pub(crate) const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// What is new, when this is how it is now.
     pub(crate) fn see(&mut self, until: Option<u64>, state: &Path) -> Option<String> {
         match (std::mem::replace(&mut self.0, until), until) {

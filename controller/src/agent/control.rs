@@ -263,7 +263,7 @@ impl<N: Node> Control for Agent<N> {
             found: self.found.clone(),
             refused: if self.found.0.is_empty() { self.refused.clone() } else { String::new() },
             failed: failed.cloned().unwrap_or_default(),
-            observe: self.settings.observe,
+            observe: self.settings.observe || self.bypass.is_on(),
         }
     }
 

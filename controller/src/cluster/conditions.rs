@@ -121,7 +121,7 @@ fn published(object: &Object, nodes: &[OnNode<'_>], there: usize) -> Condition {
         message.push_str(&format!("; refused on {}", names(&refusing)));
     }
     if !watching.is_empty() {
-        message.push_str(&format!("; nothing is dropped on {}, which only observes", names(&watching)));
+        message.push_str(&format!("; nothing is dropped on {}, which only observes or is bypassed", names(&watching)));
     }
     Condition { name: "Published", status, reason, message }
 }
@@ -202,7 +202,7 @@ mod tests {
         let watching = OnNode { observe: true, ..on("n1", there()) };
         assert_eq!(
             of(None, &[watching])[3],
-            "True InForce: generation 3 is in force on 1 of 1 nodes; nothing is dropped on n1, which only observes"
+            "True InForce: generation 3 is in force on 1 of 1 nodes; nothing is dropped on n1, which only observes or is bypassed"
         );
         let many: Vec<_> = (1..=9).map(|number| format!("n{number}")).collect();
         let many: Vec<_> = many.iter().map(|node| on(node, None)).collect();

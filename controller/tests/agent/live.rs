@@ -6,6 +6,7 @@ use bulkhead_controller::{
     adopt::Scope,
     agent::{Agent, Settings},
     attachments::{Attachment, Attachments},
+    control::Control as _,
     diagnostic::source,
     input::{Files, LIVE, Listing},
     manifest::Manifests,
@@ -15,7 +16,7 @@ use bulkhead_controller::{
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
     memory::MemoryNode,
-    node::{ContainerLink, Containers},
+    node::{ContainerLink, Containers, Status},
 };
 
 use crate::{
@@ -187,6 +188,17 @@ fn a_container_does_not_start_without_its_pod() {
     };
     let known = refused(add("u1", true));
     assert!(!known.contains("another one"), "{known}");
+}
+
+/// How policies stand is told also of a node that drops nothing although its agent would.
+#[test]
+fn a_node_that_is_bypassed_stands_as_one_that_observes() {
+    let home = Home::new();
+    let mut agent = agent(&home, &[["web", "u1", "n1", "", "app: web"]]);
+    for bypassed_until in [None, Some(1_700_000_000_000_000_000), None] {
+        agent.looked(Ok(Status { bypassed_until, input_rule: true, ..Status::default() }));
+        assert_eq!(agent.standing(&[].into()).observe, bypassed_until.is_some());
+    }
 }
 
 /// What the agent has forgotten of a pod that is deleted and still runs nobody says again: with no labels it would have no walls.
