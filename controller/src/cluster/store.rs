@@ -14,7 +14,7 @@ use super::{
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, source},
     input::{Files, LIVE, Listing},
-    manifest::{self, Pool, Seen},
+    manifest::{self, MIRROR, Pool, Seen},
     source::Changes,
 };
 
@@ -180,7 +180,10 @@ impl Store {
     /// It cannot be read.
     pub(super) fn answered(&mut self, question: u64, uid: &str, pod: Option<Value>) -> Result<bool, Diagnostics> {
         let Some((_, overtaken)) = self.asked.remove(&question) else { return Ok(false) };
-        let is_it = |pod: &Value| pod.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid);
+        // The runtime names the original where this is its image in the cluster.
+        let original = |pod: &Value| pod["metadata"]["annotations"][MIRROR].as_str().map(str::to_owned);
+        let own = |pod: &Value| pod["metadata"]["uid"].as_str().map(str::to_owned);
+        let is_it = |pod: &Value| original(pod).or_else(|| own(pod)).as_deref() == Some(uid);
         match pod.filter(|pod| is_it(pod) && !overtaken) {
             Some(pod) => self.apply(PODS, pod),
             None => Ok(false),

@@ -347,6 +347,12 @@ fn an_answer_brings_no_pod_back() {
         (listed_anew, "p0", None),
         (moved, "p0", Some(ADDRESSES[1])),
     ];
+    let mut mirrored = placed("p0", "", Some(ADDRESSES[0]));
+    mirrored["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "original" });
+    let followed = Followed::new();
+    let question = followed.store().ask("a", "p0");
+    assert!(followed.store().answered(question, "original", Some(mirrored)).unwrap());
+
     for (at, (meanwhile, uid, has)) in cases.into_iter().enumerate() {
         let followed = Followed::new();
         let question = followed.store().ask("a", "p0");

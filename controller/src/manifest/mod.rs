@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use self::objects::{Known, Objects};
 pub(crate) use self::{
     network_policy::Wall,
-    objects::{Pool, Seen, live},
+    objects::{MIRROR, Pool, Seen, live},
     own::VERSION,
 };
 use crate::{

@@ -27,7 +27,7 @@ use crate::{
 /// Namespace of an object that says none.
 const DEFAULT_NAMESPACE: &str = "default";
 /// Annotation of a pod that the kubelet runs from a file: its unique id there, which is the one that CNI plugins are told.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Label of every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 

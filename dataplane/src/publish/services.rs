@@ -54,9 +54,11 @@ impl<'a> Services<'a> {
             if distinct.len() > BACKENDS {
                 crowded.insert(*key);
             }
-            let (later, now): (Vec<_>, Vec<_>) =
-                distinct.into_iter().partition(|backend| backend.flags & abi::Backend::LATER != 0);
-            content.backends.iter_mut().zip(now.into_iter().chain(later)).for_each(|(to, backend)| *to = backend);
+            let mut ordered: Vec<_> = distinct.into_iter().collect();
+            // Nodes before others: a tunnel's port is to be seen among them in any case.
+            ordered
+                .sort_by_key(|backend| (backend.flags & abi::Backend::LATER, backend.flags & abi::Backend::NODE == 0));
+            content.backends.iter_mut().zip(ordered).for_each(|(to, backend)| *to = backend);
             lowered.insert(*key, state.backends.intern(content, who));
         }
         state.troubles.crowded(crowded);
