@@ -1,6 +1,7 @@
 //! What Bulkhead takes, and how soon what is said holds, on a real cluster with flannel. One cluster serves all parts.
 
 mod latency;
+mod news;
 mod probe;
 mod scale;
 mod start;

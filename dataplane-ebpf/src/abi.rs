@@ -7,7 +7,7 @@
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
 /// Version of the layout of maps and pins; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has at most 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;

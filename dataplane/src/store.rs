@@ -112,7 +112,7 @@ tables! {
     /// Blocks of lists; index 0 is never used.
     Lists = "LISTS", Array, u32 => abi::List;
     /// From a view's counter base plus a rule's number in its set to the index in `COUNTERS`.
-    RuleCounters = "RULE_COUNTERS", Array, u32 => u32;
+    RuleCounters = "RULE_COUNTERS", Words, u32 => u64;
     /// What each counter counts.
     CounterKeys = "COUNTER_KEYS", Array, u32 => abi::CounterKey;
     /// Known IPv4 addresses, to [`abi::AddressWord`].

@@ -8,21 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{
     Api, Client,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, PostParams, WatchEvent},
     core::{ApiResource, DynamicObject},
 };
 use serde_json::json;
 
 use super::{
     PORT, Stage,
+    news::{News, became},
     probe::{Flow, until},
 };
+use crate::cni::at;
 
 /// Policies beside those that are measured.
 const OTHERS: [usize; 3] = [0, 100, 1000];
+/// The policy that comes and goes.
+const OPEN: &str = "open";
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -36,20 +41,29 @@ pub(super) fn run(stage: &Stage, repetitions: usize, smoke: bool) -> Result<()> 
     let flows = [Flow::start(a, s2.address, PORT)?, Flow::start(b, s1.address, PORT)?];
     let others: &[usize] = if smoke { &OTHERS[..1] } else { &OTHERS };
     let repetitions = if smoke { 2 } else { repetitions };
-    stage.ask(async |client| measure(client, &flows, others, repetitions, !smoke).await)?;
+    let news = News::watch(stage, OPEN, |event: &WatchEvent<NetworkPolicy>| matches!(event, WatchEvent::Added(_)))?;
+    stage.ask(async |client| measure(client, (&flows, &news), others, repetitions, !smoke).await)?;
     if smoke {
         println!("policies come to hold, and cease to, on both nodes of a cluster");
     }
     Ok(())
 }
 
-async fn measure(client: Client, flows: &[Flow; 2], others: &[usize], repetitions: usize, figures: bool) -> Result<()> {
+async fn measure(
+    client: Client,
+    (flows, news): (&[Flow; 2], &News),
+    others: &[usize],
+    repetitions: usize,
+    figures: bool,
+) -> Result<()> {
     let policies = Policies::new(client);
     policies.create("base", &json!([])).await?;
     until(flows, false)?;
     if figures {
-        println!("milliseconds from the call until it holds on both nodes");
-        println!("other policies     allow p50      p99     deny p50      p99");
+        println!(
+            "milliseconds: from the call until it holds on both nodes; until those who watch are told; from then until it holds"
+        );
+        println!("other policies                p50      p99    told p50      p99    then p50      p99");
     }
     let mut there = 0;
     for &count in others {
@@ -59,41 +73,48 @@ async fn measure(client: Client, flows: &[Flow; 2], others: &[usize], repetition
             there += 1;
         }
         thread::sleep(PAUSE * 10);
-        let (mut allow, mut deny) = (Vec::new(), Vec::new());
+        let mut changes = [Times::default(), Times::default()];
         for _ in 0..repetitions {
-            let start = Instant::now();
-            policies.create("open", &json!([{ "ports": [port()] }])).await?;
-            until(flows, true)?;
-            thread::sleep(PAUSE);
-            allow.push(latest(flows, |flow| flow.first_answered(start))?);
-            let start = Instant::now();
-            policies.delete("open").await?;
-            until(flows, false)?;
-            thread::sleep(PAUSE);
-            deny.push(latest(flows, |flow| flow.last_answered(start))?);
+            for (times, open) in changes.iter_mut().zip([true, false]) {
+                let start = Instant::now();
+                if open {
+                    policies.create(OPEN, &json!([{ "ports": [port()] }])).await?;
+                } else {
+                    policies.delete(OPEN).await?;
+                }
+                until(flows, open)?;
+                thread::sleep(PAUSE);
+                times.all.push(became(flows, start, open)?);
+                times.told.push(news.told(start, open)?.duration_since(start));
+                times.then.push(news.until(flows, start, open)?);
+            }
         }
         if figures {
-            let at = crate::cni::at;
-            println!(
-                "{count:<14} {:>13.1} {:>8.1} {:>12.1} {:>8.1}",
-                at(&allow, 50),
-                at(&allow, 99),
-                at(&deny, 50),
-                at(&deny, 99)
-            );
+            for (times, what) in changes.iter().zip(["allow", "deny"]) {
+                let [all, told, then] = [&times.all, &times.told, &times.then].map(|of| (at(of, 50), at(of, 99)));
+                println!(
+                    "{count:<14} {what:<9} {:>8.1} {:>8.1}    {:>8.1} {:>8.1}    {:>8.1} {:>8.1}",
+                    all.0, all.1, told.0, told.1, then.0, then.1
+                );
+            }
         }
     }
     Ok(())
 }
 
-fn port() -> serde_json::Value {
-    json!({ "protocol": "UDP", "port": PORT })
+/// Of one kind of change.
+#[derive(Default)]
+struct Times {
+    /// From the call until it holds on both nodes.
+    all: Vec<Duration>,
+    /// From the call until the API server told those who watch, as the agents do.
+    told: Vec<Duration>,
+    /// From then until it holds on both nodes.
+    then: Vec<Duration>,
 }
 
-/// When the last of them had changed.
-fn latest(flows: &[Flow; 2], when: impl Fn(&Flow) -> Option<Duration>) -> Result<Duration> {
-    let times: Option<Vec<_>> = flows.iter().map(when).collect();
-    times.and_then(|times| times.into_iter().max()).context("no call was seen in time")
+fn port() -> serde_json::Value {
+    json!({ "protocol": "UDP", "port": PORT })
 }
 
 /// Policies of the callers, by a connection that is kept.

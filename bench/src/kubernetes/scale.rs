@@ -5,7 +5,6 @@
 
 mod churn;
 mod etcd;
-mod news;
 mod objects;
 mod process;
 
@@ -20,14 +19,15 @@ use bulkhead_tests::guarded::{Guarded, eventually};
 use clap::Args;
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{
-    Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    Api, Client, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams, WatchEvent},
 };
 use serde_json::json;
 
-use self::{churn::Churn, news::News, process::Process};
+use self::{churn::Churn, process::Process};
 use super::{
     PORT, Stage,
+    news::{News, became},
     probe::{Flow, until},
 };
 use crate::cni::at;
@@ -135,7 +135,7 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
         println!("requests to the API server     {}", requests(&stage.guarded.cluster.requests()?[before..]));
     }
 
-    let news = News::watch(stage, "a", DOOR)?;
+    let news = News::watch(stage, "a", is_open)?;
     let quiet = Duration::from_secs(if smoke { 1 } else { churn });
     let still = flips(stage, (&flow, &news), quiet, &process)?;
     // A tenth a minute.
@@ -269,6 +269,11 @@ struct Flips {
     memory: process::Memory,
 }
 
+/// Whether a pod has the label, as an event tells.
+fn is_open(event: &WatchEvent<Pod>) -> bool {
+    matches!(event, WatchEvent::Added(pod) | WatchEvent::Modified(pod) if pod.labels().contains_key(DOOR))
+}
+
 /// Gives the caller the label and takes it away, one after the other, for some time.
 fn flips(stage: &Stage, (flow, news): (&[Flow; 1], &News), time: Duration, process: &Process) -> Result<Flips> {
     stage.ask(async |client| {
@@ -284,14 +289,14 @@ fn flips(stage: &Stage, (flow, news): (&[Flow; 1], &News), time: Duration, proce
             label(Some("open")).await?;
             until(flow, true)?;
             thread::sleep(PAUSE);
-            opens.push(flow[0].first_answered(start).context("no call was seen in time")?);
-            heard.push(news.until(&flow[0], start, true)?);
+            opens.push(became(flow, start, true)?);
+            heard.push(news.until(flow, start, true)?);
             let start = Instant::now();
             label(None).await?;
             until(flow, false)?;
             thread::sleep(PAUSE);
-            shuts.push(flow[0].last_answered(start).context("no call was seen in time")?);
-            heard.push(news.until(&flow[0], start, false)?);
+            shuts.push(became(flow, start, false)?);
+            heard.push(news.until(flow, start, false)?);
         }
         let processor = (process.processor()? - worked).as_secs_f64() / begin.elapsed().as_secs_f64();
         Ok(Flips { opens, shuts, heard, processor, memory: process.memory()? })

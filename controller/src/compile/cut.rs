@@ -6,14 +6,14 @@ use bulkhead_ebpf::abi::Class;
 
 use crate::ports::Stretch;
 
-/// For each class its axis: intervals by their first value, the first at 0, with what covers them. Neighbours differ.
-pub(super) type Axes<K, V> = [BTreeMap<u16, BTreeMap<K, V>>; Class::COUNT as usize];
+/// For each class its axis: intervals by their first value, the first at 0, with what covers them, in the order of the keys. Neighbours differ.
+pub(super) type Axes<K, V> = [BTreeMap<u16, Vec<(K, V)>>; Class::COUNT as usize];
 
 /// Where several values meet under one key, that of the earliest stretch stays.
 pub(super) fn cut<K: Ord + Copy, V: Eq + Copy>(stretches: &[(Stretch, K, V)]) -> Axes<K, V> {
     Class::ALL.map(|class| {
         let of_class: Vec<_> = stretches.iter().filter(|(stretch, ..)| stretch.class == class).collect();
-        let mut axis = BTreeMap::from([(0, BTreeMap::new())]);
+        let mut axis = BTreeMap::from([(0, Vec::new())]);
         for (stretch, ..) in &of_class {
             axis.entry(stretch.first).or_default();
             if let Some(after) = stretch.last.checked_add(1) {
@@ -21,9 +21,12 @@ pub(super) fn cut<K: Ord + Copy, V: Eq + Copy>(stretches: &[(Stretch, K, V)]) ->
             }
         }
         for &&(stretch, key, value) in &of_class {
-            for (_, covering) in axis.range_mut(stretch.first..=stretch.last) {
-                covering.entry(key).or_insert(value);
-            }
+            axis.range_mut(stretch.first..=stretch.last).for_each(|(_, covering)| covering.push((key, value)));
+        }
+        for covering in axis.values_mut() {
+            // Of one key the earliest stays before the later ones.
+            covering.sort_by_key(|(key, _)| *key);
+            covering.dedup_by_key(|(key, _)| *key);
         }
         let pairs = axis.iter().zip(axis.iter().skip(1));
         let equal: Vec<u16> = pairs.filter(|((_, one), (_, next))| one == next).map(|(_, (at, _))| *at).collect();
@@ -67,7 +70,7 @@ mod tests {
                         }
                     }
                     let found = axis.range(..=value).next_back().map(|(_, covering)| covering);
-                    prop_assert_eq!(found, Some(&naive), "{:?} {}", class, value);
+                    prop_assert_eq!(found.cloned(), Some(naive.into_iter().collect::<Vec<_>>()), "{:?} {}", class, value);
                 }
             }
         }

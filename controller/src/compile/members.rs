@@ -1,11 +1,9 @@
 //! Which selectors match a workload or an address, without asking each of them.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_dataplane::desired::SelectorId;
+use foldhash::HashMap;
 
 use super::draft::Selector;
 use crate::{

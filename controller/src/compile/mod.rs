@@ -210,7 +210,7 @@ fn policy_set(draft: &Draft, ids: &dyn Ids) -> PolicySet {
             Said::Known(selector, rule) => (line.stretch, (at, *selector), *rule),
         })
         .collect();
-    let interval = |(start, covering)| Interval { start, entries: entries(&draft.steps, &covering) };
+    let interval = |(start, covering): (u16, Vec<_>)| Interval { start, entries: entries(&draft.steps, &covering) };
     PolicySet {
         direction: draft.direction,
         isolated: draft.isolated,
@@ -218,26 +218,25 @@ fn policy_set(draft: &Draft, ids: &dyn Ids) -> PolicySet {
     }
 }
 
-/// Entries of an interval; keys are a step and its selector, if it has one. What nobody reaches is left out.
-fn entries(steps: &[Step], covering: &BTreeMap<(usize, Option<SelectorId>), RuleId>) -> Vec<Entry> {
+/// Entries of an interval; keys are a step and its selector, if it has one, in their order. What nobody reaches is left out.
+fn entries(steps: &[Step], covering: &[((usize, Option<SelectorId>), RuleId)]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     // Tiers below are left by everyone who is not decided yet.
     let mut reached = 0;
-    for (at, step) in
-        steps.iter().enumerate().filter(|&(at, _)| covering.range((at, None)..(at + 1, None)).next().is_some())
-    {
+    for of_step in covering.chunk_by(|((one, _), _), ((other, _), _)| one == other) {
+        let ((at, first), rule) = of_step[0];
+        let step = &steps[at];
         if step.tier < reached {
             continue;
         }
         let Step { tier, action, audit, reason, .. } = *step;
-        let selectors: Vec<_> = covering
-            .range((at, None)..(at + 1, None))
-            .filter_map(|(&(_, selector), &rule)| Some((selector?, rule)))
-            .collect();
+        let selectors: Vec<_> =
+            of_step.iter().filter_map(|((_, selector), rule)| Some(((*selector)?, *rule))).collect();
         if !selectors.is_empty() {
             entries.push(Entry { tier, action, audit, reason, peers: Peers::Selectors(selectors) });
         }
-        if let Some(&rule) = covering.get(&(at, None)) {
+        // Everybody stands before all selectors.
+        if first.is_none() {
             entries.push(Entry { tier, action, audit, reason, peers: Peers::Any(rule) });
             if audit {
                 continue;

@@ -1,7 +1,7 @@
 //! Whose an address is: known ones, prefixes for the rest, and who may carry them through an overlay.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
@@ -10,6 +10,7 @@ use bulkhead_dataplane::{
     node::Discovered,
     pieces::Pieces,
 };
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use super::{draft, members::Members};

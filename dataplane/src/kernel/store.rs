@@ -33,6 +33,7 @@ pub struct KernelStore {
     node: Words,
     endpoints: Words,
     rows: Words,
+    rule_counters: Words,
     grace: Grace,
     clock: OnceLock<Clock>,
     /// Slots without an owner whose flow tables this process has made, and nobody has used.
@@ -46,9 +47,16 @@ impl KernelStore {
     /// [`NodeError::Kernel`].
     pub fn new(maps: Maps) -> Result<Self, NodeError> {
         let words = |name| Words::map(maps.get(name)?).doing(|| format!("map {name} into memory"));
-        let (node, endpoints, rows) =
-            (words(store::Node::NAME)?, words(store::Endpoints::NAME)?, words(store::Rows::NAME)?);
-        Ok(Self { maps, node, endpoints, rows, grace: Grace::new()?, clock: OnceLock::new(), ready: BTreeSet::new() })
+        Ok(Self {
+            node: words(store::Node::NAME)?,
+            endpoints: words(store::Endpoints::NAME)?,
+            rows: words(store::Rows::NAME)?,
+            rule_counters: words(store::RuleCounters::NAME)?,
+            maps,
+            grace: Grace::new()?,
+            clock: OnceLock::new(),
+            ready: BTreeSet::new(),
+        })
     }
 
     /// The maps.
@@ -151,6 +159,7 @@ impl KernelStore {
             store::Node::NAME => Ok(&self.node),
             store::Endpoints::NAME => Ok(&self.endpoints),
             store::Rows::NAME => Ok(&self.rows),
+            store::RuleCounters::NAME => Ok(&self.rule_counters),
             name => Err(NodeError::Kernel {
                 doing: format!("open the words of {name}"),
                 why: "the table is not kept in words".to_owned(),

@@ -1,8 +1,9 @@
 //! What is refused before anything else: states that contradict themselves, and what no limit allows.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
+use foldhash::{HashSet, HashSetExt as _};
 
 use crate::{
     desired::{Desired, Peers, RuleId, SelectorId},

@@ -4,12 +4,13 @@
 //! back when the plan comes to nothing, kept when it is carried out. Only selectors need `IDS`: every other content can be read back from its table.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     hash::Hash,
     sync::Arc,
 };
 
 use bulkhead_ebpf::abi::{CounterKey, Direction, ROW_WORDS};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 
 use crate::node::NodeError;
 
@@ -402,7 +403,8 @@ pub(crate) type CounterName = (u64, u64, u8, u8);
 #[derive(Clone, Debug)]
 pub(crate) struct Counters {
     pairs: usize,
-    names: HashMap<CounterName, u32>,
+    /// Index of each, and the slot of its key.
+    names: HashMap<CounterName, (u32, u16)>,
     keys: BTreeMap<u32, CounterKey>,
     fresh: Vec<Assigned>,
 }
@@ -442,14 +444,14 @@ impl Counters {
             keys.into_iter().filter(|(index, _)| *index >= 2 && index % 2 == 0).collect();
         Self {
             pairs: limit / 2,
-            names: keys.iter().map(|(index, key)| (name(key), *index)).collect(),
+            names: keys.iter().map(|(index, key)| (name(key), (*index, key.slot))).collect(),
             keys,
             fresh: Vec::new(),
         }
     }
 
     pub(crate) fn index(&self, key: &CounterKey) -> Option<u32> {
-        self.names.get(&name(key)).copied()
+        self.names.get(&name(key)).map(|(index, _)| *index)
     }
 
     /// Whatever has a counter, what a plan takes one from included.
@@ -474,17 +476,13 @@ impl Counters {
     ) -> Result<(), NodeError> {
         let (mut missing, mut seen) = (Vec::new(), HashSet::new());
         for (key, who) in wanted {
-            match self.index(key) {
-                Some(index) if self.keys[&index].slot != key.slot => self.give(index, *key),
+            match self.names.get(&name(key)) {
+                Some(&(index, slot)) if slot != key.slot => self.give(index, *key),
                 None if seen.insert(name(key)) => missing.push((*key, *who)),
                 _ => {}
             }
         }
-        let mut free: Vec<u32> = (1..self.pairs as u32)
-            .map(|pair| pair * 2)
-            .filter(|index| !self.keys.contains_key(index))
-            .take(missing.len())
-            .collect();
+        let mut free = self.free(missing.len());
         if free.len() < missing.len() {
             let mut kept = busy();
             kept.extend(wanted.iter().filter_map(|(key, _)| self.index(key)));
@@ -510,12 +508,19 @@ impl Counters {
         Ok(())
     }
 
+    /// The lowest pairs that nothing has, up to so many.
+    fn free(&self, most: usize) -> Vec<u32> {
+        let mut taken = self.keys.keys().peekable();
+        let pairs = (1..self.pairs as u32).map(|pair| pair * 2);
+        pairs.filter(|index| taken.next_if_eq(&index).is_none()).take(most).collect()
+    }
+
     fn give(&mut self, index: u32, key: CounterKey) {
         let before = self.keys.insert(index, key);
         if let Some(before) = &before {
             self.names.remove(&name(before));
         }
-        self.names.insert(name(&key), index);
+        self.names.insert(name(&key), (index, key.slot));
         self.fresh.push(Assigned { index, key, before });
     }
 
@@ -524,7 +529,7 @@ impl Counters {
             self.names.remove(&name(&key));
             match before {
                 Some(before) => {
-                    self.names.insert(name(&before), index);
+                    self.names.insert(name(&before), (index, before.slot));
                     self.keys.insert(index, before);
                 }
                 None => drop(self.keys.remove(&index)),

@@ -1,6 +1,6 @@
 //! Policy sets as the programs would find them in their tables, to be asked without a node.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::{
     abi::{Class, List, PortTable, ROW_WORDS},
@@ -8,6 +8,7 @@ use bulkhead_ebpf::{
     tables::Lists,
     verdict,
 };
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     desired::{Desired, RuleId, SelectorId, SetId},

@@ -1,7 +1,7 @@
 //! Turns a [`Desired`] into content of tables: symbols get ids, and everything is checked against the limits before anything is written.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -14,6 +14,7 @@ use bulkhead_ebpf::{
     },
     reason::Reason,
 };
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 
 use crate::{
     desired::{Address, Desired, Endpoint, EndpointName, SelectorId, SetId},

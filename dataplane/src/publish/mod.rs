@@ -27,7 +27,7 @@ mod steps;
 mod troubles;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     fmt,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -38,6 +38,7 @@ use bulkhead_ebpf::{
     abi::{Counter, Direction, EndpointInfo},
     reason::REASONS,
 };
+use foldhash::HashSet;
 
 pub use self::{
     judge::{Answer, Judge, Row},

@@ -1,8 +1,9 @@
 //! Reads what is in force back from the tables alone: marks what endpoint words and addresses reach, and takes all else for free.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bulkhead_ebpf::abi::{Backends, Class, EndpointWord, IdKey, List, ROW_WORDS, ServiceKey, ServiceWord, View, node};
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     node::NodeError,
@@ -106,10 +107,11 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
             .for_each(|entry| taken.0[usize::from(entry.word) % ROW_WORDS as usize] |= entry.mask);
     }
 
-    let indexes: HashMap<u32, u32> = store.entries::<RuleCounters>()?.into_iter().collect();
+    let indexes: HashMap<u32, u64> = store.entries::<RuleCounters>()?.into_iter().collect();
     let mut blocks = Blocks::new(store.limit::<RuleCounters>());
     for (base, len) in &reachable.blocks {
-        let block: Vec<u32> = (*base..).take(*len).map(|index| indexes.get(&index).copied().unwrap_or(0)).collect();
+        let block: Vec<u32> =
+            (*base..).take(*len).map(|index| indexes.get(&index).map_or(0, |counter| *counter as u32)).collect();
         blocks.restore(*base, &block);
     }
 

@@ -1,8 +1,9 @@
 //! A publish that is only tried: the publisher's own code, over tables of which no write reaches the real ones.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::abi::{Counter, Flow, FlowKey4, FlowKey6};
+use foldhash::{HashSet, HashSetExt as _};
 
 use crate::{
     bytes,

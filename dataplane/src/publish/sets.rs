@@ -1,11 +1,12 @@
 //! Policy sets as port tables and lists.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::{
     abi::{self, Action, Class, LIST_CHAIN, LIST_ENTRIES, List, PORT_INTERVALS, PortTable, SET_INTERVALS},
     reason::Reason,
 };
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     desired::{Desired, Entry, Interval, Peers, PolicySet, RuleId, SetId},

@@ -1,6 +1,8 @@
 //! Who fills a table: how much of it the rules of each policy would take, lowered by the publisher's own code.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+use foldhash::HashMap;
 
 use crate::{
     desired::{Desired, Peers, RuleId, SelectorId, SetId},

@@ -1,11 +1,9 @@
 //! Which slot an endpoint gets, and which slots are made ready before somebody comes.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, HashSet},
-};
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use bulkhead_ebpf::abi::MAX_SLOTS;
+use foldhash::HashSet;
 
 use crate::{
     names::Names,

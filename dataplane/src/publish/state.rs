@@ -1,7 +1,7 @@
 //! What is in force, as the publisher knows it, and which objects that reaches.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
 
@@ -9,6 +9,7 @@ use bulkhead_ebpf::abi::{
     Backends, Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6, ROW_WORDS,
     ServiceKey, VIEW_CHAIN, View, VtepKey,
 };
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     node::TableUse,

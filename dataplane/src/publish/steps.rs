@@ -540,8 +540,8 @@ fn objects<S: Store>(writer: &mut Writer<'_, S>, state: &mut State) -> Result<()
     writer.put::<store::CounterKeys>(&keys)?;
     state.counters.settle();
 
-    let blocks: Vec<(u32, u32)> =
-        state.blocks.fresh().flat_map(|(base, block)| (base..).zip(block.iter().copied())).collect();
+    let blocks: Vec<(u32, u64)> =
+        state.blocks.fresh().flat_map(|(base, block)| (base..).zip(block.iter().copied().map(u64::from))).collect();
     writer.put::<store::RuleCounters>(&blocks)?;
     writer.put::<store::Lists>(&state.lists.fresh().map(|(id, list)| (id, *list)).collect::<Vec<_>>())?;
     let tables: Vec<_> =

@@ -311,7 +311,7 @@ fn a_hundred_thousand_entries_in_one_call() {
         return;
     }
     let directory = Directory::new();
-    let sizes = Sizes { addresses: 100_000, prefixes: 100_000, rule_counters: 100_000, ..SMALL };
+    let sizes = Sizes { addresses: 100_000, prefixes: 100_000, counters: 100_000, ..SMALL };
     let mut store = KernelStore::new(Maps::create(&directory.pins(), &sizes).unwrap()).unwrap();
 
     let hash: Vec<_> = (0..100_000).map(|n| (abi::AddressKey4 { segment: 1, address: n }, u64::from(n) + 1)).collect();
@@ -349,13 +349,14 @@ fn a_hundred_thousand_entries_in_one_call() {
     store.delete::<store::Prefixes4>(&trie.iter().map(|(key, _)| *key).collect::<Vec<_>>()).unwrap();
     assert_eq!(store.entries::<store::Prefixes4>().unwrap(), []);
 
-    let array: Vec<_> = (0..100_000_u32).map(|n| (n, n)).collect();
-    store.put::<store::RuleCounters>(&array).unwrap();
+    let key = |n: u32| abi::CounterKey { rule: n.into(), ..abi::CounterKey::default() };
+    let array: Vec<_> = (0..100_000_u32).map(|n| (n, key(n))).collect();
+    store.put::<store::CounterKeys>(&array).unwrap();
     // Zeroes are as if never written.
-    assert_eq!(store.entries::<store::RuleCounters>().unwrap(), array[1..]);
-    let why = refused(store.put::<store::RuleCounters>(&[(100_000, 1)]));
-    assert!(why.contains("write RULE_COUNTERS"), "{why}");
-    assert_eq!(store.get::<store::RuleCounters>(&100_000).unwrap(), None);
+    assert_eq!(store.entries::<store::CounterKeys>().unwrap(), array[1..]);
+    let why = refused(store.put::<store::CounterKeys>(&[(100_000, key(1))]));
+    assert!(why.contains("write COUNTER_KEYS"), "{why}");
+    assert_eq!(store.get::<store::CounterKeys>(&100_000).unwrap(), None);
     let why = refused(store.put::<store::Node>(&[(node::COUNT, 1)]));
     assert!(why.contains("4 is beyond its 4 words"), "{why}");
 }

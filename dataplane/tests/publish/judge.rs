@@ -207,7 +207,7 @@ pub(crate) fn read(tables: &mut impl Look, slot: u32, question: &Question) -> An
     let half = view.half(question.direction);
     let (action, reason, rule) = walk(tables, half.set, question, row);
     let counter = array::<RuleCounters>(tables, half.counters + u32::from(rule));
-    let key = array::<CounterKeys>(tables, counter);
+    let key = array::<CounterKeys>(tables, counter as u32);
     assert_eq!((key.direction, key.reason), (question.direction as u8, reason as u8), "the counter of another reason");
     Answer::Judged { allow: action == Action::Allow as u8, reason, rule: (key.rule, key.endpoint) }
 }

@@ -342,7 +342,7 @@ pub(crate) fn host(snapshot: &Snapshot) -> HostTables {
     tables.ports = entries::<Ports>(snapshot).collect();
     tables.lists = entries::<Lists>(snapshot).collect();
     tables.rows = entries::<Rows>(snapshot).collect();
-    tables.rule_counters = entries::<RuleCounters>(snapshot).collect();
+    tables.rule_counters = entries::<RuleCounters>(snapshot).map(|(index, counter)| (index, counter as u32)).collect();
     tables.addresses4 = entries::<Addresses4>(snapshot).collect();
     tables.addresses6 = entries::<Addresses6>(snapshot).collect();
     tables.prefixes4 = entries::<Prefixes4>(snapshot).map(|(key, word)| ((key.prefix_len, key.data), word)).collect();

@@ -104,7 +104,8 @@ impl Programs for Host {
         self.ports = self.array::<Ports>();
         self.lists = self.array::<store::Lists>();
         self.rows = self.array::<Rows>();
-        self.rule_counters = self.array::<RuleCounters>();
+        self.rule_counters =
+            self.array::<RuleCounters>().into_iter().map(|(index, counter)| (index, counter as u32)).collect();
         let entries = |(key, value): (AddressKey4, u64)| {
             let mut bytes = [0; 8];
             bytes[..4].copy_from_slice(&key.segment.to_ne_bytes());

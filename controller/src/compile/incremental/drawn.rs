@@ -1,12 +1,10 @@
 //! Kubernetes policies, drawn once for all whom they select: what one says depends on nobody, unless it names ports.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    mem,
-};
+use std::{collections::BTreeSet, mem};
 
 use bulkhead_dataplane::desired::{self, RuleId, SelectorId};
 use bulkhead_ebpf::abi::Direction;
+use foldhash::HashMap;
 
 use super::{
     super::draft::{Line, Policies, Said, Selector, Subject, plain_lines},

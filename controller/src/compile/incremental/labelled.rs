@@ -1,13 +1,13 @@
 //! Addresses by namespace and labels of who has them: whom a selector may match is found without a look at anybody else.
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::Arc,
 };
 
 use bulkhead_dataplane::desired::Segment;
+use foldhash::HashMap;
 
 use super::rows::keys;
 use crate::{

@@ -1,10 +1,8 @@
 //! Ids that stay with what they were given to, for as long as somebody uses it.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    hash::Hash,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, hash::Hash, sync::Arc};
+
+use foldhash::{HashMap, HashMapExt as _};
 
 /// Who has which id, and how many use it. The lowest free id is given first; none is kept free at the end.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ static LISTS: Array<List> = Array::with_max_entries(16384, 0);
 #[map]
 static ROWS: Array<u64> = Array::with_max_entries(4096 * 64, MMAPABLE);
 #[map]
-static RULE_COUNTERS: Array<u32> = Array::with_max_entries(131_072, 0);
+static RULE_COUNTERS: Array<u64> = Array::with_max_entries(131_072, MMAPABLE);
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
@@ -154,7 +154,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn rule_counter(&self, index: u32) -> u32 {
-        RULE_COUNTERS.get(index).copied().unwrap_or(0)
+        RULE_COUNTERS.get(index).map_or(0, |counter| *counter as u32)
     }
 
     #[inline(always)]

@@ -1,0 +1,76 @@
+//! When the API server told those who watch of a change: an agent hears of it at that time too.
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Resource,
+    api::{WatchEvent, WatchParams},
+};
+use serde::de::DeserializeOwned;
+
+use super::{Stage, probe::Flow};
+
+/// What was told of an object that opens a path and shuts it: when, and whether the path is open.
+#[derive(Clone)]
+pub(super) struct News(Arc<Mutex<Vec<(Instant, bool)>>>);
+
+impl News {
+    /// Watches an object of the shop, until the API server ends. `opens` says whether the path is open after an event.
+    pub(super) fn watch<K>(stage: &Stage, name: &str, opens: fn(&WatchEvent<K>) -> bool) -> Result<Self>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
+    {
+        let news = Self(Arc::default());
+        let told = news.clone();
+        let only = WatchParams::default().fields(&format!("metadata.name={name}"));
+        stage.beside(async move |client| told.follow(&Api::<K>::namespaced(client, "shop"), &only, opens).await)?;
+        Ok(news)
+    }
+
+    async fn follow<K>(self, api: &Api<K>, only: &WatchParams, opens: fn(&WatchEvent<K>) -> bool) -> Result<()>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+    {
+        loop {
+            // It begins with what is there, and the server ends it after some minutes.
+            let mut events = Box::pin(api.watch(only, "0").await?);
+            while let Some(event) = events.try_next().await? {
+                let now = Instant::now();
+                if matches!(event, WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) {
+                    self.0.lock().unwrap_or_else(PoisonError::into_inner).push((now, opens(&event)));
+                }
+            }
+        }
+    }
+
+    /// When it was told, after a moment, that the path is open, or that it is not.
+    pub(super) fn told(&self, since: Instant, open: bool) -> Result<Instant> {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = told.iter().find(|(at, is)| *at >= since && *is == open);
+        found.map(|(at, _)| *at).context("the change was not told of")
+    }
+
+    /// How long after it was told, since a moment, that the path is open, or that it is not, the calls of all flows became what that means.
+    pub(super) fn until(&self, flows: &[Flow], since: Instant, open: bool) -> Result<Duration> {
+        Ok((since + became(flows, since, open)?).saturating_duration_since(self.told(since, open)?))
+    }
+}
+
+/// How long after a moment the calls of all flows were answered, or none of them any more.
+pub(super) fn became(flows: &[Flow], since: Instant, open: bool) -> Result<Duration> {
+    let when = |flow: &Flow| if open { flow.first_answered(since) } else { flow.last_answered(since) };
+    let times: Option<Vec<_>> = flows.iter().map(when).collect();
+    times.and_then(|times| times.into_iter().max()).context("no call was seen in time")
+}
