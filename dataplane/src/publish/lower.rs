@@ -104,7 +104,7 @@ pub(crate) fn lower<S: Store>(
     state.rows.check()?;
     state.backends.check()?;
     check_services(state, store, &steps)?;
-    check_places(state, store, &places)?;
+    check_places(state, store, &places, &steps)?;
     capacity("the overlays' nodes", store::Vteps::NAME, vteps.len(), store.limit::<store::Vteps>())?;
     capacity("the overlays' prefixes", store::Owners::NAME, owners.len(), store.limit::<store::Owners>())?;
 
@@ -393,9 +393,11 @@ fn flags(known: &Address) -> u8 {
         | flag(known.encapsulated, AddressWord::ENCAPSULATED)
 }
 
-fn check_places<S: Store>(state: &State, store: &S, places: &Places) -> Result<(), NodeError> {
+fn check_places<S: Store>(state: &State, store: &S, places: &Places, steps: &Steps) -> Result<(), NodeError> {
     // Old and new entries stand side by side for a moment.
-    let [known4, known6, prefixes4, prefixes6] = places.counts_beside(&state.places);
+    let mut counts = places.counts_beside(&state.places);
+    steps.passing(&state.places, places).for_each(|key| counts[key.table()] += 1);
+    let [known4, known6, prefixes4, prefixes6] = counts;
     capacity("the known addresses", store::Addresses4::NAME, known4, store.limit::<store::Addresses4>())?;
     capacity("the known addresses", store::Addresses6::NAME, known6, store.limit::<store::Addresses6>())?;
     capacity("the prefixes", store::Prefixes4::NAME, prefixes4, store.limit::<store::Prefixes4>())?;

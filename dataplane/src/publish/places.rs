@@ -6,7 +6,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -43,8 +43,14 @@ impl Key {
         Self { segment, address: network.network(), len: network.prefix() }
     }
 
+    /// The prefix that covers this address alone.
+    pub(crate) const fn alone(&self) -> Self {
+        let len = if self.address.is_ipv4() { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
+        Self { len: len as u8, ..*self }
+    }
+
     /// Which of the four tables: addresses and prefixes, IPv4 first.
-    fn table(&self) -> usize {
+    pub(crate) fn table(&self) -> usize {
         usize::from(self.len != KNOWN) * 2 + usize::from(self.address.is_ipv6())
     }
 

@@ -21,7 +21,7 @@ use crate::{
         CrashPoint,
         ids::{Bits, Pool, reply_key},
         lower::Target,
-        places::{Change, Place, Places, delete, put},
+        places::{Change, Key, Place, Places, delete, put},
         recover::SELECTOR,
         services::{Services, of_nodes},
         state::{Reachable, State, Walker},
@@ -155,13 +155,15 @@ impl Readers {
         if !changed.meets(&self.new) {
             return (old, Between::Old);
         }
-        let row = Bits::zip([&before, &after, &self.old, &self.new], |[before, after, left, entered]| {
+        (self.mixed(rows, &before, &after), Between::Mixed)
+    }
+
+    /// A row that opens nothing which neither `before` to views that are left nor `after` to those that are entered opens.
+    fn mixed(&self, rows: &mut Pool<Bits>, before: &Bits, after: &Bits) -> u32 {
+        let row = Bits::zip([before, after, &self.old, &self.new], |[before, after, left, entered]| {
             before & after | before & left & !entered | after & entered & !left | (before | after) & !left & !entered
         });
-        (
-            if row.is_empty() { 0 } else { rows.intern(row, || "a step between two revisions".to_owned()) },
-            Between::Mixed,
-        )
+        if row.is_empty() { 0 } else { rows.intern(row, || "a step between two revisions".to_owned()) }
     }
 }
 
@@ -285,6 +287,11 @@ impl Steps {
         })
     }
 
+    /// What stands between two steps alone.
+    pub(crate) fn passing<'a>(&'a self, before: &'a Places, after: &'a Places) -> impl Iterator<Item = &'a Key> {
+        self.first.keys().filter(|key| !before.contains_key(key) && !after.contains_key(key))
+    }
+
     /// Service addresses as they shall be.
     pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceKey> {
         self.services.keys()
@@ -311,13 +318,17 @@ fn unchanged(services: &[ServiceChange; 2]) -> bool {
 /// What is known of addresses between step 1 and step 3.
 fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
     let State { rows, places: old, .. } = state;
-    let (mut changed, mut lone) = (Vec::new(), Vec::new());
+    let (mut changed, mut lone, mut turning) = (Vec::new(), Vec::new(), Vec::new());
     for key in old.differing(places) {
         let (Some(before), Some(after)) = (old.get(&key), places.get(&key)) else {
             changed.push((key, None));
             lone.push(key);
             continue;
         };
+        if before.is_node() != after.is_node() {
+            turning.push((key, *before, *after));
+            continue;
+        }
         let (row, between) = if before.row == after.row {
             (after.row, Between::New)
         } else {
@@ -340,10 +351,43 @@ fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
         if comes && between == Between::New {
             middle.insert(key, after);
         } else if middle.covering(&key).row != row {
-            middle.insert(key, Place { row, slot: if comes { 0 } else { before.slot }, flags: before.flags });
+            // What comes from a node's address is told from what covers it, from the beginning.
+            let whose = if after.is_node() { after.flags } else { before.flags };
+            middle.insert(key, Place { row, slot: if comes { 0 } else { before.slot }, flags: whose });
         }
     }
+    for (key, before, after) in turning {
+        turn(rows, (old, places, &mut middle), readers, key, before, after);
+    }
     middle
+}
+
+/// What is known between step 1 and step 3 of an address that becomes a node's, or is one no longer. For what comes by way of the node that turns two
+/// things: whether the address decides or what covers it, and what the one or the other says.
+fn turn(
+    rows: &mut Pool<Bits>,
+    (old, places, middle): (&Places, &Places, &mut Places),
+    readers: &Readers,
+    key: Key,
+    before: Place,
+    after: Place,
+) {
+    let row = |place: Place| content(rows, place.row);
+    let (left, entered) = (row(before), row(after));
+    if after.is_node() {
+        // Until step 3 the address decides. So it has what both will say.
+        let both = Bits::zip([&entered, &row(places.covering(&key))], |[own, covering]| own & covering);
+        middle.insert(key, Place { row: readers.mixed(rows, &left, &both), ..before });
+        return;
+    }
+    // Until step 3 what covers it decides, which says something of this address alone meanwhile.
+    let covering = old.covering(&key);
+    let covered = row(covering);
+    middle.insert(key, Place { row: readers.mixed(rows, &left, &entered), ..before });
+    let alone = readers.mixed(rows, &covered, &entered);
+    if middle.covering(&key).row != alone {
+        middle.insert(key.alone(), Place { row: alone, slot: 0, flags: covering.flags });
+    }
 }
 
 /// Writes to the tables, counted.

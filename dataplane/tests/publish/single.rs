@@ -64,6 +64,37 @@ fn labels_and_policy_that_change_together_open_nothing() {
     assert_eq!(published.grace_periods, 3, "step 1, step 2, and what is freed after step 3");
 }
 
+/// An address is nobody's, a workload's or a node's before and after, beside a prefix that covers it, while the policy changes: all ways from one to another.
+#[test]
+fn an_address_that_turns_into_a_nodes_or_a_workloads_opens_nothing() {
+    let labels: [&[&str]; 3] = [&[], &["old"], &["new"]];
+    let mut states = Vec::new();
+    for prefix in labels {
+        states.push((prefix, None, labels[0]));
+        states.extend(labels.iter().flat_map(|own| [(prefix, Some(false), *own), (prefix, Some(true), *own)]));
+    }
+    let build = |policy: &[&str], (prefix, node, own): (&[&str], Option<bool>, &[&str])| {
+        let build = Build::default().endpoint(0, &[], policy, &[]).prefix("10.0.0.0/24", prefix);
+        let Some(node) = node else { return build.0 };
+        let mut desired = build.address("10.0.0.9", own).0;
+        desired.addresses.get_mut(&(1, "10.0.0.9".parse().unwrap())).unwrap().node = node;
+        desired
+    };
+    for (from, to) in states.iter().flat_map(|from| states.iter().map(move |to| (*from, *to))) {
+        for transit in [false, true] {
+            let question = Question { transit, ..tcp(Direction::Ingress, "10.0.0.9") };
+            let mut rig = Rig::new();
+            rig.publish(&build(&["old"], from)).unwrap();
+            let (_, answers) = at_every_moment(&mut rig, &build(&["new"], to), &question);
+            let [first, .., last] = answers[..] else { panic!("{answers:?}") };
+            assert!(
+                first.allows() || last.allows() || answers.iter().all(|answer| !answer.allows()),
+                "{from:?} to {to:?}, {transit}: {answers:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn nested_prefixes_go_from_old_to_new_at_once() {
     let states: [&[(&str, &[&str])]; 5] = [
