@@ -25,7 +25,7 @@ use self::probe::{Pod, server};
 /// UDP port on which the servers answer.
 const PORT: u16 = 9000;
 /// Who the agents are to the API server.
-const AGENT: &str = "system:serviceaccount:kube-system:bulkhead";
+const AGENT: &str = "system:serviceaccount:bulkhead-system:bulkhead";
 /// It would delete pods of a large cluster, whose owners do not exist.
 const CONTROLLERS: &str = "*,-garbage-collector-controller";
 

@@ -88,12 +88,12 @@ impl Guarded {
 
     /// With the rights of the manifest and no others.
     fn write_kubeconfig(&self) {
-        let token = self.cluster.kubectl(&["--namespace=kube-system", "create", "token", "bulkhead"]).unwrap();
+        let token = self.cluster.kubectl(&["--namespace=bulkhead-system", "create", "token", "bulkhead"]).unwrap();
         let admin = fs::read(self.cluster.kubeconfig()).unwrap();
         let mut settings: Value = serde_json::from_slice(&admin).unwrap();
         settings["users"][0]["user"] = serde_json::json!({ "token": token.trim() });
         // Where a pod's service account would be.
-        settings["contexts"][0]["context"]["namespace"] = "kube-system".into();
+        settings["contexts"][0]["context"]["namespace"] = "bulkhead-system".into();
         fs::write(self.kubeconfig(), settings.to_string()).unwrap();
     }
 

@@ -15,8 +15,25 @@ render() {
   shift
   {
     echo '# Made by render.sh out of the chart: change that instead.'
-    helm template bulkhead chart --kube-version "$kubernetes" --namespace kube-system "$@"
+    if [ "$file" != crds.yaml ]; then
+      namespace
+    fi
+    helm template bulkhead chart --kube-version "$kubernetes" --namespace bulkhead-system "$@"
   } >"$out/$file"
+}
+
+# What `helm install --create-namespace` makes, and the label that lets the agents' pods have the node's network and paths.
+namespace() {
+  cat <<'END'
+---
+# Of its own: agents may write all Leases here.
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: bulkhead-system
+  labels:
+    pod-security.kubernetes.io/enforce: privileged
+END
 }
 
 # A helm that is built by `go install` takes the cluster for an old one, unless told.

@@ -13,7 +13,7 @@ use bulkhead_tests::{
 use crate::{agree, flood::Flood};
 
 /// Who the agents are.
-const AGENTS: &str = "system:serviceaccount:kube-system:bulkhead";
+const AGENTS: &str = "system:serviceaccount:bulkhead-system:bulkhead";
 
 /// Every example as an object, by the command that users are told.
 fn examples() -> Vec<(String, String)> {

@@ -36,12 +36,12 @@ pub(crate) fn import_image(guarded: &Guarded) {
 /// Waits until the DaemonSet is as it was applied, and ready on all nodes.
 #[track_caller]
 pub(crate) fn rolled_out(guarded: &Guarded) {
-    let words = ["--namespace=kube-system", "rollout", "status", "daemonset/bulkhead", "--timeout=120s"];
+    let words = ["--namespace=bulkhead-system", "rollout", "status", "daemonset/bulkhead", "--timeout=120s"];
     if let Err(error) = guarded.cluster.kubectl(&words) {
         let selector = "--selector=app.kubernetes.io/name=bulkhead";
         let told = [
-            &["--namespace=kube-system", "describe", "pods", selector] as &[_],
-            &["--namespace=kube-system", "logs", "--all-containers", "--prefix", "--tail=30", selector],
+            &["--namespace=bulkhead-system", "describe", "pods", selector] as &[_],
+            &["--namespace=bulkhead-system", "logs", "--all-containers", "--prefix", "--tail=30", selector],
         ]
         .map(|words| guarded.cluster.kubectl(words).unwrap_or_else(|error| error.to_string()));
         panic!("{error}\n{}", told.join("\n"));
@@ -84,7 +84,8 @@ fn empty(node: &Node) {
 
 /// The agents that began without any of it know all the same who has a guard.
 fn found_again(guarded: &Guarded) {
-    let words = ["--namespace=kube-system", "logs", "--container=agent", "--selector=app.kubernetes.io/name=bulkhead"];
+    let words =
+        ["--namespace=bulkhead-system", "logs", "--container=agent", "--selector=app.kubernetes.io/name=bulkhead"];
     let log = guarded.kubectl(&[&words as &[_], &["--tail=-1"]].concat());
     for pod in ["db", "old", "web", "guest", "near"] {
         assert!(lasting::found_again(&log, &format!("shop/{pod}")), "{pod}: {log}");
@@ -128,11 +129,16 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
         match number {
             0 => {
                 // What is in force stays so without agents.
-                guarded.kubectl(&["--namespace=kube-system", "delete", "daemonset/bulkhead", "--cascade=foreground"]);
+                guarded.kubectl(&[
+                    "--namespace=bulkhead-system",
+                    "delete",
+                    "daemonset/bulkhead",
+                    "--cascade=foreground",
+                ]);
                 guarded.cluster.nodes().iter().for_each(empty);
                 guarded.apply(ENFORCE);
             }
-            1 => _ = guarded.kubectl(&["--namespace=kube-system", "rollout", "restart", "daemonset/bulkhead"]),
+            1 => _ = guarded.kubectl(&["--namespace=bulkhead-system", "rollout", "restart", "daemonset/bulkhead"]),
             _ => monitor::apply(&guarded),
         }
         guarded.apply(&caller(hasty, "n1", &db));
@@ -156,7 +162,7 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     }
 
     let status =
-        ["--namespace=kube-system", "exec", "daemonset/bulkhead", "--container=agent", "--", "bulkhead", "status"];
+        ["--namespace=bulkhead-system", "exec", "daemonset/bulkhead", "--container=agent", "--", "bulkhead", "status"];
     let status = guarded.cluster.kubectl(&status).expect("all is well, by the exit status");
     assert!(status.contains("enforc"), "{status}");
 
@@ -170,7 +176,10 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
         assert!(!String::from_utf8_lossy(&rules.stdout).contains("bulkhead"), "{}: rules are left", node.name);
     }
     guarded.becomes("guest", &port, true);
-    guarded.cluster.kubectl(&["--namespace=kube-system", "delete", "daemonset,serviceaccount", "bulkhead"]).unwrap();
+    guarded
+        .cluster
+        .kubectl(&["--namespace=bulkhead-system", "delete", "daemonset,serviceaccount", "bulkhead"])
+        .unwrap();
     guarded.apply(&server("new", "n1"));
     guarded.wait_for(&["new"]);
     assert!(guarded.connects("new", &port), "who starts now is nobody's");

@@ -13,7 +13,7 @@ use bulkhead_tests::{
 use serde_json::Value;
 
 /// What the DaemonSet runs in, as the plain manifests have it.
-const NAMESPACE: &str = "kube-system";
+const NAMESPACE: &str = "bulkhead-system";
 
 /// Renders the chart as for a cluster with Prometheus' operator.
 fn rendered(guarded: &Guarded) -> String {

@@ -13,7 +13,7 @@ use crate::{place::HINTS, shop, tools};
 
 /// Of this source tree.
 const TREE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-const NAMESPACE: &str = "--namespace=kube-system";
+const NAMESPACE: &str = "--namespace=bulkhead-system";
 
 /// Stands until it is told to end.
 pub(crate) fn run() -> Result<()> {
@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<()> {
     println!("Bulkhead, by its chart: it observes ...");
     import_image(&cluster)?;
     let chart = tools::chart(&cluster, Path::new(TREE))?;
-    helm(&cluster, &["install", "bulkhead", &chart, NAMESPACE])?;
+    helm(&cluster, &["install", "bulkhead", &chart, NAMESPACE, "--create-namespace"])?;
     rolled_out(&cluster)?;
     println!("the shop and its policies ...");
     shop::open(&cluster, Path::new(TREE))?;

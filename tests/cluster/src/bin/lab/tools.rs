@@ -67,7 +67,7 @@ pub(crate) fn hints(cluster: &Cluster, tools: &Path, chart: &str) -> Result<Stri
         let node = format!("--field-selector=spec.nodeName={node}");
         let label = "--selector=app.kubernetes.io/name=bulkhead";
         let words =
-            ["--namespace=kube-system", "get", "pods", label, &node, "--output=jsonpath={.items[0].metadata.name}"];
+            ["--namespace=bulkhead-system", "get", "pods", label, &node, "--output=jsonpath={.items[0].metadata.name}"];
         cluster.kubectl(&words)
     });
     let [first, second] = agents;
@@ -84,18 +84,18 @@ The lab stands: nodes n1 and n2, flannel's VXLAN between them, and Bulkhead enfo
 
 On the node of web and cart, and on that of payments and db:
 
-  kubectl --namespace kube-system exec {first} --container agent -- bulkhead status
-  kubectl --namespace kube-system exec {first} --container agent -- bulkhead get rules
-  kubectl --namespace kube-system exec {first} --container agent -- bulkhead observe
-  kubectl --namespace kube-system exec {first} --container agent -- bulkhead explain --from shop/web --to shop/db --port 5432
-  kubectl --namespace kube-system logs {second} --container agent   # what it warned of
+  kubectl --namespace bulkhead-system exec {first} --container agent -- bulkhead status
+  kubectl --namespace bulkhead-system exec {first} --container agent -- bulkhead get rules
+  kubectl --namespace bulkhead-system exec {first} --container agent -- bulkhead observe
+  kubectl --namespace bulkhead-system exec {first} --container agent -- bulkhead explain --from shop/web --to shop/db --port 5432
+  kubectl --namespace bulkhead-system logs {second} --container agent   # what it warned of
   n1 busybox wget -q -O - http://127.0.0.1:9477/metrics | grep blocked
 
 Change something, and call again:
 
   kubectl --namespace shop get networkpolicies
   kubectl --namespace shop label pod web app=cart --overwrite
-  helm --namespace kube-system upgrade bulkhead {chart} --reuse-values --set observe=true
+  helm --namespace bulkhead-system upgrade bulkhead {chart} --reuse-values --set observe=true
 
 make lab-down removes it.
 ",
