@@ -33,17 +33,18 @@ fn a_policy_from_kubectl_holds_on_both_nodes() {
     assert!(guarded.connects("db", &web), "ingress alone is isolated");
     assert!(!guarded.connects("web", &db.replace(":8080", ":8081")), "another port");
 
-    let blocked = |node, workload: &str, direction: &str| {
+    let blocked = |node, workload: &str, direction: &str, policy: &str| {
         let labels = [
             format!("workload=\"{workload}\""),
             format!("direction=\"{direction}\""),
+            format!("rule=\"networkpolicy shop/{policy} isolated {direction}\""),
             "verdict=\"blocked\"".to_owned(),
         ];
         let labels: Vec<_> = ["namespace=\"shop\""].into_iter().chain(labels.iter().map(String::as_str)).collect();
         guarded.metric(node, "bulkhead_", &labels)
     };
-    eventually("the caller's node counts it", || blocked(0, "guest", "egress") > 0.0);
-    eventually("the callee's node counts it", || blocked(1, "db", "ingress") > 0.0);
+    eventually("the caller's node counts it", || blocked(0, "guest", "egress", "guests") > 0.0);
+    eventually("the callee's node counts it", || blocked(1, "db", "ingress", "db") > 0.0);
 
     // Labels decide, and they change.
     guarded.kubectl(&["--namespace=shop", "label", "pod", "guest", "app=web", "--overwrite"]);
