@@ -6,8 +6,8 @@ use std::{
 };
 
 use bulkhead_ebpf::abi::{
-    Backends, Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6, ROW_WORDS,
-    ServiceKey, VIEW_CHAIN, View, VtepKey,
+    Action, Backends, Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6,
+    ROW_WORDS, ServiceKey, VIEW_CHAIN, View, VtepKey,
 };
 use foldhash::{HashMap, HashMapExt as _};
 
@@ -151,6 +151,8 @@ pub(crate) struct Facts {
     pub(crate) lists: BTreeSet<u32>,
     /// Bits that its lists read.
     pub(crate) reads: Option<Box<Bits>>,
+    /// Those of them by which they deny.
+    pub(crate) denies: Option<Box<Bits>>,
     /// Numbers of rules, number 0 included: the length of its blocks of counters.
     pub(crate) numbers: usize,
 }
@@ -183,7 +185,7 @@ impl<'a, O: Objects> Walker<'a, O> {
             return facts.clone();
         }
         let mut facts = Facts { numbers: 1, ..Facts::default() };
-        let mut reads = Bits::NONE;
+        let (mut reads, mut denies) = (Bits::NONE, Bits::NONE);
         let (sets, lists) = self.objects.parts(id);
         facts.sets = sets;
         for first in lists {
@@ -196,21 +198,34 @@ impl<'a, O: Objects> Walker<'a, O> {
                 for entry in list.entries.iter().take(list.len as usize) {
                     let rules = if entry.flags & Entry::ANY != 0 { 1 } else { entry.mask.count_ones() };
                     facts.numbers = facts.numbers.max(usize::from(entry.rule) + rules as usize);
-                    reads.0[usize::from(entry.word) % ROW_WORDS as usize] |= entry.mask;
+                    let word = usize::from(entry.word) % ROW_WORDS as usize;
+                    reads.0[word] |= entry.mask;
+                    if entry.action == Action::Deny as u8 && entry.flags & Entry::AUDIT == 0 {
+                        denies.0[word] |= entry.mask;
+                    }
                 }
                 block = list.next;
             }
         }
-        facts.reads = (!reads.is_empty()).then(|| Box::new(reads));
+        [facts.reads, facts.denies] = [reads, denies].map(|bits| (!bits.is_empty()).then(|| Box::new(bits)));
         self.sets.entry(id).insert_entry(facts.into()).get().clone()
     }
 
     /// Bits that the lists of a word's views read.
     pub(crate) fn reads(&mut self, word: EndpointWord) -> Bits {
+        self.bits(word, |facts| facts.reads.as_deref())
+    }
+
+    /// Those of them by which they deny.
+    pub(crate) fn denies(&mut self, word: EndpointWord) -> Bits {
+        self.bits(word, |facts| facts.denies.as_deref())
+    }
+
+    fn bits(&mut self, word: EndpointWord, which: fn(&Facts) -> Option<&Bits>) -> Bits {
         let mut bits = Bits::NONE;
         for (_, view) in self.chain(word.view()) {
             for half in [view.ingress, view.egress] {
-                self.set(half.set).reads.iter().for_each(|reads| bits.add(reads));
+                which(&self.set(half.set)).iter().for_each(|some| bits.add(some));
             }
         }
         bits

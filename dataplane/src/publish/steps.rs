@@ -131,6 +131,8 @@ fn both(pool: &Pool<Backends>, old: u32, new: u32) -> Option<Backends> {
 struct Readers {
     old: Bits,
     new: Bits,
+    /// Bits by which any view denies, before or after: also one that stays.
+    denying: Bits,
 }
 
 /// What of an address holds between step 1 and step 3.
@@ -158,11 +160,19 @@ impl Readers {
         (self.mixed(rows, &before, &after), Between::Mixed)
     }
 
-    /// A row that opens nothing which neither `before` to views that are left nor `after` to those that are entered opens.
+    /// A row that opens nothing which neither `before` to views that are left nor `after` to those that are entered opens: what a bit allows, is allowed
+    /// where both agree or nobody else reads it, and what it denies, is denied as soon as one of them says so. By the same bit a view may allow and
+    /// another one deny, or pass on to what is behind: there it is denied.
     fn mixed(&self, rows: &mut Pool<Bits>, before: &Bits, after: &Bits) -> u32 {
-        let row = Bits::zip([before, after, &self.old, &self.new], |[before, after, left, entered]| {
-            before & after | before & left & !entered | after & entered & !left | (before | after) & !left & !entered
-        });
+        let row = Bits::zip(
+            [before, after, &self.old, &self.new, &self.denying],
+            |[before, after, left, entered, denying]| {
+                before & after
+                    | before & left & !entered
+                    | after & entered & !left
+                    | (before | after) & (denying | !left & !entered)
+            },
+        );
         if row.is_empty() { 0 } else { rows.intern(row, || "a step between two revisions".to_owned()) }
     }
 }
@@ -208,7 +218,7 @@ impl Steps {
         let all = |words: &BTreeMap<u32, EndpointWord>| words.keys().copied().collect::<Vec<u32>>();
 
         let wanted = services.lower(state, places);
-        let mut readers = Readers { old: Bits::NONE, new: Bits::NONE };
+        let mut readers = Readers { old: Bits::NONE, new: Bits::NONE, denying: Bits::NONE };
         let mut walker = Walker::new(state);
         for (slot, word) in &flips {
             readers.new.add(&walker.reads(*word));
@@ -231,7 +241,10 @@ impl Steps {
 
         let mut read = |words: &BTreeMap<u32, EndpointWord>| {
             let mut bits = Bits::NONE;
-            words.values().for_each(|word| bits.add(&walker.reads(*word)));
+            for word in words.values() {
+                bits.add(&walker.reads(*word));
+                readers.denying.add(&walker.denies(*word));
+            }
             bits
         };
         let (in_force, to_be) = (read(&state.words), read(words));
@@ -350,8 +363,8 @@ fn middle(state: &mut State, places: &Places, readers: &Readers) -> Places {
         let comes = places.contains_key(&key);
         if comes && between == Between::New {
             middle.insert(key, after);
-        } else if middle.covering(&key).row != row {
-            // What comes from a node's address is told from what covers it, from the beginning.
+        } else if before.is_node() || after.is_node() || middle.covering(&key).row != row {
+            // What comes from a node's address is told from what covers it, from the beginning, and what goes to its tunnels' ports is refused.
             let whose = if after.is_node() { after.flags } else { before.flags };
             middle.insert(key, Place { row, slot: if comes { 0 } else { before.slot }, flags: whose });
         }
@@ -375,9 +388,10 @@ fn turn(
     let row = |place: Place| content(rows, place.row);
     let (left, entered) = (row(before), row(after));
     if after.is_node() {
-        // Until step 3 the address decides. So it has what both will say.
-        let both = Bits::zip([&entered, &row(places.covering(&key))], |[own, covering]| own & covering);
-        middle.insert(key, Place { row: readers.mixed(rows, &left, &both), ..before });
+        // Until step 3 the address decides, and is no node's: so it opens nothing to who will know it as that, and denies what it or what covers it will.
+        let covered = row(places.covering(&key));
+        let denied = Bits::zip([&entered, &covered, &readers.denying], |[own, other, denying]| (own | other) & denying);
+        middle.insert(key, Place { row: readers.mixed(rows, &left, &denied), ..before });
         return;
     }
     // Until step 3 what covers it decides, which says something of this address alone meanwhile.

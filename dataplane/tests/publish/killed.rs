@@ -49,7 +49,7 @@ use crate::{
     random::Revisions,
     rig::{Rig, mac},
     slow::Slow,
-    world::{Edit, World, edits, namespace, world},
+    world::{Edit, Verbs, World, edits, namespace, world},
 };
 
 /// Set for a publisher that is to be killed: seed, life, directory of pins, state directory.
@@ -110,8 +110,9 @@ fn sequence(seed: u64, life: usize) -> Vec<World> {
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     bytes[8..16].copy_from_slice(&(life as u64).to_le_bytes());
     let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let changes = (1..5_usize).prop_flat_map(|count| (edits(false, count), namespace(), any::<bool>()));
-    let (mut world, (mut changes, namespace, last)) = (world(false), changes).new_tree(&mut runner).unwrap().current();
+    let changes = (1..5_usize).prop_flat_map(|count| (edits(Verbs::Anything, count), namespace(), any::<bool>()));
+    let (mut world, (mut changes, namespace, last)) =
+        (world(Verbs::Anything), changes).new_tree(&mut runner).unwrap().current();
     if last {
         changes.push(vec![namespace]);
     } else {

@@ -15,6 +15,7 @@ use crate::{
     random::{Revisions, config, sequence},
     rig::Rig,
     slow::SEEN,
+    world::Verbs,
 };
 
 /// Tables as a program meets them that read words and addresses at an earlier moment than what services lead to.
@@ -93,7 +94,7 @@ proptest! {
     #![proptest_config(config(24))]
 
     #[test]
-    fn calls_to_service_addresses_meet_one_revision((mut world, edits) in sequence(false, 4)) {
+    fn calls_to_service_addresses_meet_one_revision((mut world, edits) in sequence(Verbs::Anything, 4)) {
         let mut rig = Rig::new();
         rig.publish(&world.desired()).unwrap();
         for edits in &edits {

@@ -70,11 +70,16 @@ fn an_address_that_turns_into_a_nodes_or_a_workloads_opens_nothing() {
     let labels: [&[&str]; 3] = [&[], &["old"], &["new"]];
     let mut states = Vec::new();
     for prefix in labels {
-        states.push((prefix, None, labels[0]));
-        states.extend(labels.iter().flat_map(|own| [(prefix, Some(false), *own), (prefix, Some(true), *own)]));
+        states.push((prefix, None, labels[0], None));
+        states.extend(labels.iter().flat_map(|own| [false, true].map(|node| (prefix, Some(node), *own, None))));
     }
-    let build = |policy: &[&str], (prefix, node, own): (&[&str], Option<bool>, &[&str])| {
-        let build = Build::default().endpoint(0, &[], policy, &[]).prefix("10.0.0.0/24", prefix);
+    // As a node has it where traffic of its pods may come by its address.
+    states.extend(labels.iter().flat_map(|own| [1, 2].map(|alone| (labels[0], Some(true), *own, Some(labels[alone])))));
+    let build = |policy: &[&str], (prefix, node, own, alone): (&[&str], Option<bool>, &[&str], Option<&[&str]>)| {
+        let mut build = Build::default().endpoint(0, &[], policy, &[]).prefix("10.0.0.0/24", prefix);
+        if let Some(alone) = alone {
+            build = build.prefix("10.0.0.9/32", alone);
+        }
         let Some(node) = node else { return build.0 };
         let mut desired = build.address("10.0.0.9", own).0;
         desired.addresses.get_mut(&(1, "10.0.0.9".parse().unwrap())).unwrap().node = node;

@@ -129,30 +129,44 @@ pub(crate) struct Namespace {
     sets: (usize, usize),
 }
 
-fn line(allow_only: bool) -> impl Strategy<Value = Line> {
-    let actions = if allow_only { vec![Action::Allow] } else { vec![Action::Allow, Action::Deny, Action::Pass] };
-    (0..3u8, proptest::sample::select(actions), proptest::option::weighted(0.9, 1..=u8::MAX), 0..12u8).prop_map(
-        move |(tier, action, peers, rule)| Line { tier, action, peers: peers.or(allow_only.then_some(1)), rule },
-    )
+/// What lists do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verbs {
+    /// Whatever they can.
+    Anything,
+    /// They allow some peers, and no more.
+    Allow,
+    /// They deny some peers, and no more.
+    Deny,
 }
 
-fn set(allow_only: bool) -> impl Strategy<Value = Set> {
-    let lines = || vec(line(allow_only), 0..4);
+fn line(verbs: Verbs) -> impl Strategy<Value = Line> {
+    let actions = match verbs {
+        Verbs::Anything => vec![Action::Allow, Action::Deny, Action::Pass],
+        Verbs::Allow => vec![Action::Allow],
+        Verbs::Deny => vec![Action::Deny],
+    };
+    let some = (verbs != Verbs::Anything).then_some(1);
+    (0..3u8, proptest::sample::select(actions), proptest::option::weighted(0.9, 1..=u8::MAX), 0..12u8)
+        .prop_map(move |(tier, action, peers, rule)| Line { tier, action, peers: peers.or(some), rule })
+}
+
+fn set(verbs: Verbs) -> impl Strategy<Value = Set> {
+    let lines = || vec(line(verbs), 0..4);
     // More than one table has, here and there.
     let many = prop::option::weighted(0.2, 20..70u16);
     let others = vec((proptest::sample::select(vec![80u16, 443, 8080]), lines()), 0..3);
-    (prop::bool::weighted(0.8), others, lines(), many, lines()).prop_map(
-        |(isolated, others, first, many, every_second)| {
-            let mut intervals: BTreeMap<u16, Vec<Line>> = others.into_iter().collect();
-            for number in 0..many.unwrap_or_default() {
-                let lines = if number % 2 == 0 { &first } else { &every_second };
-                intervals.insert(1000 + 10 * number, lines.clone());
-            }
-            intervals.insert(0, first);
-            intervals.values_mut().for_each(|lines| lines.sort_by_key(|line| line.tier));
-            Set { isolated, intervals: intervals.into_iter().collect() }
-        },
-    )
+    let isolated = prop::bool::weighted(if verbs == Verbs::Deny { 0.2 } else { 0.8 });
+    (isolated, others, lines(), many, lines()).prop_map(|(isolated, others, first, many, every_second)| {
+        let mut intervals: BTreeMap<u16, Vec<Line>> = others.into_iter().collect();
+        for number in 0..many.unwrap_or_default() {
+            let lines = if number % 2 == 0 { &first } else { &every_second };
+            intervals.insert(1000 + 10 * number, lines.clone());
+        }
+        intervals.insert(0, first);
+        intervals.values_mut().for_each(|lines| lines.sort_by_key(|line| line.tier));
+        Set { isolated, intervals: intervals.into_iter().collect() }
+    })
 }
 
 fn guest() -> impl Strategy<Value = Guest> {
@@ -174,13 +188,13 @@ fn member() -> impl Strategy<Value = Member> {
     (prop::bool::weighted(0.7), any::<u8>()).prop_map(|(there, selectors)| Member { there, selectors })
 }
 
-/// A random world; with `allow_only` its lists do nothing but allow.
-pub(crate) fn world(allow_only: bool) -> impl Strategy<Value = World> {
+/// A random world.
+pub(crate) fn world(verbs: Verbs) -> impl Strategy<Value = World> {
     (
         vec(guest(), ENDPOINTS),
         vec(member(), OTHERS.len()),
         vec(member(), PREFIXES.len()),
-        vec(set(allow_only), SETS),
+        vec(set(verbs), SETS),
         any::<u8>(),
         0..8u8,
         vec(served(), SERVICES.len()),
@@ -207,13 +221,13 @@ pub(crate) fn namespace() -> impl Strategy<Value = Edit> {
         .prop_map(|(odd, labels, sets)| Edit::Namespace(Namespace { odd, labels, sets }))
 }
 
-fn edit(allow_only: bool) -> impl Strategy<Value = Edit> {
+fn edit(verbs: Verbs) -> impl Strategy<Value = Edit> {
     prop_oneof![
         2 => (0..ENDPOINTS, guest()).prop_map(|(at, guest)| Edit::Guest(at, guest)),
         4 => (0..ENDPOINTS, any::<u8>()).prop_map(|(at, selectors)| Edit::Relabel(at, selectors)),
         3 => (0..OTHERS.len(), member()).prop_map(|(at, member)| Edit::Other(at, member)),
         4 => (0..PREFIXES.len(), member()).prop_map(|(at, member)| Edit::Prefix(at, member)),
-        4 => (0..SETS, set(allow_only)).prop_map(|(at, set)| Edit::Set(at, set)),
+        4 => (0..SETS, set(verbs)).prop_map(|(at, set)| Edit::Set(at, set)),
         1 => any::<u8>().prop_map(Edit::Declare),
         1 => (0..8u8).prop_map(Edit::Vteps),
         2 => (0..SERVICES.len(), served()).prop_map(|(at, served)| Edit::Service(at, served)),
@@ -222,8 +236,8 @@ fn edit(allow_only: bool) -> impl Strategy<Value = Edit> {
 }
 
 /// Changes for one publish after another.
-pub(crate) fn edits(allow_only: bool, publishes: usize) -> impl Strategy<Value = Vec<Vec<Edit>>> {
-    vec(vec(edit(allow_only), 1..5), publishes)
+pub(crate) fn edits(verbs: Verbs, publishes: usize) -> impl Strategy<Value = Vec<Vec<Edit>>> {
+    vec(vec(edit(verbs), 1..5), publishes)
 }
 
 fn bits(set: u8) -> impl Iterator<Item = u32> {
