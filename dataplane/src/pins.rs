@@ -118,16 +118,22 @@ impl Pins {
     /// When the place is not on the host's own BPF file system, or pins of another layout are there.
     pub fn check(&self) -> Result<(), NodeError> {
         self.check_file_system()?;
-        if let Some(other) = self.other_layout()? {
-            return Err(NodeError::Kernel {
-                doing: format!("pin in {}", self.layout.display()),
-                why: format!(
-                    "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach --all` of the version that made them",
-                    other.display()
-                ),
-            });
-        }
-        Ok(())
+        self.check_layout()
+    }
+
+    /// Whether no pins of another layout are there.
+    ///
+    /// # Errors
+    /// When there are some.
+    pub fn check_layout(&self) -> Result<(), NodeError> {
+        let Some(other) = self.other_layout()? else { return Ok(()) };
+        Err(NodeError::Kernel {
+            doing: format!("work with pins in {}", self.layout.display()),
+            why: format!(
+                "{} holds pins of another layout, which cannot be taken over; run `bulkhead detach --all` of the version that made them",
+                other.display()
+            ),
+        })
     }
 
     /// Makes the directories.

@@ -351,18 +351,20 @@ fn lock(pins: &Pins) -> Result<File, NodeError> {
 /// Whether somebody may take away what is pinned there.
 ///
 /// # Errors
-/// An agent runs with these pins.
+/// An agent runs with these pins, or pins of another layout are there.
 pub fn idle(pins: &Path) -> Result<(), NodeError> {
     let pins = Pins::new(pins);
+    pins.check_layout()?;
     if pins.exist() { lock(&pins).map(drop) } else { Ok(()) }
 }
 
 /// Detaches everything, removes the input rule and the pins. Needs no agent; call it in the network namespace of the node.
 ///
 /// # Errors
-/// An agent runs, or something could not be removed. While something is still attached the tables stay: without them it would drop everything.
+/// An agent runs, pins of another layout are there, or something could not be removed. While something is still attached the tables stay: without them it would drop everything.
 pub fn detach(pins: &Path) -> Result<(), NodeError> {
     let pins = Pins::new(pins);
+    pins.check_layout()?;
     let _lock = if pins.exist() { Some(lock(&pins)?) } else { None };
     remove(&pins)
 }
@@ -370,9 +372,11 @@ pub fn detach(pins: &Path) -> Result<(), NodeError> {
 /// What [`detach`] would detach, read from the pins alone. Changes nothing.
 ///
 /// # Errors
-/// The pins cannot be read.
+/// The pins cannot be read, or are of another layout.
 pub fn attached(pins: &Path) -> Result<Vec<LinkStatus>, NodeError> {
-    Ok(Links::new(&Pins::new(pins), Classifiers::default()).list()?.iter().map(link_status).collect())
+    let pins = Pins::new(pins);
+    pins.check_layout()?;
+    Ok(Links::new(&pins, Classifiers::default()).list()?.iter().map(link_status).collect())
 }
 
 fn remove(pins: &Pins) -> Result<(), NodeError> {

@@ -11,6 +11,7 @@ use std::{
 
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE};
 use bulkhead_dataplane::{
+    kernel,
     kernel::KernelStore,
     load::{Maps, Programs, Sizes},
     pins::Kind,
@@ -132,6 +133,11 @@ fn pins_of_another_layout_are_left_alone() {
     fs::create_dir_all(&other).unwrap();
     let why = refused(Maps::create(&directory.pins(), &SMALL));
     assert!(why.contains("v999 holds pins of another layout"), "{why}");
+    // Nor is it said that nothing is there: what that version attached is in force.
+    let asked = [kernel::idle(&directory.0), kernel::attached(&directory.0).map(drop), kernel::detach(&directory.0)];
+    for why in asked.map(refused) {
+        assert!(why.contains("v999 holds pins of another layout") && why.contains("detach --all"), "{why}");
+    }
     assert!(other.exists());
 }
 
