@@ -31,7 +31,7 @@ use crate::{
     attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
-    compile::Compiler,
+    compile::{Compiler, yield_to_nodes},
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
@@ -213,7 +213,7 @@ impl<N: Node> Agent<N> {
             let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
             let is_live = matches!(files.workloads.1, Ok(Listing::Live(_)));
             let base_inputs = base.map(|base| &base.inputs).or(is_live.then_some(&none)).filter(|_| keep);
-            let joined = (&told, settings.node.as_str());
+            let joined = (&told, settings.node.as_str(), &discovered);
             let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;
             let mut compiling = Compiling::new(built, settings.observe);
@@ -388,7 +388,7 @@ impl<N: Node> Agent<N> {
         let files = self.overlay.over(files);
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
-            let joined = (&self.attachments, self.settings.node.as_str());
+            let joined = (&self.attachments, self.settings.node.as_str(), &self.discovered);
             self.compiling.begin();
             let prepared = prepare(&mut self.memory, &files, Some(&self.revision.inputs), joined, |model| {
                 self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
@@ -891,17 +891,20 @@ pub(crate) struct Prepared<T> {
     pub(crate) refused: Diagnostics,
 }
 
-/// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node.
+/// What can be used of files, and for the others of `last`, the inputs in force. With what runtimes told of the containers of a node, and what it discovered.
 /// `compile` was called last, of those times that it succeeded, for what is used.
 pub(crate) fn prepare<T>(
     memory: &mut Memory,
     files: &Files,
     last: Option<&Inputs>,
-    (attachments, node): (&Attachments, &str),
+    (attachments, node, discovered): (&Attachments, &str, &Discovered),
     mut compile: impl FnMut(Model) -> Result<T, Diagnostics>,
 ) -> Result<Prepared<T>, Diagnostics> {
     let settled = settle_with(memory, files, last, |policies, workloads| {
-        let model = Model::build(policies, &attachments.join(workloads, node)?)?;
+        let mut model = Model::build(policies, &attachments.join(workloads, node)?)?;
+        if workloads.live {
+            yield_to_nodes(&mut model, node, discovered);
+        }
         Ok((compile(model)?, workloads.clone()))
     })?;
     let Settled { inputs, built: (built, listed), refused } = settled;

@@ -340,7 +340,7 @@ impl Model {
             _ => None,
         }));
         for intent in intents {
-            Builder { model: &mut model, found: &mut found, intent }.intent();
+            Builder { model: &mut model, found: &mut found, intent, live: workloads.live }.intent();
         }
         let of_intents = mem::take(&mut model.rules);
         of_intents.into_iter().for_each(|rule| model.open(rule));
@@ -703,6 +703,8 @@ struct Builder<'a> {
     model: &'a mut Model,
     found: &'a mut Diagnostics,
     intent: &'a Intent,
+    /// The cluster's objects come and go by themselves.
+    live: bool,
 }
 
 impl Builder<'_> {
@@ -800,6 +802,14 @@ impl Builder<'_> {
     }
 
     fn dns(&mut self, place: &Place) {
+        if self.model.resolvers.is_empty() && self.live {
+            // Nobody asks it until it is there again, and nobody else's policy waits for that.
+            let warning = Diagnostic::warning(place, "`dns: cluster` opens nothing: the cluster has no resolver now");
+            self.model
+                .warnings
+                .push(warning.help("see `kubectl get services --namespace kube-system --selector k8s-app=kube-dns`"));
+            return;
+        }
         if self.model.resolvers.is_empty() {
             let error = Diagnostic::error(place, "`dns: cluster` has no effect: no resolver is known");
             self.found.push(error.help("write `resolvers: [10.96.0.10]` in the workloads file, or remove `dns`"));

@@ -72,7 +72,7 @@ pub(crate) fn check<T>(
     if let Err(unreadable) = &files.policies {
         return Err(unreadable.clone().into());
     }
-    let joined = (&basis.attachments, basis.node.as_str());
+    let joined = (&basis.attachments, basis.node.as_str(), &basis.discovered);
     let prepared = prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, compile)?;
     let texts = files.policies.unwrap_or_default();
     let before = &basis.revision.inputs.policies;

@@ -15,6 +15,7 @@ use std::{
 };
 
 pub use self::incremental::{Change, Compiler, Extent, Moved};
+pub(crate) use self::network::yield_to_nodes;
 pub(crate) use self::walls::{Key, Met, Surroundings, Walls};
 
 use bulkhead_dataplane::{

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bulkhead_dataplane::{
@@ -183,6 +184,21 @@ pub(super) struct Network<'a> {
     pub(super) underlay: Underlay,
     /// Segments in which somebody on this node can meet an address. 0 is always there: plain traffic of the underlay is looked up in it.
     pub(super) segments: BTreeSet<Segment>,
+}
+
+/// Takes the addresses of nodes from workloads that have them too: whoever says so, of a pod or of a node, must not be in the way of everybody's policy.
+/// An address is a node's then, and a workload that is left without one sends and gets nothing.
+pub(crate) fn yield_to_nodes(model: &mut Model, node: &str, discovered: &Discovered) {
+    let nodes = Underlay::new(model, node, discovered).nodes;
+    for (name, workload) in &mut model.workloads {
+        let Some(address) = workload.addresses().find(|address| nodes.contains_key(address)) else { continue };
+        tracing::warn!(
+            "{address} of workload `{name}` is an address of a node as well, and counts as that: see who wrote it, the status of the pod or that of the node"
+        );
+        for endpoint in &mut Arc::make_mut(&mut workload.described).endpoints {
+            endpoint.addresses.retain(|address| !nodes.contains_key(address));
+        }
+    }
 }
 
 impl<'a> Network<'a> {

@@ -18,11 +18,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    A_WHILE, eventually, follow, intent,
-    server::{EVENTS, POLICIES, Server},
+    A_WHILE, eventually, follow, intent, pod,
+    server::{EVENTS, PODS, POLICIES, Server},
 };
 
 const INTENTS: &str = "/apis/bulkhead.io/v1/intents";
+const NODES: &str = "/api/v1/nodes";
+const SERVICES: &str = "/api/v1/services";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
 
 /// A server with two nodes and all that statuses take.
@@ -62,7 +64,7 @@ impl Running {
         let kernel = MemoryNode::open(MemoryStore::default(), Links::default(), home.path()).unwrap();
         let mut agent = Agent::start(kernel, settings).unwrap_or_else(|error| panic!("{error}"));
         let life = Life::new(None).unwrap();
-        cluster.tell(node, &life.handle()).unwrap();
+        cluster.tell(node, &life.handle(), None).unwrap();
         let (stopper, source) = (life.stopper(), Arc::clone(&cluster));
         let worker = thread::spawn(move || life.run(&mut agent, &*source).unwrap());
         Self { stopper, worker: Some(worker), cluster, _home: home }
@@ -95,6 +97,46 @@ fn becomes(server: &Server, name: &str, of: &str, status: &str, message: &str) {
 fn with(mut intent: Value, spec: Value) -> Value {
     intent["spec"] = spec;
     intent
+}
+
+/// A Service by which the cluster resolves names.
+fn resolver() -> Value {
+    let metadata = json!({ "name": "kube-dns", "namespace": "kube-system", "uid": "uid-dns", "labels": { "k8s-app": "kube-dns" } });
+    let ports = [json!({ "name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53 })];
+    json!({ "metadata": metadata, "spec": { "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports } })
+}
+
+/// What nobody's policy says must not be in the way of everybody's: the address of a pod is a node's too, and the resolver is replaced.
+#[test]
+fn what_is_no_policy_keeps_no_policy_from_its_walls() {
+    let server = server();
+    server.put(SERVICES, resolver());
+    server.put(PODS, pod("db", "u1", "10.244.1.5"));
+    server.put(INTENTS, with(intent("asks", 1), json!({ "services": { "db": {} }, "dns": "cluster" })));
+    let _agents = [Running::start(&server, "n1"), Running::start(&server, "n2")];
+    becomes(&server, "asks", "Published", "True", "2 of 2 nodes");
+
+    server.delete(SERVICES, "kube-system", "kube-dns");
+    server.put(INTENTS, with(intent("before", 1), json!({ "services": { "web": {} } })));
+    becomes(&server, "before", "Published", "True", "2 of 2 nodes");
+    server.put(SERVICES, resolver());
+    server.put(INTENTS, with(intent("after", 1), json!({ "services": { "shop": {} } })));
+    becomes(&server, "after", "Published", "True", "2 of 2 nodes");
+
+    // Of a node that is there, then of a pod that comes, then of all that an agent finds when it starts.
+    let addresses = [
+        json!({ "type": "InternalIP", "address": "192.0.2.2" }),
+        json!({ "type": "InternalIP", "address": "10.244.1.5" }),
+    ];
+    let metadata = json!({ "name": "n2", "uid": "uid-n2" });
+    server.put(NODES, json!({ "metadata": metadata, "status": { "addresses": addresses } }));
+    server.put(PODS, pod("cache", "u2", "192.0.2.1"));
+    server.put(INTENTS, with(intent("beside", 1), json!({ "services": { "cart": {} } })));
+    becomes(&server, "beside", "Published", "True", "2 of 2 nodes");
+    server.put(PODS, pod("queue", "u3", "192.0.2.2"));
+    server.put(INTENTS, with(intent("still", 1), json!({ "services": { "bell": {} } })));
+    becomes(&server, "still", "Published", "True", "2 of 2 nodes");
+    let _another = Running::start(&server, "n1");
 }
 
 #[test]
