@@ -106,7 +106,11 @@ fn connect(path: &Path, left: Duration) -> io::Result<UnixStream> {
 }
 
 fn converse(mut stream: UnixStream, request: &Request, patience: Patience) -> io::Result<Reply> {
-    stream.write_all(&line(request)?)?;
+    match stream.write_all(&line(request)?) {
+        // An agent that need not hear the question to refuse it has answered, and left.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     // Whoever answers without end is not read without end.
     let mut reader = BufReader::new(stream.take(MAX_BYTES));
     let mut line = Vec::new();
@@ -147,4 +151,22 @@ fn timed_out() -> Error {
         "the policy of this container was not in force in time",
         "the runtime tries again; `bulkhead status` and the agent's log say what keeps it, `timeoutSeconds` in the conflist how long this waits",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cni::protocol::Ask;
+
+    #[test]
+    fn an_answer_is_heard_from_who_has_left_before_the_question() {
+        let (stream, mut agent) = UnixStream::pair().unwrap();
+        let refused = Answer::Refused { message: "no".to_owned(), remedy: "ask as root".to_owned() };
+        let reply = Reply { version: VERSION, answer: refused };
+        agent.write_all(&[&serde_json::to_vec(&reply).unwrap()[..], b"\n"].concat()).unwrap();
+        drop(agent);
+        let request = Request { version: VERSION, network: "lab".to_owned(), waits: false, ask: Ask::Status };
+        let patience = Patience { until: Instant::now() + Duration::from_secs(10), for_agent: false };
+        assert_eq!(converse(stream, &request, patience).unwrap(), reply);
+    }
 }

@@ -11,8 +11,7 @@ use std::{
 
 use aya_obj::generated::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE};
 use bulkhead_dataplane::{
-    kernel,
-    kernel::KernelStore,
+    kernel::{self, KernelStore},
     load::{Maps, Programs, Sizes},
     pins::Kind,
     store::{self, LpmKey, Store as _},
