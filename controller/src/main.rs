@@ -188,6 +188,10 @@ struct AgentArgs {
     /// Where the API server is and who asks it, with the source `kubernetes`; without it, what the service account of a pod says.
     #[arg(long, value_name = "PATH")]
     kubeconfig: Option<PathBuf>,
+    /// Key of the taint with which nodes of the cluster join, such as bulkhead.io/starting: taken from this node as soon as what runs there is guarded, so
+    /// that no pod comes before. Needs the right to get and patch nodes.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["policies", "workloads"])]
+    startup_taint: Option<String>,
     /// Name of this node in the workloads file, or in the cluster.
     #[arg(long, env = "NODE_NAME")]
     node: String,
@@ -511,7 +515,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         Err(error) => return Err(error).into_diagnostic(),
     };
     if let Some(cluster) = &cluster {
-        cluster.tell(&args.node, &life.handle()).into_diagnostic()?;
+        cluster.tell(&args.node, &life.handle(), args.startup_taint.as_deref()).into_diagnostic()?;
     }
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!("systemd could not be told that the walls stand: {error}");

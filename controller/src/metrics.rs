@@ -53,6 +53,17 @@ pub struct Health {
     pub behind: bool,
 }
 
+impl Health {
+    /// Why what is in force does not guard all of the node; `None` when it does. Bad input is none: its last good text holds.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if self.failed {
+            return Some("publishing fails and is tried again".to_owned());
+        }
+        (self.unguarded > 0).then(|| format!("{} endpoints are not guarded", self.unguarded))
+    }
+}
+
 /// How often what shall be enforced was compiled, by how much of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compiles {

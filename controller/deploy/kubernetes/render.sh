@@ -48,7 +48,7 @@ render uninstall --set crds=false --set uninstall=true
 helm lint --quiet --kube-version "$kubernetes" chart
 # What values turn on has to be rendered somewhere.
 helm template bulkhead chart --kube-version "$kubernetes" --set bpffs.mount=true --set serviceMonitor.enabled=true --set metrics.address=0.0.0.0 --set 'cni.exempt={kube-system}' \
-  --set 'agent.args={--xdp=generic}' --set apiServer.host=192.0.2.1 --set apiServer.port=6443 --set serviceMonitor.labels.release=prometheus >/dev/null
+  --set 'agent.args={--xdp=generic}' --set apiServer.host=192.0.2.1 --set apiServer.port=6443 --set serviceMonitor.labels.release=prometheus --set startupTaint=bulkhead.io/starting >/dev/null
 for file in crds bulkhead enforce uninstall; do
   if [ "${1:-}" = --check ]; then
     diff --unified "$file.yaml" "$out/$file.yaml"

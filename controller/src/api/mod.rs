@@ -148,14 +148,13 @@ async fn healthy(State(handle): State<Handle>) -> Response {
     }
 }
 
-/// Whether what is in force is published and guards every endpoint of this node. Bad input does not make it unready: its last good text holds.
+/// Whether what is in force is published and guards every endpoint of this node.
 async fn ready(State(handle): State<Handle>) -> Response {
     match handle.ask(|agent| agent.health()).await {
-        Ok(health) if health.failed => Problem::new(Kind::Busy, "publishing fails and is tried again").into_response(),
-        Ok(health) if health.unguarded > 0 => {
-            Problem::new(Kind::Busy, format!("{} endpoints are not guarded", health.unguarded)).into_response()
-        }
-        Ok(health) => (StatusCode::OK, format!("revision {}\n", health.revision)).into_response(),
+        Ok(health) => match health.unready() {
+            Some(why) => Problem::new(Kind::Busy, why).into_response(),
+            None => (StatusCode::OK, format!("revision {}\n", health.revision)).into_response(),
+        },
         Err(problem) => problem.into_response(),
     }
 }

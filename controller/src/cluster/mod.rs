@@ -20,6 +20,7 @@ mod report;
 mod roster;
 mod status;
 mod store;
+mod taint;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -40,7 +41,7 @@ use kube::{
 };
 use tokio::sync::Notify;
 
-use self::{blocked::Blocked, kinds::KINDS, roster::Roster, status::Statuses, store::Store};
+use self::{blocked::Blocked, kinds::KINDS, roster::Roster, status::Statuses, store::Store, taint::Taint};
 use crate::{
     api::handle::Handle,
     diagnostic::Diagnostics,
@@ -163,16 +164,22 @@ impl Cluster {
         Ok(Self { shared, runtime: handle, client, server, namespace })
     }
 
-    /// Begins to tell how policies stand with the agent of a node, and what is blocked there, from a thread of its own.
+    /// Begins to tell how policies stand with the agent of a node, and what is blocked there, from a thread of its own. A taint by this key is taken from the
+    /// node when it is guarded.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn tell(&self, node: &str, agent: &Handle) -> Result<(), ClusterError> {
+    pub fn tell(&self, node: &str, agent: &Handle, taint: Option<&str>) -> Result<(), ClusterError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let statuses =
             Statuses::new(Arc::clone(&self.shared), self.client.clone(), agent.clone(), &self.namespace, node);
         let blocked = Blocked::new(self.client.clone(), agent.clone(), node);
-        let tell = async { tokio::join!(statuses.follow(), blocked.follow()) };
+        let taint = taint.map(|key| {
+            let (client, handle) = (self.client.clone(), agent.clone());
+            Taint { client, handle, node: node.to_owned(), key: key.to_owned() }
+        });
+        let lift = async { futures_util::future::OptionFuture::from(taint.map(Taint::lift)).await };
+        let tell = async { tokio::join!(statuses.follow(), blocked.follow(), lift) };
         thread::Builder::new().name("status".to_owned()).spawn(move || runtime.block_on(tell)).map(drop)?;
         Ok(())
     }

@@ -32,7 +32,7 @@ use super::{
 use crate::{api::handle::Handle, control::Standing};
 
 /// How often an agent shows that it is there, at least; of many agents each does it less often.
-const BEAT: Duration = Duration::from_secs(10);
+pub(super) const BEAT: Duration = Duration::from_secs(10);
 const BEAT_OF_A_NODE: Duration = Duration::from_millis(100);
 /// It is taken for silent after so many of these without one.
 const BEATS: u32 = 3;
@@ -47,7 +47,7 @@ const WRITES: usize = 50;
 /// How long a request may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long it is waited when rights are missing.
-const FORBIDDEN: Duration = Duration::from_secs(300);
+pub(super) const FORBIDDEN: Duration = Duration::from_secs(300);
 
 /// On which nodes an edition of an object was in force.
 type Seen = BTreeMap<String, (i64, BTreeSet<String>)>;
@@ -255,13 +255,13 @@ fn remember<'a>(
     on_nodes
 }
 
-async fn within<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+pub(super) async fn within<T>(asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match timeout(ANSWER, asked).await {
         Ok(answered) => answered,
         Err(_) => Err(Error::Service("the API server does not answer".into())),
     }
 }
 
-fn is_forbidden(error: &Error) -> bool {
+pub(super) fn is_forbidden(error: &Error) -> bool {
     matches!(error, Error::Api(status) if status.code == 403)
 }

@@ -48,6 +48,11 @@ pub(crate) fn rolled_out(guarded: &Guarded) {
     }
 }
 
+/// Keys of a node's taints.
+fn taints(guarded: &Guarded, node: &str) -> String {
+    guarded.kubectl(&["get", "node", node, "--output=jsonpath={.spec.taints[*].key}"])
+}
+
 /// The runtime's networks on a node.
 fn networks(node: &Node) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(node.conflists()).unwrap().map(|entry| entry.unwrap().path());
@@ -139,7 +144,12 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
                 guarded.apply(ENFORCE);
             }
             1 => _ = guarded.kubectl(&["--namespace=bulkhead-system", "rollout", "restart", "daemonset/bulkhead"]),
-            _ => monitor::apply(&guarded),
+            _ => {
+                for taint in [monitor::TAINT, "example.com/other"] {
+                    guarded.kubectl(&["taint", "node", "n2", &format!("{taint}=:NoSchedule")]);
+                }
+                monitor::apply(&guarded);
+            }
         }
         guarded.apply(&caller(hasty, "n1", &db));
         rolled_out(&guarded);
@@ -150,6 +160,9 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     guarded.wait_for(&HASTY);
     eventually("those that came have called", || HASTY.iter().all(|pod| calls(&guarded, pod).len() > 2));
     monitor::answers(&guarded, "web");
+    eventually("the taint of a node that joins is gone, others are not", || {
+        taints(&guarded, "n2") == "example.com/other"
+    });
     // The node of `db` hears of a new caller's address when the API server does.
     let web: Vec<_> = calls(&guarded, "web").into_iter().skip_while(|call| call == "silent").collect();
     assert!(web.len() > 10 && web.iter().all(|call| call == "answered"), "{web:?}");

@@ -12,15 +12,18 @@ use bulkhead_tests::{
 };
 use serde_json::Value;
 
+/// With which a node joins.
+pub(crate) const TAINT: &str = "bulkhead.io/starting";
 /// What the DaemonSet runs in, as the plain manifests have it.
 const NAMESPACE: &str = "bulkhead-system";
 
-/// Renders the chart as for a cluster with Prometheus' operator.
+/// Renders the chart as for a cluster with Prometheus' operator, where nodes join with a taint.
 fn rendered(guarded: &Guarded) -> String {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/deploy/kubernetes/chart");
     let mut helm = Command::new(guarded.cluster.helm());
     helm.args(["template", "bulkhead"]).arg(chart).args(["--namespace", NAMESPACE, "--kube-version", "1.34"]);
     helm.args(["--set", "observe=false,serviceMonitor.enabled=true,metrics.address=0.0.0.0"]);
+    helm.args(["--set", &format!("startupTaint={TAINT}")]);
     let output = helm.stderr(Stdio::inherit()).output().unwrap_or_else(|error| panic!("{helm:?}: {error}"));
     assert!(output.status.success(), "{helm:?}: {}", output.status);
     String::from_utf8(output.stdout).unwrap()
