@@ -24,23 +24,29 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{adopt::Adoption, changes::Unwritten, cni::Here, compiling::Compiling, recall::Recall};
+use self::{
+    adopt::Adoption,
+    changes::Unwritten,
+    cni::Here,
+    compiling::{Compiling, misfits},
+    recall::Recall,
+};
 use crate::{
     accounts::Accounts,
     adopt::Scope,
     attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
-    compile::{Compiler, yield_to_nodes},
+    compile::{Compiler, Misfit, yield_to_nodes},
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
-    input::{Files, Inputs, LIVE, Listing},
+    input::{Files, Inputs, LIVE},
     metrics::Health,
     model::Model,
     overlay::{Held, Overlay},
     peers::{Made, Unmade},
-    room::no_room,
+    room::{no_room, stays},
     settle::{Memory, Settled, settle_with},
     source::Source,
     store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds},
@@ -207,14 +213,22 @@ impl<N: Node> Agent<N> {
         let recall = Recall::look(&mut node, &settings, last.iter().chain(&staged))?;
         let mut adoption = Adoption::default();
         let mut memory = Memory::default();
-        let mut force = |files: &Files, base: Option<&Revision>, keep| {
-            let build = |model| Compiler::new(model, &settings.node, discovered.clone(), compiled);
+        let mut force = |files: &Files, base: Option<&Revision>, keep, rehearsed| {
+            let build = |model: Model, misfit| {
+                let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfit)?;
+                if rehearsed {
+                    let desired = for_node(compiler.desired().clone(), settings.observe);
+                    has_room(&mut node, &desired, compiler.model())?;
+                }
+                let shut = misfits(&compiler);
+                Ok((compiler, shut))
+            };
             // In a cluster many write, and one bad policy keeps no node from its walls: it opens nothing, and isolates what can be read of it.
             let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
-            let is_live = matches!(files.workloads.1, Ok(Listing::Live(_)));
-            let base_inputs = base.map(|base| &base.inputs).or(is_live.then_some(&none)).filter(|_| keep);
+            let base_inputs = base.map(|base| &base.inputs).or(files.is_live().then_some(&none)).filter(|_| keep);
             let joined = (&told, settings.node.as_str(), &discovered);
-            let prepared = prepare(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
+            let prepared =
+                prepare_or_shut(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
             let Prepared { inputs, listed, built, refused } = prepared;
             let mut compiling = Compiling::new(built, settings.observe);
             let here = Here { listed: &listed, node: &settings.node, discovered: &discovered, now: compiled };
@@ -238,8 +252,8 @@ impl<N: Node> Agent<N> {
                     Ok((compiling, listed, attachments, refused, desired, revision, unguarded))
                 }
                 Err(error) => {
-                    let stays = last.as_ref().map(|last| last.head.number);
-                    let found = no_room(&error, &desired, compiling.model(), stays);
+                    let stays = stays(last.as_ref().map(|last| last.head.number));
+                    let found = no_room(&error, &desired, compiling.model(), &stays);
                     if let Some(found) = &found
                         && revision.head.condition == Condition::Staged
                     {
@@ -251,7 +265,10 @@ impl<N: Node> Agent<N> {
         };
         let mut whole = String::new();
         let files = overlay.over(written);
-        let mut now = force(&files, base, true);
+        let mut now = force(&files, base, true, false);
+        if files.is_live() && matches!(now, Err(StartError::Input(_))) {
+            now = force(&files, base, true, true);
+        }
         // Used as it is, it need not be used again.
         let seen = now.is_ok().then(|| files.clone());
         for good in [&staged, &last].into_iter().flatten() {
@@ -267,7 +284,7 @@ impl<N: Node> Agent<N> {
             if last.as_ref().is_some_and(|last| last.head.number == good.head.number) {
                 beside = in_force.clone();
             }
-            now = force(&Files::again(good.inputs.clone(), &files), Some(good), false);
+            now = force(&Files::again(good.inputs.clone(), &files), Some(good), false, false);
         }
         let (compiling, listed, attachments, refused, desired, revision, unguarded) = now?;
         for warning in &compiling.model().warnings.0 {
@@ -388,19 +405,19 @@ impl<N: Node> Agent<N> {
         let files = self.overlay.over(files);
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
-            let joined = (&self.attachments, self.settings.node.as_str(), &self.discovered);
             self.compiling.begin();
-            let prepared = prepare(&mut self.memory, &files, Some(&self.revision.inputs), joined, |model| {
-                self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
-            });
-            self.seen = Some(files);
-            let used = match prepared {
-                Ok(prepared) => self.apply(prepared),
-                Err(found) => {
-                    self.refuse(found.to_string());
-                    false
-                }
+            let prepared = self.prepare(&files, false);
+            self.seen = Some(files.clone());
+            let used = match prepared.map(|prepared| self.apply(prepared)) {
+                // Of many who write in a cluster those that fill a table are held back, and nobody else.
+                Ok(Err(_)) if files.is_live() => self.prepare(&files, true).map(|prepared| self.apply(prepared)),
+                used => used,
             };
+            let used = used.unwrap_or_else(|found| Err(found.to_string())).unwrap_or_else(|why| {
+                self.close_staged(&why);
+                self.refuse(why);
+                false
+            });
             if used {
                 self.compiling.keep();
             } else {
@@ -414,6 +431,21 @@ impl<N: Node> Agent<N> {
         if self.attachments.learn(&self.listed) {
             self.keep_attachments();
         }
+    }
+
+    /// What can be used of files, compiled; `rehearsed` for what there is room for.
+    fn prepare(&mut self, files: &Files, rehearsed: bool) -> Result<Prepared<()>, Diagnostics> {
+        let Self { node, settings, revision, compiling, attachments, discovered, compiled, memory, .. } = self;
+        let joined = (&*attachments, settings.node.as_str(), &*discovered);
+        prepare_or_shut(memory, files, Some(&revision.inputs), joined, |model, misfit| {
+            compiling.together(|compiling| {
+                compiling.follow(Arc::new(model), discovered, *compiled, misfit)?;
+                if rehearsed {
+                    has_room(node, &compiling.desired(), compiling.model())?;
+                }
+                Ok(((), compiling.misfits()))
+            })
+        })
     }
 
     /// Says once when the source cannot be followed, and when it can be again.
@@ -557,8 +589,8 @@ impl<N: Node> Agent<N> {
         self.marks = found;
     }
 
-    /// Puts in force what was compiled. Whether it is.
-    fn apply(&mut self, prepared: Prepared<()>) -> bool {
+    /// Puts in force what was compiled. Whether it is; why there is no room for it.
+    fn apply(&mut self, prepared: Prepared<()>) -> Result<bool, String> {
         let Prepared { inputs, listed, built: (), refused } = prepared;
         let desired = self.compiling.desired();
         // A cluster keeps its policies itself: there nothing waits for this node's disk.
@@ -571,23 +603,20 @@ impl<N: Node> Agent<N> {
                     // Nothing that would not survive the agent takes effect. It is tried again.
                     self.seen = None;
                     self.stored(Err(error));
-                    return false;
+                    return Ok(false);
                 }
             }
         }
         match self.enforce(desired) {
             Ok(()) => {}
             Err(error @ NodeError::Capacity { .. }) => {
-                let why = [self.why(&error), refused.to_string()].join("\n").trim_end().to_owned();
-                self.close_staged(&why);
-                self.refuse(why);
-                return false;
+                return Err([self.why(&error), refused.to_string()].join("\n").trim_end().to_owned());
             }
             Err(error) => {
                 // Not the input's fault: it is tried again.
                 self.seen = None;
                 self.fail(&error);
-                return false;
+                return Ok(false);
             }
         }
         self.refuse_some(&refused);
@@ -598,20 +627,20 @@ impl<N: Node> Agent<N> {
                 Err(error) => {
                     self.seen = None;
                     self.stored(Err(error));
-                    return true;
+                    return Ok(true);
                 }
             }
         }
         self.unwritten.clear();
         let Some(revision) = revision else {
             self.close_staged("publishing it failed, and then the input was again what is in force");
-            return true;
+            return Ok(true);
         };
         self.set_revision(revision);
         for warning in &self.compiling.model().warnings.0 {
             tracing::warn!("{warning}");
         }
-        true
+        Ok(true)
     }
 
     /// What was written down is in force.
@@ -713,8 +742,8 @@ impl<N: Node> Agent<N> {
 
     /// Why what was compiled last cannot be published.
     fn why(&self, error: &NodeError) -> String {
-        let stays = Some(self.revision.head.number);
-        let found = no_room(error, &self.compiling.desired(), self.compiling.model(), stays);
+        let stays = stays(Some(self.revision.head.number));
+        let found = no_room(error, &self.compiling.desired(), self.compiling.model(), &stays);
         found.map_or_else(|| error.to_string(), |found| found.to_string())
     }
 
@@ -898,10 +927,11 @@ pub(crate) fn prepare<T>(
     files: &Files,
     last: Option<&Inputs>,
     (attachments, node, discovered): (&Attachments, &str, &Discovered),
+    misfit: Misfit,
     mut compile: impl FnMut(Model) -> Result<T, Diagnostics>,
 ) -> Result<Prepared<T>, Diagnostics> {
     let settled = settle_with(memory, files, last, |policies, workloads| {
-        let mut model = Model::build(policies, &attachments.join(workloads, node)?)?;
+        let mut model = Model::build_with(policies, &attachments.join(workloads, node)?, misfit)?;
         if workloads.live {
             yield_to_nodes(&mut model, node, discovered);
         }
@@ -909,6 +939,34 @@ pub(crate) fn prepare<T>(
     })?;
     let Settled { inputs, built: (built, listed), refused } = settled;
     Ok(Prepared { inputs, listed, built, refused })
+}
+
+/// The same of policies that fit; in a cluster, where no mix of old and new ones does, with what does not fit shut. What is shut and why is asked of
+/// `compile`, and becomes part of what is refused.
+fn prepare_or_shut<T>(
+    memory: &mut Memory,
+    files: &Files,
+    last: Option<&Inputs>,
+    joined: (&Attachments, &str, &Discovered),
+    mut compile: impl FnMut(Model, Misfit) -> Result<(T, Diagnostics), Diagnostics>,
+) -> Result<Prepared<T>, Diagnostics> {
+    let mut prepare = |misfit| prepare(memory, files, last, joined, misfit, |model| compile(model, misfit));
+    let prepared = match prepare(Misfit::Refused) {
+        Err(found) if files.is_live() => prepare(Misfit::Shut).map_err(|_| found),
+        prepared => prepared,
+    };
+    let Prepared { inputs, listed, built: (built, shut), mut refused } = prepared?;
+    refused.0.extend(shut.0);
+    Ok(Prepared { inputs, listed, built, refused })
+}
+
+/// Whether a node has room for it. What else may keep it from being published is said when it is.
+fn has_room<N: Node>(node: &mut N, desired: &Desired, model: &Model) -> Result<(), Diagnostics> {
+    let rehearsed = guarding(desired, |possible, _| node.rehearse(possible));
+    match rehearsed.err().and_then(|error| no_room(&error, desired, model, "not applied")) {
+        Some(found) => Err(found),
+        None => Ok(()),
+    }
 }
 
 /// What of it a node can be asked to enforce.

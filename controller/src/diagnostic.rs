@@ -163,7 +163,13 @@ impl Diagnostic {
     /// A warning at a place.
     #[must_use]
     pub fn warning(place: &Place, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(place, message) }
+        Self::error(place, message).as_warning()
+    }
+
+    /// The same, and nothing is kept from being used for it.
+    #[must_use]
+    pub fn as_warning(self) -> Self {
+        Self { severity: Severity::Warning, ..self }
     }
 
     /// Adds how to mend it.

@@ -82,6 +82,12 @@ impl Files {
         }
     }
 
+    /// Whether its workloads are a cluster's as they are now.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self.workloads.1, Ok(Listing::Live(_)))
+    }
+
     /// Reads all of them.
     #[must_use]
     pub fn read(locations: &Locations) -> Self {

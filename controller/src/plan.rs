@@ -6,7 +6,7 @@ use bulkhead_dataplane::desired::Desired;
 
 use crate::{
     agent::{Prepared, for_node, prepare},
-    compile::compile,
+    compile::{Misfit, compile},
     control::{Basis, Fingerprint},
     diagnostic::{Diagnostic, Diagnostics},
     model::Model,
@@ -73,7 +73,8 @@ pub(crate) fn check<T>(
         return Err(unreadable.clone().into());
     }
     let joined = (&basis.attachments, basis.node.as_str(), &basis.discovered);
-    let prepared = prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, compile)?;
+    let prepared =
+        prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, Misfit::Refused, compile)?;
     let texts = files.policies.unwrap_or_default();
     let before = &basis.revision.inputs.policies;
     let used = |name: &String| {

@@ -27,24 +27,29 @@ struct Author<'a> {
     nets: BTreeSet<IpNetwork>,
 }
 
-/// What to say when a node has no room for what a model means: of whatever fills the table when that is no policy. `None` for other errors. `stays` is the
-/// revision that stays in force.
+/// What to say when a node has no room for what a model means: of whatever fills the table when that is no policy. `None` for other errors. `so` is what
+/// becomes of it.
 #[must_use]
-pub fn no_room(error: &NodeError, desired: &Desired, model: &Model, stays: Option<u64>) -> Option<Diagnostics> {
+pub fn no_room(error: &NodeError, desired: &Desired, model: &Model, so: &str) -> Option<Diagnostics> {
     let NodeError::Capacity { table, need, limit, .. } = error else { return None };
-    let stays = match stays {
+    let filled = filled(desired, model, (table, *need, *limit), so);
+    Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {so}"))).into())
+}
+
+/// What becomes of all that does not fit: what stays in force instead.
+#[must_use]
+pub fn stays(revision: Option<u64>) -> String {
+    match revision {
         Some(revision) => format!("not applied, revision {revision} stays in force"),
         None => "not applied, nothing was in force".to_owned(),
-    };
-    let filled = filled(desired, model, (table, *need, *limit), &stays);
-    Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {stays}"))).into())
+    }
 }
 
 fn filled(
     desired: &Desired,
     model: &Model,
     (table, need, limit): (&str, usize, usize),
-    stays: &str,
+    so: &str,
 ) -> Option<Diagnostic> {
     let authors = authors(model);
     let shares = if let Some(v4) = (table == "PREFIXES4").then_some(true).or((table == "PREFIXES6").then_some(false)) {
@@ -59,7 +64,7 @@ fn filled(
     largest.sort_by(|(a, one), (b, other)| b.cmp(a).then_with(|| one.name.cmp(&other.name)));
     let (share, first) = largest.first()?;
     let message = format!(
-        "`{}` needs {} of {} {}, {} are configured; {stays}",
+        "`{}` needs {} of {} {}, {} are configured; {so}",
         first.name,
         thousands(*share),
         thousands(need),

@@ -9,8 +9,8 @@ use bulkhead_dataplane::{
 
 use super::for_node;
 use crate::{
-    compile::{Compiler, Extent},
-    diagnostic::Diagnostics,
+    compile::{Compiler, Extent, Misfit},
+    diagnostic::{Diagnostic, Diagnostics},
     labels::Labels,
     metrics::Compiles,
     model::{Model, PolicyName, ServiceName},
@@ -71,8 +71,14 @@ impl Compiling {
     }
 
     /// Compiles another model, and what is so by now.
-    pub(super) fn follow(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<(), Diagnostics> {
-        match self.compiler.follow(model, discovered, now)? {
+    pub(super) fn follow(
+        &mut self,
+        model: Arc<Model>,
+        discovered: &Discovered,
+        now: u64,
+        misfit: Misfit,
+    ) -> Result<(), Diagnostics> {
+        match self.compiler.follow(model, discovered, now, misfit)? {
             Extent::Whole => self.compiles.whole += 1,
             Extent::Changes => self.compiles.changes += 1,
             Extent::Nothing => {}
@@ -82,7 +88,12 @@ impl Compiling {
 
     /// The same model, and what is so by now.
     pub(super) fn renew(&mut self, discovered: &Discovered, now: u64) -> Result<(), Diagnostics> {
-        self.follow(Arc::clone(self.model()), discovered, now)
+        self.follow(Arc::clone(self.model()), discovered, now, self.compiler.misfit())
+    }
+
+    /// What is said of workloads that are shut.
+    pub(super) fn misfits(&self) -> Diagnostics {
+        misfits(&self.compiler)
     }
 
     /// A workload is new, other than before, or gone.
@@ -130,7 +141,7 @@ impl Compiling {
                 None => _ = model.nodes.remove(name),
             }
         }
-        self.follow(Arc::new(model), discovered, now)
+        self.follow(Arc::new(model), discovered, now, self.compiler.misfit())
     }
 
     /// A service is new, other than before, or gone.
@@ -147,4 +158,15 @@ impl Compiling {
     pub(super) fn owner(&self, name: &WorkloadName, segment: Segment, address: IpAddr) -> Option<WorkloadName> {
         self.compiler.owners(segment, address).find(|owner| *owner != name).cloned()
     }
+}
+
+/// Which workloads are shut, and why.
+pub(super) fn misfits(compiler: &Compiler) -> Diagnostics {
+    let (shut, mut found) = compiler.misfits();
+    let shut: Vec<_> = shut.into_iter().map(ToString::to_string).collect();
+    if !shut.is_empty() {
+        let what = "only their node reaches them, and they reach nobody, until their rules fit";
+        found.push(Diagnostic::nowhere(format!("{what}: {}", shut.join(", "))));
+    }
+    found
 }

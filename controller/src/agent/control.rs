@@ -13,12 +13,13 @@ use crate::{
     accounts::Accounts,
     audit::{Event, Outcome},
     bypass::Record,
+    compile::Misfit,
     control::{Basis, Control, Fingerprint, Known, Pending, Put, PutError, Report, Standing},
     input::{Files, Inputs},
     metrics::Health,
     peers::{Made, Unmade},
     plan,
-    room::no_room,
+    room::{no_room, stays},
     show::time,
     store::{Author, Draft, Head, Origin, Revision, StoreError, now},
 };
@@ -118,7 +119,7 @@ impl<N: Node> Agent<N> {
         self.compiled = now();
         self.compiling.begin();
         let prepared = plan::check(&basis, &put.overlay, |model| {
-            self.compiling.follow(Arc::new(model), &self.discovered, self.compiled)
+            self.compiling.follow(Arc::new(model), &self.discovered, self.compiled, Misfit::Refused)
         });
         let done =
             prepared.map_err(PutError::Invalid).and_then(|prepared| self.take_effect(put, &basis.files, prepared));
@@ -138,8 +139,8 @@ impl<N: Node> Agent<N> {
         let desired = self.compiling.desired();
         let (revision, pending) = self.stage_put(&put, &inputs, &desired)?;
         if let Err(error) = self.enforce(desired) {
-            let stays = Some(self.revision.head.number);
-            let found = no_room(&error, &self.compiling.desired(), self.compiling.model(), stays);
+            let stays = stays(Some(self.revision.head.number));
+            let found = no_room(&error, &self.compiling.desired(), self.compiling.model(), &stays);
             let error = found.map_or(PutError::Node(error), PutError::Invalid);
             let closed = self.drop_staged(&error.to_string());
             self.stored(closed);

@@ -21,7 +21,7 @@ use crate::{
     control::{Basis, Put, PutError},
     overlay::{Overlay, digest, document_name, file_name, is_name},
     plan::plan as make_plan,
-    room::no_room,
+    room::{no_room, stays},
     show::{self, PolicyLine},
     store::{Author, Document, Origin, now, seconds},
 };
@@ -145,7 +145,7 @@ pub(super) async fn plan(
     let desired = plan.desired.clone();
     let rehearsed = app.handle.ask(move |agent| agent.rehearse(&desired)).await?;
     let rehearsal = rehearsed.map_err(|error| {
-        let found = no_room(&error, &plan.desired, &plan.model, Some(plan.basis.revision));
+        let found = no_room(&error, &plan.desired, &plan.model, &stays(Some(plan.basis.revision)));
         problem(found.map_or(PutError::Node(error), PutError::Invalid))
     })?;
     let body = PlanBody {

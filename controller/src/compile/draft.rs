@@ -11,7 +11,7 @@ use bulkhead_ebpf::{
     reason::Reason,
 };
 
-use super::{NODE_REACHES, NOT_ISOLATED, OPEN, TIER, isolated};
+use super::{DOES_NOT_FIT, NODE_REACHES, NOT_ISOLATED, OPEN, TIER, isolated};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics},
     guard::Tier,
@@ -170,6 +170,16 @@ impl Subject<'_> {
         draft
     }
 
+    /// What holds where [`Self::draft`] does not fit: only its node reaches it, for health checks, and it reaches nobody.
+    pub(super) fn shut(self, direction: Direction) -> Draft {
+        let mut draft = Draft { direction, steps: Vec::new(), isolated: true };
+        let step = |action, reason, lines| Step { tier: TIER, action, audit: false, reason, lines };
+        draft.push(step(Action::Allow, Reason::Rule, self.node(direction)));
+        let rest = Arc::new(desired::Rule { name: isolated(DOES_NOT_FIT, direction), origin: String::new() });
+        draft.push(step(Action::Deny, Reason::Isolated, everyone(&rest)));
+        draft
+    }
+
     /// What is written behind what [`Self::draft`] ends with: nobody reaches it.
     pub(super) fn unreached(self, direction: Direction) -> Draft {
         let mut draft = Draft { direction, steps: Vec::new(), isolated: false };
@@ -247,10 +257,8 @@ impl Subject<'_> {
                 // Those that select it are enforced, and isolate it.
                 self.policies.lines(self, direction, &mut lines);
             }
-            if direction == Direction::Ingress && only_audit == audit {
-                let rule = Arc::new(desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() });
-                let node = Arc::new(Peer::Entity(Entity::Node));
-                self.lines(direction, &node, &Ports::Any, &rule, &mut lines);
+            if only_audit == audit {
+                lines.extend(self.node(direction));
             }
             draft.push(step(Action::Allow, audit, Reason::Rule, lines));
         }
@@ -258,6 +266,16 @@ impl Subject<'_> {
         draft.push(step(Action::Deny, only_audit, Reason::Isolated, everyone(&rest)));
         draft.isolated |= !only_audit;
         !only_audit
+    }
+
+    /// What lets a node reach the workload, whoever isolates it.
+    fn node(self, direction: Direction) -> Vec<Line> {
+        let mut lines = Vec::new();
+        if direction == Direction::Ingress {
+            let rule = Arc::new(desired::Rule { name: NODE_REACHES.to_owned(), origin: String::new() });
+            self.lines(direction, &Arc::new(Peer::Entity(Entity::Node)), &Ports::Any, &rule, &mut lines);
+        }
+        lines
     }
 
     /// Adds what the rules of a Kubernetes policy are for the workload.

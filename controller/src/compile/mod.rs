@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-pub use self::incremental::{Change, Compiler, Extent, Moved};
+pub use self::incremental::{Change, Compiler, Extent, Misfit, Moved};
 pub(crate) use self::network::yield_to_nodes;
 pub(crate) use self::walls::{Key, Met, Surroundings, Walls};
 
@@ -40,6 +40,9 @@ const OPEN: u8 = u8::MAX;
 pub const NOT_ISOLATED: &str = "not isolated";
 /// Rule by which a node reaches the workloads that run on it.
 pub const NODE_REACHES: &str = "node may reach its workloads";
+
+/// What isolates a workload whose rules do not fit the tables.
+pub const DOES_NOT_FIT: &str = "rules do not fit,";
 
 /// Compiles what the named node shall enforce. `discovered` is what that node's own network says; what ends before `now`, in nanoseconds of Unix
 /// time, is left out, and what ends later has a view until then.
@@ -141,6 +144,13 @@ fn follow(views: &mut Vec<View>, view: View) {
 struct Phase {
     drafts: [Draft; 2],
     until: Option<u64>,
+}
+
+impl Phase {
+    /// The only one of a workload whose rules do not fit.
+    fn shut(subject: Subject<'_>) -> Self {
+        Self { drafts: [Direction::Ingress, Direction::Egress].map(|direction| subject.shut(direction)), until: None }
+    }
 }
 
 /// One phase until each end of a rule, and one after the last.

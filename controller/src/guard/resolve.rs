@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_ebpf::abi::{Action, Direction};
 
-use super::{Guard, Kind, Rule, Subjects, Tier, Whom};
+use super::{Guard, Kind, Rule, Subjects, Whom};
 use crate::{
+    compile::Misfit,
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     intent::Entity,
     labels::Requirement,
@@ -55,39 +56,52 @@ impl Guard {
     }
 }
 
-/// Puts Guards into the model in the order in which they are judged.
-pub(crate) fn resolve<'a>(model: &mut Model, guards: impl Iterator<Item = &'a Guard>, found: &mut Diagnostics) {
-    let mut by_priority: BTreeMap<(Tier, u32), Guard> = BTreeMap::new();
-    let mut names: BTreeMap<(Kind, &str), &Place> = BTreeMap::new();
+/// Puts Guards into the model in the order in which they are judged. Which of several of one priority comes first is an error where people write nothing but
+/// Guards in files; Kubernetes leaves it open, and in a cluster it must not depend on which a node heard of first: there it is that of their kinds and names.
+pub(crate) fn resolve<'a>(
+    model: &mut Model,
+    guards: impl Iterator<Item = &'a Guard>,
+    (live, misfit): (bool, Misfit),
+    found: &mut Diagnostics,
+) {
+    let mut names: BTreeMap<(Kind, &str), &Guard> = BTreeMap::new();
     for guard in guards {
-        let kind = guard.kind.name();
-        if let Some(first) = names.insert((guard.kind, &guard.name), &guard.place) {
+        if let Some(first) = names.get(&(guard.kind, guard.name.as_str())) {
+            let kind = guard.kind.name();
             let error = Diagnostic::error(&guard.place, format!("{kind} `{}` is written twice", guard.name));
-            found.push(error.note(first, "first here").help("give it another name"));
-        } else if let Some(first) = by_priority.insert((guard.tier, guard.priority), guard.clone()) {
-            let message = if first.kind == guard.kind {
-                format!(
-                    "{} `{}` and `{}` have priority {}",
-                    guard.kind.plural(),
-                    first.name,
-                    guard.name,
-                    guard.priority
-                )
-            } else {
-                let (name, first, other) = (&first.name, first.kind.name(), &guard.name);
-                format!("{first} `{name}` and {kind} `{other}` have priority {}", guard.priority)
-            };
-            let error = Diagnostic::error(&guard.priority_place, message);
-            found
-                .push(error.note(&first.priority_place, "first here").help("say which is judged first: the lower one"));
+            found.push(error.note(&first.place, "first here").help("give it another name"));
+        } else {
+            names.insert((guard.kind, &guard.name), guard);
         }
     }
-    model.guards = by_priority.into_values().collect();
+    let mut guards: Vec<_> = names.into_values().cloned().collect();
+    guards.sort_by_key(|guard| (guard.tier, guard.priority));
+    model.guards = guards;
     let mut warnings = Diagnostics::default();
+    for (first, second) in model.guards.iter().zip(model.guards.iter().skip(1)) {
+        if (first.tier, first.priority) == (second.tier, second.priority) {
+            match !live && [first, second].iter().all(|guard| guard.kind == Kind::Guard) {
+                true => found.push(tie(first, second)),
+                false => warnings.push(tie(first, second).as_warning()),
+            }
+        }
+    }
     for (at, guard) in model.guards.iter().enumerate() {
-        Check { model, guard, found, warnings: &mut warnings }.guard(&model.guards[..at]);
+        Check { model, guard, found, warnings: &mut warnings, misfit }.guard(&model.guards[..at]);
     }
     model.warnings.0.append(&mut warnings.0);
+}
+
+/// What is said of two of one priority.
+fn tie(first: &Guard, second: &Guard) -> Diagnostic {
+    let message = if first.kind == second.kind {
+        format!("{} `{}` and `{}` have priority {}", first.kind.plural(), first.name, second.name, second.priority)
+    } else {
+        let (first_kind, second_kind) = (first.kind.name(), second.kind.name());
+        format!("{first_kind} `{}` and {second_kind} `{}` have priority {}", first.name, second.name, second.priority)
+    };
+    let error = Diagnostic::error(&second.priority_place, message);
+    error.note(&first.priority_place, "first here").help("say which is judged first: the lower one")
 }
 
 /// Looks at one Guard.
@@ -96,6 +110,7 @@ struct Check<'a> {
     guard: &'a Guard,
     found: &'a mut Diagnostics,
     warnings: &'a mut Diagnostics,
+    misfit: Misfit,
 }
 
 impl Check<'_> {
@@ -106,7 +121,12 @@ impl Check<'_> {
         {
             let error =
                 Diagnostic::error(place, format!("no namespace has the label `{label}`: everybody would be other"));
-            self.found.push(error.help(format!("{} ({NAMESPACES})", suggest(label, self.labels()))));
+            let error = error.help(format!("{} ({NAMESPACES})", suggest(label, self.labels())));
+            match self.misfit {
+                Misfit::Refused => self.found.push(error),
+                // The last namespace that had it lost it: then everybody is.
+                Misfit::Shut => self.warnings.push(error.as_warning()),
+            }
         }
         for rule in &self.guard.rules {
             if let Whom::Is(Peer::Service(service)) = &rule.peer {

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Pods as `name uid node address labels`.
-fn cluster(pods: &[[&str; 5]]) -> Workloads {
+pub(crate) fn cluster(pods: &[[&str; 5]]) -> Workloads {
     let mut manifests = Manifests::default();
     for [name, uid, node, address, labels] in pods {
         let text = format!(
@@ -47,7 +47,7 @@ fn attach(attachments: &mut Attachments, name: &str, uid: &str, address: &str) {
     attachments.add(Attachment { network: "cbr0".to_owned(), attached });
 }
 
-fn attached(name: &str, uid: &str, address: &str) -> Attached {
+pub(crate) fn attached(name: &str, uid: &str, address: &str) -> Attached {
     let interface = Interface {
         name: "eth0".to_owned(),
         link: format!("veth-{uid}"),

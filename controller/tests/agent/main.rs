@@ -11,6 +11,7 @@ mod home;
 mod life;
 mod live;
 mod metrics;
+mod misfits;
 mod room;
 mod settle;
 mod show;

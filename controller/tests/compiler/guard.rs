@@ -3,11 +3,17 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_controller::{
+    compile::{Misfit, compile},
+    diagnostic::source,
     explain::{Explainer, Party, Question, Verdict, explain, parse_point},
     model::Model,
-    workloads::WorkloadName,
+    policy,
+    workloads::{self, WorkloadName},
 };
-use bulkhead_dataplane::desired::{Desired, Entry, Peers, SelectorId};
+use bulkhead_dataplane::{
+    desired::{Desired, Entry, Peers, SelectorId},
+    node::Discovered,
+};
 use bulkhead_ebpf::{
     abi::{Action, Class, Direction, VIEW_CHAIN},
     reason::Reason,
@@ -144,6 +150,55 @@ fn the_first_rule_decides_and_comes_before_intents() {
     assert_eq!(enters(&desired, "web", probe, 9300), allowed("shop: web accepts ops/probe:9300/tcp"));
     assert_eq!(enters(&desired, "db", probe, 9300), open(), "a Guard isolates nobody");
     assert_eq!(leaves(&desired, "db", "203.0.113.9", 9100), open(), "the other direction");
+}
+
+/// Of what Kubernetes leaves open, every node makes the same: it must not depend on which it heard of first.
+#[test]
+fn of_one_priority_a_name_comes_first() {
+    let admin = |kind: &str, name: &str, action: &str| {
+        let rule = format!("{{ action: {action}, from: [{{ namespaces: {{}} }}] }}");
+        let spec = format!("{{ subject: {{ namespaces: {{}} }}, priority: 7, ingress: [{rule}] }}");
+        let head = "apiVersion: policy.networking.k8s.io/v1alpha1";
+        format!("---\n{head}\nkind: {kind}\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
+    };
+    let [a, b] = [("a", "Deny"), ("b", "Allow")].map(|(name, action)| admin("AdminNetworkPolicy", name, action));
+    for policy in [format!("{a}{b}"), format!("{b}{a}")] {
+        let model = model(("policy.yaml", &policy), ("workloads.yaml", WORKLOADS)).unwrap();
+        let warnings = model.warnings.to_string();
+        assert!(warnings.contains("AdminNetworkPolicies `a` and `b` have priority 7"), "{warnings}");
+        let desired = desired(&policy, WORKLOADS, "n1").unwrap();
+        let (action, _, rule) = enters(&desired, "web", "10.0.0.2", 7);
+        assert_eq!((action, rule.contains(" a")), (Action::Deny, true), "{rule}");
+    }
+
+    let own = |name: &str| guard(name, 7, "rules:\n  - deny: { from: ops/probe }\n");
+    let read = |text: &str| policy::parse(&source("policy.yaml", text)).unwrap();
+    let mut listed = workloads::parse(&source("workloads.yaml", WORKLOADS)).unwrap();
+    let beside = Model::build(&[read(&a), read(&own("g"))].concat(), &listed).unwrap();
+    assert_eq!(beside.guards.iter().map(|guard| guard.name.as_str()).collect::<Vec<_>>(), ["g", "a"]);
+    assert!(beside.warnings.to_string().contains("Guard `g` and AdminNetworkPolicy `a` have priority 7"));
+    let both = format!("{}{}", own("h"), own("g"));
+    let refused = model(("policy.yaml", &both), ("workloads.yaml", WORKLOADS)).unwrap_err().to_string();
+    assert!(refused.contains("Guards `g` and `h` have priority 7"), "{refused}");
+    listed.live = true;
+    let taken = Model::build(&read(&both), &listed).unwrap();
+    assert_eq!(taken.guards.iter().map(|guard| guard.name.as_str()).collect::<Vec<_>>(), ["g", "h"]);
+    assert!(taken.warnings.to_string().contains("Guards `g` and `h` have priority 7"));
+}
+
+/// The last namespace that had a label may lose it: then everybody is other, as it is written.
+#[test]
+fn a_label_that_goes_takes_no_guard_with_it() {
+    let policy = guard("tenants", 1, "compare: tnt\nrules:\n  - deny: { from: other }\n");
+    let policies = policy::parse(&source("policy.yaml", policy)).unwrap();
+    let listed = workloads::parse(&source("workloads.yaml", WORKLOADS)).unwrap();
+    let refused = Model::build(&policies, &listed).unwrap_err().to_string();
+    let said = "no namespace has the label `tnt`: everybody would be other";
+    assert!(refused.contains(said), "{refused}");
+    let model = Model::build_with(&policies, &listed, Misfit::Shut).unwrap();
+    assert!(model.warnings.to_string().contains(said), "{}", model.warnings);
+    let desired = compile(&model, "n1", &Discovered::default(), NOW).unwrap();
+    assert_eq!(enters(&desired, "web", "10.0.0.3", 7).0, Action::Deny);
 }
 
 #[test]
@@ -586,7 +641,7 @@ proptest! {
     #[test]
     fn entries_say_what_is_explained(text in policies()) {
         let model = model(("policy.yaml", &text), ("workloads.yaml", WORKLOADS)).unwrap_or_else(|found| panic!("{found}\n{text}"));
-        let desired = bulkhead_controller::compile::compile(&model, "n1", &Default::default(), NOW).unwrap_or_else(|found| panic!("{found}\n{text}"));
+        let desired = compile(&model, "n1", &Default::default(), NOW).unwrap_or_else(|found| panic!("{found}\n{text}"));
         disagreements(&text, &model, &desired);
     }
 }

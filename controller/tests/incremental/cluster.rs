@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    compile::{Change, Compiler, Extent, compile},
+    compile::{Change, Compiler, Extent, Misfit, compile},
     diagnostic::{Diagnostics, Place, Source, source},
     intent::{Cidrs, Entity},
     labels::{Labels, Requirement, Selector},
@@ -130,8 +130,8 @@ pub(crate) struct Cluster {
     pub(crate) workloads: Workloads,
     policies: BTreeMap<ServiceName, NetworkPolicy>,
     documents: Vec<Policy>,
-    discovered: Discovered,
-    now: u64,
+    pub(crate) discovered: Discovered,
+    pub(crate) now: u64,
 }
 
 impl Cluster {
@@ -189,7 +189,7 @@ impl Cluster {
 
     /// Has a compiler follow to a model of this cluster.
     pub(crate) fn follow(&self, compiler: &mut Compiler, model: Arc<Model>) -> Result<Extent, Diagnostics> {
-        compiler.follow(model, &self.discovered, self.now)
+        compiler.follow(model, &self.discovered, self.now, Misfit::Refused)
     }
 
     /// The same with an event.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use bulkhead_dataplane::node::Discovered;
 
-use super::{super::network::Underlay, Cluster, Compiler, Touch, edit::Edit};
+use super::{Cluster, Compiler, Misfit, Touch, edit::Edit};
 use crate::{
     diagnostic::Diagnostics,
     model::{Model, Workload},
@@ -32,6 +32,8 @@ pub(super) enum Back {
     /// It means the same, but places and warnings.
     Model(Arc<Model>),
     Time(u64),
+    /// Said of all of the way.
+    Misfit(Misfit),
     Cluster(Box<Cluster>),
 }
 
@@ -52,9 +54,12 @@ impl Compiler {
 
     /// Takes back whatever was changed since [`Compiler::begin`]. Ids may be others than before.
     pub fn go_back(&mut self) {
-        for back in self.way.take().into_iter().flatten().rev() {
-            self.take_back(back);
-        }
+        let way = self.way.take().unwrap_or_default();
+        let first = way.iter().find_map(|back| if let Back::Misfit(misfit) = back { Some(*misfit) } else { None });
+        // Something on the way may be shut.
+        let now = mem::replace(&mut self.cluster.misfit, Misfit::Shut);
+        way.into_iter().rev().for_each(|back| self.take_back(back));
+        self.cluster.misfit = first.unwrap_or(now);
     }
 
     /// Begins a branch of the way: what [`Compiler::join`] wants back.
@@ -75,15 +80,33 @@ impl Compiler {
 
     /// Compiles another model, or the same for another network or time. What differs is carried out event by event; all is compiled where something
     /// differs that no event changes (nodes, resolvers, the service label, Intents, Guards, the node's network), where a rule ended in between, where
-    /// much differs, and where the events do not fit one after the other.
+    /// much differs, where the events do not fit one after the other, and where something is shut that may not be.
     ///
     /// # Errors
-    /// See [`super::super::compile`]; then nothing changed.
-    pub fn follow(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<Extent, Diagnostics> {
+    /// See [`super::super::compile`]; then nothing changed. Where what does not fit is shut only what fits nowhere is an error.
+    pub fn follow(
+        &mut self,
+        model: Arc<Model>,
+        discovered: &Discovered,
+        now: u64,
+        misfit: Misfit,
+    ) -> Result<Extent, Diagnostics> {
+        let before = mem::replace(&mut self.cluster.misfit, misfit);
+        let done = self.follow_as_said(model, discovered, now);
+        match &done {
+            Ok(_) if misfit != before => self.remember(|| Back::Misfit(before)),
+            Ok(_) => {}
+            Err(_) => self.cluster.misfit = before,
+        }
+        done
+    }
+
+    fn follow_as_said(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<Extent, Diagnostics> {
         if self.doubtful {
             return self.anew(model, discovered, now);
         }
-        if *discovered == self.cluster.discovered && !self.something_ends(now) {
+        let may_stay = self.cluster.misfit == Misfit::Shut || self.shut().next().is_none();
+        if may_stay && *discovered == self.cluster.discovered && !self.something_ends(now) {
             if Arc::ptr_eq(&model, &self.cluster.model) {
                 self.pass_time(now);
                 return Ok(Extent::Nothing);
@@ -152,12 +175,12 @@ impl Compiler {
             }
             Back::Model(model) => self.cluster.model = model,
             Back::Time(now) => self.cluster.now = now,
+            Back::Misfit(_) => {}
             Back::Cluster(cluster) if self.doubtful => self.cluster = *cluster,
             Back::Cluster(cluster) => {
                 let Cluster { model, node, discovered, now, .. } = &*cluster;
-                let underlay = Underlay::new(model, node, discovered);
                 let (model, node, discovered) = (Arc::clone(model), node.clone(), discovered.clone());
-                let again = Cluster { model, node, discovered, now: *now, underlay };
+                let again = Cluster::new(model, node, discovered, *now, self.cluster.misfit);
                 if self.put_cluster(again, &mut Touch::default()).is_err() {
                     self.doubtful = true;
                     self.cluster = *cluster;
@@ -168,7 +191,7 @@ impl Compiler {
 
     /// Compiles all of it as if nothing had been compiled.
     fn anew(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<Extent, Diagnostics> {
-        let fresh = Self::new(model, &self.cluster.node, discovered.clone(), now)?;
+        let fresh = Self::with(model, &self.cluster.node, discovered.clone(), now, self.cluster.misfit)?;
         let before = mem::replace(self, fresh);
         self.way = before.way;
         self.remember(|| Back::Cluster(Box::new(before.cluster)));
@@ -260,9 +283,9 @@ workloads:
         assert!(compiler.doubtful);
         assert!(compiler.model().workloads.contains_key(&name), "the model is what it was");
 
-        assert_eq!(compiler.follow(Arc::new(model()), &network, 2), Ok(Extent::Whole));
+        assert_eq!(compiler.follow(Arc::new(model()), &network, 2, Misfit::Refused), Ok(Extent::Whole));
         assert!(!compiler.doubtful);
         assert_eq!(Ok(compiler.desired().clone()), compile(&model(), "n", &network, 2));
-        assert_eq!(compiler.follow(Arc::new(model()), &network, 3), Ok(Extent::Changes));
+        assert_eq!(compiler.follow(Arc::new(model()), &network, 3, Misfit::Refused), Ok(Extent::Changes));
     }
 }

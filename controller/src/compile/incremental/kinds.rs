@@ -7,7 +7,7 @@ use bulkhead_ebpf::abi::{Direction, VIEW_CHAIN};
 
 use super::{
     super::{
-        Excess, Ids,
+        Excess, Ids, Phase,
         draft::{Draft, Selector, Subject},
         follow, phases, policy_set,
     },
@@ -53,11 +53,22 @@ pub(super) struct Kind {
     rules: BTreeSet<RuleId>,
     /// One for each use.
     sets: Vec<SetId>,
+    /// Its rules do not fit: none of them holds.
+    pub(super) is_shut: bool,
 }
 
 /// The rules do not fit the tables.
 #[derive(Debug)]
 pub(super) struct Refused;
+
+/// What becomes of a workload whose rules do not fit the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// All is as it was, of all workloads.
+    Refused,
+    /// None of its rules holds: only its node reaches it, and it reaches nobody.
+    Shut,
+}
 
 /// All that kinds use, with ids that stay.
 #[derive(Debug, Default)]
@@ -130,15 +141,35 @@ impl Symbols {
         kind.watches.iter().for_each(|watch| self.watches.acquire(&cluster.model, watch));
         self.drawings.acquire(&key.policies);
         let mut found = Diagnostics::default();
-        let Cluster { model, now, .. } = cluster;
+        let Cluster { model, now, misfit, .. } = cluster;
         let policies = Selecting { drawings: &self.drawings, ids: &key.policies };
         let subject = Subject { model, name, workload, now: *now, listening: &self.watches, policies: &policies };
-        let phases = phases(subject, &mut found);
-        for draft in phases.iter().flat_map(|phase| &phase.drafts) {
-            self.symbols(draft, &mut kind, turnover);
+        let (phases, shut) = (phases(subject, &mut found), Phase::shut(subject));
+        if self.write(&phases, &mut kind, turnover) && found.0.is_empty() {
+            return Ok(kind);
         }
-        let mut fits = found.0.is_empty();
-        for phase in &phases {
+        match misfit {
+            Misfit::Refused => {
+                self.release(key, &kind, turnover);
+                Err(Refused)
+            }
+            Misfit::Shut => {
+                self.erase(&kind, turnover);
+                let Kind { users, watches, .. } = kind;
+                kind = Kind { users, watches, is_shut: true, ..Kind::default() };
+                self.write(&[shut], &mut kind, turnover);
+                Ok(kind)
+            }
+        }
+    }
+
+    /// Whether what a kind is judged by fits the tables.
+    fn write(&mut self, phases: &[Phase], kind: &mut Kind, turnover: &mut Turnover) -> bool {
+        for draft in phases.iter().flat_map(|phase| &phase.drafts) {
+            self.symbols(draft, kind, turnover);
+        }
+        let mut fits = true;
+        for phase in phases {
             let [ingress, egress] = phase.drafts.each_ref().map(|draft| {
                 let set = policy_set(draft, self);
                 fits &= Excess::of(&set).is_none();
@@ -151,11 +182,14 @@ impl Symbols {
             });
             follow(&mut kind.views, View { ingress, egress, until: phase.until });
         }
-        if fits && kind.views.len() <= VIEW_CHAIN as usize {
-            return Ok(kind);
+        fits && kind.views.len() <= VIEW_CHAIN as usize
+    }
+
+    fn erase(&mut self, kind: &Kind, turnover: &mut Turnover) {
+        for &id in &kind.sets {
+            turnover.sets.extend(self.sets.release(id.0).map(|_| id));
         }
-        self.release(key, &kind, turnover);
-        Err(Refused)
+        self.named(turnover).0.forget(&kind.selectors, &kind.rules);
     }
 
     fn symbols(&mut self, draft: &Draft, kind: &mut Kind, turnover: &mut Turnover) {
@@ -169,11 +203,8 @@ impl Symbols {
     /// Nobody is of this kind any more.
     pub(super) fn release(&mut self, key: &Key, kind: &Kind, turnover: &mut Turnover) {
         kind.watches.iter().for_each(|watch| self.watches.release(watch));
-        for &id in &kind.sets {
-            turnover.sets.extend(self.sets.release(id.0).map(|_| id));
-        }
+        self.erase(kind, turnover);
         let (mut named, drawings) = self.named(turnover);
-        named.forget(&kind.selectors, &kind.rules);
         drawings.release(&key.policies, &mut named);
     }
 

@@ -41,6 +41,7 @@ use self::{
 pub use self::{
     change::{Change, Moved},
     follow::Extent,
+    kinds::Misfit,
 };
 use super::{compile, draft::Selector, endpoints_of, network::Underlay};
 use crate::{
@@ -60,6 +61,7 @@ struct Cluster {
     discovered: Discovered,
     now: u64,
     underlay: Underlay,
+    misfit: Misfit,
 }
 
 /// Compiles for one node, and then what changes.
@@ -102,10 +104,22 @@ impl Compiler {
         discovered: Discovered,
         now: u64,
     ) -> Result<Self, Diagnostics> {
-        let model = model.into();
-        let underlay = Underlay::new(&model, node, &discovered);
+        Self::with(model.into(), node, discovered, now, Misfit::Refused)
+    }
+
+    /// The same, and says what becomes of workloads whose rules do not fit, in what follows too.
+    ///
+    /// # Errors
+    /// See [`compile`].
+    pub fn with(
+        model: Arc<Model>,
+        node: &str,
+        discovered: Discovered,
+        now: u64,
+        misfit: Misfit,
+    ) -> Result<Self, Diagnostics> {
         let mut compiler = Self {
-            cluster: Cluster { model, node: node.to_owned(), discovered, now, underlay },
+            cluster: Cluster::new(model, node.to_owned(), discovered, now, misfit),
             symbols: Symbols::default(),
             kinds: BTreeMap::new(),
             locals: BTreeMap::new(),
@@ -131,6 +145,24 @@ impl Compiler {
     #[must_use]
     pub const fn model(&self) -> &Arc<Model> {
         &self.cluster.model
+    }
+
+    /// What becomes of workloads whose rules do not fit.
+    #[must_use]
+    pub const fn misfit(&self) -> Misfit {
+        self.cluster.misfit
+    }
+
+    /// Workloads of this node that are shut, and what [`compile`] says of why; nothing where all fit.
+    #[must_use]
+    pub fn misfits(&self) -> (Vec<&WorkloadName>, Diagnostics) {
+        let shut: Vec<_> = self.shut().collect();
+        let why = if shut.is_empty() { Diagnostics::default() } else { self.refusal() };
+        (shut, why)
+    }
+
+    fn shut(&self) -> impl Iterator<Item = &WorkloadName> {
+        self.kinds.values().filter(|kind| kind.is_shut).flat_map(|kind| &kind.users)
     }
 
     /// Who has an address in a segment: workloads of all nodes, those included whose address nobody knows yet.
@@ -209,9 +241,8 @@ impl Compiler {
         discovered: Discovered,
         now: u64,
     ) -> Result<Change, Diagnostics> {
-        let model = model.into();
-        let underlay = Underlay::new(&model, &self.cluster.node, &discovered);
-        let cluster = Cluster { model, node: self.cluster.node.clone(), discovered, now, underlay };
+        let Cluster { node, misfit, .. } = &self.cluster;
+        let cluster = Cluster::new(model.into(), node.clone(), discovered, now, *misfit);
         let mut touch = Touch::default();
         self.put_cluster(cluster, &mut touch)?;
         Ok(touch.into())
@@ -494,6 +525,11 @@ impl Compiler {
 }
 
 impl Cluster {
+    fn new(model: Arc<Model>, node: String, discovered: Discovered, now: u64, misfit: Misfit) -> Self {
+        let underlay = Underlay::new(&model, &node, &discovered);
+        Self { model, node, discovered, now, underlay, misfit }
+    }
+
     /// Whether it is a workload of this node that has a place where rules hold.
     fn is_local(&self, name: &WorkloadName) -> bool {
         let workload = self.model.workloads.get(name);
