@@ -12,6 +12,7 @@ use std::{
 
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Source, source},
+    guard,
     input::{Files, Inputs, Listing},
     intent::Intent,
     network_policy::NetworkPolicy,
@@ -248,7 +249,7 @@ impl Version {
         version
     }
 
-    /// Services and NetworkPolicies that it has.
+    /// Services and policies of Kubernetes that it has.
     fn names(&self) -> BTreeSet<String> {
         let policies = self.content.as_ref().ok().and_then(|content| match content {
             Content::Policy(policies) => Some(policies),
@@ -261,6 +262,9 @@ impl Version {
                     names.extend(services.iter().map(|service| format!("{namespace}/{}", service.name)));
                 }
                 Policy::Network(policy) => _ = names.insert(isolation::policy_name(&policy.name)),
+                Policy::Guard(guard) if guard.kind != guard::Kind::Guard => {
+                    names.insert(isolation::admin_name(guard.kind.name(), &guard.name));
+                }
                 Policy::Guard(_) | Policy::Noted(_) => {}
             }
         }
@@ -313,9 +317,12 @@ impl File<'_> {
         self.held.then(|| {
             Diagnostic::nowhere(match (&self.written, self.last) {
                 (_, None) => {
-                    let isolated: Vec<_> = self.kept.iter().flat_map(Version::names).collect();
-                    let until = if isolated.is_empty() { "" } else { "; isolated until it is: " };
-                    format!("{name} is not in force: it never was good{until}{}", isolated.join(", "))
+                    let names = self.kept.iter().flat_map(Version::names);
+                    let (partly, isolated): (Vec<_>, Vec<_>) = names.partition(|name| isolation::is_partly(name));
+                    let until = [("isolated until it is", isolated), ("what can be read of it is", partly)];
+                    let until = until.iter().filter(|(_, names)| !names.is_empty());
+                    let until: String = until.map(|(so, names)| format!("; {so}: {}", names.join(", "))).collect();
+                    format!("{name} is not in force: it never was good{until}")
                 }
                 (None, Some(_)) => {
                     format!("{name} is gone, but stays in force until the other files are good without it")

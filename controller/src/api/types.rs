@@ -142,7 +142,7 @@ pub enum PolicySource {
     File,
     /// A file that was rolled back: its text is of an older revision until somebody changes it.
     FileRolledBack,
-    /// A file that never was good: its text is what it isolates.
+    /// A file that never was good: its text is what it isolates, and what can be read of its admin policies.
     FileIsolating,
     /// The API.
     Api,

@@ -7,6 +7,7 @@ mod admin;
 mod network_policy;
 mod objects;
 mod own;
+mod partly;
 mod ports;
 mod prefixes;
 mod read;
@@ -16,7 +17,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use self::objects::{Known, Objects};
 pub(crate) use self::{
-    network_policy::Wall,
     objects::{MIRROR, Pool, Seen, live},
     own::VERSION,
 };
@@ -127,26 +127,37 @@ fn policy(api_version: &str, kind: &str, object: &mut Fields<'_>, found: &mut Di
     }
 }
 
-/// What can be read of NetworkPolicies that are not used.
+/// What holds of an object that is not used as it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    /// Kind, and namespace and name.
+    pub(crate) name: String,
+    /// Line where it stands.
+    pub(crate) line: u64,
+    /// It as a document in one line.
+    pub(crate) text: String,
+}
+
+/// What can be read of policies that are not used.
 #[derive(Default)]
-pub(crate) struct Walls {
-    /// Whom they isolate.
-    pub(crate) walls: Vec<Wall>,
+pub(crate) struct Remains {
+    /// Whom NetworkPolicies isolate, and what admin policies say.
+    pub(crate) objects: Vec<Object>,
     /// Something that is a policy, or may be one, says nothing.
     pub(crate) partial: bool,
 }
 
-/// Reads of the documents of a file that cannot be used whom its NetworkPolicies isolate. After `torn` documents the text went on.
-pub(crate) fn walls(source: &Arc<Source>, documents: &[Item], torn: bool) -> Walls {
-    let mut walls = Walls::default();
+/// Reads of the documents of a file that cannot be used what holds all the same. After `torn` documents the text went on.
+pub(crate) fn remains(source: &Arc<Source>, documents: &[Item], torn: bool) -> Remains {
+    let mut remains = Remains::default();
     for (index, document) in documents.iter().enumerate() {
         let torn = torn && index + 1 == documents.len();
-        walls.object(Node::new(source, document), "", torn);
+        remains.object(Node::new(source, document), "", torn);
     }
-    walls
+    remains
 }
 
-impl Walls {
+impl Remains {
     fn object(&mut self, node: Node<'_>, of: &str, torn: bool) {
         let mut found = Diagnostics::default();
         let Some(mut object) = node.fields(&mut found) else {
@@ -167,7 +178,12 @@ impl Walls {
         if kind == "NetworkPolicy" && !foreign {
             let wall = network_policy::wall(&mut object, torn);
             self.partial |= wall.is_none();
-            self.walls.extend(wall);
+            self.objects.extend(wall);
+        } else if POLICIES.contains(&kind) && !foreign {
+            // A rule that was cut off may be about less than it seems to be.
+            let part = if torn { None } else { partly::partly(api_version, kind, node) };
+            self.partial |= part.is_none();
+            self.objects.extend(part);
         } else {
             self.partial |=
                 foreign || kind.is_empty() || group(api_version) == "bulkhead" || own::is_ours(group(api_version));

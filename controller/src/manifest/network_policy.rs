@@ -3,7 +3,7 @@
 use bulkhead_ebpf::abi::Direction;
 
 use super::{
-    ports, prefixes,
+    Object, ports, prefixes,
     read::{self, Named, add, warning},
     selectors::selector,
 };
@@ -200,18 +200,8 @@ fn port(item: Node<'_>, found: &mut Diagnostics) -> Option<Ports> {
     Some(Ports::Range { transport: transport?, first, last })
 }
 
-/// Whom a policy isolates that is not used as it is, and in which directions.
-#[derive(Clone, Debug)]
-pub(crate) struct Wall {
-    pub(crate) name: PolicyName,
-    /// Line of its name.
-    pub(crate) line: u64,
-    /// The policy without its rules, as a document in one line.
-    pub(crate) text: String,
-}
-
-/// Reads of a policy whom it isolates; nobody where its selector cannot be read. What follows a text that is `torn` is not known.
-pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Wall> {
+/// The policy without its rules: whom it isolates, and in which directions; nobody where its selector cannot be read. What follows a text that is `torn` is not known.
+pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Object> {
     let mut found = Diagnostics::default();
     let Named { name, namespace, .. } = read::named(object, &mut found)?;
     let line = object.get("metadata").map_or(0, |metadata| metadata.item.referenced.line());
@@ -246,7 +236,8 @@ pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Wall> {
         "metadata": { "namespace": namespace, "name": name },
         "spec": { "podSelector": pods, "policyTypes": types },
     });
-    Some(Wall { name: PolicyName::new(namespace, name), line, text: text.to_string() })
+    let name = PolicyName::new(namespace, name);
+    Some(Object { name: format!("networkpolicy {name}"), line, text: text.to_string() })
 }
 
 #[cfg(test)]

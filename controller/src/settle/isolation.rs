@@ -1,5 +1,5 @@
-//! What a policy file that never was good isolates all the same: the services, or the pods of NetworkPolicies, that can be read of it. Nobody may
-//! call them, and they may call nobody, until the file is good.
+//! What of a policy file that never was good holds all the same. The services, or the pods of NetworkPolicies, that can be read of it are isolated:
+//! nobody may call them, and they may call nobody, until the file is good. Of admin policies what can be read holds.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -9,7 +9,7 @@ use serde_saphyr::Spanned;
 use crate::{
     diagnostic::source,
     intent::{Entity, valid_name},
-    manifest::{self, Wall},
+    manifest::{self, Object},
     model::{PolicyName, ServiceName},
     yaml::{self, Entries, tree},
 };
@@ -81,15 +81,15 @@ pub(super) struct Service {
 #[derive(Clone)]
 pub(super) enum Isolated {
     Service(Service),
-    /// Pods of a NetworkPolicy.
-    Pods(Wall),
+    /// Pods of a NetworkPolicy; an admin policy.
+    Object(Object),
 }
 
 impl Isolated {
     pub(super) fn name(&self) -> String {
         match self {
             Self::Service(service) => service.name.to_string(),
-            Self::Pods(wall) => policy_name(&wall.name),
+            Self::Object(object) => object.name.clone(),
         }
     }
 
@@ -97,7 +97,7 @@ impl Isolated {
     fn without_lines(self) -> Self {
         match self {
             Self::Service(service) => Self::Service(Service { lines: [0; 2], ..service }),
-            Self::Pods(wall) => Self::Pods(Wall { line: 0, ..wall }),
+            Self::Object(object) => Self::Object(Object { line: 0, ..object }),
         }
     }
 }
@@ -105,6 +105,16 @@ impl Isolated {
 /// How a NetworkPolicy is called beside services.
 pub(super) fn policy_name(name: &PolicyName) -> String {
     format!("networkpolicy {name}")
+}
+
+/// How an admin policy is called beside services.
+pub(super) fn admin_name(kind: &str, name: &str) -> String {
+    format!("{} {name}", kind.to_lowercase())
+}
+
+/// Whether it is an admin policy's: what can be read of it holds.
+pub(super) fn is_partly(name: &str) -> bool {
+    name.split_once(' ').is_some_and(|(kind, _)| kind != "networkpolicy")
 }
 
 /// What can be read of a text.
@@ -132,25 +142,25 @@ impl Read {
 /// Reads a text as far as it goes.
 pub(super) fn read(text: &str) -> Read {
     let mut ours = services(text);
-    match pods(text) {
-        Some(pods) if ours.isolated.is_empty() => pods,
-        Some(pods) => {
-            ours.isolated.extend(pods.isolated);
-            ours.whole &= pods.whole;
+    match objects(text) {
+        Some(objects) if ours.isolated.is_empty() => objects,
+        Some(objects) => {
+            ours.isolated.extend(objects.isolated);
+            ours.whole &= objects.whole;
             ours
         }
         None => ours,
     }
 }
 
-/// Reads NetworkPolicies; `None` where there is none.
-fn pods(text: &str) -> Option<Read> {
+/// Reads policies of Kubernetes; `None` where there is none.
+fn objects(text: &str) -> Option<Read> {
     let (documents, cut) = documents::<tree::Item>(text);
     // What stands below a `spec` is indented.
     let torn = cut.iter().find(|line| !line.trim().is_empty()).is_some_and(|next| next.starts_with([' ', '\t']));
-    let manifest::Walls { walls, partial } = manifest::walls(&source("", text), &documents, torn);
-    (!walls.is_empty())
-        .then(|| Read { isolated: walls.into_iter().map(Isolated::Pods).collect(), whole: !partial && cut.is_empty() })
+    let manifest::Remains { objects, partial } = manifest::remains(&source("", text), &documents, torn);
+    let whole = !partial && cut.is_empty();
+    (!objects.is_empty()).then(|| Read { isolated: objects.into_iter().map(Isolated::Object).collect(), whole })
 }
 
 /// Reads services of Intents.
@@ -229,7 +239,7 @@ fn leave_out_torn(documents: &mut [Spanned<Document>], cut: &[&str]) {
 pub(super) fn text(isolated: &[Isolated]) -> String {
     let (mut text, mut line, mut open) = (String::new(), 1, None);
     // A file is of one family.
-    let objects = isolated.iter().any(|isolated| matches!(isolated, Isolated::Pods(_)));
+    let objects = isolated.iter().any(|isolated| matches!(isolated, Isolated::Object(_)));
     let end = if objects { " }}}\n" } else { " }}\n" };
     let to = |text: &mut String, line: &mut u64, wanted: u64| {
         while *line < wanted {
@@ -240,14 +250,14 @@ pub(super) fn text(isolated: &[Isolated]) -> String {
     for isolated in isolated {
         let Service { name, lines, select, audit } = match isolated {
             Isolated::Service(service) => service,
-            Isolated::Pods(wall) => {
+            Isolated::Object(object) => {
                 if open.take().is_some() {
                     text.push_str(end);
                     line += 1;
                 }
-                to(&mut text, &mut line, wall.line);
+                to(&mut text, &mut line, object.line);
                 // A String takes every text; so below.
-                let _ = writeln!(text, "--- {}", wall.text);
+                let _ = writeln!(text, "--- {}", object.text);
                 line += 1;
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use bulkhead_controller::{
     diagnostic::{Diagnostic, Diagnostics},
+    guard::Whom,
     input::{Files, Inputs, Listing},
     model::Model,
     settle::{Settled, settle},
@@ -197,6 +198,68 @@ fn network_policy(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: {name}\n  namespace: ops\nspec:\n{spec}"
     )
+}
+
+/// Of admin policies what denies must not wait for what opens: names of the DNS, for one, stand in many an Allow.
+#[test]
+fn an_admin_policy_that_never_was_good_holds_as_far_as_it_can_be_read() {
+    let admin = |spec: &str| {
+        let head =
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: { name: edge }\n";
+        format!("{head}spec:\n  tier: Admin\n  priority: 5\n{spec}")
+    };
+    let rules = |settled: &Settled<Model>| -> Vec<String> {
+        let guards = settled.built.guards.iter();
+        let rules = guards.flat_map(|guard| guard.rules.iter().map(move |rule| (guard, rule)));
+        let shown = rules.map(|(guard, rule)| {
+            let Whom::Is(peer) = &rule.peer else { panic!("no peer of Kubernetes") };
+            let ports: Vec<_> = rule.ports.iter().map(ToString::to_string).collect();
+            let name = rule.name.strip_prefix("clusternetworkpolicy edge: ").unwrap();
+            format!(
+                "{}:{} {name} {:?} {peer} {}",
+                guard.subjects.place.is_some(),
+                rule.place.line,
+                rule.action,
+                ports.join(",")
+            )
+        });
+        shown.collect()
+    };
+    let subject = "  subject: { namespaces: {} }\n";
+    let deny = "  - { action: Deny, to: [{ networks: [198.51.100.0/24] }] }\n";
+    let names = "  - { action: Accept, to: [{ domainNames: [example.com] }, { networks: [192.0.2.0/24] }], protocols: [{ tcp: { destinationPort: { number: 443 } } }, { quic: {} }] }\n";
+    let only_names = "  - { name: dns, action: Accept, to: [{ domainNames: [example.com] }] }\n";
+    let text = admin(&format!("{subject}  egress:\n{names}{only_names}{deny}"));
+    let first = isolated(Ok(&text), None);
+    let said = first.refused.to_string();
+    assert!(said.contains("`domainNames` cannot be enforced"), "{said}");
+    let remains = "it never was good; what can be read of it is: clusternetworkpolicy edge";
+    assert!(said.ends_with(remains), "{said}");
+    let nobody = "workloads [bulkhead.io/nobody,!bulkhead.io/nobody]/*";
+    let expected = [
+        "true:1 egress[0] Allow cidr 192.0.2.0/24 443/tcp".to_owned(),
+        format!("true:1 egress[1] Deny {nobody} any"),
+        "true:1 egress[2] Deny cidr 198.51.100.0/24 any".to_owned(),
+    ];
+    assert_eq!(rules(&first), expected);
+    // As soon as less is bad more holds, and where less can be read what held stays.
+    let good = isolated(Ok(&admin(&format!("{subject}  egress:\n{deny}"))), Some(&first.inputs));
+    assert_eq!((good.refused.to_string().as_str(), rules(&good).len()), ("", 1));
+    for text in [Ok(""), Ok(BAD), Err(Diagnostic::nowhere("new.yaml cannot be read: I/O error"))] {
+        let settled = isolated(text, Some(&first.inputs));
+        assert!(settled.refused.to_string().ends_with(remains), "{}", settled.refused);
+        assert_eq!(rules(&settled).len(), 3);
+    }
+    // Whom it is about, or when it is judged, is nobody's guess; and a text that is cut off may go on.
+    for text in [
+        admin(&format!("  subject: {{ namespace: {{}} }}\n  egress:\n{deny}")),
+        admin(&format!("{subject}  egress:\n{deny}")).replace("priority: 5", "priority: 5000"),
+        admin(&format!("{subject}  egress:\n{deny}  ingress: [")),
+    ] {
+        let settled = isolated(Ok(&text), None);
+        assert!(settled.refused.to_string().ends_with("it never was good"), "{}", settled.refused);
+        assert_eq!(rules(&settled), [""; 0]);
+    }
 }
 
 #[test]
