@@ -215,8 +215,12 @@ impl Cluster {
         let pod = asked.as_ref().ok().cloned();
         self.shared.change(|store| store.answered(question, uid, pod).inspect_err(Shared::refuse).unwrap_or_default());
         asked?;
-        match self.shared.store().has_pod(namespace, name, uid) {
+        let store = self.shared.store();
+        match store.has_pod(namespace, name, uid) {
             true => Ok(()),
+            false if !store.has_namespace(namespace) => {
+                Err(format!("namespace {namespace} of pod {name} is not known of {} yet", self.server))
+            }
             false => Err(format!("pod {namespace}/{name} of {} is not the one with uid {uid}", self.server)),
         }
     }

@@ -230,7 +230,12 @@ impl Store {
         self.kinds.iter().zip(&KINDS).find(|(kept, _)| !kept.complete).map(|(_, kind)| kind.name)
     }
 
-    /// Whether a pod is known that can still run.
+    /// Whether the labels of a namespace are known.
+    pub(super) fn has_namespace(&self, name: &str) -> bool {
+        seen(&self.kinds[NAMESPACES].objects, &Key::new(String::new(), name.to_owned())).is_some()
+    }
+
+    /// Whether a pod is known that can still run, with its namespace: policies select by the labels of both.
     pub(super) fn has_pod(&self, namespace: &str, name: &str, uid: &str) -> bool {
         self.pod(namespace, name, uid).is_some()
     }
@@ -241,6 +246,9 @@ impl Store {
     }
 
     fn pod(&self, namespace: &str, name: &str, uid: &str) -> Option<&Arc<Seen>> {
+        if !self.has_namespace(namespace) {
+            return None;
+        }
         let key = Key::new(namespace.to_owned(), name.to_owned());
         self.kinds[PODS].objects.get(&key)?.seen().filter(|seen| seen.is_pod(uid))
     }

@@ -95,13 +95,21 @@ async fn follow_as<K: Object>(kind: usize, client: Client, shared: Arc<Shared>) 
                 }
                 Err(error) => {
                     let may_be_absent = KINDS[kind].is_optional && is_status(&error, 404);
-                    if may_be_absent && is_absent(&client, &resource).await {
-                        forget(kind, &shared);
-                        tokio::time::sleep(jitter(ABSENT)).await;
-                        break;
-                    }
+                    let served = if may_be_absent { served(&client, &resource).await } else { Served::Unknown };
+                    let why = match served {
+                        Served::Not => {
+                            forget(kind, &shared);
+                            tokio::time::sleep(jitter(ABSENT)).await;
+                            break;
+                        }
+                        Served::Otherwise(version) => {
+                            let read = &resource.api_version;
+                            format!("the cluster has some of {version}, which is not read; serve them as {read} too")
+                        }
+                        Served::Unknown => causes(&error),
+                    };
                     tracing::debug!(kind = KINDS[kind].name, "watch: {error}");
-                    shared.behind()[kind] = format!("kind {}: {}", KINDS[kind].name, causes(&error));
+                    shared.behind()[kind] = format!("kind {}: {why}", KINDS[kind].name);
                     pause.wait().await;
                 }
             }
@@ -120,25 +128,47 @@ async fn answers<K: Object>(api: &Api<K>) {
     }
 }
 
-/// Whether the cluster has no such kind, as its list of what it serves says: that there is no such page anybody on the way may answer. Where the list does
-/// not come the kind is not taken for absent.
-async fn is_absent(client: &Client, kind: &ApiResource) -> bool {
-    let serves = async {
+/// How a cluster serves a kind that it does not list.
+enum Served {
+    /// It has no such kind, or none of it.
+    Not,
+    /// It has some, and shows them in this version only: that they say nothing is not known.
+    Otherwise(String),
+    Unknown,
+}
+
+/// How the cluster serves a kind, as its list of what it serves says: that there is no such page anybody on the way may answer. Where the list does not
+/// come the kind is not taken for absent.
+async fn served(client: &Client, kind: &ApiResource) -> Served {
+    let ask = async {
         let groups = client.list_api_groups().await?.groups;
-        let mut versions = groups.iter().flat_map(|group| &group.versions);
-        if !versions.any(|version| version.group_version == kind.api_version) {
-            return Ok(false);
+        let versions = groups.iter().flat_map(|group| &group.versions).map(|version| &version.group_version);
+        let is_of_group = |version: &&String| version.split_once('/').is_some_and(|(group, _)| group == kind.group);
+        let mut served = Served::Not;
+        for version in versions.filter(is_of_group) {
+            let resources = client.list_api_group_resources(version).await?.resources;
+            if !resources.iter().any(|resource| resource.name == kind.plural) {
+                continue;
+            }
+            if *version == kind.api_version {
+                return Ok(Served::Unknown);
+            }
+            let other = ApiResource { api_version: version.clone(), ..kind.clone() };
+            let other = ApiResource { version: version.rsplit('/').next().unwrap_or_default().to_owned(), ..other };
+            let other: Api<DynamicObject> = Api::all_with(client.clone(), &other);
+            if !other.list(&ListParams::default().limit(1)).await?.items.is_empty() {
+                served = Served::Otherwise(version.clone());
+            }
         }
-        let served = client.list_api_group_resources(&kind.api_version).await?;
-        Ok::<_, kube::Error>(served.resources.iter().any(|resource| resource.name == kind.plural))
+        Ok::<_, kube::Error>(served)
     };
-    match timeout(ANSWER, serves).await {
-        Ok(Ok(serves)) => !serves,
+    match timeout(ANSWER, ask).await {
+        Ok(Ok(served)) => served,
         Ok(Err(error)) => {
             tracing::debug!(kind = kind.kind, "what the cluster serves is not known: {}", causes(&error));
-            false
+            Served::Unknown
         }
-        Err(_) => false,
+        Err(_) => Served::Unknown,
     }
 }
 

@@ -22,7 +22,7 @@ use bulkhead_controller::{
 use bulkhead_dataplane::cni::protocol::{Attached, Key};
 use serde_json::{Value, json};
 
-use self::server::{PODS, POLICIES, Server};
+use self::server::{NAMESPACES, PODS, POLICIES, Server};
 
 /// The bound is for a machine that hangs, not for one that is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -212,6 +212,28 @@ fn a_page_that_is_not_found_takes_no_policy_away() {
     eventually("and that is no failure", || cluster.behind().is_empty());
 }
 
+/// A definition that is served in another version alone takes no policy away, and none that is written so is passed over.
+#[test]
+fn a_version_that_is_not_read_is_not_taken_for_none() {
+    let server = Server::start();
+    let (read, next) = ("/apis/bulkhead.io/v1/intents", "/apis/bulkhead.io/v2/intents");
+    for version in [read, "/apis/bulkhead.io/v1/guards", next] {
+        server.define(version);
+    }
+    server.put(read, intent("shop", 1));
+    server.put(next, intent("shop", 1));
+    let cluster = follow(&server);
+    server.undefine(read);
+    eventually("it is said", || cluster.behind().contains("the cluster has some of bulkhead.io/v2, which is not read"));
+    thread::sleep(A_WHILE);
+    assert_eq!(policies(&cluster), ["intent/shop/shop"]);
+    let late = Cluster::follow(Some(&server.kubeconfig())).unwrap();
+    eventually("it is said from the start", || late.missing().contains("bulkhead.io/v2, which is not read"));
+    server.delete(next, "shop", "shop");
+    assert!(late.wait(PATIENCE), "where there is none nothing is missed: {}", late.missing());
+    eventually("nor here", || policies(&cluster).is_empty() && cluster.behind().is_empty());
+}
+
 /// ADD may be faster than the watch, and a name may be another pod's by now.
 #[test]
 fn a_pod_that_starts_is_asked_for_by_its_unique_id() {
@@ -231,6 +253,23 @@ fn a_pod_that_starts_is_asked_for_by_its_unique_id() {
     assert_eq!(next.join().unwrap(), Ok(()));
     let uid = |cluster: &Cluster| workloads(&cluster.read()).workloads.values().next().unwrap().uid.clone();
     assert_eq!(uid(&cluster).as_deref(), Some("u2"));
+}
+
+/// Policies select by labels of namespaces, and the watches of pods and of namespaces are two.
+#[test]
+fn no_pod_starts_before_its_namespace_is_known() {
+    let server = Server::start();
+    server.delete(NAMESPACES, "", "shop");
+    let cluster = Arc::new(follow(&server));
+    server.put(PODS, pod("web", "u1", "10.244.1.5"));
+    eventually("the pod", || names(&cluster) == ["shop/web"]);
+    let asked = Arc::clone(&cluster);
+    let start = thread::spawn(move || asked.complete(&attached("web", "u1")));
+    thread::sleep(A_WHILE);
+    assert!(!start.is_finished(), "its namespace has no labels yet");
+    server.put(NAMESPACES, json!({ "metadata": { "name": "shop", "labels": { "tenant": "a" } } }));
+    assert_eq!(start.join().unwrap(), Ok(()));
+    assert_eq!(workloads(&cluster.read()).namespaces["shop"]["tenant"], "a");
 }
 
 /// What was said while a server had forgotten where a watch was is not known before all is listed: a policy against a pod that starts may be in it.

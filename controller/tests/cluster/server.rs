@@ -103,11 +103,12 @@ impl Server {
         );
         fs::write(home.path().join("kubeconfig"), text).unwrap();
         let server = Self { shared, home };
-        for kind in ["/api/v1/namespaces", "/api/v1/nodes", "/api/v1/pods", "/api/v1/services"] {
+        for kind in [NAMESPACES, "/api/v1/nodes", "/api/v1/pods", "/api/v1/services"] {
             server.define(kind);
         }
         server.define("/apis/discovery.k8s.io/v1/endpointslices");
         server.define(POLICIES);
+        server.put(NAMESPACES, json!({ "metadata": { "name": "shop" } }));
         server
     }
 
@@ -200,6 +201,7 @@ impl Server {
     }
 }
 
+pub(crate) const NAMESPACES: &str = "/api/v1/namespaces";
 pub(crate) const PODS: &str = "/api/v1/pods";
 pub(crate) const EVENTS: &str = "/apis/events.k8s.io/v1/events";
 pub(crate) const POLICIES: &str = "/apis/networking.k8s.io/v1/networkpolicies";
@@ -299,7 +301,8 @@ fn watch(shared: Arc<Shared>, path: String, since: u64) -> Response {
             let changed = waiting.changed.notified();
             {
                 let content = shared.content();
-                if content.breaks != began {
+                // A watch may begin while its kind goes.
+                if content.breaks != began || !content.objects.contains_key(&path) {
                     return None;
                 }
                 let next = content.history.iter().find(|(version, of, ..)| *version > since && *of == path);
