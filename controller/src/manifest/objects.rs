@@ -16,7 +16,7 @@ use self::{
     pods::{Controller, Pod},
     services::{Service, Slice},
 };
-use super::read::{note_metadata, note_unknown};
+use super::read::{note_metadata, note_unknown, warning};
 use crate::{
     diagnostic::{Diagnostics, Place},
     labels::Labels,
@@ -310,14 +310,24 @@ fn list<'a>(fields: &mut Fields<'a>, name: &'static str, found: &mut Diagnostics
     fields.get(name).map(|list| list.list(found)).unwrap_or_default()
 }
 
-/// An address; none where it is empty, as a status has it before the address is known.
+/// An address; none where it is empty, as a status has it before the address is known, and where it leads to no other machine: what makes services reachable
+/// on a developer's own writes such ones.
 fn address(written: Node<'_>, found: &mut Diagnostics) -> Option<IpAddr> {
     let text = written.text(found).filter(|text| !text.is_empty())?;
-    let usable = |address: &IpAddr| !address.is_unspecified() && !address.is_multicast() && !address.is_loopback();
-    let address = text.parse::<IpAddr>().ok().filter(usable);
-    if address.is_none() {
-        let message = format!("`{text}` is not an address that a node, pod or service can have");
-        found.push(written.error(message, "write `10.244.1.5` or `2001:db8::5`"));
+    let message = || format!("`{text}` is not an address that a node, pod or service can have");
+    match text.parse::<IpAddr>() {
+        Ok(address) if address.is_unspecified() || address.is_multicast() || address.is_loopback() => {
+            found.push(warning(
+                written,
+                message(),
+                "it is left out: nothing that is judged comes from there or goes there",
+            ));
+            None
+        }
+        Ok(address) => Some(address),
+        Err(_) => {
+            found.push(written.error(message(), "write `10.244.1.5` or `2001:db8::5`"));
+            None
+        }
     }
-    address
 }

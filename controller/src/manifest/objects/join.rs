@@ -730,6 +730,17 @@ mod tests {
         assert_eq!(named(&found, "shop/out").endpoints[0].segment, 0);
     }
 
+    /// Where a load balancer forwards from the developer's own machine its address is 127.0.0.1.
+    #[test]
+    fn a_service_keeps_its_other_addresses() {
+        let (listed, _) = cluster(
+            "apiVersion: v1\nkind: Service\nmetadata: { name: web, namespace: shop }\nspec: { clusterIP: 10.96.0.9, ports: [{ port: 80 }] }\n\
+             status: { loadBalancer: { ingress: [{ ip: 127.0.0.1 }, { ip: 192.0.2.80 }] } }\n",
+        );
+        let frontend = listed.frontends.values().next().unwrap();
+        assert_eq!(addresses(&frontend.addresses), ["10.96.0.9", "192.0.2.80"]);
+    }
+
     #[test]
     fn of_two_services_with_one_address_the_older_one_has_it() {
         let service = |name: &str, created: &str| {
