@@ -17,9 +17,17 @@ use serde::de::DeserializeOwned;
 
 use super::{Stage, probe::Flow};
 
-/// What was told of an object that opens a path and shuts it: when, and whether the path is open.
+/// What was told of an object that opens a path and shuts it.
 #[derive(Clone)]
-pub(super) struct News(Arc<Mutex<Vec<(Instant, bool)>>>);
+pub(super) struct News(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    /// When, and whether the path is open.
+    events: Vec<(Instant, bool)>,
+    /// Why nothing more is told.
+    ended: Option<anyhow::Error>,
+}
 
 impl News {
     /// Watches an object of the shop, until the API server ends. `opens` says whether the path is open after an event.
@@ -35,11 +43,15 @@ impl News {
         let news = Self(Arc::default());
         let told = news.clone();
         let only = WatchParams::default().fields(&format!("metadata.name={name}"));
-        stage.beside(async move |client| told.follow(&Api::<K>::namespaced(client, "shop"), &only, opens).await)?;
+        stage.beside(async move |client| {
+            let ended = told.follow(&Api::<K>::namespaced(client, "shop"), &only, opens).await;
+            told.0.lock().unwrap_or_else(PoisonError::into_inner).ended = ended.err();
+            Ok(())
+        })?;
         Ok(news)
     }
 
-    async fn follow<K>(self, api: &Api<K>, only: &WatchParams, opens: fn(&WatchEvent<K>) -> bool) -> Result<()>
+    async fn follow<K>(&self, api: &Api<K>, only: &WatchParams, opens: fn(&WatchEvent<K>) -> bool) -> Result<()>
     where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     {
@@ -49,7 +61,7 @@ impl News {
             while let Some(event) = events.try_next().await? {
                 let now = Instant::now();
                 if matches!(event, WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) {
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).push((now, opens(&event)));
+                    self.0.lock().unwrap_or_else(PoisonError::into_inner).events.push((now, opens(&event)));
                 }
             }
         }
@@ -58,8 +70,9 @@ impl News {
     /// When it was told, after a moment, that the path is open, or that it is not.
     pub(super) fn told(&self, since: Instant, open: bool) -> Result<Instant> {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = told.iter().find(|(at, is)| *at >= since && *is == open);
-        found.map(|(at, _)| *at).context("the change was not told of")
+        let found = told.events.iter().find(|(at, is)| *at >= since && *is == open);
+        let ended = told.ended.as_ref().map(|error| format!(", since the watch ended: {error:#}"));
+        found.map(|(at, _)| *at).with_context(|| format!("the change was not told of{}", ended.unwrap_or_default()))
     }
 
     /// How long after it was told, since a moment, that the path is open, or that it is not, the calls of all flows became what that means.

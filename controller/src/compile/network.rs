@@ -40,26 +40,10 @@ pub(super) struct Underlay {
 
 impl Underlay {
     pub(super) fn new(model: &Model, node: &str, discovered: &Discovered) -> Self {
-        let mut nodes = BTreeMap::new();
         let mut named: HashMap<IpAddr, Vec<String>> = HashMap::new();
-        for peer in discovered.overlays.iter().flat_map(|overlay| &overlay.peers) {
-            nodes.insert(peer.0, false);
-        }
         for (name, described) in &model.nodes {
-            for &address in &described.addresses {
-                *nodes.entry(address).or_default() |= name == node;
-                named.entry(address).or_default().push(name.clone());
-            }
+            described.addresses.iter().for_each(|&address| named.entry(address).or_default().push(name.clone()));
         }
-        // What the kernel says of this node beats what the file says of others.
-        nodes.extend(
-            discovered
-                .addresses
-                .iter()
-                .chain(discovered.overlays.iter().filter_map(|overlay| overlay.own.as_ref()))
-                .map(|&address| (address, true)),
-        );
-
         let mut overlays: BTreeMap<Segment, Prefixes> = BTreeMap::new();
         let mut encapsulated: BTreeMap<Segment, Prefixes> = BTreeMap::new();
         for segment in model.nodes.values().flat_map(|node| &node.segments) {
@@ -77,7 +61,7 @@ impl Underlay {
             by_segment.insert(0, all);
         }
         let local = local_prefixes().into_iter().chain(METADATA.map(IpNetwork::from)).collect();
-        Self { nodes, overlays, encapsulated, local, named }
+        Self { nodes: nodes(model, node, discovered), overlays, encapsulated, local, named }
     }
 
     /// Whether packets to or from it travel encapsulated.
@@ -186,10 +170,23 @@ pub(super) struct Network<'a> {
     pub(super) segments: BTreeSet<Segment>,
 }
 
+/// Addresses of nodes, and whether the node is this one.
+fn nodes(model: &Model, node: &str, discovered: &Discovered) -> BTreeMap<IpAddr, bool> {
+    let peers = discovered.overlays.iter().flat_map(|overlay| &overlay.peers);
+    let mut nodes: BTreeMap<_, _> = peers.map(|(address, _)| (*address, false)).collect();
+    for (name, described) in &model.nodes {
+        described.addresses.iter().for_each(|&address| *nodes.entry(address).or_default() |= name == node);
+    }
+    // What the kernel says of this node beats what the file says of others.
+    let own = discovered.overlays.iter().filter_map(|overlay| overlay.own.as_ref());
+    nodes.extend(discovered.addresses.iter().chain(own).map(|&address| (address, true)));
+    nodes
+}
+
 /// Takes the addresses of nodes from workloads that have them too: whoever says so, of a pod or of a node, must not be in the way of everybody's policy.
 /// An address is a node's then, and a workload that is left without one sends and gets nothing.
 pub(crate) fn yield_to_nodes(model: &mut Model, node: &str, discovered: &Discovered) {
-    let nodes = Underlay::new(model, node, discovered).nodes;
+    let nodes = nodes(model, node, discovered);
     for (name, workload) in &mut model.workloads {
         let Some(address) = workload.addresses().find(|address| nodes.contains_key(address)) else { continue };
         tracing::warn!(
