@@ -24,20 +24,14 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{
-    adopt::Adoption,
-    changes::Unwritten,
-    cni::Here,
-    compiling::{Compiling, misfits},
-    recall::Recall,
-};
+use self::{adopt::Adoption, changes::Unwritten, cni::Here, compiling::Compiling, recall::Recall};
 use crate::{
     accounts::Accounts,
     adopt::Scope,
     attachments::Attachments,
     audit::{Event, Log, Outcome},
     bypass,
-    compile::{Compiler, Misfit, yield_to_nodes},
+    compile::{Compiler, Misfits, yield_to_nodes},
     control::Pending,
     diagnostic::Diagnostics,
     drift::{self, Drift},
@@ -47,10 +41,10 @@ use crate::{
     overlay::{Held, Overlay},
     peers::{Made, Unmade},
     room::{no_room, stays},
-    settle::{Memory, Settled, settle_with},
+    settle::{Blame, Memory, Settled, settle_with},
     source::Source,
     store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds},
-    workloads::Workloads,
+    workloads::{WorkloadName, Workloads},
 };
 
 /// Names of settings in the database: what holds beside the revision in force, and beside the one that is staged.
@@ -152,8 +146,10 @@ pub struct Agent<N> {
     shut: BTreeMap<Key, String>,
     /// Why the input as it is now is not used, or not all of it; empty when it is.
     refused: String,
-    /// The same, where some of it is used.
+    /// The same, where some of it is used: of policies.
     found: Diagnostics,
+    /// Workloads whose rules do not fit, which are shut, and why.
+    misfits: (BTreeSet<WorkloadName>, Diagnostics),
     /// Why the latest publish failed; empty when it did not.
     failed: String,
     /// Why the database could not be written; empty when it can.
@@ -214,22 +210,23 @@ impl<N: Node> Agent<N> {
         let mut adoption = Adoption::default();
         let mut memory = Memory::default();
         let mut force = |files: &Files, base: Option<&Revision>, keep, rehearsed| {
-            let build = |model: Model, misfit| {
-                let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfit)?;
+            let mut build = |model: Model, misfits| {
+                let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfits)?;
                 if rehearsed {
                     let desired = for_node(compiler.desired().clone(), settings.observe);
                     has_room(&mut node, &desired, compiler.model())?;
                 }
-                let shut = misfits(&compiler);
-                Ok((compiler, shut))
+                Ok(compiler)
             };
             // In a cluster many write, and one bad policy keeps no node from its walls: it opens nothing, and isolates what can be read of it.
             let none = Inputs { workloads: (LIVE.to_owned(), String::new()), ..Inputs::default() };
             let base_inputs = base.map(|base| &base.inputs).or(files.is_live().then_some(&none)).filter(|_| keep);
             let joined = (&told, settings.node.as_str(), &discovered);
-            let prepared =
-                prepare_or_shut(&mut memory, files, base_inputs, joined, build).map_err(StartError::Input)?;
-            let Prepared { inputs, listed, built, refused } = prepared;
+            let shut = |compiler: &Compiler| compiler.shut().cloned().collect();
+            let prepared = prepare_live(files, base_inputs, &Misfits::None, shut, |files, misfits, blame| {
+                prepare(&mut memory, files, base_inputs, joined, blame, |model| build(model, misfits.clone()))
+            });
+            let Prepared { inputs, listed, built, refused } = prepared.map_err(StartError::Input)?;
             let mut compiling = Compiling::new(built, settings.observe);
             let here = Here { listed: &listed, node: &settings.node, discovered: &discovered, now: compiled };
             let asked = (&settings, &mut adoption.unreadable);
@@ -318,6 +315,7 @@ impl<N: Node> Agent<N> {
             shut: BTreeMap::new(),
             refused: String::new(),
             found: Diagnostics::default(),
+            misfits: (BTreeSet::new(), Diagnostics::default()),
             failed: String::new(),
             unstored: String::new(),
             behind: String::new(),
@@ -410,14 +408,24 @@ impl<N: Node> Agent<N> {
             self.seen = Some(files.clone());
             let used = match prepared.map(|prepared| self.apply(prepared)) {
                 // Of many who write in a cluster those that fill a table are held back, and nobody else.
-                Ok(Err(_)) if files.is_live() => self.prepare(&files, true).map(|prepared| self.apply(prepared)),
+                Ok(Err(why)) if files.is_live() => match self.prepare(&files, true) {
+                    Ok(prepared) => Ok(self.apply(prepared)),
+                    Err(_) => Ok(Err(why)),
+                },
                 used => used,
             };
-            let used = used.unwrap_or_else(|found| Err(found.to_string())).unwrap_or_else(|why| {
-                self.close_staged(&why);
-                self.refuse(why);
-                false
-            });
+            let used = match used {
+                Ok(Ok(used)) => used,
+                Ok(Err(why)) => {
+                    self.close_staged(&why);
+                    self.refuse(why);
+                    false
+                }
+                Err(found) => {
+                    self.refuse(found.to_string());
+                    false
+                }
+            };
             if used {
                 self.compiling.keep();
             } else {
@@ -434,16 +442,19 @@ impl<N: Node> Agent<N> {
     }
 
     /// What can be used of files, compiled; `rehearsed` for what there is room for.
-    fn prepare(&mut self, files: &Files, rehearsed: bool) -> Result<Prepared<()>, Diagnostics> {
+    fn prepare(&mut self, files: &Files, rehearsed: bool) -> Result<Prepared<BTreeSet<WorkloadName>>, Diagnostics> {
         let Self { node, settings, revision, compiling, attachments, discovered, compiled, memory, .. } = self;
         let joined = (&*attachments, settings.node.as_str(), &*discovered);
-        prepare_or_shut(memory, files, Some(&revision.inputs), joined, |model, misfit| {
-            compiling.together(|compiling| {
-                compiling.follow(Arc::new(model), discovered, *compiled, misfit)?;
-                if rehearsed {
-                    has_room(node, &compiling.desired(), compiling.model())?;
-                }
-                Ok(((), compiling.misfits()))
+        let last = Some(&revision.inputs);
+        prepare_live(files, last, &compiling.misfits(), Clone::clone, |files, misfits, blame| {
+            prepare(memory, files, last, joined, blame, |model| {
+                compiling.together(|compiling| {
+                    compiling.follow(Arc::new(model), discovered, *compiled, misfits.clone())?;
+                    if rehearsed {
+                        has_room(node, &compiling.desired(), compiling.model())?;
+                    }
+                    Ok(compiling.shut())
+                })
             })
         })
     }
@@ -465,11 +476,10 @@ impl<N: Node> Agent<N> {
     fn renew(&mut self) {
         self.compiled = now();
         match self.compiling.renew(&self.discovered, self.compiled) {
-            Ok(()) => {
-                if let Err(error) = self.enforce(self.compiling.desired()) {
-                    self.fail(&error);
-                }
-            }
+            Ok(()) => match self.enforce(self.compiling.desired()) {
+                Ok(()) => self.say_who_is_shut(),
+                Err(error) => self.fail(&error),
+            },
             Err(found) => self.refuse(found.to_string()),
         }
     }
@@ -590,8 +600,8 @@ impl<N: Node> Agent<N> {
     }
 
     /// Puts in force what was compiled. Whether it is; why there is no room for it.
-    fn apply(&mut self, prepared: Prepared<()>) -> Result<bool, String> {
-        let Prepared { inputs, listed, built: (), refused } = prepared;
+    fn apply<T>(&mut self, prepared: Prepared<T>) -> Result<bool, String> {
+        let Prepared { inputs, listed, built: _, refused } = prepared;
         let desired = self.compiling.desired();
         // A cluster keeps its policies itself: there nothing waits for this node's disk.
         let is_live = inputs.workloads.0 == LIVE;
@@ -769,18 +779,32 @@ impl<N: Node> Agent<N> {
         (self.refused, self.found) = (why, Diagnostics::default());
     }
 
-    /// Says which files are not used beside those that are.
+    /// Says which files are not used beside those that are, and which workloads are shut.
     fn refuse_some(&mut self, found: &Diagnostics) {
-        let why = found.to_string();
+        self.misfits = (self.compiling.shut(), self.compiling.why_shut());
+        let why: Vec<_> = found.0.iter().chain(&self.misfits.1.0).cloned().collect();
+        let why = Diagnostics(why).to_string();
         if self.refused != why {
             if why.is_empty() {
                 tracing::info!("the input is good again");
             } else {
-                tracing::error!("not all files are used:\n{why}");
-                self.record_refusal(Outcome::Refused, &format!("not all files are used:\n{why}"));
+                tracing::error!("not all of the input is used:\n{why}");
+                self.record_refusal(Outcome::Refused, &format!("not all of the input is used:\n{why}"));
             }
         }
         (self.refused, self.found) = (why, found.clone());
+    }
+
+    /// Whether all policies are used as they are written. Some workloads may be shut.
+    fn uses_all(&self) -> bool {
+        self.found.0.is_empty() && self.refused == self.misfits.1.to_string()
+    }
+
+    /// Says which workloads are shut, where others are than before.
+    fn say_who_is_shut(&mut self) {
+        if self.uses_all() && self.compiling.shut() != self.misfits.0 {
+            self.refuse_some(&Diagnostics::default());
+        }
     }
 
     /// What is in force was not changed by the files as they are. Said once for each reason, not each time that it is tried; of failures, which may
@@ -927,11 +951,11 @@ pub(crate) fn prepare<T>(
     files: &Files,
     last: Option<&Inputs>,
     (attachments, node, discovered): (&Attachments, &str, &Discovered),
-    misfit: Misfit,
+    blame: Blame,
     mut compile: impl FnMut(Model) -> Result<T, Diagnostics>,
 ) -> Result<Prepared<T>, Diagnostics> {
-    let settled = settle_with(memory, files, last, |policies, workloads| {
-        let mut model = Model::build_with(policies, &attachments.join(workloads, node)?, misfit)?;
+    let settled = settle_with(memory, files, last, blame, |policies, workloads| {
+        let mut model = Model::build(policies, &attachments.join(workloads, node)?)?;
         if workloads.live {
             yield_to_nodes(&mut model, node, discovered);
         }
@@ -941,23 +965,25 @@ pub(crate) fn prepare<T>(
     Ok(Prepared { inputs, listed, built, refused })
 }
 
-/// The same of policies that fit; in a cluster, where no mix of old and new ones does, with what does not fit shut. What is shut and why is asked of
-/// `compile`, and becomes part of what is refused.
-fn prepare_or_shut<T>(
-    memory: &mut Memory,
+/// The same in a cluster, where many write, nobody must be in anybody else's way: what does not fit is shut or held back alone. Those that are shut may stay so. Else
+/// those are shut whom the policies in force, `last`, do not fit as the cluster is now, and policies may be held back that did not change; else all that do not
+/// fit. `prepare` is asked with files, with those that need not fit, and with whom an error may blame; `shut` says who is, of what was built.
+fn prepare_live<T>(
     files: &Files,
     last: Option<&Inputs>,
-    joined: (&Attachments, &str, &Discovered),
-    mut compile: impl FnMut(Model, Misfit) -> Result<(T, Diagnostics), Diagnostics>,
+    known: &Misfits,
+    shut: impl Fn(&T) -> BTreeSet<WorkloadName>,
+    mut prepare: impl FnMut(&Files, &Misfits, Blame) -> Result<Prepared<T>, Diagnostics>,
 ) -> Result<Prepared<T>, Diagnostics> {
-    let mut prepare = |misfit| prepare(memory, files, last, joined, misfit, |model| compile(model, misfit));
-    let prepared = match prepare(Misfit::Refused) {
-        Err(found) if files.is_live() => prepare(Misfit::Shut).map_err(|_| found),
-        prepared => prepared,
-    };
-    let Prepared { inputs, listed, built: (built, shut), mut refused } = prepared?;
-    refused.0.extend(shut.0);
-    Ok(Prepared { inputs, listed, built, refused })
+    let first = prepare(files, known, Blame::Changed);
+    if first.is_ok() || !files.is_live() {
+        return first;
+    }
+    let before = last.map(|last| Files::again(last.clone(), files));
+    let before = before.and_then(|before| prepare(&before, &Misfits::Any, Blame::All).ok());
+    let these = before.map(|before| shut(&before.built)).unwrap_or_default();
+    let again = prepare(files, &Misfits::These(these), Blame::All);
+    again.or_else(|_| prepare(files, &Misfits::Any, Blame::All)).or(first)
 }
 
 /// Whether a node has room for it. What else may keep it from being published is said when it is.

@@ -115,7 +115,7 @@ pub struct Inputs {
     pub policies: BTreeMap<String, String>,
     /// Name and text of the workloads file.
     pub workloads: (String, String),
-    /// Policy files that never were good: their texts here are what they isolate meanwhile.
+    /// Policy files that never were good: their texts here are what they isolate meanwhile, and what can be read of their admin policies.
     #[serde(default)]
     pub isolating: BTreeSet<String>,
 }

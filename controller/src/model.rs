@@ -14,7 +14,6 @@ use std::{
 pub(crate) use self::ports::is_unknown as is_unknown_port;
 pub use crate::names::{PolicyName, ServiceName};
 use crate::{
-    compile::Misfit,
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     few::Few,
     guard::{self, Guard},
@@ -287,14 +286,6 @@ impl Model {
     /// # Errors
     /// Everything that does not fit together.
     pub fn build(policies: &[Policy], workloads: &Workloads) -> Result<Self, Diagnostics> {
-        Self::build_with(policies, workloads, Misfit::Refused)
-    }
-
-    /// The same, and says what becomes of what was good and fits no longer because the cluster is another one.
-    ///
-    /// # Errors
-    /// Everything that does not fit together.
-    pub fn build_with(policies: &[Policy], workloads: &Workloads, misfit: Misfit) -> Result<Self, Diagnostics> {
         let mut found = Diagnostics::default();
         let intents: Vec<&Intent> = policies
             .iter()
@@ -355,7 +346,7 @@ impl Model {
         of_intents.into_iter().for_each(|rule| model.open(rule));
         let opened: Vec<_> = model.network_policies.values().flat_map(opened).collect();
         opened.into_iter().for_each(|rule| model.open(rule));
-        guard::resolve(&mut model, guards, (workloads.live, misfit), &mut found);
+        guard::resolve(&mut model, guards, workloads.live, &mut found);
         model.warn_of_empty_services();
         let unknown = ports::unknown(&model);
         model.warnings.0.extend(unknown);

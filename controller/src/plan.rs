@@ -6,12 +6,12 @@ use bulkhead_dataplane::desired::Desired;
 
 use crate::{
     agent::{Prepared, for_node, prepare},
-    compile::{Misfit, compile},
+    compile::compile,
     control::{Basis, Fingerprint},
     diagnostic::{Diagnostic, Diagnostics},
     model::Model,
     overlay::{Overlay, digest, file_name},
-    settle::Memory,
+    settle::{Blame, Memory},
     simulate::{
         Simulation,
         diff::{ChangeLine, diff, json},
@@ -74,7 +74,7 @@ pub(crate) fn check<T>(
     }
     let joined = (&basis.attachments, basis.node.as_str(), &basis.discovered);
     let prepared =
-        prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, Misfit::Refused, compile)?;
+        prepare(&mut Memory::default(), &files, Some(&basis.revision.inputs), joined, Blame::Changed, compile)?;
     let texts = files.policies.unwrap_or_default();
     let before = &basis.revision.inputs.policies;
     let used = |name: &String| {

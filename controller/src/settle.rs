@@ -15,6 +15,7 @@ use crate::{
     guard,
     input::{Files, Inputs, Listing},
     intent::Intent,
+    manifest::title,
     network_policy::NetworkPolicy,
     policy::{self, Policy},
     workloads::{self, Workloads},
@@ -73,7 +74,16 @@ impl Memory {
     }
 }
 
-/// As [`settle_with`], of files that were never read before.
+/// Whom an error may blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Files that are other than those in force.
+    Changed,
+    /// Other policies too, if it points to them.
+    All,
+}
+
+/// As [`settle_with`], of files that were never read before, and blamed for what is new.
 ///
 /// # Errors
 /// See there.
@@ -82,7 +92,7 @@ pub fn settle<T>(
     last: Option<&Inputs>,
     build: impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
 ) -> Result<Settled<T>, Diagnostics> {
-    settle_with(&mut Memory::default(), files, last, build)
+    settle_with(&mut Memory::default(), files, last, Blame::Changed, build)
 }
 
 /// Takes files as they are as far as `build` can do with them, and the texts of `last`, the inputs of the revision in force, for the others. What is
@@ -94,6 +104,7 @@ pub fn settle_with<T>(
     memory: &mut Memory,
     files: &Files,
     last: Option<&Inputs>,
+    blame: Blame,
     mut build: impl FnMut(&[Policy], &Workloads) -> Result<T, Diagnostics>,
 ) -> Result<Settled<T>, Diagnostics> {
     let mut refused = Diagnostics::default();
@@ -104,7 +115,7 @@ pub fn settle_with<T>(
     if last.is_none() {
         refused = refused.or(Diagnostics::default())?;
     }
-    if !mix.hold(&bad) {
+    if !mix.hold(&bad, blame) {
         return Err(refused);
     }
     let mut tried = refused.clone();
@@ -112,9 +123,9 @@ pub fn settle_with<T>(
         match mix.build(&mut build) {
             Ok(built) => break built,
             Err(found) => {
-                let blamed = mix.blame(&found);
+                let blamed = mix.blame(&found, blame);
                 add(&mut tried, found);
-                if last.is_none() || blamed.is_empty() || !mix.hold(&blamed) {
+                if last.is_none() || blamed.is_empty() || !mix.hold(&blamed, blame) {
                     return Err(tried);
                 }
             }
@@ -145,7 +156,7 @@ pub fn settle_with<T>(
     if mix.0.iter().any(File::is_left_out) {
         for file in 0..mix.0.len() {
             if mix.0[file].is_gone() {
-                let safer = mix.hold(&BTreeSet::from([file])).then(|| mix.build(&mut build));
+                let safer = mix.hold(&BTreeSet::from([file]), blame).then(|| mix.build(&mut build));
                 match safer {
                     Some(Ok(safer)) => built = safer,
                     _ => mix.0[file].held = false,
@@ -189,7 +200,11 @@ fn isolate_each<T>(
                     Err(found) => {
                         fit.pop();
                         let why = found.0.first().map(|first| format!(": {}", first.message)).unwrap_or_default();
-                        refused.push(Diagnostic::nowhere(format!("{} cannot be isolated{why}", one.name())));
+                        let name = one.name();
+                        refused.push(Diagnostic::nowhere(match isolation::is_partly(&name) {
+                            true => format!("what can be read of {name} does not fit{why}"),
+                            false => format!("{name} cannot be isolated{why}"),
+                        }));
                     }
                 }
             }
@@ -261,9 +276,9 @@ impl Version {
                 Policy::Intent(Intent { namespace, services, .. }) => {
                     names.extend(services.iter().map(|service| format!("{namespace}/{}", service.name)));
                 }
-                Policy::Network(policy) => _ = names.insert(isolation::policy_name(&policy.name)),
+                Policy::Network(policy) => _ = names.insert(title("NetworkPolicy", &policy.name)),
                 Policy::Guard(guard) if guard.kind != guard::Kind::Guard => {
-                    names.insert(isolation::admin_name(guard.kind.name(), &guard.name));
+                    names.insert(title(guard.kind.name(), &guard.name));
                 }
                 Policy::Guard(_) | Policy::Noted(_) => {}
             }
@@ -322,7 +337,8 @@ impl File<'_> {
                     let until = [("isolated until it is", isolated), ("what can be read of it is", partly)];
                     let until = until.iter().filter(|(_, names)| !names.is_empty());
                     let until: String = until.map(|(so, names)| format!("; {so}: {}", names.join(", "))).collect();
-                    format!("{name} is not in force: it never was good{until}")
+                    let why = if self.changed { "it never was good" } else { "it was, and does not fit any more" };
+                    format!("{name} is not in force: {why}{until}")
                 }
                 (None, Some(_)) => {
                     format!("{name} is gone, but stays in force until the other files are good without it")
@@ -395,14 +411,18 @@ impl<'a> Mix<'a> {
     }
 
     /// Uses files as they were. `false` when that is no better: a text that was good once and cannot be read now is not left out silently.
-    fn hold(&mut self, files: &BTreeSet<usize>) -> bool {
+    fn hold(&mut self, files: &BTreeSet<usize>, blame: Blame) -> bool {
         files.iter().all(|&index| {
             let file = &mut self.0[index];
+            if !file.changed && blame == Blame::All {
+                // It was good, and what held is no better: it is left out as what never was.
+                file.last = None;
+            }
             if file.kept.is_none() {
                 file.kept = file.last.map(|(name, text)| Version::parse(name, text, file.policy));
             }
             file.held = true;
-            file.changed && file.kept.as_ref().is_none_or(|version| version.content.is_ok())
+            (file.changed || file.last.is_none()) && file.kept.as_ref().is_none_or(|version| version.content.is_ok())
         })
     }
 
@@ -443,9 +463,9 @@ impl<'a> Mix<'a> {
     }
 
     /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.
-    fn blame(&self, found: &Diagnostics) -> BTreeSet<usize> {
+    fn blame(&self, found: &Diagnostics, blame: Blame) -> BTreeSet<usize> {
         let those = |blamed: &dyn Fn(&File<'_>) -> bool| -> BTreeSet<usize> {
-            let able = |file: &File<'_>| file.changed && !file.held && blamed(file);
+            let able = |file: &File<'_>| !file.held && blamed(file);
             (0..).zip(&self.0).filter(|(_, file)| able(file)).map(|(index, _)| index).collect()
         };
         let written = |file: &File<'_>| file.written.as_ref().map(|version| Arc::clone(&version.source));
@@ -457,7 +477,15 @@ impl<'a> Mix<'a> {
             let source = written(file);
             source.is_some_and(|source| found.0.iter().flat_map(|found| &found.notes).any(|note| note.0.is_in(&source)))
         };
-        let tiers: [&dyn Fn(&File<'_>) -> bool; 4] = [&pointed, &noted, &|file| file.policy, &|_| true];
+        let all = |file: &File<'_>| file.changed || blame == Blame::All && file.policy;
+        let tiers: [&dyn Fn(&File<'_>) -> bool; 6] = [
+            &|file| file.changed && pointed(file),
+            &|file| file.changed && noted(file),
+            &|file| all(file) && pointed(file),
+            &|file| all(file) && noted(file),
+            &|file| file.changed && file.policy,
+            &|file| file.changed,
+        ];
         tiers.into_iter().map(those).find(|blamed| !blamed.is_empty()).unwrap_or_default()
     }
 

@@ -66,7 +66,7 @@ impl<N: Node> Agent<N> {
         let is_plain = self.listed.live
             && self.seen.is_some()
             && !self.stale
-            && self.refused.is_empty()
+            && self.uses_all()
             && self.overlay.documents.is_empty()
             && self.overlay.held.is_empty()
             && self.revision.head.condition != Condition::Staged;
@@ -119,6 +119,7 @@ impl<N: Node> Agent<N> {
             }
         }
         self.unwritten.add(texts);
+        self.say_who_is_shut();
         if self.attachments.learn(&self.listed) {
             self.keep_attachments();
         }

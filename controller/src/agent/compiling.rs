@@ -1,6 +1,6 @@
 //! What is compiled for the node, and how much of it at a time.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use bulkhead_dataplane::{
     desired::{Desired, Segment},
@@ -9,7 +9,7 @@ use bulkhead_dataplane::{
 
 use super::for_node;
 use crate::{
-    compile::{Compiler, Extent, Misfit},
+    compile::{Compiler, Extent, Misfits},
     diagnostic::{Diagnostic, Diagnostics},
     labels::Labels,
     metrics::Compiles,
@@ -76,9 +76,9 @@ impl Compiling {
         model: Arc<Model>,
         discovered: &Discovered,
         now: u64,
-        misfit: Misfit,
+        misfits: Misfits,
     ) -> Result<(), Diagnostics> {
-        match self.compiler.follow(model, discovered, now, misfit)? {
+        match self.compiler.follow(model, discovered, now, misfits)? {
             Extent::Whole => self.compiles.whole += 1,
             Extent::Changes => self.compiles.changes += 1,
             Extent::Nothing => {}
@@ -88,12 +88,28 @@ impl Compiling {
 
     /// The same model, and what is so by now.
     pub(super) fn renew(&mut self, discovered: &Discovered, now: u64) -> Result<(), Diagnostics> {
-        self.follow(Arc::clone(self.model()), discovered, now, self.compiler.misfit())
+        self.follow(Arc::clone(self.model()), discovered, now, self.compiler.misfits().clone())
     }
 
-    /// What is said of workloads that are shut.
-    pub(super) fn misfits(&self) -> Diagnostics {
-        misfits(&self.compiler)
+    /// Workloads that are shut, since their rules do not fit.
+    pub(super) fn shut(&self) -> BTreeSet<WorkloadName> {
+        self.compiler.shut().cloned().collect()
+    }
+
+    /// The same, whose rules may go on not to fit.
+    pub(super) fn misfits(&self) -> Misfits {
+        Misfits::These(self.shut())
+    }
+
+    /// Why they are.
+    pub(super) fn why_shut(&self) -> Diagnostics {
+        let shut: Vec<_> = self.compiler.shut().map(ToString::to_string).collect();
+        let mut found = self.compiler.why_shut();
+        if !shut.is_empty() {
+            let what = "only their node reaches them, and they reach nobody, until their rules fit";
+            found.push(Diagnostic::nowhere(format!("{what}: {}", shut.join(", "))));
+        }
+        found
     }
 
     /// A workload is new, other than before, or gone.
@@ -141,7 +157,7 @@ impl Compiling {
                 None => _ = model.nodes.remove(name),
             }
         }
-        self.follow(Arc::new(model), discovered, now, self.compiler.misfit())
+        self.follow(Arc::new(model), discovered, now, self.compiler.misfits().clone())
     }
 
     /// A service is new, other than before, or gone.
@@ -158,15 +174,4 @@ impl Compiling {
     pub(super) fn owner(&self, name: &WorkloadName, segment: Segment, address: IpAddr) -> Option<WorkloadName> {
         self.compiler.owners(segment, address).find(|owner| *owner != name).cloned()
     }
-}
-
-/// Which workloads are shut, and why.
-pub(super) fn misfits(compiler: &Compiler) -> Diagnostics {
-    let (shut, mut found) = compiler.misfits();
-    let shut: Vec<_> = shut.into_iter().map(ToString::to_string).collect();
-    if !shut.is_empty() {
-        let what = "only their node reaches them, and they reach nobody, until their rules fit";
-        found.push(Diagnostic::nowhere(format!("{what}: {}", shut.join(", "))));
-    }
-    found
 }

@@ -1,6 +1,10 @@
 //! Changes from elsewhere than files: see [`crate::control`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
@@ -8,13 +12,13 @@ use bulkhead_dataplane::{
     node::{MarkConflicts, Node, NodeError, Rehearsal, Status},
 };
 
-use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding};
+use super::{Agent, BESIDE, BESIDE_STAGED, Beside, Prepared, draft, guarding, has_room};
 use crate::{
     accounts::Accounts,
     audit::{Event, Outcome},
     bypass::Record,
-    compile::Misfit,
     control::{Basis, Control, Fingerprint, Known, Pending, Put, PutError, Report, Standing},
+    diagnostic::Diagnostics,
     input::{Files, Inputs},
     metrics::Health,
     peers::{Made, Unmade},
@@ -118,8 +122,16 @@ impl<N: Node> Agent<N> {
         }
         self.compiled = now();
         self.compiling.begin();
+        // Who does not fit already, and policies that are held back, are not its business.
+        let (misfits, rehearsed) = (self.compiling.misfits(), basis.files.is_live() && !self.found.0.is_empty());
         let prepared = plan::check(&basis, &put.overlay, |model| {
-            self.compiling.follow(Arc::new(model), &self.discovered, self.compiled, Misfit::Refused)
+            self.compiling.together(|compiling| {
+                compiling.follow(Arc::new(model), &self.discovered, self.compiled, misfits.clone())?;
+                match rehearsed {
+                    true => has_room(&mut self.node, &compiling.desired(), compiling.model()),
+                    false => Ok(()),
+                }
+            })
         });
         let done =
             prepared.map_err(PutError::Invalid).and_then(|prepared| self.take_effect(put, &basis.files, prepared));
@@ -257,12 +269,16 @@ impl<N: Node> Control for Agent<N> {
         let differs = |name: &str, text: &str| {
             isolating.contains(name) || policies.get(name).is_none_or(|in_force| in_force != text)
         };
+        // What it says holds, but not for those that are shut.
+        let misfits = self.misfits.1.0.iter().filter_map(|found| Some(found.place.as_ref()?.file()));
+        let misfits: BTreeSet<_> = misfits.collect();
+        let differs = |name: &str, text: &str| misfits.contains(name) || differs(name, text);
         let differ = texts.iter().filter(|(name, text)| differs(name, text)).map(|(name, _)| name.clone()).collect();
         let failed = [&self.failed, &self.unstored].into_iter().find(|why| !why.is_empty());
         Standing {
             differ,
-            found: self.found.clone(),
-            refused: if self.found.0.is_empty() { self.refused.clone() } else { String::new() },
+            found: Diagnostics(self.found.0.iter().chain(&self.misfits.1.0).cloned().collect()),
+            refused: if self.found.0.is_empty() && !self.uses_all() { self.refused.clone() } else { String::new() },
             failed: failed.cloned().unwrap_or_default(),
             observe: self.settings.observe || self.bypass.is_on(),
         }

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-pub use self::incremental::{Change, Compiler, Extent, Misfit, Moved};
+pub use self::incremental::{Change, Compiler, Extent, Misfits, Moved};
 pub(crate) use self::network::yield_to_nodes;
 pub(crate) use self::walls::{Key, Met, Surroundings, Walls};
 

@@ -6,7 +6,6 @@ use bulkhead_ebpf::abi::{Action, Direction};
 
 use super::{Guard, Kind, Rule, Subjects, Whom};
 use crate::{
-    compile::Misfit,
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     intent::Entity,
     labels::Requirement,
@@ -61,7 +60,7 @@ impl Guard {
 pub(crate) fn resolve<'a>(
     model: &mut Model,
     guards: impl Iterator<Item = &'a Guard>,
-    (live, misfit): (bool, Misfit),
+    live: bool,
     found: &mut Diagnostics,
 ) {
     let mut names: BTreeMap<(Kind, &str), &Guard> = BTreeMap::new();
@@ -87,7 +86,7 @@ pub(crate) fn resolve<'a>(
         }
     }
     for (at, guard) in model.guards.iter().enumerate() {
-        Check { model, guard, found, warnings: &mut warnings, misfit }.guard(&model.guards[..at]);
+        Check { model, guard, found, warnings: &mut warnings, live }.guard(&model.guards[..at]);
     }
     model.warnings.0.append(&mut warnings.0);
 }
@@ -110,7 +109,8 @@ struct Check<'a> {
     guard: &'a Guard,
     found: &'a mut Diagnostics,
     warnings: &'a mut Diagnostics,
-    misfit: Misfit,
+    /// The cluster's objects come and go by themselves.
+    live: bool,
 }
 
 impl Check<'_> {
@@ -122,10 +122,10 @@ impl Check<'_> {
             let error =
                 Diagnostic::error(place, format!("no namespace has the label `{label}`: everybody would be other"));
             let error = error.help(format!("{} ({NAMESPACES})", suggest(label, self.labels())));
-            match self.misfit {
-                Misfit::Refused => self.found.push(error),
-                // The last namespace that had it lost it: then everybody is.
-                Misfit::Shut => self.warnings.push(error.as_warning()),
+            match self.live {
+                // The last namespace that had it may lose it, or the first may get it: nodes must not differ by what they heard of first.
+                true => self.warnings.push(error.as_warning()),
+                false => self.found.push(error),
             }
         }
         for rule in &self.guard.rules {

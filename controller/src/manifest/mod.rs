@@ -13,7 +13,7 @@ mod prefixes;
 mod read;
 mod selectors;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use self::objects::{Known, Objects};
 pub(crate) use self::{
@@ -127,10 +127,15 @@ fn policy(api_version: &str, kind: &str, object: &mut Fields<'_>, found: &mut Di
     }
 }
 
+/// How a policy of Kubernetes is called beside services: `networkpolicy shop/web`.
+pub(crate) fn title(kind: &str, name: &impl fmt::Display) -> String {
+    format!("{} {name}", kind.to_lowercase())
+}
+
 /// What holds of an object that is not used as it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
-    /// Kind, and namespace and name.
+    /// See [`title`].
     pub(crate) name: String,
     /// Line where it stands.
     pub(crate) line: u64,

@@ -6,6 +6,7 @@ use super::{
     Object, ports, prefixes,
     read::{self, Named, add, warning},
     selectors::selector,
+    title,
 };
 use crate::{
     diagnostic::{Diagnostics, Severity},
@@ -236,8 +237,7 @@ pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Object> {
         "metadata": { "namespace": namespace, "name": name },
         "spec": { "podSelector": pods, "policyTypes": types },
     });
-    let name = PolicyName::new(namespace, name);
-    Some(Object { name: format!("networkpolicy {name}"), line, text: text.to_string() })
+    Some(Object { name: title("NetworkPolicy", &PolicyName::new(namespace, name)), line, text: text.to_string() })
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-//! What holds of an admin policy that cannot be read in full: its denials, and of what it lets through whatever can be read. Pure.
+//! What holds of an admin policy that cannot be read in full. Pure.
 //!
-//! Kubernetes asks for that of peers that are not known: `fail closed` (the types of `policy.networking.k8s.io`). Its rules are judged in their order, so
-//! that without a rule that lets through more is denied than was meant, and never less.
+//! Kubernetes asks to fail closed on peers that are not known (the types of `policy.networking.k8s.io`). Rules are judged in their order: without a rule that
+//! lets through more is denied than was meant, and without one that denies or passes on those behind it would let through what it keeps from them. Those
+//! are left out too, so that nothing passes that would not by the whole policy.
 
 use serde_json::{Value as Json, json};
 
-use super::{File, Object};
+use super::{File, Object, title};
 use crate::{
     diagnostic::{Severity, source},
     yaml::tree::{self, Node, Value},
@@ -35,20 +36,32 @@ pub(super) fn partly(api_version: &str, kind: &str, node: Node<'_>) -> Option<Ob
             alone["spec"][list] = json!([rule]);
             is_read(&alone)
         };
-        policy["spec"][list] = rules.iter().map(|rule| readable(rule, field, reads)).collect();
+        // Whether all that denies or passes on so far is there in full.
+        let mut whole = true;
+        let part = |rule: &Json| {
+            let may_let_through = rule["action"] != "Deny";
+            if reads(rule) && (whole || !may_let_through) {
+                return rule.clone();
+            }
+            whole &= ["Accept", "Allow"].iter().any(|action| rule["action"] == *action);
+            if whole || !may_let_through { readable(rule, field, reads) } else { nobody(field) }
+        };
+        policy["spec"][list] = rules.iter().map(part).collect();
     }
     let name = policy["metadata"]["name"].as_str()?.to_owned();
     is_read(&policy).then(|| Object {
-        name: format!("{} {name}", kind.to_lowercase()),
+        name: title(kind, &name),
         line: node.item.referenced.line(),
         text: policy.to_string(),
     })
 }
 
-/// A rule, or what can be read of it, in its place: rules are called by where they stand.
+/// What can be read of a rule, in its place: rules are called by where they stand.
 fn readable(rule: &Json, field: &str, reads: impl Fn(&Json) -> bool) -> Json {
     let mut some = rule.clone();
     let limits = LIMITS.map(|limits| (limits, some.as_object_mut().and_then(|rule| rule.remove(limits))));
+    // What is null is not there.
+    let limits = limits.map(|(list, items)| (list, items.filter(|items| !items.is_null())));
     let peers = (field, rule.get(field).cloned());
     // Peers first: which ports can be named depends on them.
     for (list, items) in [peers].into_iter().chain(limits) {

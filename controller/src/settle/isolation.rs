@@ -10,7 +10,7 @@ use crate::{
     diagnostic::source,
     intent::{Entity, valid_name},
     manifest::{self, Object},
-    model::{PolicyName, ServiceName},
+    model::ServiceName,
     yaml::{self, Entries, tree},
 };
 
@@ -100,16 +100,6 @@ impl Isolated {
             Self::Object(object) => Self::Object(Object { line: 0, ..object }),
         }
     }
-}
-
-/// How a NetworkPolicy is called beside services.
-pub(super) fn policy_name(name: &PolicyName) -> String {
-    format!("networkpolicy {name}")
-}
-
-/// How an admin policy is called beside services.
-pub(super) fn admin_name(kind: &str, name: &str) -> String {
-    format!("{} {name}", kind.to_lowercase())
 }
 
 /// Whether it is an admin policy's: what can be read of it holds.

@@ -11,6 +11,7 @@ use std::{
 
 use bulkhead_controller::{
     agent::{Agent, Settings},
+    control::Control as _,
     input::{Files, LIVE, Listing},
     source::{Heard, Source},
 };
@@ -220,6 +221,32 @@ fn only_who_needs_the_room_does_not_start() {
     lab.run("late", "u3", "10.0.0.3");
 }
 
+/// Somebody writes a large policy for nobody, and then labels a pod that runs: no policy changed, and others go on all the same.
+#[test]
+fn a_label_that_fills_a_table_touches_its_pod_alone() {
+    let (told, mut lab) = lab(4);
+    told.policy("many", Some(policy("many", "three", &from_blocks(40))));
+    assert_eq!(lab.refresh(), "", "nobody needs it yet");
+    told.label(0, "app: web, three: yes-it-is, four: yes-it-is");
+    told.policy("four", Some(policy("four", "four", &to_ports(80, 1))));
+    let refused = lab.refresh();
+    assert!(refused.contains("`networkpolicy shop/many` needs 40 of"), "{refused}");
+    assert!(refused.contains("many is not in force: it was, and does not fit any more; isolated until"), "{refused}");
+    assert!(!refused.contains("four"), "{refused}");
+    assert!(
+        lab.is_reached_by("web", "shop/four") && !lab.is_reached_by("web", "shop/many"),
+        "{:?}",
+        lab.reached("web")
+    );
+    lab.run("late", "u3", "10.0.0.3");
+    let mut lab = lab.again(&told);
+    assert!(lab.is_reached_by("web", "shop/four"), "{:?}", lab.reached("web"));
+
+    told.label(0, "app: web, one: yes-it-is");
+    told.label(2, "app: late");
+    assert_eq!(lab.refresh(), "");
+}
+
 /// Labels of a pod bring policies together that do not fit: nobody changed a policy that could be held back.
 #[test]
 fn a_pod_whose_policies_do_not_fit_together_is_shut_alone() {
@@ -234,7 +261,21 @@ fn a_pod_whose_policies_do_not_fit_together_is_shut_alone() {
     let shut = ["node may reach its workloads", "rules do not fit, isolated ingress"];
     assert_eq!(lab.reached("web"), shut);
 
-    // Whatever else happens goes on, and what was shut stays so.
+    // Who asks how policies stand is told of the one that isolates it first, and only of that one.
+    let texts =
+        [("high", policy("high", "high", &to_ports(3001, 300))), ("low", policy("low", "low", &to_ports(1001, 300)))];
+    let standing = lab.agent.standing(&texts.map(|(name, text)| (name.to_owned(), text.into())).into());
+    assert_eq!((standing.differ, standing.refused), (BTreeSet::from(["high".to_owned()]), String::new()));
+    assert!(standing.found.to_string().contains("intervals, 784 fit"), "{}", standing.found);
+
+    // Whatever else happens goes on, and what was shut stays so. A policy that does not fit by itself is held back as ever, and shuts nobody else.
+    let wide = policy("wide", "two", &to_ports(1, 400)) + &to_ports(10_001, 400);
+    told.policy("wide", Some(wide));
+    let both = lab.refresh();
+    assert!(both.contains("wide is not in force: it never was good"), "{both}");
+    assert!(both.ends_with("until their rules fit: shop/web"), "{both}");
+    assert!(lab.is_reached_by("db", "shop/two"), "{:?}", lab.reached("db"));
+    told.policy("wide", None);
     told.policy("three", Some(policy("three", "three", &to_ports(80, 1))));
     assert_eq!(lab.refresh(), refused);
     lab.run("late", "u3", "10.0.0.3");

@@ -242,6 +242,25 @@ fn an_admin_policy_that_never_was_good_holds_as_far_as_it_can_be_read() {
         "true:1 egress[2] Deny cidr 198.51.100.0/24 any".to_owned(),
     ];
     assert_eq!(rules(&first), expected);
+    // What lets through is no more than the whole policy would: not behind what denies or passes on and cannot be read.
+    let accept = "  - { action: Accept, to: [{ networks: [192.0.2.0/24] }] }\n";
+    let pass = "  - { action: Pass, to: [{ networks: [203.0.113.0/24] }] }\n";
+    let unread = "  - { action: ACTION, to: [{ networks: [198.18.0.0/15] }, { internet: {} }], protocols: null }\n";
+    for (action, expected) in [
+        ("Accept", ["Deny 198.51", "Allow 198.18", "Allow 192.0", "Pass 203.0"]),
+        ("Deny", ["Deny 198.51", "Deny 198.18", "Deny nobody", "Deny nobody"]),
+        ("Pass", ["Deny 198.51", "Deny nobody", "Deny nobody", "Deny nobody"]),
+        ("Drop", ["Deny 198.51", "Deny nobody", "Deny nobody", "Deny nobody"]),
+    ] {
+        let rest = [deny, &unread.replace("ACTION", action), accept, pass].concat();
+        let settled = isolated(Ok(&admin(&format!("{subject}  egress:\n{rest}"))), None);
+        let short = |rule: &String| {
+            let words: Vec<_> = rule.split(' ').collect();
+            let peer = if rule.contains("nobody") { "nobody" } else { &words[4][..words[4].len().min(6)] };
+            format!("{} {}", words[2], peer.trim_end_matches('.'))
+        };
+        assert_eq!(rules(&settled).iter().map(short).collect::<Vec<_>>(), expected, "{action}");
+    }
     // As soon as less is bad more holds, and where less can be read what held stays.
     let good = isolated(Ok(&admin(&format!("{subject}  egress:\n{deny}"))), Some(&first.inputs));
     assert_eq!((good.refused.to_string().as_str(), rules(&good).len()), ("", 1));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use bulkhead_controller::{
-    compile::{Misfit, compile},
+    compile::compile,
     diagnostic::source,
     explain::{Explainer, Party, Question, Verdict, explain, parse_point},
     model::Model,
@@ -191,11 +191,12 @@ fn of_one_priority_a_name_comes_first() {
 fn a_label_that_goes_takes_no_guard_with_it() {
     let policy = guard("tenants", 1, "compare: tnt\nrules:\n  - deny: { from: other }\n");
     let policies = policy::parse(&source("policy.yaml", policy)).unwrap();
-    let listed = workloads::parse(&source("workloads.yaml", WORKLOADS)).unwrap();
+    let mut listed = workloads::parse(&source("workloads.yaml", WORKLOADS)).unwrap();
     let refused = Model::build(&policies, &listed).unwrap_err().to_string();
     let said = "no namespace has the label `tnt`: everybody would be other";
     assert!(refused.contains(said), "{refused}");
-    let model = Model::build_with(&policies, &listed, Misfit::Shut).unwrap();
+    listed.live = true;
+    let model = Model::build(&policies, &listed).unwrap();
     assert!(model.warnings.to_string().contains(said), "{}", model.warnings);
     let desired = compile(&model, "n1", &Discovered::default(), NOW).unwrap();
     assert_eq!(enters(&desired, "web", "10.0.0.3", 7).0, Action::Deny);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_controller::{
-    compile::{Change, Compiler, Extent, Misfit, compile},
+    compile::{Change, Compiler, Extent, Misfits, compile},
     diagnostic::{Diagnostics, Place, Source, source},
     intent::{Cidrs, Entity},
     labels::{Labels, Requirement, Selector},
@@ -189,7 +189,7 @@ impl Cluster {
 
     /// Has a compiler follow to a model of this cluster.
     pub(crate) fn follow(&self, compiler: &mut Compiler, model: Arc<Model>) -> Result<Extent, Diagnostics> {
-        compiler.follow(model, &self.discovered, self.now, Misfit::Refused)
+        compiler.follow(model, &self.discovered, self.now, Misfits::None)
     }
 
     /// The same with an event.

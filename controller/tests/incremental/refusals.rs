@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bulkhead_controller::{
-    compile::{Extent, Misfit, compile},
+    compile::{Extent, Misfits, compile},
+    intent::Cidrs,
     labels::{Requirement, Selector},
     model::Peer,
     ports::{Ports, Transport},
@@ -136,14 +137,25 @@ fn what_is_shut_touches_nobody_else() {
         let event = workload("n0", app, &[&format!("10.0.0.{}", at + 2)], &format!("veth{at}"));
         Event::Workload(name("a", &format!("w{at}")), event)
     };
+    let selecting = |apps: [&str; 2]| -> Selector {
+        [Requirement::In("app".to_owned(), apps.map(str::to_owned).into())].into_iter().collect()
+    };
     let to = |name: &str, apps: [&str; 2], first: u16| {
         let ports = (0..300).map(|at| Ports::one(Transport::Tcp, first + 2 * at)).collect();
-        let pods = Requirement::In("app".to_owned(), apps.map(str::to_owned).into());
-        let pods = [pods].into_iter().collect();
-        Event::Policy(policy(&service("a", name), pods, &[(Direction::Ingress, vec![Peer::Any], ports)]))
+        Event::Policy(policy(&service("a", name), selecting(apps), &[(Direction::Ingress, vec![Peer::Any], ports)]))
     };
     let (low, high) = (to("low", ["low", "both"], 1001), to("high", ["high", "both"], 3001));
-    let good = Cluster::new().with(&low).with(&high).with(&pod("low", 0)).with(&pod("high", 1));
+    // One prefix, of which another policy makes an exception, and a third one speaks too, with ports by name, so that each kind has its own selectors.
+    let from = |name: &str, apps: [&str; 2], except: &[&str], cidr: &str, ports: Ports| {
+        let net = |text: &&str| text.parse().unwrap();
+        let cidrs = Cidrs { cidrs: vec![net(&cidr)], except: except.iter().map(net).collect() };
+        let rules = [(Direction::Ingress, vec![Peer::Cidrs(cidrs)], vec![ports])];
+        Event::Policy(policy(&service("a", name), selecting(apps), &rules))
+    };
+    let outer = from("outer", ["high", "high"], &["198.51.0.0/16"], "198.0.0.0/8", Ports::Any);
+    let inner = from("inner", ["both", "both"], &[], "198.51.0.0/16", Ports::named("http"));
+    let good = Cluster::new().with(&low).with(&high).with(&outer).with(&inner);
+    let good = good.with(&pod("low", 0)).with(&pod("high", 1));
     let bad = good.with(&pod("both", 0));
     let without = good.with(&Event::NoWorkload(name("a", "w0")));
     let model = |cluster: &Cluster| Arc::new(cluster.model().unwrap_or_else(|found| panic!("{found}")));
@@ -155,27 +167,29 @@ fn what_is_shut_touches_nobody_else() {
     let mut compiler = good.compiler();
     let before = compiler.desired().clone();
     let why = bad.follow(&mut compiler, model(&bad)).unwrap_err();
-    assert_eq!((compiler.desired(), compiler.misfits().0.len()), (&before, 0));
+    assert_eq!((compiler.desired(), compiler.shut().count()), (&before, 0));
     compiler.begin();
-    compiler.follow(model(&bad), &bad.discovered, bad.now, Misfit::Shut).unwrap_or_else(|found| panic!("{found}"));
-    assert_eq!(compiler.misfits(), (vec![&name("a", "w0")], why.clone()));
+    compiler.follow(model(&bad), &bad.discovered, bad.now, Misfits::Any).unwrap_or_else(|found| panic!("{found}"));
+    assert_eq!((compiler.shut().collect::<Vec<_>>(), compiler.why_shut()), (vec![&name("a", "w0")], why.clone()));
     assert_eq!(sets_of(compiler.desired(), "w1").map(|set| set[0].len()), [601, 1], "as before");
     assert_eq!(sets_of(compiler.desired(), "w0").map(|set| set[0].len()), [1, 1]);
+    let others = without.compile(&model(&without)).unwrap_or_else(|found| panic!("{found}"));
+    assert!(compiler.desired().prefixes.keys().eq(others.prefixes.keys()), "{:?}", compiler.desired().prefixes.keys());
     let walls: Vec<_> = sets_of(compiler.desired(), "w0").iter().map(|set| set[0][0].entries.len()).collect();
     assert_eq!(walls, [2, 1], "its node and nobody; nobody");
     compiler.go_back();
-    assert_eq!(compiler.misfits().0.len(), 0);
+    assert_eq!(compiler.shut().count(), 0);
     let whole = good.compile(compiler.model()).unwrap_or_else(|found| panic!("{found}"));
     Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), "taken back");
 
     // What is shut is not taken for good later, whatever is asked.
-    compiler.follow(model(&bad), &bad.discovered, bad.now, Misfit::Shut).unwrap_or_else(|found| panic!("{found}"));
+    compiler.follow(model(&bad), &bad.discovered, bad.now, Misfits::Any).unwrap_or_else(|found| panic!("{found}"));
     let same = Arc::clone(compiler.model());
     assert_eq!(bad.follow(&mut compiler, same), Err(why));
     // Nor does it keep anybody from what comes next.
     for (then, shut) in [(bad.with(&pod("low", 2)), 1), (without, 0)] {
-        let done = compiler.follow(model(&then), &then.discovered, then.now, Misfit::Shut);
-        assert_eq!((done, compiler.misfits().0.len()), (Ok(Extent::Changes), shut));
+        let done = compiler.follow(model(&then), &then.discovered, then.now, Misfits::Any);
+        assert_eq!((done, compiler.shut().count()), (Ok(Extent::Changes), shut));
     }
     let whole = compile(compiler.model(), "n0", &good.discovered, good.now).unwrap_or_else(|found| panic!("{found}"));
     Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), "without it");

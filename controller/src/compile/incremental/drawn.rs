@@ -222,7 +222,12 @@ impl Named<'_> {
             self.turnover.rules.extend(self.rules.release(id.0).map(|_| id));
         }
         for &id in selectors {
-            self.turnover.gone_selectors.extend(self.selectors.release(id.0).map(|selector| (id, selector)));
+            let Some(selector) = self.selectors.release(id.0) else { continue };
+            // What became new on the way to something that does not fit is neither new nor gone.
+            match self.turnover.new_selectors.iter().position(|new| *new == id) {
+                Some(at) => _ = self.turnover.new_selectors.remove(at),
+                None => self.turnover.gone_selectors.push((id, selector)),
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use bulkhead_dataplane::node::Discovered;
 
-use super::{Cluster, Compiler, Misfit, Touch, edit::Edit};
+use super::{Cluster, Compiler, Misfits, Touch, edit::Edit};
 use crate::{
     diagnostic::Diagnostics,
     model::{Model, Workload},
@@ -33,7 +33,7 @@ pub(super) enum Back {
     Model(Arc<Model>),
     Time(u64),
     /// Said of all of the way.
-    Misfit(Misfit),
+    Misfits(Misfits),
     Cluster(Box<Cluster>),
 }
 
@@ -55,11 +55,12 @@ impl Compiler {
     /// Takes back whatever was changed since [`Compiler::begin`]. Ids may be others than before.
     pub fn go_back(&mut self) {
         let way = self.way.take().unwrap_or_default();
-        let first = way.iter().find_map(|back| if let Back::Misfit(misfit) = back { Some(*misfit) } else { None });
+        let first =
+            way.iter().find_map(|back| if let Back::Misfits(misfits) = back { Some(misfits.clone()) } else { None });
         // Something on the way may be shut.
-        let now = mem::replace(&mut self.cluster.misfit, Misfit::Shut);
+        let now = mem::replace(&mut self.cluster.misfits, Misfits::Any);
         way.into_iter().rev().for_each(|back| self.take_back(back));
-        self.cluster.misfit = first.unwrap_or(now);
+        self.cluster.misfits = first.unwrap_or(now);
     }
 
     /// Begins a branch of the way: what [`Compiler::join`] wants back.
@@ -83,20 +84,20 @@ impl Compiler {
     /// much differs, where the events do not fit one after the other, and where something is shut that may not be.
     ///
     /// # Errors
-    /// See [`super::super::compile`]; then nothing changed. Where what does not fit is shut only what fits nowhere is an error.
+    /// See [`super::super::compile`]; then nothing changed.
     pub fn follow(
         &mut self,
         model: Arc<Model>,
         discovered: &Discovered,
         now: u64,
-        misfit: Misfit,
+        misfits: Misfits,
     ) -> Result<Extent, Diagnostics> {
-        let before = mem::replace(&mut self.cluster.misfit, misfit);
+        let before = mem::replace(&mut self.cluster.misfits, misfits);
         let done = self.follow_as_said(model, discovered, now);
         match &done {
-            Ok(_) if misfit != before => self.remember(|| Back::Misfit(before)),
+            Ok(_) if self.cluster.misfits != before => self.remember(|| Back::Misfits(before)),
             Ok(_) => {}
-            Err(_) => self.cluster.misfit = before,
+            Err(_) => self.cluster.misfits = before,
         }
         done
     }
@@ -105,7 +106,7 @@ impl Compiler {
         if self.doubtful {
             return self.anew(model, discovered, now);
         }
-        let may_stay = self.cluster.misfit == Misfit::Shut || self.shut().next().is_none();
+        let may_stay = self.shut().all(|name| self.cluster.misfits.include(name));
         if may_stay && *discovered == self.cluster.discovered && !self.something_ends(now) {
             if Arc::ptr_eq(&model, &self.cluster.model) {
                 self.pass_time(now);
@@ -175,12 +176,12 @@ impl Compiler {
             }
             Back::Model(model) => self.cluster.model = model,
             Back::Time(now) => self.cluster.now = now,
-            Back::Misfit(_) => {}
+            Back::Misfits(_) => {}
             Back::Cluster(cluster) if self.doubtful => self.cluster = *cluster,
             Back::Cluster(cluster) => {
                 let Cluster { model, node, discovered, now, .. } = &*cluster;
                 let (model, node, discovered) = (Arc::clone(model), node.clone(), discovered.clone());
-                let again = Cluster::new(model, node, discovered, *now, self.cluster.misfit);
+                let again = Cluster::new(model, node, discovered, *now, self.cluster.misfits.clone());
                 if self.put_cluster(again, &mut Touch::default()).is_err() {
                     self.doubtful = true;
                     self.cluster = *cluster;
@@ -191,7 +192,7 @@ impl Compiler {
 
     /// Compiles all of it as if nothing had been compiled.
     fn anew(&mut self, model: Arc<Model>, discovered: &Discovered, now: u64) -> Result<Extent, Diagnostics> {
-        let fresh = Self::with(model, &self.cluster.node, discovered.clone(), now, self.cluster.misfit)?;
+        let fresh = Self::with(model, &self.cluster.node, discovered.clone(), now, self.cluster.misfits.clone())?;
         let before = mem::replace(self, fresh);
         self.way = before.way;
         self.remember(|| Back::Cluster(Box::new(before.cluster)));
@@ -283,9 +284,9 @@ workloads:
         assert!(compiler.doubtful);
         assert!(compiler.model().workloads.contains_key(&name), "the model is what it was");
 
-        assert_eq!(compiler.follow(Arc::new(model()), &network, 2, Misfit::Refused), Ok(Extent::Whole));
+        assert_eq!(compiler.follow(Arc::new(model()), &network, 2, Misfits::None), Ok(Extent::Whole));
         assert!(!compiler.doubtful);
         assert_eq!(Ok(compiler.desired().clone()), compile(&model(), "n", &network, 2));
-        assert_eq!(compiler.follow(Arc::new(model()), &network, 3, Misfit::Refused), Ok(Extent::Changes));
+        assert_eq!(compiler.follow(Arc::new(model()), &network, 3, Misfits::None), Ok(Extent::Changes));
     }
 }

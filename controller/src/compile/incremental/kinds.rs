@@ -53,21 +53,51 @@ pub(super) struct Kind {
     rules: BTreeSet<RuleId>,
     /// One for each use.
     sets: Vec<SetId>,
-    /// Its rules do not fit: none of them holds.
-    pub(super) is_shut: bool,
 }
 
 /// The rules do not fit the tables.
 #[derive(Debug)]
 pub(super) struct Refused;
 
-/// What becomes of a workload whose rules do not fit the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Misfit {
-    /// All is as it was, of all workloads.
-    Refused,
-    /// None of its rules holds: only its node reaches it, and it reaches nobody.
-    Shut,
+/// Workloads of this node whose rules need not fit the tables. Of one that does not, none holds: only its node reaches it, and it reaches nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Misfits {
+    /// Where some do not fit all is as it was.
+    #[default]
+    None,
+    /// The same, but for these.
+    These(BTreeSet<WorkloadName>),
+    /// Whoever.
+    Any,
+}
+
+impl Misfits {
+    pub(super) fn include(&self, name: &WorkloadName) -> bool {
+        match self {
+            Self::None => false,
+            Self::These(these) => these.contains(name),
+            Self::Any => true,
+        }
+    }
+}
+
+impl Key {
+    /// The one of all that are shut, which depends on nothing. Nobody else is in a namespace without a name.
+    pub(super) fn shut() -> Self {
+        Self {
+            namespace: String::new(),
+            services: Few::default(),
+            policies: Vec::new(),
+            frontends: Few::default(),
+            resolver: false,
+            ports: Arc::default(),
+            guards: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_shut(&self) -> bool {
+        self.namespace.is_empty()
+    }
 }
 
 /// All that kinds use, with ids that stay.
@@ -141,29 +171,33 @@ impl Symbols {
         kind.watches.iter().for_each(|watch| self.watches.acquire(&cluster.model, watch));
         self.drawings.acquire(&key.policies);
         let mut found = Diagnostics::default();
-        let Cluster { model, now, misfit, .. } = cluster;
+        let Cluster { model, now, .. } = cluster;
         let policies = Selecting { drawings: &self.drawings, ids: &key.policies };
         let subject = Subject { model, name, workload, now: *now, listening: &self.watches, policies: &policies };
-        let (phases, shut) = (phases(subject, &mut found), Phase::shut(subject));
+        let phases = phases(subject, &mut found);
         if self.write(&phases, &mut kind, turnover) && found.0.is_empty() {
             return Ok(kind);
         }
-        match misfit {
-            Misfit::Refused => {
-                self.release(key, &kind, turnover);
-                Err(Refused)
-            }
-            Misfit::Shut => {
-                self.erase(&kind, turnover);
-                let Kind { users, watches, .. } = kind;
-                kind = Kind { users, watches, is_shut: true, ..Kind::default() };
-                self.write(&[shut], &mut kind, turnover);
-                Ok(kind)
-            }
-        }
+        self.release(key, &kind, turnover);
+        Err(Refused)
     }
 
-    /// Whether what a kind is judged by fits the tables.
+    /// The kind of all that are shut, by the example of one.
+    pub(super) fn shut_kind(
+        &mut self,
+        cluster: &Cluster,
+        (name, workload): (&WorkloadName, &Workload),
+        turnover: &mut Turnover,
+    ) -> Kind {
+        let Cluster { model, now, .. } = cluster;
+        let policies = Selecting { drawings: &self.drawings, ids: &[] };
+        let subject = Subject { model, name, workload, now: *now, listening: &self.watches, policies: &policies };
+        let (phase, mut kind) = (Phase::shut(subject), Kind::default());
+        self.write(&[phase], &mut kind, turnover);
+        kind
+    }
+
+    /// Adds what a kind is judged by. Whether it fits the tables.
     fn write(&mut self, phases: &[Phase], kind: &mut Kind, turnover: &mut Turnover) -> bool {
         for draft in phases.iter().flat_map(|phase| &phase.drafts) {
             self.symbols(draft, kind, turnover);
@@ -185,13 +219,6 @@ impl Symbols {
         fits && kind.views.len() <= VIEW_CHAIN as usize
     }
 
-    fn erase(&mut self, kind: &Kind, turnover: &mut Turnover) {
-        for &id in &kind.sets {
-            turnover.sets.extend(self.sets.release(id.0).map(|_| id));
-        }
-        self.named(turnover).0.forget(&kind.selectors, &kind.rules);
-    }
-
     fn symbols(&mut self, draft: &Draft, kind: &mut Kind, turnover: &mut Turnover) {
         let (mut named, _) = self.named(turnover);
         for (selector, rule) in draft.written() {
@@ -203,8 +230,11 @@ impl Symbols {
     /// Nobody is of this kind any more.
     pub(super) fn release(&mut self, key: &Key, kind: &Kind, turnover: &mut Turnover) {
         kind.watches.iter().for_each(|watch| self.watches.release(watch));
-        self.erase(kind, turnover);
+        for &id in &kind.sets {
+            turnover.sets.extend(self.sets.release(id.0).map(|_| id));
+        }
         let (mut named, drawings) = self.named(turnover);
+        named.forget(&kind.selectors, &kind.rules);
         drawings.release(&key.policies, &mut named);
     }
 

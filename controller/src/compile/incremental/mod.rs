@@ -41,7 +41,7 @@ use self::{
 pub use self::{
     change::{Change, Moved},
     follow::Extent,
-    kinds::Misfit,
+    kinds::Misfits,
 };
 use super::{compile, draft::Selector, endpoints_of, network::Underlay};
 use crate::{
@@ -61,7 +61,7 @@ struct Cluster {
     discovered: Discovered,
     now: u64,
     underlay: Underlay,
-    misfit: Misfit,
+    misfits: Misfits,
 }
 
 /// Compiles for one node, and then what changes.
@@ -104,10 +104,10 @@ impl Compiler {
         discovered: Discovered,
         now: u64,
     ) -> Result<Self, Diagnostics> {
-        Self::with(model.into(), node, discovered, now, Misfit::Refused)
+        Self::with(model.into(), node, discovered, now, Misfits::None)
     }
 
-    /// The same, and says what becomes of workloads whose rules do not fit, in what follows too.
+    /// The same, and says whose rules need not fit, in what follows too.
     ///
     /// # Errors
     /// See [`compile`].
@@ -116,10 +116,10 @@ impl Compiler {
         node: &str,
         discovered: Discovered,
         now: u64,
-        misfit: Misfit,
+        misfits: Misfits,
     ) -> Result<Self, Diagnostics> {
         let mut compiler = Self {
-            cluster: Cluster::new(model, node.to_owned(), discovered, now, misfit),
+            cluster: Cluster::new(model, node.to_owned(), discovered, now, misfits),
             symbols: Symbols::default(),
             kinds: BTreeMap::new(),
             locals: BTreeMap::new(),
@@ -147,22 +147,24 @@ impl Compiler {
         &self.cluster.model
     }
 
-    /// What becomes of workloads whose rules do not fit.
+    /// Whose rules need not fit.
     #[must_use]
-    pub const fn misfit(&self) -> Misfit {
-        self.cluster.misfit
+    pub const fn misfits(&self) -> &Misfits {
+        &self.cluster.misfits
     }
 
-    /// Workloads of this node that are shut, and what [`compile`] says of why; nothing where all fit.
-    #[must_use]
-    pub fn misfits(&self) -> (Vec<&WorkloadName>, Diagnostics) {
-        let shut: Vec<_> = self.shut().collect();
-        let why = if shut.is_empty() { Diagnostics::default() } else { self.refusal() };
-        (shut, why)
+    /// Workloads of this node that are shut.
+    pub fn shut(&self) -> impl Iterator<Item = &WorkloadName> {
+        self.kinds.get(&Key::shut()).into_iter().flat_map(|kind| &kind.users)
     }
 
-    fn shut(&self) -> impl Iterator<Item = &WorkloadName> {
-        self.kinds.values().filter(|kind| kind.is_shut).flat_map(|kind| &kind.users)
+    /// Why they are, as [`compile`] says it; nothing where all fit.
+    #[must_use]
+    pub fn why_shut(&self) -> Diagnostics {
+        match self.shut().next() {
+            Some(_) => self.said_of(&self.cluster.model),
+            None => Diagnostics::default(),
+        }
     }
 
     /// Who has an address in a segment: workloads of all nodes, those included whose address nobody knows yet.
@@ -241,8 +243,8 @@ impl Compiler {
         discovered: Discovered,
         now: u64,
     ) -> Result<Change, Diagnostics> {
-        let Cluster { node, misfit, .. } = &self.cluster;
-        let cluster = Cluster::new(model.into(), node.clone(), discovered, now, *misfit);
+        let Cluster { node, misfits, .. } = &self.cluster;
+        let cluster = Cluster::new(model.into(), node.clone(), discovered, now, misfits.clone());
         let mut touch = Touch::default();
         self.put_cluster(cluster, &mut touch)?;
         Ok(touch.into())
@@ -295,6 +297,8 @@ impl Compiler {
             redrawn.insert(Arc::clone(key));
         }
         stale.extend(affected.iter().filter(|name| cluster.is_local(name)).cloned());
+        // Those that are shut depend on nothing, and may fit by now.
+        stale.extend(self.kinds.get(&Key::shut()).into_iter().flat_map(|kind| kind.users.iter().cloned()));
 
         let staged = match cluster.has_place_for(affected.iter()) {
             true => self.stage(&stale, &redrawn, edited.as_ref()),
@@ -317,9 +321,21 @@ impl Compiler {
         }
     }
 
-    /// What [`compile`] says of a model that does not fit.
+    /// What [`compile`] says of a model that does not fit, but of those that need not.
     fn refusal(&self) -> Diagnostics {
-        let Cluster { model, node, discovered, now, .. } = &self.cluster;
+        let Misfits::These(these) = &self.cluster.misfits else { return self.said_of(&self.cluster.model) };
+        let mut model = Model::clone(&self.cluster.model);
+        for name in these {
+            if let Some(workload) = model.workloads.get_mut(name) {
+                // Nothing is compiled for who runs elsewhere.
+                Arc::make_mut(&mut workload.described).node = "".into();
+            }
+        }
+        self.said_of(&model)
+    }
+
+    fn said_of(&self, model: &Model) -> Diagnostics {
+        let Cluster { node, discovered, now, .. } = &self.cluster;
         let refused = || Diagnostic::nowhere("the policies do not fit the tables").into();
         compile(model, node, discovered, *now).err().unwrap_or_else(refused)
     }
@@ -340,11 +356,19 @@ impl Compiler {
                 staged.keys.push((name.clone(), None));
                 continue;
             };
-            let before = locals.get(name).map(|key| &**key).zip(edited);
-            let key = Arc::new(symbols.key(cluster, (name, workload), before, &mut staged.turnover));
+            let before = locals.get(name).filter(|key| !key.is_shut());
+            let before = before.map(|key| &**key).zip(edited);
+            let mut key = Arc::new(symbols.key(cluster, (name, workload), before, &mut staged.turnover));
             if !staged.kinds.contains_key(&key) && (redrawn.contains(&key) || !kinds.contains_key(&key)) {
                 match symbols.kind(cluster, (name, workload), &key, &mut staged.turnover) {
                     Ok(kind) => _ = staged.kinds.insert(Arc::clone(&key), kind),
+                    Err(Refused) if cluster.misfits.include(name) => {
+                        key = Arc::new(Key::shut());
+                        if !staged.kinds.contains_key(&key) && !kinds.contains_key(&key) {
+                            let kind = symbols.shut_kind(cluster, (name, workload), &mut staged.turnover);
+                            staged.kinds.insert(Arc::clone(&key), kind);
+                        }
+                    }
                     Err(Refused) => fits = false,
                 }
             }
@@ -525,9 +549,9 @@ impl Compiler {
 }
 
 impl Cluster {
-    fn new(model: Arc<Model>, node: String, discovered: Discovered, now: u64, misfit: Misfit) -> Self {
+    fn new(model: Arc<Model>, node: String, discovered: Discovered, now: u64, misfits: Misfits) -> Self {
         let underlay = Underlay::new(&model, &node, &discovered);
-        Self { model, node, discovered, now, underlay, misfit }
+        Self { model, node, discovered, now, underlay, misfits }
     }
 
     /// Whether it is a workload of this node that has a place where rules hold.
