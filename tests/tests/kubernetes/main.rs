@@ -8,6 +8,7 @@ mod forged;
 mod hand;
 mod handover;
 mod lasting;
+mod mesh;
 mod monitor;
 mod moving;
 mod netpol;

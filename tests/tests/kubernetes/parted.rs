@@ -58,7 +58,7 @@ fn a_parted_node_keeps_its_verdicts() {
     let again = again.replace("restartPolicy: Never", "restartPolicy: Always");
     let callers =
         [caller("web", "n1", &db), also(caller("late", "n1", &db), "late"), caller("guest", "n1", &open), again];
-    let witness = Capture::count(&guarded.cluster.node(0).netns, "flannel.1", is_hasty).unwrap();
+    let witness = Capture::count(&guarded.cluster.node(0).netns, "eth0", is_hasty).unwrap();
     guarded.apply(&callers.concat());
     let answered = |pod: &str| calls(&guarded, pod).last().is_some_and(|call| call == "answered");
     eventually("who may is answered", || answered("web") && answered("late"));

@@ -166,13 +166,19 @@ fn namespaces_are_followed() {
     eventually("one of both is enough", || answers() > 0);
     guarded.kubectl(&["--namespace=shop", "delete", "pod", "torn"]);
 
+    // Who is selected is known to both.
+    guarded.kubectl(&["label", "namespace", "ops", "team=ops", "--overwrite"]);
+    becomes(true);
     let links = || guarded.links(0);
-    let before = links();
+    let known = || [0, 1].map(|node| guarded.metric(node, "bulkhead_table_used", &["table=\"ADDRESSES4\""]));
+    let (before, known_before) = (links(), known());
     guarded.apply(&crowd);
     eventually("all are guarded", || links() == before + 2 * number);
+    eventually("both nodes know all", || known().iter().zip(known_before).all(|(now, before)| *now > before + 9.0));
     guarded.kubectl(&["delete", "namespace", "ops"]);
     // With the pod that called.
     eventually("nothing is left of them", || links() == before - 2);
+    eventually("nor of their addresses", || known().iter().zip(known_before).all(|(now, before)| *now < before));
     // A hundred chains of plugins at once take longer than the second after which a link counts as one that nobody tells of.
     if !long {
         assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
@@ -198,7 +204,8 @@ fn a_pod_is_denied_from_its_first_packet() {
     guarded.wait_for(&["db"]);
     let db = guarded.address("db");
     let node = guarded.cluster.node(0);
-    let witness = Capture::count(&node.netns, "flannel.1", is_hasty).unwrap();
+    // On the underlay: in the tunnel they look the same.
+    let witness = Capture::count(&node.netns, "eth0", is_hasty).unwrap();
     let sends = |name: &str| pod(name, "n1", &format!("command: [sh, -c, '{}; true']", hasty(&db)));
     let pods = if skip::long() { 100 } else { 8 };
     for number in 0..pods {
