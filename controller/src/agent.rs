@@ -40,7 +40,7 @@ use crate::{
     model::Model,
     overlay::{Held, Overlay},
     peers::{Made, Unmade},
-    room::{no_room, stays},
+    room::{no_room, no_room_beside, stays},
     settle::{Blame, Memory, Settled, settle_with},
     source::Source,
     store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds},
@@ -214,7 +214,7 @@ impl<N: Node> Agent<N> {
                 let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfits)?;
                 if rehearsed {
                     let desired = for_node(compiler.desired().clone(), settings.observe);
-                    has_room(&mut node, &desired, compiler.model())?;
+                    has_room(&mut node, &desired, compiler.model(), None)?;
                 }
                 Ok(compiler)
             };
@@ -404,7 +404,8 @@ impl<N: Node> Agent<N> {
         if self.stale || self.seen.as_ref() != Some(&files) {
             self.compiled = now();
             self.compiling.begin();
-            let prepared = self.prepare(&files, false);
+            // Where something is held back it is mostly for the same reason as before.
+            let prepared = self.prepare(&files, files.is_live() && !self.found.0.is_empty());
             self.seen = Some(files.clone());
             let used = match prepared.map(|prepared| self.apply(prepared)) {
                 // Of many who write in a cluster those that fill a table are held back, and nobody else.
@@ -443,7 +444,8 @@ impl<N: Node> Agent<N> {
 
     /// What can be used of files, compiled; `rehearsed` for what there is room for.
     fn prepare(&mut self, files: &Files, rehearsed: bool) -> Result<Prepared<BTreeSet<WorkloadName>>, Diagnostics> {
-        let Self { node, settings, revision, compiling, attachments, discovered, compiled, memory, .. } = self;
+        let Self { node, settings, revision, compiling, attachments, discovered, compiled, memory, desired, .. } = self;
+        let before = &*desired;
         let joined = (&*attachments, settings.node.as_str(), &*discovered);
         let last = Some(&revision.inputs);
         prepare_live(files, last, &compiling.misfits(), Clone::clone, |files, misfits, blame| {
@@ -451,7 +453,7 @@ impl<N: Node> Agent<N> {
                 compiling.together(|compiling| {
                     compiling.follow(Arc::new(model), discovered, *compiled, misfits.clone())?;
                     if rehearsed {
-                        has_room(node, &compiling.desired(), compiling.model())?;
+                        has_room(node, &compiling.desired(), compiling.model(), Some(before))?;
                     }
                     Ok(compiling.shut())
                 })
@@ -525,7 +527,10 @@ impl<N: Node> Agent<N> {
     }
 
     fn deadlines(&self) -> impl Iterator<Item = u64> {
-        self.desired.endpoints.iter().flat_map(|endpoint| &endpoint.views).filter_map(|view| view.until)
+        // With less to come who is shut may fit.
+        let guards = self.compiling.model().guards.iter().filter(|_| !self.misfits.0.is_empty());
+        let ends = guards.flat_map(|guard| &guard.rules).filter_map(|rule| rule.expires);
+        self.desired.endpoints.iter().flat_map(|endpoint| &endpoint.views).filter_map(|view| view.until).chain(ends)
     }
 
     /// Looks whether all guards stand, and puts up again what the node lost: a link that was made anew, the input rule.
@@ -966,8 +971,8 @@ pub(crate) fn prepare<T>(
 }
 
 /// The same in a cluster, where many write, nobody must be in anybody else's way: what does not fit is shut or held back alone. Those that are shut may stay so. Else
-/// those are shut whom the policies in force, `last`, do not fit as the cluster is now, and policies may be held back that did not change; else all that do not
-/// fit. `prepare` is asked with files, with those that need not fit, and with whom an error may blame; `shut` says who is, of what was built.
+/// those are shut whom the policies in force, `last`, do not fit as the cluster is now; else policies may be held back that did not change; else all are shut that
+/// do not fit. `prepare` is asked with files, with those that need not fit, and with whom an error may blame; `shut` says who is, of what was built.
 fn prepare_live<T>(
     files: &Files,
     last: Option<&Inputs>,
@@ -982,14 +987,23 @@ fn prepare_live<T>(
     let before = last.map(|last| Files::again(last.clone(), files));
     let before = before.and_then(|before| prepare(&before, &Misfits::Any, Blame::All).ok());
     let these = before.map(|before| shut(&before.built)).unwrap_or_default();
-    let again = prepare(files, &Misfits::These(these), Blame::All);
-    again.or_else(|_| prepare(files, &Misfits::Any, Blame::All)).or(first)
+    let these = Misfits::These(these);
+    let again = if these == *known { None } else { prepare(files, &these, Blame::Changed).ok() };
+    again
+        .map_or_else(|| prepare(files, &these, Blame::All), Ok)
+        .or_else(|_| prepare(files, &Misfits::Any, Blame::All))
+        .or(first)
 }
 
-/// Whether a node has room for it. What else may keep it from being published is said when it is.
-fn has_room<N: Node>(node: &mut N, desired: &Desired, model: &Model) -> Result<(), Diagnostics> {
+/// Whether a node has room for it. What else may keep it from being published is said when it is. Who needs more than `before` is named first.
+fn has_room<N: Node>(
+    node: &mut N,
+    desired: &Desired,
+    model: &Model,
+    before: Option<&Desired>,
+) -> Result<(), Diagnostics> {
     let rehearsed = guarding(desired, |possible, _| node.rehearse(possible));
-    match rehearsed.err().and_then(|error| no_room(&error, desired, model, "not applied")) {
+    match rehearsed.err().and_then(|error| no_room_beside(before, &error, desired, model, "not applied")) {
         Some(found) => Err(found),
         None => Ok(()),
     }

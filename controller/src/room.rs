@@ -31,8 +31,20 @@ struct Author<'a> {
 /// becomes of it.
 #[must_use]
 pub fn no_room(error: &NodeError, desired: &Desired, model: &Model, so: &str) -> Option<Diagnostics> {
+    no_room_beside(None, error, desired, model, so)
+}
+
+/// The same; first of all who needs more than `before`.
+#[must_use]
+pub fn no_room_beside(
+    before: Option<&Desired>,
+    error: &NodeError,
+    desired: &Desired,
+    model: &Model,
+    so: &str,
+) -> Option<Diagnostics> {
     let NodeError::Capacity { table, need, limit, .. } = error else { return None };
-    let filled = filled(desired, model, (table, *need, *limit), so);
+    let filled = filled((before, desired), model, (table, *need, *limit), so);
     Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {so}"))).into())
 }
 
@@ -46,22 +58,19 @@ pub fn stays(revision: Option<u64>) -> String {
 }
 
 fn filled(
-    desired: &Desired,
+    (before, desired): (Option<&Desired>, &Desired),
     model: &Model,
     (table, need, limit): (&str, usize, usize),
     so: &str,
 ) -> Option<Diagnostic> {
     let authors = authors(model);
-    let shares = if let Some(v4) = (table == "PREFIXES4").then_some(true).or((table == "PREFIXES6").then_some(false)) {
-        let nets = || desired.prefixes.keys().map(|(_, net)| net).filter(|net| net.is_ipv4() == v4);
-        let of = |author: &Author<'_>| nets().filter(|net| author.nets.contains(*net)).count();
-        authors.all.iter().map(of).enumerate().filter(|(_, share)| *share > 0).collect()
-    } else {
-        let policy = |rule: RuleId| authors.by_rule.get(desired.rules.get(rule.0 as usize)?.name.as_str()).copied();
-        shares(desired, table, policy).ok()?
-    };
-    let mut largest: Vec<_> = shares.into_iter().map(|(at, share)| (share, &authors.all[at])).collect();
-    largest.sort_by(|(a, one), (b, other)| b.cmp(a).then_with(|| one.name.cmp(&other.name)));
+    let held = before.map(|before| authors.shares(before, table)).unwrap_or_default();
+    let more = |at: usize, share: usize| share.saturating_sub(held.get(&at).copied().unwrap_or_default());
+    let shares = authors.shares(desired, table);
+    let mut largest: Vec<_> =
+        shares.into_iter().map(|(at, share)| (more(at, share), share, &authors.all[at])).collect();
+    largest.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)).then_with(|| a.2.name.cmp(&b.2.name)));
+    let largest: Vec<_> = largest.into_iter().map(|(_, share, author)| (share, author)).collect();
     let (share, first) = largest.first()?;
     let message = format!(
         "`{}` needs {} of {} {}, {} are configured; {so}",
@@ -124,6 +133,17 @@ impl<'a> Authors<'a> {
             }
         }
         self.all.push(Author { name, place, nets });
+    }
+
+    /// How much of a table each needs, by its place among all.
+    fn shares(&self, desired: &Desired, table: &str) -> BTreeMap<usize, usize> {
+        if let Some(v4) = (table == "PREFIXES4").then_some(true).or((table == "PREFIXES6").then_some(false)) {
+            let nets = || desired.prefixes.keys().map(|(_, net)| net).filter(|net| net.is_ipv4() == v4);
+            let of = |author: &Author<'_>| nets().filter(|net| author.nets.contains(*net)).count();
+            return self.all.iter().map(of).enumerate().filter(|(_, share)| *share > 0).collect();
+        }
+        let policy = |rule: RuleId| self.by_rule.get(desired.rules.get(rule.0 as usize)?.name.as_str()).copied();
+        shares(desired, table, policy).map(|shares| shares.into_iter().collect()).unwrap_or_default()
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    diagnostic::{Diagnostic, Diagnostics, Source, source},
+    diagnostic::{Diagnostic, Diagnostics, Place, Source, source},
     guard,
     input::{Files, Inputs, Listing},
     intent::Intent,
@@ -152,8 +152,8 @@ pub fn settle_with<T>(
             break;
         }
     }
-    // A file that is gone while one of another name is bad may be the same: it must not open what it isolates.
-    if mix.0.iter().any(File::is_left_out) {
+    // A file that is gone while one of another name is bad may be the same: it must not open what it isolates. An object of a cluster has no other name.
+    if !files.is_live() && mix.0.iter().any(File::is_left_out) {
         for file in 0..mix.0.len() {
             if mix.0[file].is_gone() {
                 let safer = mix.hold(&BTreeSet::from([file]), blame).then(|| mix.build(&mut build));
@@ -313,6 +313,16 @@ impl File<'_> {
         if self.held { self.kept.as_ref() } else { self.written.as_deref() }
     }
 
+    /// Whether it may be left out though it was good once. Not where that would let something through that it denies: what it isolates stays so, and a Guard or
+    /// an admin policy would have to fit by itself.
+    fn may_be_let_go(&self, blame: Blame) -> bool {
+        let denies = |version: &Version| match &version.content {
+            Ok(Content::Policy(policies)) => policies.iter().any(|policy| matches!(policy, Policy::Guard(_))),
+            Ok(Content::Workloads(_)) | Err(_) => true,
+        };
+        blame == Blame::All && self.policy && self.last.is_some() && !self.current().is_none_or(denies)
+    }
+
     fn is_left_out(&self) -> bool {
         self.held && self.written.is_some() && self.last.is_none()
     }
@@ -414,9 +424,9 @@ impl<'a> Mix<'a> {
     fn hold(&mut self, files: &BTreeSet<usize>, blame: Blame) -> bool {
         files.iter().all(|&index| {
             let file = &mut self.0[index];
-            if !file.changed && blame == Blame::All {
+            if file.may_be_let_go(blame) && (file.held || !file.changed) {
                 // It was good, and what held is no better: it is left out as what never was.
-                file.last = None;
+                (file.last, file.kept) = (None, None);
             }
             if file.kept.is_none() {
                 file.kept = file.last.map(|(name, text)| Version::parse(name, text, file.policy));
@@ -465,26 +475,21 @@ impl<'a> Mix<'a> {
     /// Files to blame that can be held: those that errors point to; else those that they mention; else every policy; else the workloads.
     fn blame(&self, found: &Diagnostics, blame: Blame) -> BTreeSet<usize> {
         let those = |blamed: &dyn Fn(&File<'_>) -> bool| -> BTreeSet<usize> {
-            let able = |file: &File<'_>| !file.held && blamed(file);
-            (0..).zip(&self.0).filter(|(_, file)| able(file)).map(|(index, _)| index).collect()
+            (0..).zip(&self.0).filter(|(_, file)| blamed(file)).map(|(index, _)| index).collect()
         };
-        let written = |file: &File<'_>| file.written.as_ref().map(|version| Arc::clone(&version.source));
-        let pointed = |file: &File<'_>| {
-            let source = written(file);
-            source.is_some_and(|source| found.0.iter().flat_map(|found| &found.place).any(|place| place.is_in(&source)))
-        };
-        let noted = |file: &File<'_>| {
-            let source = written(file);
-            source.is_some_and(|source| found.0.iter().flat_map(|found| &found.notes).any(|note| note.0.is_in(&source)))
-        };
-        let all = |file: &File<'_>| file.changed || blame == Blame::All && file.policy;
+        let is_in = |place: &Place, file: &File<'_>| file.current().is_some_and(|version| place.is_in(&version.source));
+        let pointed = |file: &File<'_>| found.0.iter().flat_map(|found| &found.place).any(|place| is_in(place, file));
+        let noted =
+            |file: &File<'_>| found.0.iter().flat_map(|found| &found.notes).any(|(place, _)| is_in(place, file));
+        let changed = |file: &File<'_>| file.changed && !file.held;
+        let good = |file: &File<'_>| !changed(file) && file.may_be_let_go(blame);
         let tiers: [&dyn Fn(&File<'_>) -> bool; 6] = [
-            &|file| file.changed && pointed(file),
-            &|file| file.changed && noted(file),
-            &|file| all(file) && pointed(file),
-            &|file| all(file) && noted(file),
-            &|file| file.changed && file.policy,
-            &|file| file.changed,
+            &|file| changed(file) && pointed(file),
+            &|file| changed(file) && noted(file),
+            &|file| changed(file) && file.policy,
+            &|file| good(file) && pointed(file),
+            &|file| good(file) && noted(file),
+            &changed,
         ];
         tiers.into_iter().map(those).find(|blamed| !blamed.is_empty()).unwrap_or_default()
     }

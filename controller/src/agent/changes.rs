@@ -118,6 +118,10 @@ impl<N: Node> Agent<N> {
                 }
             }
         }
+        if !texts.is_empty() && !self.misfits.0.is_empty() {
+            // Why they are may be another reason now.
+            self.refuse_some(&Diagnostics::default());
+        }
         self.unwritten.add(texts);
         self.say_who_is_shut();
         if self.attachments.learn(&self.listed) {

@@ -215,8 +215,10 @@ impl<N: Node> Agent<N> {
         match self.enforce(self.compiling.desired()) {
             Ok(()) => {
                 self.peers = Made::default();
-                // A file that contradicted what ran may fit now.
-                if !self.refused.is_empty() {
+                if self.uses_all() {
+                    self.say_who_is_shut();
+                } else {
+                    // A file that contradicted what ran may fit now.
                     self.seen = None;
                 }
                 Ok(())

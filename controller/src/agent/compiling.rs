@@ -29,7 +29,8 @@ pub(super) struct Compiling {
 
 impl Compiling {
     /// Goes on from what was compiled whole.
-    pub(super) const fn new(compiler: Compiler, observe: bool) -> Self {
+    pub(super) fn new(mut compiler: Compiler, observe: bool) -> Self {
+        compiler.narrow();
         Self { compiler, observe, compiles: Compiles { whole: 1, changes: 0 } }
     }
 
@@ -53,6 +54,7 @@ impl Compiling {
 
     pub(super) fn keep(&mut self) {
         self.compiler.keep();
+        self.compiler.narrow();
     }
 
     pub(super) fn go_back(&mut self) {

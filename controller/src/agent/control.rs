@@ -128,7 +128,7 @@ impl<N: Node> Agent<N> {
             self.compiling.together(|compiling| {
                 compiling.follow(Arc::new(model), &self.discovered, self.compiled, misfits.clone())?;
                 match rehearsed {
-                    true => has_room(&mut self.node, &compiling.desired(), compiling.model()),
+                    true => has_room(&mut self.node, &compiling.desired(), compiling.model(), Some(&self.desired)),
                     false => Ok(()),
                 }
             })

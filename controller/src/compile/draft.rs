@@ -159,15 +159,16 @@ impl Subject<'_> {
             return draft;
         }
         self.guards(Tier::Baseline, &mut draft, found);
-        let open = Arc::new(desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() });
-        draft.push(Step {
-            tier: OPEN,
-            action: Action::Allow,
-            audit: false,
-            reason: Reason::NotIsolated,
-            lines: everyone(&open),
-        });
+        draft.steps.extend(self.open(direction).steps);
         draft
+    }
+
+    /// What holds where nothing isolates.
+    pub(super) fn open(self, direction: Direction) -> Draft {
+        let open = Arc::new(desired::Rule { name: NOT_ISOLATED.to_owned(), origin: String::new() });
+        let lines = everyone(&open);
+        let step = Step { tier: OPEN, action: Action::Allow, audit: false, reason: Reason::NotIsolated, lines };
+        Draft { direction, steps: vec![step], isolated: false }
     }
 
     /// What holds where [`Self::draft`] does not fit: only its node reaches it, for health checks, and it reaches nobody.

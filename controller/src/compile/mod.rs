@@ -147,9 +147,13 @@ struct Phase {
 }
 
 impl Phase {
-    /// The only one of a workload whose rules do not fit.
-    fn shut(subject: Subject<'_>) -> Self {
-        Self { drafts: [Direction::Ingress, Direction::Egress].map(|direction| subject.shut(direction)), until: None }
+    /// The only one of a workload whose rules do not fit: shut in some directions, and open in those in which nothing could deny.
+    fn shut(subject: Subject<'_>, directions: [bool; 2]) -> Self {
+        let draft = |direction| match directions[direction as usize] {
+            true => subject.shut(direction),
+            false => subject.open(direction),
+        };
+        Self { drafts: [Direction::Ingress, Direction::Egress].map(draft), until: None }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Kubernetes asks to fail closed on peers that are not known (the types of `policy.networking.k8s.io`). Rules are judged in their order: without a rule that
 //! lets through more is denied than was meant, and without one that denies or passes on those behind it would let through what it keeps from them. Those
-//! are left out too, so that nothing passes that would not by the whole policy.
+//! are left out too, so that the policy itself lets nothing through that it would not as a whole. What it denies to peers that cannot be read others may let
+//! through; ports that cannot be read of a denial are all ports.
 
 use serde_json::{Value as Json, json};
 
@@ -62,6 +63,7 @@ fn readable(rule: &Json, field: &str, reads: impl Fn(&Json) -> bool) -> Json {
     let limits = LIMITS.map(|limits| (limits, some.as_object_mut().and_then(|rule| rule.remove(limits))));
     // What is null is not there.
     let limits = limits.map(|(list, items)| (list, items.filter(|items| !items.is_null())));
+    let denies = rule["action"] == "Deny";
     let peers = (field, rule.get(field).cloned());
     // Peers first: which ports can be named depends on them.
     for (list, items) in [peers].into_iter().chain(limits) {
@@ -71,8 +73,11 @@ fn readable(rule: &Json, field: &str, reads: impl Fn(&Json) -> bool) -> Json {
             with[list] = items.into();
             with
         };
-        let items = items.as_array().into_iter().flatten();
-        let items: Vec<_> = items.filter(|item| reads(&with(vec![(*item).clone()]))).cloned().collect();
+        let all = items.as_array().map(Vec::as_slice).unwrap_or_default();
+        let items: Vec<_> = all.iter().filter(|item| reads(&with(vec![(*item).clone()]))).cloned().collect();
+        if list != field && denies && (items.is_empty() || items.len() < all.len()) {
+            continue;
+        }
         if items.is_empty() {
             return nobody(field);
         }

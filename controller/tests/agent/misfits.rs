@@ -140,7 +140,11 @@ fn policy(name: &str, label: &str, ingress: &str) -> String {
 }
 
 fn from_blocks(count: usize) -> String {
-    (0..count).map(|at| format!("  - from: [{{ ipBlock: {{ cidr: 198.51.100.{at}/32 }} }}]\n")).collect()
+    from_blocks_of("198.51.100", count)
+}
+
+fn from_blocks_of(net: &str, count: usize) -> String {
+    (0..count).map(|at| format!("  - from: [{{ ipBlock: {{ cidr: {net}.{at}/32 }} }}]\n")).collect()
 }
 
 fn to_ports(first: u16, count: u16) -> String {
@@ -225,12 +229,14 @@ fn only_who_needs_the_room_does_not_start() {
 #[test]
 fn a_label_that_fills_a_table_touches_its_pod_alone() {
     let (told, mut lab) = lab(4);
-    told.policy("many", Some(policy("many", "three", &from_blocks(40))));
+    // Larger than the one that comes, and it has always been here.
+    told.policy("two", Some(policy("two", "two", &from_blocks(6))));
+    told.policy("many", Some(policy("many", "three", &from_blocks_of("203.0.113", 5))));
     assert_eq!(lab.refresh(), "", "nobody needs it yet");
     told.label(0, "app: web, three: yes-it-is, four: yes-it-is");
     told.policy("four", Some(policy("four", "four", &to_ports(80, 1))));
     let refused = lab.refresh();
-    assert!(refused.contains("`networkpolicy shop/many` needs 40 of"), "{refused}");
+    assert!(refused.contains("`networkpolicy shop/many` needs 5 of"), "{refused}");
     assert!(refused.contains("many is not in force: it was, and does not fit any more; isolated until"), "{refused}");
     assert!(!refused.contains("four"), "{refused}");
     assert!(
@@ -245,6 +251,38 @@ fn a_label_that_fills_a_table_touches_its_pod_alone() {
     told.label(0, "app: web, one: yes-it-is");
     told.label(2, "app: late");
     assert_eq!(lab.refresh(), "");
+}
+
+/// What an admin policy in force denies is not let go for want of room, however it comes about: then all stays as it was.
+#[test]
+fn no_room_opens_nothing_that_is_denied() {
+    let (told, mut lab) = lab(4);
+    let networks: Vec<_> = (0..20).map(|at| format!("203.0.113.{at}/32")).collect();
+    let subject = "{ pods: { namespaceSelector: {}, podSelector: { matchLabels: { three: yes-it-is } } } }";
+    let rule = format!("{{ action: Deny, to: [{{ networks: [{}] }}] }}", networks.join(", "));
+    let spec = format!("{{ priority: 1, subject: {subject}, egress: [{rule}] }}");
+    let head = "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: { name: edge }\n";
+    told.policy("edge", Some(format!("{head}spec: {spec}\n")));
+    assert_eq!(lab.refresh(), "", "nobody needs it yet");
+    let before = lab.home.store.snapshot();
+    told.label(0, "app: web, three: yes-it-is");
+    let refused = lab.refresh();
+    assert!(refused.contains("`adminnetworkpolicy edge` needs 20 of"), "{refused}");
+    assert!(!refused.contains("is not in force"), "{refused}");
+    assert!(lab.home.store.snapshot() == before);
+    told.label(0, "app: web, one: yes-it-is");
+    assert_eq!(lab.refresh(), "");
+}
+
+/// Objects have no other names, as files have: what is deleted is gone, whatever is held back.
+#[test]
+fn what_is_deleted_goes_while_another_is_held_back() {
+    let (told, mut lab) = lab(4);
+    told.policy("many", Some(policy("many", "one", &from_blocks(40))));
+    told.policy("two", None);
+    let refused = lab.refresh();
+    assert!(refused.contains("many is not in force") && !refused.contains("two is"), "{refused}");
+    assert_eq!(lab.reached("db"), ["not isolated"]);
 }
 
 /// Labels of a pod bring policies together that do not fit: nobody changed a policy that could be held back.

@@ -261,6 +261,10 @@ fn an_admin_policy_that_never_was_good_holds_as_far_as_it_can_be_read() {
         };
         assert_eq!(rules(&settled).iter().map(short).collect::<Vec<_>>(), expected, "{action}");
     }
+    // A denial is of all ports where some cannot be read.
+    let ports = "  - { action: Deny, to: [{ networks: [198.18.0.0/15] }], protocols: [{ tcp: { destinationPort: { number: 22 } } }, { quic: {} }] }\n";
+    let wide = isolated(Ok(&admin(&format!("{subject}  egress:\n{ports}"))), None);
+    assert_eq!(rules(&wide), ["true:1 egress[0] Deny cidr 198.18.0.0/15 any"]);
     // As soon as less is bad more holds, and where less can be read what held stays.
     let good = isolated(Ok(&admin(&format!("{subject}  egress:\n{deny}"))), Some(&first.inputs));
     assert_eq!((good.refused.to_string().as_str(), rules(&good).len()), ("", 1));

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use bulkhead_controller::{
-    compile::{Extent, Misfits, compile},
+    compile::{Compiler, Extent, Misfits, compile},
+    diagnostic::source,
     intent::Cidrs,
     labels::{Requirement, Selector},
-    model::Peer,
+    model::{Model, Peer},
+    policy,
     ports::{Ports, Transport},
 };
 use bulkhead_dataplane::desired::Desired;
@@ -75,7 +77,7 @@ fn what_fits_in_the_end_alone_is_compiled_whole() {
     };
     let (before, after) = (with(1, 300), with(300, 1));
     let mut compiler = before.compiler();
-    let follow = |compiler: &mut bulkhead_controller::compile::Compiler, to: &Cluster| {
+    let follow = |compiler: &mut Compiler, to: &Cluster| {
         let model = to.model().unwrap_or_else(|found| panic!("{found}"));
         let extent = to.follow(compiler, Arc::new(model)).unwrap_or_else(|found| panic!("{found}"));
         let whole = to.compile(compiler.model()).unwrap_or_else(|found| panic!("{found}"));
@@ -193,4 +195,31 @@ fn what_is_shut_touches_nobody_else() {
     }
     let whole = compile(compiler.model(), "n0", &good.discovered, good.now).unwrap_or_else(|found| panic!("{found}"));
     Canonical::of(compiler.desired()).assert_is(&Canonical::of(&whole), "without it");
+}
+
+/// Whoever is only reported about is not cut off because all that would be reported does not fit.
+#[test]
+fn what_is_audited_alone_shuts_nobody() {
+    let guard = |name: &str, priority: u16, mode: &str| {
+        let ports: Vec<_> = (0..300).map(|at| (priority * 1000 + 2 * at).to_string()).collect();
+        let rule = format!("  - deny: {{ from: any, ports: [{}] }}\n", ports.join(", "));
+        let text =
+            format!("apiVersion: bulkhead/v1\nkind: Guard\nname: {name}\npriority: {priority}\n{mode}rules:\n{rule}");
+        policy::parse(&source(name, text)).unwrap_or_else(|found| panic!("{found}"))
+    };
+    let audit = "mode: audit\n";
+    for (modes, walls) in [([audit, audit], [1, 1]), ([audit, ""], [2, 1])] {
+        let cluster =
+            Cluster::new().with(&Event::Workload(name("a", "w0"), workload("n0", "web", &["10.0.0.2"], "veth0")));
+        let guards = [guard("g", 1, modes[0]), guard("h", 3, modes[1])].concat();
+        let model = Model::build(&guards, &cluster.workloads).unwrap_or_else(|found| panic!("{found}"));
+        let compiler = Compiler::with(Arc::new(model), "n0", cluster.discovered.clone(), cluster.now, Misfits::Any);
+        let compiler = compiler.unwrap_or_else(|found| panic!("{found}"));
+        assert_eq!(compiler.shut().count(), 1);
+        let desired = compiler.desired();
+        let view = &desired.endpoints.iter().find(|endpoint| endpoint.name.workload == "w0").unwrap().views[0];
+        let sets = [view.ingress, view.egress].map(|set| &desired.sets[set.0 as usize]);
+        assert_eq!(sets.map(|set| set.classes[0][0].entries.len()), walls, "{modes:?}");
+        assert_eq!(sets.map(|set| set.isolated), [walls[0] == 2, false]);
+    }
 }

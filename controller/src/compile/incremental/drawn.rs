@@ -164,6 +164,11 @@ impl Drawings {
         }
     }
 
+    /// A kind does not come to use these. What was drawn for it stays until it is swept.
+    pub(super) fn abandon(&mut self, ids: &[DrawnId]) {
+        ids.iter().for_each(|id| self.uses[id.at()] -= 1);
+    }
+
     /// Of what was drawn since the last time, what nobody came to use goes.
     pub(super) fn sweep(&mut self, symbols: &mut Named<'_>) {
         for id in mem::take(&mut self.fresh) {

@@ -37,6 +37,8 @@ pub(super) struct Key {
     ports: Arc<PortNames>,
     /// Guards that concern it.
     guards: Vec<usize>,
+    /// Its rules do not fit; by direction whether it is shut.
+    shut: Option<[bool; 2]>,
 }
 
 /// What a workload was before one of the policies of its namespace said something else; nothing else about it changed.
@@ -55,9 +57,9 @@ pub(super) struct Kind {
     sets: Vec<SetId>,
 }
 
-/// The rules do not fit the tables.
-#[derive(Debug)]
-pub(super) struct Refused;
+/// The rules do not fit the tables. By direction whether some that is enforced may deny.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Refused(pub(super) [bool; 2]);
 
 /// Workloads of this node whose rules need not fit the tables. Of one that does not, none holds: only its node reaches it, and it reaches nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,8 +84,8 @@ impl Misfits {
 }
 
 impl Key {
-    /// The one of all that are shut, which depends on nothing. Nobody else is in a namespace without a name.
-    pub(super) fn shut() -> Self {
+    /// That of all that are shut in these directions, and open in the others: it depends on nothing else.
+    pub(super) fn shut(directions: [bool; 2]) -> Self {
         Self {
             namespace: String::new(),
             services: Few::default(),
@@ -92,11 +94,17 @@ impl Key {
             resolver: false,
             ports: Arc::default(),
             guards: Vec::new(),
+            shut: Some(directions),
         }
     }
 
-    pub(super) fn is_shut(&self) -> bool {
-        self.namespace.is_empty()
+    /// All such.
+    pub(super) fn all_shut() -> impl Iterator<Item = Self> {
+        [[false, false], [false, true], [true, false], [true, true]].into_iter().map(Self::shut)
+    }
+
+    pub(super) const fn is_shut(&self) -> bool {
+        self.shut.is_some()
     }
 }
 
@@ -150,6 +158,7 @@ impl Symbols {
             resolver: workload.addresses().any(|address| model.resolvers.contains(&address)),
             ports: Arc::clone(&workload.ports),
             guards: model.guards.iter().enumerate().filter(concerning).map(|(at, _)| at).collect(),
+            shut: None,
         }
     }
 
@@ -178,21 +187,26 @@ impl Symbols {
         if self.write(&phases, &mut kind, turnover) && found.0.is_empty() {
             return Ok(kind);
         }
-        self.release(key, &kind, turnover);
-        Err(Refused)
+        // Drawings stay until they are swept: who comes next may be of this kind too, and is known by them.
+        self.release_symbols(&kind, turnover);
+        self.drawings.abandon(&key.policies);
+        // Where not all of it was drafted, something that was not may deny.
+        let may_deny = |at: usize| !found.0.is_empty() || phases.iter().any(|phase| phase.drafts[at].isolated);
+        Err(Refused([0, 1].map(may_deny)))
     }
 
-    /// The kind of all that are shut, by the example of one.
+    /// The kind of all that are shut in some directions, by the example of one.
     pub(super) fn shut_kind(
         &mut self,
         cluster: &Cluster,
         (name, workload): (&WorkloadName, &Workload),
+        directions: [bool; 2],
         turnover: &mut Turnover,
     ) -> Kind {
         let Cluster { model, now, .. } = cluster;
         let policies = Selecting { drawings: &self.drawings, ids: &[] };
         let subject = Subject { model, name, workload, now: *now, listening: &self.watches, policies: &policies };
-        let (phase, mut kind) = (Phase::shut(subject), Kind::default());
+        let (phase, mut kind) = (Phase::shut(subject, directions), Kind::default());
         self.write(&[phase], &mut kind, turnover);
         kind
     }
@@ -229,13 +243,17 @@ impl Symbols {
 
     /// Nobody is of this kind any more.
     pub(super) fn release(&mut self, key: &Key, kind: &Kind, turnover: &mut Turnover) {
+        self.release_symbols(kind, turnover);
+        let (mut named, drawings) = self.named(turnover);
+        drawings.release(&key.policies, &mut named);
+    }
+
+    fn release_symbols(&mut self, kind: &Kind, turnover: &mut Turnover) {
         kind.watches.iter().for_each(|watch| self.watches.release(watch));
         for &id in &kind.sets {
             turnover.sets.extend(self.sets.release(id.0).map(|_| id));
         }
-        let (mut named, drawings) = self.named(turnover);
-        named.forget(&kind.selectors, &kind.rules);
-        drawings.release(&key.policies, &mut named);
+        self.named(turnover).0.forget(&kind.selectors, &kind.rules);
     }
 
     /// Policies that were drawn for nobody in the end are not.

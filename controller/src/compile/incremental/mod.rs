@@ -131,7 +131,7 @@ impl Compiler {
             way: None,
             doubtful: false,
         };
-        compiler.renew(&mut Touch::default()).map_err(|Refused| compiler.refusal())?;
+        compiler.renew(&mut Touch::default()).map_err(|_| compiler.refusal())?;
         Ok(compiler)
     }
 
@@ -155,7 +155,13 @@ impl Compiler {
 
     /// Workloads of this node that are shut.
     pub fn shut(&self) -> impl Iterator<Item = &WorkloadName> {
-        self.kinds.get(&Key::shut()).into_iter().flat_map(|kind| &kind.users)
+        Key::all_shut().filter_map(|key| self.kinds.get(&key)).flat_map(|kind| &kind.users)
+    }
+
+    /// Only those that are shut need not fit from here on.
+    pub fn narrow(&mut self) {
+        let shut: BTreeSet<_> = self.shut().cloned().collect();
+        self.cluster.misfits = if shut.is_empty() { Misfits::None } else { Misfits::These(shut) };
     }
 
     /// Why they are, as [`compile`] says it; nothing where all fit.
@@ -298,11 +304,12 @@ impl Compiler {
         }
         stale.extend(affected.iter().filter(|name| cluster.is_local(name)).cloned());
         // Those that are shut depend on nothing, and may fit by now.
-        stale.extend(self.kinds.get(&Key::shut()).into_iter().flat_map(|kind| kind.users.iter().cloned()));
+        let shut = Key::all_shut().filter_map(|key| self.kinds.get(&key));
+        stale.extend(shut.flat_map(|kind| kind.users.iter().cloned()));
 
         let staged = match cluster.has_place_for(affected.iter()) {
             true => self.stage(&stale, &redrawn, edited.as_ref()),
-            false => Err(Refused),
+            false => Err(Refused::default()),
         };
         match staged {
             Ok(staged) => {
@@ -311,7 +318,7 @@ impl Compiler {
                 self.remember(|| Back::Edit(back));
                 Ok(touch.into())
             }
-            Err(Refused) => {
+            Err(_) => {
                 let refusal = why(self);
                 self.symbols.watches.recount(&listening, &listened);
                 outdated.into_iter().for_each(|outdated| self.symbols.drawings.restore(outdated));
@@ -350,6 +357,7 @@ impl Compiler {
         let Self { cluster, symbols, kinds, locals, .. } = self;
         let mut staged = Staged::default();
         let mut fits = true;
+        let mut refused: BTreeMap<Arc<Key>, Refused> = BTreeMap::new();
         for name in stale {
             let there = cluster.model.workloads.get(name).filter(|_| cluster.is_local(name));
             let Some(workload) = there else {
@@ -360,16 +368,19 @@ impl Compiler {
             let before = before.map(|key| &**key).zip(edited);
             let mut key = Arc::new(symbols.key(cluster, (name, workload), before, &mut staged.turnover));
             if !staged.kinds.contains_key(&key) && (redrawn.contains(&key) || !kinds.contains_key(&key)) {
-                match symbols.kind(cluster, (name, workload), &key, &mut staged.turnover) {
+                let known = refused.get(&key).copied().map(Err);
+                let of = (name, workload);
+                match known.unwrap_or_else(|| symbols.kind(cluster, of, &key, &mut staged.turnover)) {
                     Ok(kind) => _ = staged.kinds.insert(Arc::clone(&key), kind),
-                    Err(Refused) if cluster.misfits.include(name) => {
-                        key = Arc::new(Key::shut());
-                        if !staged.kinds.contains_key(&key) && !kinds.contains_key(&key) {
-                            let kind = symbols.shut_kind(cluster, (name, workload), &mut staged.turnover);
+                    Err(why @ Refused(directions)) => {
+                        refused.insert(key, why);
+                        fits &= cluster.misfits.include(name);
+                        key = Arc::new(Key::shut(directions));
+                        if fits && !staged.kinds.contains_key(&key) && !kinds.contains_key(&key) {
+                            let kind = symbols.shut_kind(cluster, of, directions, &mut staged.turnover);
                             staged.kinds.insert(Arc::clone(&key), kind);
                         }
                     }
-                    Err(Refused) => fits = false,
                 }
             }
             staged.keys.push((name.clone(), Some(key)));
@@ -380,7 +391,7 @@ impl Compiler {
             }
         }
         symbols.sweep(&mut staged.turnover);
-        if fits { Ok(staged) } else { Err(Refused) }
+        if fits { Ok(staged) } else { Err(Refused::default()) }
     }
 
     /// Puts kinds into force. Names of workloads whose views may be others.
@@ -454,20 +465,17 @@ impl Compiler {
     fn renew(&mut self, touch: &mut Touch) -> Result<(), Refused> {
         let Cluster { model, node, .. } = &self.cluster;
         if !model.nodes.contains_key(node) || !self.cluster.has_place_for(model.workloads.keys()) {
-            return Err(Refused);
+            return Err(Refused::default());
         }
         let here = model.workloads.keys().filter(|name| self.cluster.is_local(name)).cloned().collect();
         let kinds = mem::take(&mut self.kinds);
         let watches = mem::take(&mut self.symbols.watches);
         let outdated = self.symbols.drawings.outdate_all();
-        let mut staged = match self.stage(&here, &BTreeSet::new(), None) {
-            Ok(staged) => staged,
-            Err(Refused) => {
-                self.kinds = kinds;
-                self.symbols.watches = watches;
-                self.symbols.drawings.restore(outdated);
-                return Err(Refused);
-            }
+        let Ok(mut staged) = self.stage(&here, &BTreeSet::new(), None) else {
+            self.kinds = kinds;
+            self.symbols.watches = watches;
+            self.symbols.drawings.restore(outdated);
+            return Err(Refused::default());
         };
         let mut turnover = mem::take(&mut staged.turnover);
         self.locals.clear();
