@@ -970,9 +970,10 @@ pub(crate) fn prepare<T>(
     Ok(Prepared { inputs, listed, built, refused })
 }
 
-/// The same in a cluster, where many write, nobody must be in anybody else's way: what does not fit is shut or held back alone. Those that are shut may stay so. Else
-/// those are shut whom the policies in force, `last`, do not fit as the cluster is now; else policies may be held back that did not change; else all are shut that
-/// do not fit. `prepare` is asked with files, with those that need not fit, and with whom an error may blame; `shut` says who is, of what was built.
+/// The same in a cluster, where many write and nobody must be in anybody else's way: what does not fit is shut or held back alone. Those that are shut may
+/// stay so. Else those are shut whom the policies in force, `last`, do not fit as the cluster is now; else policies may be held back that did not change;
+/// else all are shut that do not fit. `prepare` is asked with files, with those that need not fit, and with whom an error may blame; `shut` says who is, of
+/// what was built.
 fn prepare_live<T>(
     files: &Files,
     last: Option<&Inputs>,

@@ -201,7 +201,8 @@ fn port(item: Node<'_>, found: &mut Diagnostics) -> Option<Ports> {
     Some(Ports::Range { transport: transport?, first, last })
 }
 
-/// The policy without its rules: whom it isolates, and in which directions; nobody where its selector cannot be read. What follows a text that is `torn` is not known.
+/// The policy without its rules: whom it isolates, and in which directions; nobody where its selector cannot be read. What follows a text that is `torn` is
+/// not known.
 pub(super) fn wall(object: &mut Fields<'_>, torn: bool) -> Option<Object> {
     let mut found = Diagnostics::default();
     let Named { name, namespace, .. } = read::named(object, &mut found)?;
