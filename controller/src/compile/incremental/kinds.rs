@@ -61,7 +61,8 @@ pub(super) struct Kind {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Refused(pub(super) [bool; 2]);
 
-/// Workloads of this node whose rules need not fit the tables. Of one that does not, none holds: only its node reaches it, and it reaches nobody.
+/// Workloads of this node whose rules need not fit the tables. Of one that does not, none holds: only its node reaches it, and it reaches nobody, but in a
+/// direction in which nothing that is enforced could deny, which is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Misfits {
     /// Where some do not fit all is as it was.
