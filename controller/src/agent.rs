@@ -479,7 +479,7 @@ impl<N: Node> Agent<N> {
         self.compiled = now();
         match self.compiling.renew(&self.discovered, self.compiled) {
             Ok(()) => match self.enforce(self.compiling.desired()) {
-                Ok(()) => self.say_who_is_shut(),
+                Ok(()) => self.say_who_is_shut(false),
                 Err(error) => self.fail(&error),
             },
             Err(found) => self.refuse(found.to_string()),
@@ -805,9 +805,10 @@ impl<N: Node> Agent<N> {
         self.found.0.is_empty() && self.refused == self.misfits.1.to_string()
     }
 
-    /// Says which workloads are shut, where others are than before.
-    fn say_who_is_shut(&mut self) {
-        if self.uses_all() && self.compiling.shut() != self.misfits.0 {
+    /// Says which workloads are shut, where others are than before, or where they may be for another reason.
+    fn say_who_is_shut(&mut self, other_policies: bool) {
+        let others = self.compiling.shut() != self.misfits.0;
+        if self.uses_all() && (others || other_policies && !self.misfits.0.is_empty()) {
             self.refuse_some(&Diagnostics::default());
         }
     }

@@ -169,6 +169,12 @@ pub fn settle_with<T>(
         Some(safer) => built = safer,
         None => isolate_each(&mut mix, &mut build, &mut built, &mut refused),
     }
+    // What was good and is let go goes on to isolate whom it isolated, or all stays as it was.
+    let listed = mix.listed();
+    if mix.0.iter().any(|file| !file.let_go.is_subset(&listed)) {
+        add(&mut tried, refused);
+        return Err(tried);
+    }
     refused.0.extend(mix.0.iter().filter_map(File::instead));
     Ok(Settled { inputs: mix.inputs(), built, refused })
 }
@@ -302,6 +308,8 @@ struct File<'a> {
     held: bool,
     /// What `last` says, once it is needed.
     kept: Option<Version>,
+    /// What it had when it was let go though it was good.
+    let_go: BTreeSet<String>,
 }
 
 impl File<'_> {
@@ -417,7 +425,7 @@ impl<'a> Mix<'a> {
             Ok(text) => parse(text),
             Err(error) => Arc::new(Version::unreadable(name, error.clone().into())),
         });
-        File { name, policy, written, last, isolating: None, changed, held: false, kept: None }
+        File { name, policy, written, last, isolating: None, changed, held: false, kept: None, let_go: BTreeSet::new() }
     }
 
     /// Uses files as they were. `false` when that is no better: a text that was good once and cannot be read now is not left out silently.
@@ -426,6 +434,7 @@ impl<'a> Mix<'a> {
             let file = &mut self.0[index];
             if file.may_be_let_go(blame) && (file.held || !file.changed) {
                 // It was good, and what held is no better: it is left out as what never was.
+                file.let_go = file.current().map(Version::names).unwrap_or_default();
                 (file.last, file.kept) = (None, None);
             }
             if file.kept.is_none() {

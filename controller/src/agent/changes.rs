@@ -118,12 +118,8 @@ impl<N: Node> Agent<N> {
                 }
             }
         }
-        if !texts.is_empty() && !self.misfits.0.is_empty() {
-            // Why they are may be another reason now.
-            self.refuse_some(&Diagnostics::default());
-        }
+        self.say_who_is_shut(!texts.is_empty());
         self.unwritten.add(texts);
-        self.say_who_is_shut();
         if self.attachments.learn(&self.listed) {
             self.keep_attachments();
         }

@@ -216,7 +216,7 @@ impl<N: Node> Agent<N> {
             Ok(()) => {
                 self.peers = Made::default();
                 if self.uses_all() {
-                    self.say_who_is_shut();
+                    self.say_who_is_shut(false);
                 } else {
                     // A file that contradicted what ran may fit now.
                     self.seen = None;

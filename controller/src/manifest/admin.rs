@@ -422,7 +422,7 @@ fn entry<'a>(node: Node<'a>, is: impl Fn(&str) -> bool) -> Option<&'a (Spanned<S
 }
 
 /// List of rules of a direction, and the field of their peers.
-const fn side(direction: Direction) -> (&'static str, &'static str) {
+pub(super) const fn side(direction: Direction) -> (&'static str, &'static str) {
     match direction {
         Direction::Ingress => ("ingress", "from"),
         Direction::Egress => ("egress", "to"),

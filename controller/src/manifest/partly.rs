@@ -5,16 +5,14 @@
 //! are left out too, so that the policy itself lets nothing through that it would not as a whole. What it denies to peers that cannot be read others may let
 //! through; ports that cannot be read of a denial are all ports.
 
+use bulkhead_ebpf::abi::Direction;
 use serde_json::{Value as Json, json};
 
-use super::{File, Object, title};
+use super::{File, Object, admin, title};
 use crate::{
     diagnostic::{Severity, source},
     yaml::tree::{self, Node, Value},
 };
-
-/// Lists of rules, and the field of the peers of each.
-const LISTS: [(&str, &str); 2] = [("ingress", "from"), ("egress", "to")];
 
 /// Fields that limit ports, by version.
 const LIMITS: [&str; 2] = ["ports", "protocols"];
@@ -25,7 +23,8 @@ pub(super) fn partly(api_version: &str, kind: &str, node: Node<'_>) -> Option<Ob
     let mut policy = json!({ "apiVersion": api_version, "kind": kind, "metadata": written["metadata"] });
     policy["spec"] = written["spec"].clone();
     let spec = policy["spec"].as_object_mut()?;
-    let lists = LISTS.map(|(list, field)| (list, field, spec.remove(list)));
+    let lists = [Direction::Ingress, Direction::Egress].map(admin::side);
+    let lists = lists.map(|(list, field)| (list, field, spec.remove(list)));
     if !is_read(&policy) {
         return None;
     }

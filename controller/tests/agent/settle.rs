@@ -5,7 +5,8 @@ use bulkhead_controller::{
     guard::Whom,
     input::{Files, Inputs, Listing},
     model::Model,
-    settle::{Settled, settle},
+    network_policy::NetworkPolicy,
+    settle::{Blame, Memory, Settled, settle, settle_with},
 };
 
 use crate::support::{INTENT, WORKLOADS};
@@ -524,4 +525,26 @@ fn many_files_are_isolated_at_once_and_one_that_does_not_fit_alone_is_not() {
     assert_eq!(walls, names.iter().filter(|name| *name != "p20").cloned().collect::<Vec<_>>());
     assert!(said.contains("networkpolicy ops/p20 cannot be isolated: no room"), "{said}");
     assert_eq!(said.matches("cannot be isolated").count(), 1, "{said}");
+}
+
+/// What was good is let go only if whom it isolated stays isolated.
+#[test]
+fn nothing_is_let_go_that_would_open_whom_it_isolates() {
+    let policy = network_policy("a", "  podSelector: {}\n  ingress:\n  - ports: [{ port: 80 }]\n");
+    let last = inputs(&[("shop.yaml", INTENT), ("a.yaml", &policy), W]);
+    let settled = |most_rules: Option<usize>| {
+        settle_with(&mut Memory::default(), &last.clone().into(), Some(&last), Blame::All, |policies, workloads| {
+            let model = Model::build(policies, workloads)?;
+            let large = |policy: &&NetworkPolicy| most_rules.is_none_or(|most| policy.rules.len() > most);
+            match model.network_policies.values().find(large) {
+                Some(policy) => Err(Diagnostic::error(&policy.place, "there is no room for it").into()),
+                None => Ok(model),
+            }
+        })
+    };
+    let walls = settled(Some(0)).unwrap();
+    assert!(walls.refused.to_string().ends_with("fit any more; isolated until it is: networkpolicy ops/a"));
+    assert!(walls.built.network_policies.values().all(|policy| policy.ingress && policy.rules.is_empty()));
+    let said = settled(None).unwrap_err().to_string();
+    assert!(said.contains("there is no room for it"), "{said}");
 }
