@@ -292,7 +292,7 @@ impl HostTables {
     /// What the program on a workload's link does with a frame that is readable to its end: one that asks for more is malformed.
     pub fn judge(&self, direction: Direction, frame: &[u8], meta: &Meta) -> Outcome {
         let outcome = match direction {
-            Direction::Egress => verdict::from_workload(self, frame, meta),
+            Direction::Egress => leaves(self, frame, meta),
             Direction::Ingress => enters(self, frame, meta),
         };
         match outcome {
@@ -359,19 +359,31 @@ pub fn truncated<T: Tables>(tables: &T, direction: Direction, meta: &Meta) -> Ou
     Outcome { pass, reason, next: Next::Settled }
 }
 
-/// What the programs do with a packet on its way into a workload: [`verdict::translated`] first where that is asked for.
+/// What the program does with a packet that a workload sends: the short way where that decides.
+///
+/// # Errors
+/// As [`verdict::from_workload`].
+pub fn leaves<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Parsed<Outcome> {
+    let known = verdict::established(tables, frame, meta, Direction::Egress);
+    known.map_or_else(|| verdict::from_workload(tables, frame, meta), Ok)
+}
+
+/// What the programs do with a packet on its way into a workload: [`verdict::translated`] first where that is asked for, then the short way where that
+/// decides.
 ///
 /// # Errors
 /// As theirs.
 pub fn enters<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) -> Parsed<Outcome> {
-    if !verdict::unsettled(meta.transit, meta.mark) {
-        return verdict::to_workload(tables, frame, meta);
+    let mut meta = *meta;
+    if verdict::unsettled(meta.transit, meta.mark) {
+        let sender = verdict::translated(tables, frame, &meta, 0)?;
+        if !sender.pass {
+            return Ok(sender);
+        }
+        meta.mark |= mark::FINAL;
     }
-    let sender = verdict::translated(tables, frame, meta, 0)?;
-    if !sender.pass {
-        return Ok(sender);
-    }
-    verdict::to_workload(tables, frame, &Meta { mark: meta.mark | mark::FINAL, ..*meta })
+    let known = verdict::established(tables, frame, &meta, Direction::Ingress);
+    known.map_or_else(|| verdict::to_workload(tables, frame, &meta), Ok)
 }
 
 /// What changes while packets pass, for the message of a test that fails.

@@ -205,10 +205,8 @@ struct Twelve([[u8; 2]; 6]);
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Vxlan {
-    flags: u8,
-    reserved: [u8; 3],
-    vni: [u8; 3],
-    reserved2: u8,
+    flags: [u8; 4],
+    vni: [u8; 4],
 }
 
 impl Vxlan {
@@ -218,11 +216,9 @@ impl Vxlan {
     /// The VNI, if the I flag is set and everything reserved is 0 (RFC 7348 section 5). Extensions (GBP, GPE) use those bits and are refused.
     #[must_use]
     #[inline(always)]
-    pub const fn vni(&self) -> Option<u32> {
-        if self.flags != 0x08 || self.reserved[0] | self.reserved[1] | self.reserved[2] | self.reserved2 != 0 {
-            return None;
-        }
-        Some(u32::from_be_bytes([0, self.vni[0], self.vni[1], self.vni[2]]))
+    pub fn vni(&self) -> Option<u32> {
+        let vni = u32::from_be(word(&self.vni));
+        (word(&self.flags) == 0x0800_0000_u32.to_be() && vni & 0xff == 0).then_some(vni >> 8)
     }
 }
 
@@ -360,6 +356,26 @@ pub struct Behind {
     pub fragment: bool,
     /// See [`Ip::later_fragment`].
     pub later_fragment: bool,
+}
+
+/// A frame whose IPv6 packets must do without extension headers, so that nobody has to follow them.
+pub(crate) struct Plain<'a, F: ?Sized>(pub(crate) &'a F);
+
+impl<F: Frame + ?Sized> Frame for Plain<'_, F> {
+    #[inline(always)]
+    fn at<T: Header>(&self, offset: usize) -> Option<&T> {
+        self.0.at(offset)
+    }
+
+    #[inline(always)]
+    fn whole(&self) -> bool {
+        self.0.whole()
+    }
+
+    #[inline(always)]
+    fn extensions(&self, _offset: usize, _protocol: u8) -> Parsed<Behind> {
+        Err(Fault::Malformed)
+    }
 }
 
 /// Follows extension headers from `offset`, whose kind is `protocol`.

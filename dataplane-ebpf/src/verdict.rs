@@ -5,7 +5,9 @@
 //! when a header is not readable: the program then makes more of the packet readable and calls again, and a packet that ends there is malformed.
 
 pub(crate) mod early;
+mod established;
 
+pub use self::established::established;
 use crate::{
     abi::{
         Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,
@@ -717,17 +719,7 @@ fn flow_or_lists<A: Family, T: Tables>(
             if !sent && flags & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0 {
                 return Err(Stop::Settled(Reason::PlainOverlaySource));
             }
-            let side = answers as usize;
-            // What is judged again after translation is counted there.
-            let provisional = sent && !answers && flags & Flow::PROVISIONAL != 0;
-            if provisional {
-                flow.account(side, Size::NONE, now, transport.tcp_flags);
-            } else {
-                flow.account(side, size, now, transport.tcp_flags);
-                tables.count(flow.counter().wrapping_add(side as u32), size, 0);
-            }
-            let next = if provisional { Next::Provisional } else { Next::Settled };
-            return Ok(Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next });
+            return Ok(goes_on(tables, flow, direction, size, now, transport.tcp_flags));
         }
     }
     let case = Case {
@@ -753,6 +745,23 @@ fn flow_or_lists<A: Family, T: Tables>(
         held: flow.is_some() as u8,
     };
     Ok(A::decide(tables, case, flow))
+}
+
+/// Passes a packet of a flow that holds, and counts it.
+#[inline(always)]
+fn goes_on<T: Tables>(tables: &T, flow: FlowRef, direction: Direction, size: Size, now: u64, tcp_flags: u8) -> Outcome {
+    let answers = flow.initiator() != direction as u8;
+    let side = answers as usize;
+    // What is judged again after translation is counted there.
+    let provisional = matches!(direction, Direction::Egress) && !answers && flow.flags() & Flow::PROVISIONAL != 0;
+    if provisional {
+        flow.account(side, Size::NONE, now, tcp_flags);
+    } else {
+        flow.account(side, size, now, tcp_flags);
+        tables.count(flow.counter().wrapping_add(side as u32), size, 0);
+    }
+    let next = if provisional { Next::Provisional } else { Next::Settled };
+    Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next }
 }
 
 /// Whether a packet that arrives was sent by whom the flow is with. Marks tell local endpoints from whoever has their addresses; and of what has a

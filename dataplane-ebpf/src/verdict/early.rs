@@ -9,30 +9,10 @@ use super::{Case, Verdict, finish, key_ports, node_observes, peer, view_now};
 use crate::{
     abi::{AddressWord, Class, Direction, Mode},
     family::{Family, V4, V6},
-    packet::{Behind, Ethernet, Fault, Frame, Header, Parsed, Role, ip_len, protocol, same_mac},
+    packet::{Ethernet, Frame, Plain, Role, ip_len, protocol, same_mac},
     tables::{Size, Tables},
     underlay::count_verified,
 };
-
-/// A frame whose IPv6 packets must do without extension headers, so that nobody has to follow them.
-struct Plain<'a, F: ?Sized>(&'a F);
-
-impl<F: Frame + ?Sized> Frame for Plain<'_, F> {
-    #[inline(always)]
-    fn at<T: Header>(&self, offset: usize) -> Option<&T> {
-        self.0.at(offset)
-    }
-
-    #[inline(always)]
-    fn whole(&self) -> bool {
-        self.0.whole()
-    }
-
-    #[inline(always)]
-    fn extensions(&self, _offset: usize, _protocol: u8) -> Parsed<Behind> {
-        Err(Fault::Malformed)
-    }
-}
 
 /// Whether what is encapsulated is dropped, and counted if so. The frame is `len` bytes long and ends with its
 /// datagram, the inner one of overlay `vni` begins at `inner`; that its sender may send it is known.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use bulkhead_ebpf::{
-    abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, mark},
+    abi::{AddressKey4, AddressKey6, AddressWord, Class, Counter, Direction, mark},
     host::HostTables,
     packet::{Ethernet, Fault, Frame as _, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
     tables::Size,
@@ -143,32 +143,110 @@ pub(crate) const PLAIN: usize = 8;
 /// Length of a patch in the input.
 const PATCH: usize = 12;
 
+/// An input, read.
+struct Case<'a> {
+    meta: Meta,
+    vlan: u16,
+    /// Changes after the packet was judged once.
+    later: Vec<Patch>,
+    /// Changes before.
+    now: Vec<Patch>,
+    frame: &'a [u8],
+}
+
+impl<'a> Case<'a> {
+    fn read(input: &'a [u8]) -> Self {
+        let mut input = Input(input);
+        let [flags, slot] = input.take();
+        let packet_mark = u32::from_le_bytes(input.take()) ^ mark::VERIFIED;
+        let [segments, patches] = input.take();
+        let patches = (0..patches.min((input.0.len() / PATCH) as u8)).map(|_| Patch::read(&mut input));
+        let (later, now) = patches.partition(|patch| patch.table & Patch::LATER != 0);
+        let frame = input.0;
+        let meta = Meta {
+            slot: SLOT + u32::from(slot % 8),
+            len: frame.len() as u32,
+            segments: segments.into(),
+            vlan: flags & 1 != 0,
+            transit: flags & 2 == 0,
+            mark: packet_mark,
+        };
+        Self { meta, vlan: if flags & 4 == 0 { 0 } else { slot.into() }, later, now, frame }
+    }
+}
+
 /// Judges a frame over a node's tables, some of whose bytes the input changes, before and between its packets.
 ///
 /// # Panics
-/// If a packet is counted twice or not at all, a dropped one makes a flow, or one that passed does not pass again.
+/// If a packet is counted twice or not at all, a dropped one makes a flow, or one that passed does not pass again; and as [`short`] does.
 pub(crate) fn verdict(input: &[u8]) {
-    let mut input = Input(input);
-    let [flags, slot] = input.take();
-    let packet_mark = u32::from_le_bytes(input.take()) ^ mark::VERIFIED;
-    let [segments, patches] = input.take();
-    let patches: Vec<_> = (0..patches.min((input.0.len() / PATCH) as u8)).map(|_| Patch::read(&mut input)).collect();
-    let frame = input.0;
-    let meta = Meta {
-        slot: SLOT + u32::from(slot % 8),
-        len: frame.len() as u32,
-        segments: segments.into(),
-        vlan: flags & 1 != 0,
-        transit: flags & 2 == 0,
-        mark: packet_mark,
-    };
+    let Case { meta, vlan, later, now, frame } = Case::read(input);
     let mut tables = tables();
-    let (later, now): (Vec<_>, Vec<_>) = patches.iter().partition(|patch| patch.table & Patch::LATER != 0);
     now.iter().for_each(|patch| patch.apply(&mut tables));
     both_ways(&tables, frame, &meta);
     later.iter().for_each(|patch| patch.apply(&mut tables));
     both_ways(&tables, frame, &meta);
-    on_the_underlay(&tables, frame, &meta, if flags & 4 == 0 { 0 } else { slot.into() });
+    on_the_underlay(&tables, frame, &meta, vlan);
+    short(input);
+}
+
+/// The same input: what takes the short way is judged, counted and remembered as on the long one, whatever the tables say by then. Tells how many of its
+/// packets took it.
+///
+/// # Panics
+/// If that does not hold.
+pub(crate) fn short(input: &[u8]) -> usize {
+    let Case { meta, later, now, frame, .. } = Case::read(input);
+    let mut nodes = [tables(), tables()];
+    for node in &mut nodes {
+        now.iter().for_each(|patch| patch.apply(node));
+        // It may go on with a flow, or answer.
+        for (direction, begun) in [Direction::Egress, Direction::Ingress].into_iter().zip(begins(frame)) {
+            let _ = begun.map(|begun| judged(node, direction, &begun, &Meta { vlan: false, ..meta }));
+        }
+    }
+    let mut taken = 0;
+    for late in [false, true] {
+        if late {
+            nodes.iter_mut().for_each(|node| later.iter().for_each(|patch| patch.apply(node)));
+        }
+        // The second packet finds the flow of the first one.
+        for direction in [Direction::Egress, Direction::Egress, Direction::Ingress, Direction::Ingress] {
+            let [long, short] = &nodes;
+            let known = verdict::established(short, frame, &meta, direction);
+            taken += usize::from(known.is_some());
+            let known = known.map_or_else(|| judged(short, direction, frame, &meta), Ok);
+            assert_eq!(judged(long, direction, frame, &meta), known, "{direction:?}: {long:#?}");
+            assert!(left(long) == left(short), "{direction:?}: {long:#?} and {short:#?}");
+        }
+    }
+    taken
+}
+
+/// What begins the flow of a TCP or UDP packet if a workload sends that, and if it gets it: the packet that is sent may go on or answer.
+fn begins(frame: &[u8]) -> [Option<Vec<u8>>; 2] {
+    let Ok(Some((start, (transport, _, _, false)))) = read(frame) else { return [None, None] };
+    let mut begun = frame.to_vec();
+    match transport.class {
+        Class::Tcp => begun[start + 13] = Transport::SYN,
+        Class::Udp => {}
+        _ => return [None, None],
+    }
+    let mut called = begun.clone();
+    let (addresses, len) = if frame[14] >> 4 == 4 { (26, 4) } else { (22, 16) };
+    for (at, len) in [(0, 6), (addresses, len), (start, 2)] {
+        let (one, other) = called[at..at + 2 * len].split_at_mut(len);
+        one.swap_with_slice(other);
+    }
+    let sent = tables().infos[&SLOT].mac == frame[6..12];
+    if sent { [Some(begun), Some(called)] } else { [Some(called), Some(begun)] }
+}
+
+fn judged(tables: &HostTables, direction: Direction, frame: &[u8], meta: &Meta) -> Parsed<Outcome> {
+    match direction {
+        Direction::Egress => verdict::from_workload(tables, frame, meta),
+        Direction::Ingress => verdict::to_workload(tables, frame, meta),
+    }
 }
 
 fn both_ways(tables: &HostTables, frame: &[u8], meta: &Meta) {
@@ -264,10 +342,7 @@ fn counted(tables: &HostTables) -> u64 {
 /// Whether it passes.
 fn judge(tables: &HostTables, direction: Direction, frame: &[u8], meta: &Meta) -> bool {
     let (packets, known) = (counted(tables), flows(tables));
-    let outcome = match direction {
-        Direction::Egress => verdict::from_workload(tables, frame, meta),
-        Direction::Ingress => verdict::to_workload(tables, frame, meta),
-    };
+    let outcome = judged(tables, direction, frame, meta);
     let (grown, known) = (counted(tables) - packets, (known, flows(tables)));
     match outcome {
         Ok(Outcome { pass, .. }) => {

@@ -79,6 +79,8 @@ fn a_call_is_provisional_while_a_backend_is_judged_later() {
         lab.check([
             syn(1).begins(Rule, 1).provisional(),
             syn(1).goes_on(1).provisional(),
+            // So are those that begin nothing.
+            sends(&to(service).tcp(1, 80, tcp::ACK)).goes_on(1).provisional(),
             // Whoever answers in its name is a backend.
             gets(&from(service).tcp(80, 1, SYN_ACK)).mark(LOCAL | mark::FINAL).replies(1),
             gets(&from(service).tcp(80, 1, SYN_ACK)).replies(1),

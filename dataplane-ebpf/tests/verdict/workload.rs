@@ -921,6 +921,11 @@ fn what_is_missing_denies() {
         lab.tables.ports.values_mut().for_each(|table| table.lists = [set | PortTable::MORE; PORT_INTERVALS]);
         lab.check([syn().view(3).refused(Isolated, 0)]);
     }
+    // No endpoint, though its flow is there.
+    let mut lab = Lab::new();
+    lab.check([syn().begins(Rule, 2), syn().goes_on(2)]);
+    lab.tables.infos.get_mut(&SLOT).expect("A's").identity = 0;
+    lab.check([syn().settled(NoEndpoint)]);
     // No view.
     let mut lab = Lab::new();
     lab.publish(1, 60, Mode::Enforce);

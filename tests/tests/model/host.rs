@@ -20,7 +20,7 @@ use bulkhead_ebpf::{
         EndpointWord, Flow, FlowKey4, FlowKey6, List, Owner, PortTable, PrefixKey4, PrefixKey6, ServiceKey, View,
         VtepKey,
     },
-    host::{enters, truncated},
+    host::{enters, leaves, truncated},
     tables::{self, FlowRef, Size, Tables},
     verdict::{self, Meta},
 };
@@ -148,7 +148,7 @@ impl Programs for Host {
             mark: frame.mark,
         };
         let outcome = match direction {
-            Direction::Egress => verdict::from_workload(self, bytes, &meta),
+            Direction::Egress => leaves(self, bytes, &meta),
             Direction::Ingress => enters(self, bytes, &meta),
         };
         // All of the frame is readable, so one that asks for more ends there.

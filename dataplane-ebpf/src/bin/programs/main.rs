@@ -96,9 +96,21 @@ mod programs {
         at_end
     }
 
+    /// The same packet, of which the compiler does not know what it read of it: it would keep all of that on the stack for the long way while it goes
+    /// the short one.
+    #[inline(always)]
+    fn afresh(context: TcContext) -> TcContext {
+        TcContext::new(hide(context.skb.skb as u64) as *mut __sk_buff)
+    }
+
     /// Host side of a workload's veth, TC ingress.
     #[classifier]
     fn from_workload(context: TcContext) -> i32 {
+        let skb = Skb::new(context.skb.skb);
+        if let Some(outcome) = verdict::established(&Maps, &skb.buffer(), &skb.meta(), Direction::Egress) {
+            return conclude(skb, stage::FROM, outcome);
+        }
+        let context = afresh(context);
         let slot = Skb::new(context.skb.skb).value();
         run(&context, from_workload_body, slot, Direction::Egress, DROP, stage::FROM)
     }
@@ -120,6 +132,11 @@ mod programs {
         if verdict::unsettled(skb.transit(), skb.mark()) {
             return judge_sender(skb, stage::SENDER_TO);
         }
+        if let Some(outcome) = verdict::established(&Maps, &skb.buffer(), &skb.meta(), Direction::Ingress) {
+            return conclude(skb, stage::TO, outcome);
+        }
+        let context = afresh(context);
+        let skb = Skb::new(context.skb.skb);
         run(&context, to_workload_body, skb.value(), Direction::Ingress, DROP, stage::TO)
     }
 
