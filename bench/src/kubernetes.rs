@@ -80,7 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for part in Part::value_variants() {
         if options.part.is_empty() || options.part.contains(part) {
             match part {
-                Part::Latency => latency::run(&stage, options.repetitions, options.smoke)?,
+                Part::Latency => latency::run(&mut stage, options.repetitions, options.smoke)?,
                 Part::Start => start::run(&mut stage, &options.start, options.smoke)?,
                 Part::Traffic => traffic::run(&mut stage, &options.traffic, options.smoke)?,
                 Part::Scale => scale::run(&mut stage, &options.scale, options.smoke)?,

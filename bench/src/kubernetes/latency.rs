@@ -35,18 +35,48 @@ const PAUSE: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// A policy does not come to hold.
-pub(super) fn run(stage: &Stage, repetitions: usize, smoke: bool) -> Result<()> {
+pub(super) fn run(stage: &mut Stage, repetitions: usize, smoke: bool) -> Result<()> {
     let [a, b] = &stage.callers;
     let [s1, s2] = &stage.servers;
     let flows = [Flow::start(a, s2.address, PORT)?, Flow::start(b, s1.address, PORT)?];
     let others: &[usize] = if smoke { &OTHERS[..1] } else { &OTHERS };
     let repetitions = if smoke { 2 } else { repetitions };
     let news = News::watch(stage, OPEN, |event: &WatchEvent<NetworkPolicy>| matches!(event, WatchEvent::Added(_)))?;
+    if !smoke {
+        println!(
+            "milliseconds: from the call until it holds on both nodes; until those who watch are told; from then until it holds"
+        );
+        println!("other policies                p50      p99    told p50      p99    then p50      p99");
+    }
+    // What the same calls take on the same machine where nobody enforces anything.
+    stage.unguard()?;
+    let told = stage.ask(async |client| unguarded(client, &news, repetitions).await)?;
+    stage.guard()?;
+    for (told, what) in told.iter().zip(["allow", "deny"]).filter(|_| !smoke) {
+        println!("unguarded      {what:<9} {:>17}    {:>8.1} {:>8.1}", "", at(told, 50), at(told, 99));
+    }
     stage.ask(async |client| measure(client, (&flows, &news), others, repetitions, !smoke).await)?;
     if smoke {
         println!("policies come to hold, and cease to, on both nodes of a cluster");
     }
     Ok(())
+}
+
+/// When the API server told of each change, after the call.
+async fn unguarded(client: Client, news: &News, repetitions: usize) -> Result<[Vec<Duration>; 2]> {
+    let policies = Policies::new(client);
+    policies.create("base", &json!([])).await?;
+    thread::sleep(PAUSE * 10);
+    let mut told = [Vec::new(), Vec::new()];
+    for _ in 0..repetitions {
+        for (told, open) in told.iter_mut().zip([true, false]) {
+            let start = policies.open(open).await?;
+            thread::sleep(PAUSE);
+            told.push(news.told(start, open)?.duration_since(start));
+        }
+    }
+    policies.delete("base").await?;
+    Ok(told)
 }
 
 async fn measure(
@@ -59,12 +89,6 @@ async fn measure(
     let policies = Policies::new(client);
     policies.create("base", &json!([])).await?;
     until(flows, false)?;
-    if figures {
-        println!(
-            "milliseconds: from the call until it holds on both nodes; until those who watch are told; from then until it holds"
-        );
-        println!("other policies                p50      p99    told p50      p99    then p50      p99");
-    }
     let mut there = 0;
     for &count in others {
         while there < count {
@@ -76,12 +100,7 @@ async fn measure(
         let mut changes = [Times::default(), Times::default()];
         for _ in 0..repetitions {
             for (times, open) in changes.iter_mut().zip([true, false]) {
-                let start = Instant::now();
-                if open {
-                    policies.create(OPEN, &json!([{ "ports": [port()] }])).await?;
-                } else {
-                    policies.delete(OPEN).await?;
-                }
+                let start = policies.open(open).await?;
                 until(flows, open)?;
                 thread::sleep(PAUSE);
                 times.all.push(became(flows, start, open)?);
@@ -138,6 +157,17 @@ impl Policies {
         let policy = DynamicObject::new(name, &self.1).data(json!({ "spec": spec }));
         self.0.create(&PostParams::default(), &policy).await?;
         Ok(())
+    }
+
+    /// Creates the policy that opens the path, or deletes it. Tells when the call began.
+    async fn open(&self, open: bool) -> Result<Instant> {
+        let start = Instant::now();
+        if open {
+            self.create(OPEN, &json!([{ "ports": [port()] }])).await?;
+        } else {
+            self.delete(OPEN).await?;
+        }
+        Ok(start)
     }
 
     async fn delete(&self, name: &str) -> Result<()> {
