@@ -1,8 +1,8 @@
 //! The short way: what most packets are, those of a TCP or UDP flow that is known and holds.
 //!
-//! It decides nothing that the long way ([`super::from_workload`], [`super::to_workload`]) would not, counts the same, and leaves whatever is not plain
-//! to that one: what begins a flow, fragments, other protocols. It is there for the time that a packet takes: it is a third of the code,
-//! so that the processor has to fetch a third, and holds what it needs in registers.
+//! It decides nothing that the long way ([`super::from_workload`], [`super::to_workload`]) would not, counts the same, and leaves all else to that one:
+//! what begins a flow, fragments, other protocols, views behind the first. It is there for the time that a packet takes: some 250 instructions instead of 400,
+//! in half the cache lines, which the processor has to fetch anew for nearly every packet.
 
 use super::{Meta, Outcome, from_peer, goes_on, key_ports};
 use crate::{
@@ -48,6 +48,7 @@ fn of_family<A: Family, T: Tables, F: Frame + ?Sized>(
     if ip.fragment || !matches!(ip.protocol, protocol::TCP | protocol::UDP) {
         return None;
     }
+    // Not by the frame, whose own way hides from the kernel's verifier what only the long way has use for.
     let transport = transport_header(frame, ip.transport, ip.protocol, A::V6).ok()?;
     if transport.role as u8 == Role::Begin as u8 || !matches!(word.mode(), Mode::Enforce | Mode::Observe) {
         return None;
@@ -61,10 +62,15 @@ fn of_family<A: Family, T: Tables, F: Frame + ?Sized>(
     let (local_port, remote_port) = key_ports(&transport, sent);
     let key = A::key((local, A::own(info, local)?), remote, local_port, remote_port, ip.protocol);
     let flow = A::flow(tables, meta.slot, &key)?;
-    let plain = flow.flags() & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0;
-    let answers = flow.initiator() != direction as u8;
-    if flow.word() != word.0 || !sent && (plain || !from_peer(flow, meta, answers)) {
+    // The word first: whoever judges a flow anew writes it last, so that what is read after it is at least as new.
+    if flow.word() != word.0 {
         return None;
+    }
+    if !sent {
+        let unverified = flow.flags() & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0;
+        if unverified || !from_peer(flow, meta, flow.initiator() != direction as u8) {
+            return None;
+        }
     }
     Some(goes_on(tables, flow, direction, meta.size(transport.end), now, transport.tcp_flags))
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use bulkhead_ebpf::{
-    abi::{AddressKey4, AddressKey6, AddressWord, Class, Counter, Direction, mark},
+    abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, mark},
     host::HostTables,
     packet::{Ethernet, Fault, Frame as _, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
     tables::Size,
@@ -178,7 +178,7 @@ impl<'a> Case<'a> {
 /// Judges a frame over a node's tables, some of whose bytes the input changes, before and between its packets.
 ///
 /// # Panics
-/// If a packet is counted twice or not at all, a dropped one makes a flow, or one that passed does not pass again; and as [`short`] does.
+/// If a packet is counted twice or not at all, a dropped one makes a flow, or one that passed does not pass again; and as [`alike`] does.
 pub(crate) fn verdict(input: &[u8]) {
     let Case { meta, vlan, later, now, frame } = Case::read(input);
     let mut tables = tables();
@@ -190,56 +190,33 @@ pub(crate) fn verdict(input: &[u8]) {
     short(input);
 }
 
-/// The same input: what takes the short way is judged, counted and remembered as on the long one, whatever the tables say by then. Tells how many of its
-/// packets took it.
+/// The same input, the short way first, as the programs go: see [`alike`].
+fn short(input: &[u8]) {
+    let Case { meta, later, now, frame, .. } = Case::read(input);
+    let mut nodes = [tables(), tables()];
+    for patches in [now, later] {
+        nodes.iter_mut().for_each(|node| patches.iter().for_each(|patch| patch.apply(node)));
+        for direction in [Direction::Egress, Direction::Ingress] {
+            alike(&nodes, direction, frame, &meta);
+        }
+    }
+}
+
+/// Two packets over two nodes that are the same: what takes the short way is judged, counted and remembered as on the long one. Tells whether one took it.
 ///
 /// # Panics
 /// If that does not hold.
-pub(crate) fn short(input: &[u8]) -> usize {
-    let Case { meta, later, now, frame, .. } = Case::read(input);
-    let mut nodes = [tables(), tables()];
-    for node in &mut nodes {
-        now.iter().for_each(|patch| patch.apply(node));
-        // It may go on with a flow, or answer.
-        for (direction, begun) in [Direction::Egress, Direction::Ingress].into_iter().zip(begins(frame)) {
-            let _ = begun.map(|begun| judged(node, direction, &begun, &Meta { vlan: false, ..meta }));
-        }
-    }
-    let mut taken = 0;
-    for late in [false, true] {
-        if late {
-            nodes.iter_mut().for_each(|node| later.iter().for_each(|patch| patch.apply(node)));
-        }
-        // The second packet finds the flow of the first one.
-        for direction in [Direction::Egress, Direction::Egress, Direction::Ingress, Direction::Ingress] {
-            let [long, short] = &nodes;
-            let known = verdict::established(short, frame, &meta, direction);
-            taken += usize::from(known.is_some());
-            let known = known.map_or_else(|| judged(short, direction, frame, &meta), Ok);
-            assert_eq!(judged(long, direction, frame, &meta), known, "{direction:?}: {long:#?}");
-            assert!(left(long) == left(short), "{direction:?}: {long:#?} and {short:#?}");
-        }
+pub(crate) fn alike([long, short]: &[HostTables; 2], direction: Direction, frame: &[u8], meta: &Meta) -> bool {
+    let mut taken = false;
+    // The second one finds what the first one left.
+    for _ in 0..2 {
+        let known = verdict::established(short, frame, meta, direction);
+        taken |= known.is_some();
+        let known = known.map_or_else(|| judged(short, direction, frame, meta), Ok);
+        assert_eq!(judged(long, direction, frame, meta), known, "{direction:?}: {long:#?}");
+        assert!(left(long) == left(short), "{direction:?}: {long:#?} and {short:#?}");
     }
     taken
-}
-
-/// What begins the flow of a TCP or UDP packet if a workload sends that, and if it gets it: the packet that is sent may go on or answer.
-fn begins(frame: &[u8]) -> [Option<Vec<u8>>; 2] {
-    let Ok(Some((start, (transport, _, _, false)))) = read(frame) else { return [None, None] };
-    let mut begun = frame.to_vec();
-    match transport.class {
-        Class::Tcp => begun[start + 13] = Transport::SYN,
-        Class::Udp => {}
-        _ => return [None, None],
-    }
-    let mut called = begun.clone();
-    let (addresses, len) = if frame[14] >> 4 == 4 { (26, 4) } else { (22, 16) };
-    for (at, len) in [(0, 6), (addresses, len), (start, 2)] {
-        let (one, other) = called[at..at + 2 * len].split_at_mut(len);
-        one.swap_with_slice(other);
-    }
-    let sent = tables().infos[&SLOT].mac == frame[6..12];
-    if sent { [Some(begun), Some(called)] } else { [Some(called), Some(begun)] }
 }
 
 fn judged(tables: &HostTables, direction: Direction, frame: &[u8], meta: &Meta) -> Parsed<Outcome> {

@@ -3,6 +3,7 @@
 
 mod corpus;
 mod early;
+mod established;
 mod harness;
 mod lab;
 mod node;

@@ -7,19 +7,13 @@ use bulkhead_ebpf::{
     verdict::walk,
 };
 use bulkhead_fixtures::{
-    Frame, Mac,
+    Mac,
     catalogue::{A, B, Host},
-    skip, strategy, tcp,
+    skip, strategy,
 };
-use proptest::{
-    collection::vec,
-    prelude::*,
-    sample::select,
-    strategy::ValueTree as _,
-    test_runner::{FileFailurePersistence, TestRunner},
-};
+use proptest::{collection::vec, prelude::*, test_runner::FileFailurePersistence};
 
-use crate::{harness, lab::BRIDGE, node};
+use crate::{harness, node};
 
 /// An input of [`harness::verdict`]: what the kernel knows of the packet, changes of the tables, a frame.
 fn input(frame: impl Strategy<Value = Vec<u8>>, patches: usize) -> impl Strategy<Value = Vec<u8>> {
@@ -55,29 +49,6 @@ fn concerned() -> impl Strategy<Value = Vec<u8>> {
         true => addressed(frame, A, B, A.mac, 6),
         false => addressed(frame, B, A, A.mac, 0),
     })
-}
-
-/// Frames of a flow that the lab's policy mostly allows.
-fn flowing() -> impl Strategy<Value = Vec<u8>> {
-    let family = select(node::FAMILIES.to_vec());
-    let flags = prop_oneof![3 => Just(tcp::ACK), 1 => any::<u8>()];
-    let port = select(vec![53, 443, 5432, 8080]);
-    let peer = prop_oneof![4 => Just(0), 1 => Just(1)];
-    let odd = prop_oneof![6 => Just(0_u8), 1 => any::<u8>()];
-    (family, any::<[bool; 3]>(), peer, port, flags, odd).prop_map(
-        |(family, [sent, answers, stream], peer, port, flags, odd)| {
-            let peer = [B.ip(family), node::local(family)][peer];
-            let frame = if sent {
-                Frame::eth(A.mac, BRIDGE).ip(A.ip(family), peer)
-            } else {
-                Frame::eth(BRIDGE, A.mac).ip(peer, A.ip(family))
-            };
-            let frame = if odd & 3 == 1 { frame.fragment(1, 0, odd & 4 == 0) } else { frame };
-            let (from, to) = if answers { (port, 40_000) } else { (40_000, port) };
-            let frame = if stream { frame.tcp(from, to, flags) } else { frame.udp(from, to) };
-            if odd & 3 == 2 { frame.payload(odd.into()) } else { frame }.build()
-        },
-    )
 }
 
 fn class() -> impl Strategy<Value = Class> {
@@ -121,18 +92,6 @@ fn meaning(lines: &[Line], class: Class, value: u16, selectors: &[u32]) -> Optio
     None
 }
 
-/// Of what the generators make, enough takes the short way for the properties below to say something of it.
-#[test]
-fn a_good_part_takes_the_short_way() {
-    let mut runner = TestRunner::deterministic();
-    for (patches, least) in [(1, 300), (6, 100)] {
-        let strategy = input(flowing(), patches);
-        let taken: usize =
-            (0..1000).map(|_| harness::short(&strategy.new_tree(&mut runner).expect("a value").current())).sum();
-        assert!(taken > least, "{taken} of 8,000 with {patches} patches");
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
@@ -152,11 +111,6 @@ proptest! {
     #[test]
     fn frames_over_random_tables(input in input(concerned(), 12)) {
         harness::verdict(&input);
-    }
-
-    #[test]
-    fn the_short_way_decides_as_the_long_one(input in input(flowing(), 6)) {
-        harness::short(&input);
     }
 
     #[test]
