@@ -66,6 +66,8 @@ pub(super) struct Statuses {
     /// When the lease for that was looked at.
     looked: Option<Instant>,
     seen: Seen,
+    /// Whose status the server refused, and when.
+    denied: BTreeMap<String, Instant>,
 }
 
 impl Statuses {
@@ -84,6 +86,7 @@ impl Statuses {
             writing: None,
             looked: None,
             seen: Seen::new(),
+            denied: BTreeMap::new(),
         }
     }
 
@@ -176,7 +179,9 @@ impl Statuses {
         peers.retain(|node, _| nodes.contains_key(node));
         let stand: BTreeMap<&String, BTreeMap<String, Stands>> =
             peers.iter().map(|(node, peer)| (node, peer.report.stand(objects))).collect();
-        self.seen.retain(|uid, _| objects.values().any(|object| object.uid == *uid));
+        let exists = |uid: &String| objects.values().any(|object| object.uid == *uid);
+        self.seen.retain(|uid, _| exists(uid));
+        self.denied.retain(|uid, at| exists(uid) && at.elapsed() < FORBIDDEN);
         let (mut settled, mut left) = (true, WRITES);
         for (name, object) in objects {
             let refused = reasons(name, &standing.found);
@@ -196,7 +201,9 @@ impl Statuses {
             }
             let refused = (differs && !refused.is_empty()).then_some(refused.as_str());
             let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-            if let Some(status) = conditions::status(object, refused, &on_nodes, &now) {
+            if let Some(status) = conditions::status(object, refused, &on_nodes, &now)
+                && !self.denied.contains_key(&object.uid)
+            {
                 if left == 0 {
                     return Ok(false);
                 }
@@ -207,7 +214,8 @@ impl Statuses {
         Ok(settled)
     }
 
-    async fn patch(&self, object: &Object, status: &serde_json::Value) -> Result<(), Error> {
+    /// Where the server refuses it, others need not wait for that.
+    async fn patch(&mut self, object: &Object, status: &serde_json::Value) -> Result<(), Error> {
         let resource = KINDS[object.kind].resource();
         let api: Api<DynamicObject> = match object.key.namespace.as_str() {
             "" => Api::all_with(self.client.clone(), &resource),
@@ -219,6 +227,12 @@ impl Statuses {
         match written {
             Ok(_) => self.shared.roster().say(object, status),
             Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(Error::Api(refusal)) if refusal.code < 500 => {
+                if self.denied.is_empty() {
+                    tracing::warn!(object = %object.key, "its status is not written, the server refuses that: {refusal}");
+                }
+                self.denied.insert(object.uid.clone(), Instant::now());
+            }
             Err(error) => return Err(error),
         }
         Ok(())

@@ -137,9 +137,9 @@ impl Server {
         self.shared.content().objects[collection].values().cloned().collect()
     }
 
-    /// Nobody may write to this collection, or everybody may again.
-    pub(crate) fn forbid(&self, collections: &[&str]) {
-        self.shared.content().forbidden = collections.iter().map(|collection| (*collection).to_owned()).collect();
+    /// Nobody may write to these collections, or to an object where one's name is behind its collection. Everybody may write to all others.
+    pub(crate) fn forbid(&self, paths: &[&str]) {
+        self.shared.content().forbidden = paths.iter().map(|path| (*path).to_owned()).collect();
     }
 
     /// What was written, of which the path has this.

@@ -206,6 +206,22 @@ fn without_rights_and_without_a_server_policies_hold() {
     drop(agent);
 }
 
+/// As somebody's admission policy may: what is refused is asked for once, and the others are told of.
+#[test]
+fn a_status_that_is_refused_keeps_no_other_from_being_written() {
+    let server = server();
+    server.forbid(&[&format!("{INTENTS}/first")]);
+    for (name, service) in [("first", "web"), ("then", "db")] {
+        server.put(INTENTS, with(intent(name, 1), json!({ "services": { service: {} } })));
+    }
+    let agent = Running::start(&server, "n1");
+    becomes(&server, "then", "Published", "True", "1 of 1 nodes");
+    server.put(INTENTS, with(intent("then", 2), json!({ "services": { "db": {}, "cart": {} } })));
+    becomes(&server, "then", "Published", "True", "generation 2");
+    assert_eq!(server.get(INTENTS, "shop", "first").unwrap()["status"], Value::Null);
+    drop(agent);
+}
+
 /// A policy of Kubernetes has no status that could say it.
 #[test]
 fn a_network_policy_that_is_refused_has_an_event() {

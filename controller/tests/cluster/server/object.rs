@@ -58,7 +58,8 @@ impl One {
         }
         {
             let mut content = shared.content();
-            if content.forbidden.contains(&self.collection) {
+            let object = format!("{}/{}", self.collection, self.name);
+            if content.forbidden.iter().any(|of| *of == self.collection || *of == object) {
                 return status(StatusCode::FORBIDDEN, "Forbidden");
             }
             content.writes.push(format!("{method} {}", self.collection));
