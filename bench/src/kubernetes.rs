@@ -11,7 +11,10 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_cluster::Cluster;
-use bulkhead_tests::guarded::{Guarded, NAMESPACE, pod};
+use bulkhead_tests::{
+    guarded::{Guarded, NAMESPACE, pod},
+    inside::Pod,
+};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{
@@ -20,7 +23,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use self::probe::{Pod, server};
+use self::probe::server;
 
 /// UDP port on which the servers answer.
 const PORT: u16 = 9000;

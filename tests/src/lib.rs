@@ -6,13 +6,14 @@
 //!
 //! A [`chain::Chain`] makes containers on a node as a runtime with CNI plugins does.
 //!
-//! A [`guarded::Guarded`] is a real Kubernetes with flannel whose nodes are guarded.
+//! A [`guarded::Guarded`] is a real Kubernetes with flannel whose nodes are guarded; an [`inside::Pod`] runs something in the network of one of its pods.
 //!
 //! [`test_run`] needs no network at all: it asks the loaded programs about single packets.
 
 mod agent;
 pub mod chain;
 pub mod guarded;
+pub mod inside;
 mod lab;
 mod proxy;
 pub mod systemd;

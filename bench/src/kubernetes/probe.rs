@@ -2,17 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File},
     net::{IpAddr, UdpSocket},
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use bulkhead_cluster::Node;
-use nix::sched::{CloneFlags, setns};
+use anyhow::{Result, ensure};
+use bulkhead_tests::inside::Pod;
 
 /// Between two calls.
 const GAP: Duration = Duration::from_millis(1);
@@ -22,40 +19,6 @@ const ANSWER: Duration = Duration::from_millis(20);
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// So many of the latest calls say how it is.
 const ALIKE: usize = 30;
-
-/// A pod's network.
-pub(crate) struct Pod {
-    namespace: PathBuf,
-    pub(crate) address: IpAddr,
-}
-
-impl Pod {
-    /// Finds it among the network namespaces of a node, by its address.
-    pub(crate) fn new(node: &Node, address: &str) -> Result<Self> {
-        let address: IpAddr = address.parse()?;
-        let mut namespaces = fs::read_dir(node.file("/run/netns"))?.map(|entry| Ok(entry?.path()));
-        let found = namespaces.find_map(|namespace: Result<PathBuf>| {
-            let pod = Self { namespace: namespace.ok()?, address };
-            pod.spawn(move || UdpSocket::bind((address, 0)).is_ok()).ok()?.recv().ok()?.then_some(pod)
-        });
-        found.with_context(|| format!("no pod of {} has {address}", node.name))
-    }
-
-    /// Runs something there, on a thread of its own. What it came to is sent, unless nobody listens.
-    pub(crate) fn spawn<T: Send + 'static>(
-        &self,
-        run: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<mpsc::Receiver<T>> {
-        let namespace = File::open(&self.namespace)?;
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            if setns(namespace, CloneFlags::CLONE_NEWNET).is_ok() {
-                let _ = sender.send(run());
-            }
-        });
-        Ok(receiver)
-    }
-}
 
 /// Answers whatever comes to a port, until the process ends.
 pub(crate) fn server(pod: &Pod, port: u16) -> Result<()> {

@@ -6,10 +6,11 @@ mod tcp;
 use std::{thread, time::Duration};
 
 use anyhow::Result;
+use bulkhead_tests::inside::Pod;
 use clap::Args;
 
 use self::tcp::Server;
-use super::{Stage, probe::Pod};
+use super::Stage;
 
 /// Policies of those who call and those who are called.
 const POLICIES: [usize; 2] = [1, 1000];

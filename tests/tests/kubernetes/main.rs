@@ -1,5 +1,6 @@
 //! A real Kubernetes with flannel whose nodes Bulkhead guards, with the API server as the source.
 
+mod admin;
 mod agree;
 mod crd;
 mod daemonset;
@@ -16,5 +17,6 @@ mod open;
 mod parted;
 mod plain;
 mod puppet;
+mod sctp;
 mod services;
 mod shop;

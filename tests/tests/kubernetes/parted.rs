@@ -22,8 +22,13 @@ const BOUND: Duration = Duration::from_secs(30);
 
 /// What the calls of a pod of the shop on the first node came to, without asking the API server for it. One that was started anew has a log for each time.
 fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
+    calls_on(guarded, 0, pod)
+}
+
+/// The same on any node.
+fn calls_on(guarded: &Guarded, node: usize, pod: &str) -> Vec<String> {
     let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", pod, "--output=jsonpath={.metadata.uid}"]);
-    let logs = guarded.cluster.node(0).file(format!("/var/log/pods/shop_{pod}_{uid}/main"));
+    let logs = guarded.cluster.node(node).file(format!("/var/log/pods/shop_{pod}_{uid}/main"));
     let logs = fs::read_dir(logs).into_iter().flatten();
     let mut logs: Vec<_> = logs.map(|log| log.unwrap().path()).collect();
     logs.sort();
@@ -49,10 +54,13 @@ fn kill_sandbox(guarded: &Guarded, node: usize, pod: &str) {
 #[test]
 fn a_parted_node_keeps_its_verdicts() {
     let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
-    guarded.apply(&[NAMESPACE, &server("db", "n2"), &server("open", "n2"), POLICY].concat());
-    guarded.wait_for(&["db", "open"]);
-    let (db, open) = (guarded.address("db"), guarded.address("open"));
-    let also = |text: String, name: &str| text.replace(&format!("app: {name}"), &format!("app: web, also: {name}"));
+    let is =
+        |of: &str, text: String, name: &str| text.replace(&format!("app: {name}"), &format!("app: {of}, also: {name}"));
+    let also = |text, name| is("web", text, name);
+    let far = is("db", server("far", "n1"), "far");
+    guarded.apply(&[NAMESPACE, &server("db", "n2"), &server("open", "n2"), &far, POLICY].concat());
+    guarded.wait_for(&["db", "open", "far"]);
+    let (db, open, far) = (guarded.address("db"), guarded.address("open"), guarded.address("far"));
     // Only the node of those that call decides whether `open` is called.
     let again = caller("again", "n1", &open).replace("while true", &format!("{}; while true", hasty(&open)));
     let again = again.replace("restartPolicy: Never", "restartPolicy: Always");
@@ -64,6 +72,27 @@ fn a_parted_node_keeps_its_verdicts() {
     eventually("who may is answered", || answered("web") && answered("late"));
     let count = |pod: &str| calls(&guarded, pod).len();
     eventually("all have called", || count("guest") > 2 && count("again") > 2);
+    // Who calls a pod of the parted node: from the other one, and from there. What that pod's policy allows is `web` alone.
+    let to_far = [(1, "visitor", true), (0, "near", true), (1, "stranger", false), (0, "neighbour", false)];
+    for (node, name, may) in to_far {
+        let text = caller(name, ["n1", "n2"][node], &far);
+        guarded.apply(&if may { also(text, name) } else { text });
+    }
+    let unchanged = |what: &str| {
+        for (node, name, may) in to_far {
+            let called = || calls_on(&guarded, node, name);
+            let before = called().len();
+            eventually(&format!("{name} calls: {what}"), || called().len() > before + 3);
+            // A caller may be known later than it calls.
+            let calls: Vec<_> = called().into_iter().skip_while(|call| may && call != "answered").collect();
+            let said = if may { "answered" } else { "silent" };
+            assert!(calls.len() > 3 && calls.iter().all(|call| call == said), "{name}, {what}: {calls:?}");
+        }
+    };
+    for (node, name, _) in to_far {
+        eventually("all call", || calls_on(&guarded, node, name).len() > 3);
+    }
+    unchanged("before");
     let before = ["web", "late"].map(count);
     let links = guarded.links(0);
 
@@ -105,6 +134,7 @@ fn a_parted_node_keeps_its_verdicts() {
         let calls = calls(&guarded, pod);
         assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}");
     }
+    unchanged("while they are parted");
     assert_eq!(witness.counts().frames, 0, "of a pod that starts again");
     assert_eq!(count("new"), 0, "nobody has told the node of it");
 
@@ -123,4 +153,5 @@ fn a_parted_node_keeps_its_verdicts() {
     assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
     let web = calls(&guarded, "web").split_off(before[0]);
     assert!(web.iter().all(|call| call == "answered"), "{web:?}");
+    unchanged("together again");
 }

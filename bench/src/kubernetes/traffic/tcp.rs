@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use bulkhead_tests::inside::Pod;
 use bulkhead_topology::cpu;
 
-use super::super::probe::Pod;
 use crate::cni::at;
 
 /// On which a server listens.
