@@ -66,7 +66,7 @@ pub(super) struct Statuses {
     /// When the lease for that was looked at.
     looked: Option<Instant>,
     seen: Seen,
-    /// Whose status the server refused, and when.
+    /// Whose status the server refused, and when it did last.
     denied: BTreeMap<String, Instant>,
 }
 
@@ -181,7 +181,7 @@ impl Statuses {
             peers.iter().map(|(node, peer)| (node, peer.report.stand(objects))).collect();
         let exists = |uid: &String| objects.values().any(|object| object.uid == *uid);
         self.seen.retain(|uid, _| exists(uid));
-        self.denied.retain(|uid, at| exists(uid) && at.elapsed() < FORBIDDEN);
+        self.denied.retain(|uid, _| exists(uid));
         let (mut settled, mut left) = (true, WRITES);
         for (name, object) in objects {
             let refused = reasons(name, &standing.found);
@@ -202,7 +202,7 @@ impl Statuses {
             let refused = (differs && !refused.is_empty()).then_some(refused.as_str());
             let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             if let Some(status) = conditions::status(object, refused, &on_nodes, &now)
-                && !self.denied.contains_key(&object.uid)
+                && self.denied.get(&object.uid).is_none_or(|at| at.elapsed() >= FORBIDDEN)
             {
                 if left == 0 {
                     return Ok(false);
@@ -225,9 +225,13 @@ impl Statuses {
         let patch = json!({ "metadata": { "uid": object.uid }, "status": status });
         let written = within(api.patch_status(&object.key.name, &PatchParams::default(), &Patch::Merge(&patch))).await;
         match written {
-            Ok(_) => self.shared.roster().say(object, status),
+            Ok(_) => {
+                self.denied.remove(&object.uid);
+                self.shared.roster().say(object, status);
+            }
             Err(Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(Error::Api(refusal)) if refusal.code < 500 => {
+            // What is refused of this object. A server that asks for patience, or for who asks, means all of them.
+            Err(Error::Api(refusal)) if matches!(refusal.code, 400 | 403 | 422) => {
                 if self.denied.is_empty() {
                     tracing::warn!(object = %object.key, "its status is not written, the server refuses that: {refusal}");
                 }

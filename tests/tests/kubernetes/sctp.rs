@@ -1,6 +1,7 @@
 //! SCTP between pods, packet by packet: it needs no SCTP in the kernel, which has to forward these packets alone.
 
 use std::{
+    io::Read as _,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -44,12 +45,10 @@ fn arrives(from: &Pod, to: &Pod, port: u16) -> bool {
     sender.send_to(&heartbeat(source, target, port), &SocketAddr::new(target, 0).into()).unwrap();
     let start = Instant::now();
     while start.elapsed() < ANSWER {
-        let mut bytes = [std::mem::MaybeUninit::<u8>::uninit(); 128];
-        let Ok(len) = receiver.recv(&mut bytes) else { continue };
-        // SAFETY: so many bytes were written.
-        let bytes: Vec<u8> = bytes[..len].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+        let mut bytes = [0; 128];
+        let Ok(len) = (&receiver).read(&mut bytes) else { continue };
         // Behind the IP header: source port, destination port.
-        if bytes.get(22..24) == Some(&port.to_be_bytes()[..]) {
+        if bytes[..len].get(22..24) == Some(&port.to_be_bytes()[..]) {
             return true;
         }
     }
