@@ -60,6 +60,9 @@ pub(crate) struct Options {
     traffic: traffic::Options,
     #[command(flatten)]
     scale: scale::Options,
+    /// Nodes forward packets between pods directly.
+    #[arg(long)]
+    direct: bool,
     /// Little of all, and no figures: does it work at all?
     #[arg(long)]
     smoke: bool,
@@ -79,7 +82,7 @@ struct Stage {
 /// # Errors
 /// The cluster cannot be started, or what is to happen does not.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(options.direct)?;
     for part in Part::value_variants() {
         if options.part.is_empty() || options.part.contains(part) {
             match part {
@@ -96,9 +99,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Stage {
-    fn new() -> Result<Self> {
+    fn new(direct: bool) -> Result<Self> {
         let builder = Cluster::builder().controllers(CONTROLLERS).audit(AGENT);
-        let guarded = Guarded::start(builder).context("the programs of the tests: `tests/setup/setup.sh --test`")?;
+        let guarded = Guarded::start_as(builder, direct);
+        let guarded = guarded.context("the programs of the tests: `tests/setup/setup.sh --test`")?;
         let pause = |name: &str, node: &str| pod(name, node, "args: [pause]");
         let pods = [pause("a", "n1"), pause("b", "n2"), pause("s1", "n1"), pause("s2", "n2")].concat();
         guarded.apply(&format!("{NAMESPACE}{pods}"));

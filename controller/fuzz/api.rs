@@ -127,6 +127,7 @@ fn agent(directory: &Path) -> Frozen {
         node: "n1".to_owned(),
         state: path("state"),
         observe: false,
+        direct: false,
         cni: None,
         scope: Scope::default(),
     };

@@ -62,11 +62,28 @@ pub struct Settings {
     pub state: PathBuf,
     /// Judge and count on the whole node, drop nothing.
     pub observe: bool,
+    /// Packets between workloads are forwarded directly, see [`Desired::direct`].
+    pub direct: bool,
     /// Socket of the CNI plugin, where there is one. What runtimes tell is kept beside it, on a file system that a reboot empties, as it does away
     /// with the containers.
     pub cni: Option<PathBuf>,
     /// What runs without a guard and shall have one.
     pub scope: Scope,
+}
+
+impl Settings {
+    const fn manner(&self) -> Manner {
+        Manner { observe: self.observe, direct: self.direct }
+    }
+}
+
+/// How a node enforces, whatever it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// It drops nothing.
+    pub observe: bool,
+    /// See [`Desired::direct`].
+    pub direct: bool,
 }
 
 /// Why an agent cannot begin.
@@ -213,7 +230,7 @@ impl<N: Node> Agent<N> {
             let mut build = |model: Model, misfits| {
                 let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfits)?;
                 if rehearsed {
-                    let desired = for_node(compiler.desired().clone(), settings.observe);
+                    let desired = for_node(compiler.desired().clone(), settings.manner());
                     has_room(&mut node, &desired, compiler.model(), None)?;
                 }
                 Ok(compiler)
@@ -227,7 +244,7 @@ impl<N: Node> Agent<N> {
                 prepare(&mut memory, files, base_inputs, joined, blame, |model| build(model, misfits.clone()))
             });
             let Prepared { inputs, listed, built, refused } = prepared.map_err(StartError::Input)?;
-            let mut compiling = Compiling::new(built, settings.observe);
+            let mut compiling = Compiling::new(built, settings.manner());
             let here = Here { listed: &listed, node: &settings.node, discovered: &discovered, now: compiled };
             let asked = (&settings, &mut adoption.unreadable);
             let (attachments, nobodys) = recall.explain(&mut compiling, told.clone(), &here, asked);
@@ -1012,10 +1029,10 @@ fn has_room<N: Node>(
 }
 
 /// What of it a node can be asked to enforce.
-pub(crate) fn for_node(mut desired: Desired, observe: bool) -> Desired {
+pub(crate) fn for_node(mut desired: Desired, manner: Manner) -> Desired {
     // A workload that is listed and does not run yet has no link that could be guarded.
     leave_out(&mut desired, |endpoint| endpoint.link.is_empty());
-    Desired { observe, ..desired }
+    Desired { observe: manner.observe, direct: manner.direct, ..desired }
 }
 
 /// Takes endpoints out, and says which.

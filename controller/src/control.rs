@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     accounts::Accounts,
     adopt::Found,
-    agent::Unguarded,
+    agent::{Manner, Unguarded},
     attachments::Attachments,
     audit::{Losses, Outcome},
     bypass,
@@ -108,8 +108,8 @@ pub struct Basis {
     pub attachments: Attachments,
     /// What its network says.
     pub discovered: Discovered,
-    /// It drops nothing.
-    pub observe: bool,
+    /// How it enforces.
+    pub manner: Manner,
 }
 
 /// Something that shall be in force.

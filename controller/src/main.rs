@@ -234,6 +234,12 @@ struct AgentArgs {
     /// that starts without it enforces again.
     #[arg(long)]
     observe: bool,
+    /// Forward packets between workloads of a bridge, and between them and an overlay, straight from one of Bulkhead's programs to the next: faster than
+    /// the node without Bulkhead, since bridge, routes, netfilter (iptables, nftables) and other programs at the same hook do not see them. Only where
+    /// nothing of that is needed, neither for filtering nor for shaping nor for counting, and beside no other policy engine, which would be passed by. The node
+    /// forwards as ever what goes to services, to nodes, to the world, plain or from bridge to bridge, and all while something only observes.
+    #[arg(long)]
+    direct: bool,
     /// Bits of packet marks that are Bulkhead's on this node, where others use some of the default's: 10 adjacent bits for the slot of an endpoint
     /// and two more, never 0x4000 and 0x8000, which are kube-proxy's and kubelet's. When an agent starts with another mask than the one in force,
     /// the guarded links drop everything for the moment that the change takes.
@@ -501,6 +507,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         node: args.node.clone(),
         state: args.state.clone(),
         observe: args.observe,
+        direct: args.direct,
         cni: Some(args.cni_socket.clone()),
         scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect(), arriving },
     };

@@ -157,6 +157,11 @@ pub fn render(
         status.bypassed_until.map_or(0, |until| until.div_ceil(1_000_000_000)),
     )?;
     gauge(
+        "bulkhead_direct_forwarding",
+        "1 while packets between workloads are forwarded directly, past bridge, routes and netfilter.",
+        status.direct.into(),
+    )?;
+    gauge(
         "bulkhead_input_rule",
         "1 while the input rule stands that drops unchecked tunnel traffic, or none is needed.",
         status.input_rule.into(),

@@ -44,7 +44,7 @@ pub struct Plan {
 pub fn plan(basis: &Basis, overlay: Overlay, now: u64) -> Result<Plan, Diagnostics> {
     let prepared = check(basis, &overlay, |model| {
         let desired = compile(&model, &basis.node, &basis.discovered, now)?;
-        Ok((model, for_node(desired, basis.observe)))
+        Ok((model, for_node(desired, basis.manner)))
     })?;
     let (model, desired) = prepared.built;
     let (before, after) = (Simulation::new(&basis.model, now)?, Simulation::new(&model, now)?);

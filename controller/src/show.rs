@@ -501,6 +501,9 @@ pub fn status(revision: Result<Option<&RevisionBody>, &str>, node: &NodeBody) ->
     let _ = writeln!(text, "epoch     {}", node.epoch);
     let _ =
         writeln!(text, "boundary  input rule {}", if node.input_rule { "stands or is not needed" } else { "MISSING" });
+    if node.direct {
+        text.push_str("forwards  directly between workloads, past bridge, routes and netfilter\n");
+    }
     if node.mark_mask != NO_MASK {
         let _ = writeln!(text, "mark      {}", node.mark_mask);
     }

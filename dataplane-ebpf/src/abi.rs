@@ -7,7 +7,7 @@
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
 /// Version of the layout of maps and pins; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has at most 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;
@@ -45,6 +45,9 @@ pub mod mark {
     pub const VERIFIED: u32 = 0x0100_0000;
     /// The egress verdict needs no second look.
     pub const FINAL: u32 = 0x0200_0000;
+    /// Both, which nothing else has. With a slot: it was forwarded directly, see [`crate::direct`], so that nobody can have put another address in it.
+    /// Without one: it was for a workload of this node when it was decapsulated.
+    pub const DIRECT: u32 = VERIFIED | FINAL;
 }
 
 /// What `skb->cb[0]` carries from the link stub of a VXLAN device to `overlay_in` and `overlay_out`: the VNI, and these flags above its 24 bits.
@@ -75,8 +78,10 @@ pub mod program {
     pub const DECIDE4: u32 = 7;
     /// The same, IPv6.
     pub const DECIDE6: u32 = 8;
+    /// Forwards what a workload sent directly, see [`crate::direct`]; `from_workload` and those that ask the lists jump there.
+    pub const FORWARD: u32 = 9;
     /// Length of the TC array.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 /// Indexes of the `NODE` array of words.
@@ -90,8 +95,14 @@ pub mod node {
     /// Generation of `VTEPS` and `OWNERS`: odd while they change and even afterwards, another one each time; what was found under another one is
     /// looked up again. 0 before the first change: nothing is kept then, nor while it is odd.
     pub const OVERLAYS: u32 = 3;
+    /// Not 0: packets between workloads are forwarded directly, see [`crate::direct`].
+    pub const DIRECT: u32 = 4;
+    /// Indexes of the VXLAN devices that packets are forwarded into directly, as many as [`OVERLAY_LINKS`]; 0 for none.
+    pub const OVERLAY_LINK: u32 = 5;
+    /// How many of these there are.
+    pub const OVERLAY_LINKS: u32 = 4;
     /// Length of the array.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = OVERLAY_LINK + OVERLAY_LINKS;
 }
 
 /// Direction of a packet as the workload sees it.
@@ -359,7 +370,7 @@ pub struct PrefixKey6 {
     pub address: [u8; 16],
 }
 
-/// Static data of an endpoint. Written before its slot is referenced by any link, unchanged while it is.
+/// Static data of an endpoint. Written before its slot is referenced by any link, and but for `link` and `bridge` unchanged while it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointInfo {
@@ -375,6 +386,10 @@ pub struct EndpointInfo {
     pub ipv6_count: u8,
     /// Tells the owners of a slot apart: those before this one had other numbers. Flows keep the lowest 20 bits, see [`tenant`].
     pub tenancy: u32,
+    /// Index of the host-side link, 0 where it is not known: nothing is forwarded directly from or to it.
+    pub link: u32,
+    /// Index of the bridge that the link is a port of, 0 for none.
+    pub bridge: u32,
     /// Own addresses.
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
     /// Own addresses.
@@ -577,7 +592,8 @@ pub struct Flow {
     pub first: u32,
     /// Index in `COUNTERS` of the initiator's direction; replies count in the next one.
     pub counter: u32,
-    /// [`Direction`] of the initiator.
+    /// [`Direction`] of the initiator in the lowest bit, which stays as it is, and [`Flow::DIRECT`], which does not: no program writes both anew, or
+    /// the latter beside other flags, so that no two CPUs undo what the other one wrote.
     pub initiator: u8,
     /// TCP flags seen, initiator and replies.
     pub tcp_flags: [u8; 2],
@@ -606,6 +622,15 @@ impl Flow {
     pub const SERVICE: u8 = 8;
     /// To a service address, judged for good after translation: the initiator's packets are counted there.
     pub const PROVISIONAL: u8 = 16;
+    /// In [`Flow::initiator`]: its packets are forwarded directly, see [`crate::direct`].
+    pub const DIRECT: u8 = 128;
+
+    /// Who began it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn begun(&self) -> Direction {
+        Direction::from_u8(self.initiator & !Self::DIRECT)
+    }
 }
 
 /// A counter, one for each CPU.
@@ -890,7 +915,7 @@ layout! {
     AddressKey6: 20, 4;
     PrefixKey4: 8, 1;
     PrefixKey6: 20, 1;
-    EndpointInfo: 104, 8;
+    EndpointInfo: 112, 8;
     Half: 8, 4;
     View: 32, 8;
     PortTable: 172, 4;

@@ -10,6 +10,7 @@
 )]
 
 pub mod abi;
+pub mod direct;
 pub mod family;
 #[cfg(not(target_arch = "bpf"))]
 pub mod host;

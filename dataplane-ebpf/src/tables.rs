@@ -170,10 +170,33 @@ impl FlowRef {
         unsafe { (&raw mut (*self.0.as_ptr()).word).write_volatile(word) }
     }
 
-    /// See [`Flow::initiator`].
+    /// [`Direction`](crate::abi::Direction) of the initiator.
     #[must_use]
     #[inline(always)]
     pub fn initiator(self) -> u8 {
+        self.begun() & !Flow::DIRECT
+    }
+
+    /// Whether [`Flow::DIRECT`] is set.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_direct(self) -> bool {
+        self.begun() & Flow::DIRECT != 0
+    }
+
+    /// Sets [`Flow::DIRECT`].
+    #[inline(always)]
+    pub fn set_direct(self, direct: bool) {
+        let begun = self.initiator() | if direct { Flow::DIRECT } else { 0 };
+        // The rest of the byte is what it was: of a flow it never changes. (An evicting table may give the place to another flow meanwhile, as it may
+        // before any write here.)
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0.as_ptr()).initiator).write_volatile(begun) }
+    }
+
+    /// See [`Flow::initiator`].
+    #[inline(always)]
+    fn begun(self) -> u8 {
         // SAFETY: as above.
         unsafe { (&raw const (*self.0.as_ptr()).initiator).read_volatile() }
     }

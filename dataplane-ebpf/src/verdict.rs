@@ -14,6 +14,7 @@ use crate::{
         Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, PortTable, ROW_WORDS, ServiceKey, ServiceWord,
         TRANSLATED, VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
     },
+    direct,
     family::{Family, V4, V6, same},
     packet::{
         Arp, Ethernet, Fault, Frame, Ip, NeighbourOption, Parsed, Role, Transport, neighbour, neighbour_target,
@@ -73,6 +74,19 @@ pub enum Next {
     Decide4 = 2,
     /// The same, IPv6.
     Decide6 = 3,
+    /// It may be forwarded directly, see [`crate::direct`].
+    Direct = 4,
+}
+
+impl Next {
+    #[inline(always)]
+    const fn of(provisional: bool, direct: bool) -> Self {
+        match (provisional, direct) {
+            (true, _) => Self::Provisional,
+            (false, true) => Self::Direct,
+            (false, false) => Self::Settled,
+        }
+    }
 }
 
 impl Outcome {
@@ -169,6 +183,8 @@ enum Stop {
     Truncated,
     /// No rule is asked: this is what the packet is counted for, and it passes or not by that.
     Settled(Reason),
+    /// An error that a workload sends about a flow whose packets are forwarded directly.
+    Direct,
 }
 
 impl From<Fault> for Stop {
@@ -188,6 +204,7 @@ fn settled<T: Tables>(judged: Judged, tables: &T, meta: &Meta, direction: Direct
         Ok(outcome) => Ok(outcome),
         Err(Stop::Truncated) => Err(Fault::Truncated),
         Err(Stop::Settled(reason)) => Ok(settle(tables, meta, direction, reason)),
+        Err(Stop::Direct) => Ok(Outcome { next: Next::Direct, ..settle(tables, meta, direction, Reason::Related) }),
     }
 }
 
@@ -311,7 +328,7 @@ fn value(class: Class, protocol: u8, source_port: u16, destination_port: u16, an
 
 /// Ports of the flow key. `sent` by the endpoint or to it.
 #[inline(always)]
-fn key_ports(transport: &Transport, sent: bool) -> (u16, u16) {
+pub(crate) fn key_ports(transport: &Transport, sent: bool) -> (u16, u16) {
     if transport.icmp() {
         return match transport.echo() {
             Some(request) => (transport.source_port, if request == sent { 1 } else { 2 }),
@@ -578,7 +595,12 @@ const fn ones(bits: u64) -> u16 {
 /// What is known of a peer; `None` when that cannot be told. A forwarded packet with a node's address is masqueraded: not the address decides but
 /// the prefixes, where the same address stands with what such traffic matches.
 #[inline(always)]
-fn peer<F: Family, T: Tables>(tables: &T, segment: u32, address: F::Address, masqueraded: bool) -> Option<AddressWord> {
+pub(crate) fn peer<F: Family, T: Tables>(
+    tables: &T,
+    segment: u32,
+    address: F::Address,
+    masqueraded: bool,
+) -> Option<AddressWord> {
     let mut found = F::address(tables, segment, address);
     if matches!(found, Some((_, false))) {
         found = F::address(tables, segment, address);
@@ -680,9 +702,13 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
                 None => return Err(Stop::Settled(Reason::Changing)),
                 Some(known) => forged(known, meta),
             };
+        let related = if forged { None } else { related::<A, T, F>(tables, frame, meta, info, view, &ip, &packet)? };
         let reason = if forged {
             Reason::PlainOverlaySource
-        } else if related::<A, T, F>(tables, frame, meta, info, view, &ip, &packet)? {
+        } else if let Some(direct) = related {
+            if direct {
+                return Err(Stop::Direct);
+            }
             Reason::Related
         } else if view.open(direction) {
             Reason::NotIsolated
@@ -695,7 +721,43 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
         let (local_port, remote_port) = key_ports(&headers, sent);
         A::key((local, own), remote, local_port, remote_port, ip.protocol)
     });
-    flow_or_lists::<A, T>(tables, meta, &packet, key)
+    let via = if sent { Via::begins(direct::may(tables, meta.slot, info)) } else { Via::came(meta) };
+    flow_or_lists::<A, T>(tables, meta, &packet, key, via)
+}
+
+/// How a packet of a flow's initiator is forwarded, which its flow follows: see [`direct`].
+#[derive(Clone, Copy)]
+struct Via(u8);
+
+impl Via {
+    /// Directly.
+    const DIRECT: u8 = 1;
+    /// A flow that is known follows it, too.
+    const KNOWN: u8 = 2;
+
+    /// It leaves its workload: a flow that is known stays as it is.
+    #[inline(always)]
+    const fn begins(direct: bool) -> Self {
+        Self(direct as u8)
+    }
+
+    /// It enters its workload.
+    #[inline(always)]
+    const fn came(meta: &Meta) -> Self {
+        Self(Self::KNOWN | (meta.transit && meta.mark & mark::DIRECT == mark::DIRECT) as u8)
+    }
+
+    /// The node has translated it.
+    const TRANSLATED: Self = Self(Self::KNOWN);
+
+    /// A flow that is known follows its initiator's packets; and where the node has seen an answer, it has to see all that follows, too.
+    #[inline(always)]
+    fn follow(self, flow: FlowRef, answers: bool) {
+        let direct = self.0 & Self::DIRECT != 0;
+        if self.0 & Self::KNOWN != 0 && flow.is_direct() != direct && !(answers && direct) {
+            flow.set_direct(direct);
+        }
+    }
 }
 
 /// By the flow that the packet belongs to, if there is one that holds, else by the lists.
@@ -705,6 +767,7 @@ fn flow_or_lists<A: Family, T: Tables>(
     meta: &Meta,
     packet: &Packet<A::Address>,
     key: Option<A::FlowKey>,
+    via: Via,
 ) -> Judged {
     let Packet { direction, transport, remote, size, now, good, view, .. } = *packet;
     let sent = matches!(direction, Direction::Egress);
@@ -719,7 +782,7 @@ fn flow_or_lists<A: Family, T: Tables>(
             if !sent && flags & Flow::ENCAPSULATED != 0 && meta.mark & mark::VERIFIED == 0 {
                 return Err(Stop::Settled(Reason::PlainOverlaySource));
             }
-            return Ok(goes_on(tables, flow, direction, size, now, transport.tcp_flags));
+            return Ok(goes_on(tables, flow, direction, size, now, transport.tcp_flags, via));
         }
     }
     let case = Case {
@@ -743,24 +806,35 @@ fn flow_or_lists<A: Family, T: Tables>(
         fragment: packet.fragment as u8,
         transit: meta.transit as u8,
         held: flow.is_some() as u8,
+        via: via.0,
     };
     Ok(A::decide(tables, case, flow))
 }
 
 /// Passes a packet of a flow that holds, and counts it.
 #[inline(always)]
-fn goes_on<T: Tables>(tables: &T, flow: FlowRef, direction: Direction, size: Size, now: u64, tcp_flags: u8) -> Outcome {
+fn goes_on<T: Tables>(
+    tables: &T,
+    flow: FlowRef,
+    direction: Direction,
+    size: Size,
+    now: u64,
+    tcp_flags: u8,
+    via: Via,
+) -> Outcome {
     let answers = flow.initiator() != direction as u8;
     let side = answers as usize;
+    via.follow(flow, answers);
     // What is judged again after translation is counted there.
-    let provisional = matches!(direction, Direction::Egress) && !answers && flow.flags() & Flow::PROVISIONAL != 0;
+    let sent = matches!(direction, Direction::Egress);
+    let provisional = sent && !answers && flow.flags() & Flow::PROVISIONAL != 0;
     if provisional {
         flow.account(side, Size::NONE, now, tcp_flags);
     } else {
         flow.account(side, size, now, tcp_flags);
         tables.count(flow.counter().wrapping_add(side as u32), size, 0);
     }
-    let next = if provisional { Next::Provisional } else { Next::Settled };
+    let next = Next::of(provisional, sent && flow.is_direct());
     Outcome { pass: true, reason: if answers { Reason::Reply } else { Reason::Rule }, next }
 }
 
@@ -822,6 +896,8 @@ pub struct Case<K, A> {
     transit: u8,
     /// A flow stands in the table under `key`.
     held: u8,
+    /// [`Via`].
+    via: u8,
 }
 
 impl<K, A> Case<K, A> {
@@ -833,6 +909,7 @@ impl<K, A> Case<K, A> {
 }
 
 /// Whether an ICMP error is about a flow of ours that holds; one that was judged under another word is judged again, and refreshed by its own packets.
+/// If so, whether the error is to be forwarded directly.
 #[inline(always)]
 fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     tables: &T,
@@ -842,31 +919,32 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     view: &View,
     ip: &Ip<A::Address>,
     packet: &Packet<A::Address>,
-) -> Parsed<bool> {
+) -> Parsed<Option<bool>> {
     // An error that arrives is about what the endpoint sent, and the other way round; it goes to who sent what it is about.
     let quoted_sent = matches!(packet.direction, Direction::Ingress);
     let inner = match A::parse(frame, packet.transport.end) {
         Ok(inner) if inner.source == ip.destination => inner,
         Err(Fault::Truncated) if !frame.whole() => return Err(Fault::Truncated),
-        _ => return Ok(false),
+        _ => return Ok(None),
     };
     let transport = match quoted(frame, &inner, A::V6) {
         Ok(transport) => transport,
         Err(Fault::Truncated) if !frame.whole() => return Err(Fault::Truncated),
-        Err(_) => return Ok(false),
+        Err(_) => return Ok(None),
     };
     let (local, remote) =
         if quoted_sent { (inner.source, inner.destination) } else { (inner.destination, inner.source) };
     let Some(own) = A::own(info, local) else {
-        return Ok(false);
+        return Ok(None);
     };
     let (local_port, remote_port) = key_ports(&transport, quoted_sent);
     let key = A::key((local, own), remote, local_port, remote_port, inner.protocol);
     let Some(flow) = A::flow(tables, meta.slot, &key) else {
-        return Ok(false);
+        return Ok(None);
     };
+    let yes = Ok(Some(!quoted_sent && flow.is_direct()));
     if flow.word() == packet.good {
-        return Ok(true);
+        return yes;
     }
     let initiator = Direction::from_u8(flow.initiator());
     let incoming = matches!(initiator, Direction::Ingress);
@@ -874,7 +952,7 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
     let sender = flow.sender();
     // A workload reaches itself.
     if sender & mark::SLOT == meta.slot {
-        return Ok(true);
+        return yes;
     }
     let Transport { class, protocol, source_port, destination_port, .. } = transport;
     let value = value(class, protocol, source_port, destination_port, incoming == quoted_sent);
@@ -883,20 +961,20 @@ fn related<A: Family, T: Tables, F: Frame + ?Sized>(
         slot if incoming && slot != 0 && !left => row_of::<A, T>(tables, slot),
         _ => {
             let Some(known) = peer::<A, T>(tables, info.segment, remote, masqueraded && !left) else {
-                return Ok(false);
+                return Ok(None);
             };
             if left && replaced(known) {
-                return Ok(false);
+                return Ok(None);
             }
             // Where it leads is judged with its next packet; what passes until then are errors about what did pass.
             if !incoming && translates(tables, &service_key::<A>(info, known, remote, value, protocol), known) {
-                return Ok(true);
+                return yes;
             }
             Some(known.row())
         }
     };
     let set = view.half(initiator).set;
-    Ok(row.is_some_and(|row| tables.walk(set, class, value, row, false).allows()))
+    if row.is_some_and(|row| tables.walk(set, class, value, row, false).allows()) { yes } else { Ok(None) }
 }
 
 /// Asks the lists: for a packet that begins a flow, or for a flow that was judged under another word, in its initiator's direction.
@@ -1027,10 +1105,14 @@ fn asked<A: Family, T: Tables>(
             }
         }
     }
+    // From the first packet on or not at all.
+    let first = begins || class as u8 != Class::Tcp as u8;
+    let straight = flags & Flow::SERVICE == 0 && !replaced && (known.slot() != 0 || flags & Flow::ENCAPSULATED != 0);
+    let direct = case.via & Via::DIRECT != 0 && (ingress || first && straight);
     let decision = Decision(tables.blur(decision.0, case.now));
     let would = Decision(tables.blur(would.0, case.now));
-    let found = tables.blur(flags as u64 | (tunnelled as u64) << 8, case.now);
-    let (flags, mut tunnelled) = (found as u8, found >> 8 != 0);
+    let found = tables.blur(flags as u64 | (tunnelled as u64) << 8 | (direct as u64) << 9, case.now);
+    let (flags, mut tunnelled, direct) = (found as u8, found >> 8 & 1 != 0, found >> 9 & 1);
     // No node's tunnel port calls or is called by a workload, so that no answer goes there either.
     if class as u8 == Class::Udp as u8 && tunnel(tables, port) {
         tunnelled |= match A::address(tables, info.segment, case.remote) {
@@ -1066,6 +1148,7 @@ fn asked<A: Family, T: Tables>(
         | differs << 19
         | answers << 20
         | itself << 21
+        | direct << 22
         | (tenant_of(tables, party) as u64) << 32;
     // Where no audited entry decided, an index beyond the table, which reads as 0.
     let first = half.counters;
@@ -1105,6 +1188,8 @@ struct Verdict {
     differs: bool,
     answers: bool,
     itself: bool,
+    /// A new flow is forwarded directly.
+    direct: bool,
     counter: u32,
     /// Counter of the audited rule that says otherwise, 0 for none.
     would: u32,
@@ -1127,6 +1212,7 @@ impl Verdict {
             differs: set(19),
             answers: set(20),
             itself: set(21),
+            direct: set(22),
             peer: (packed >> 32) as u32,
             counter: tables.blur(counter as u64, seed) as u32,
             would: tables.blur(would as u64, seed) as u32,
@@ -1152,7 +1238,7 @@ fn finish<A: Family, T: Tables>(
     let side = answers as u32;
     let all = Size { packets: case.packets, bytes: case.bytes };
     let size = if provisional { Size::NONE } else { all };
-    let mut new = false;
+    let (mut new, mut direct) = (false, false);
     if pass {
         // What some verdict is against is judged at each packet, so that each is counted.
         let audit = observed || differs || verdict.itself;
@@ -1168,6 +1254,9 @@ fn finish<A: Family, T: Tables>(
                 if !(answers && matches!(direction, Direction::Egress)) {
                     flow.set_sender(expected);
                 }
+                let via = if flags & Flow::SERVICE != 0 { Via::TRANSLATED } else { Via(case.via) };
+                via.follow(flow, answers);
+                direct = flow.is_direct();
                 flow.set_word(word);
                 flow.account(side as usize, size, case.now, case.tcp_flags);
             }
@@ -1186,13 +1275,13 @@ fn finish<A: Family, T: Tables>(
                     last: case.now,
                     first: case.now as u32,
                     counter,
-                    initiator: direction as u8,
+                    initiator: direction as u8 | if verdict.direct { Flow::DIRECT } else { 0 },
                     tcp_flags: [case.tcp_flags, 0],
                     flags,
                     sender: expected,
                 };
                 A::insert(tables, case.slot, &case.key, &flow);
-                new = true;
+                (new, direct) = (true, verdict.direct);
             }
             None => {}
         }
@@ -1249,7 +1338,8 @@ fn finish<A: Family, T: Tables>(
         Some(_) => Reason::Reply,
         None => Reason::None,
     };
-    Outcome { pass, reason, next: if provisional { Next::Provisional } else { Next::Settled } }
+    let sent = matches!(direction, Direction::Egress);
+    Outcome { pass, reason, next: Next::of(provisional, sent && direct) }
 }
 
 /// Under what a port of a service's address, or of a node's, is kept.
@@ -1402,7 +1492,7 @@ fn after_translation<A: Family, T: Tables, F: Frame + ?Sized>(
         good: word.with_view(index).0,
         size: meta.size(headers.end),
     };
-    flow_or_lists::<A, T>(tables, meta, &packet, (!ip.fragment).then_some(key))
+    flow_or_lists::<A, T>(tables, meta, &packet, (!ip.fragment).then_some(key), Via::TRANSLATED)
 }
 
 /// Whether a UDP port is one of the overlay's.

@@ -153,7 +153,7 @@ impl NewFlow {
     /// sides' SYN. Elsewhere an answer may have come first, and have made the caller's packets answers.
     pub(crate) fn replaces(&self, there: &Flow) -> bool {
         self.sure
-            && there.initiator != self.flow.initiator
+            && there.begun() != self.flow.begun()
             && there.tcp_flags.iter().any(|flags| flags & Transport::SYN == 0)
     }
 }

@@ -43,6 +43,8 @@ pub struct Desired {
     pub services: BTreeMap<ServiceAddress, BTreeSet<Backend>>,
     /// Judge and count on the whole node, drop nothing: spoofed and forged packets are reported as well and pass.
     pub observe: bool,
+    /// Packets between workloads are forwarded directly, past what the node has on the way: see [`bulkhead_ebpf::direct`].
+    pub direct: bool,
 }
 
 impl Desired {

@@ -54,6 +54,7 @@ pub(crate) const TC: [(&str, u32); program::COUNT as usize] = [
     ("translated", program::TRANSLATED),
     ("decide4", program::DECIDE4),
     ("decide6", program::DECIDE6),
+    ("forward", program::FORWARD),
 ];
 /// The programs of XDP and the arrays in which they stand at [`program::UNDERLAY`]: one for drivers, which takes packets in several buffers, and
 /// one for generic XDP, which must not: there the kernel forgets where the MAC header of a packet is that it copied for such a program, and TC

@@ -18,7 +18,7 @@ use crate::{
     names::Names,
     node::{
         Contacts, Containers, Discovered, FlowRecord, LinkStatus, MarkConflicts, Node, NodeError, Observer, Published,
-        Reading, Rehearsal, Status,
+        Reading, Rehearsal, Status, Wire,
     },
     publish::{Publisher, Removed, display},
     read::{self, Idle},
@@ -339,13 +339,13 @@ impl Links {
     }
 
     /// Some MAC that is always the same for a link.
-    fn mac(&self, endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
+    fn wire(&self, endpoint: &Endpoint) -> Result<Wire, NodeError> {
         if let Some(why) = self.network().broken.get(&endpoint.link) {
             let (link, endpoint) = (endpoint.link.clone(), display(&endpoint.name));
             return Err(NodeError::Link { link, endpoint, why: why.clone() });
         }
         let hash = crate::names::rule_hash(&endpoint.link).to_be_bytes();
-        Ok([0x02, hash[0], hash[1], hash[2], hash[3], hash[4]])
+        Ok(Wire::to([0x02, hash[0], hash[1], hash[2], hash[3], hash[4]]))
     }
 }
 
@@ -372,7 +372,7 @@ impl MemoryNode {
 impl Node for MemoryNode {
     fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         let links = self.links.clone();
-        let plan = self.publisher.prepare(desired, &mut |endpoint| links.mac(endpoint))?;
+        let plan = self.publisher.prepare(desired, &mut |endpoint| links.wire(endpoint))?;
         links.network().attached.extend(plan.attach.iter().map(|attach| (attach.link.clone(), attach.slot)));
         let removed: Vec<Removed> = plan.removed.clone();
         let attached: BTreeSet<String> = plan.attach.iter().map(|attach| attach.link.clone()).collect();
@@ -397,7 +397,7 @@ impl Node for MemoryNode {
     }
 
     fn rehearse(&mut self, desired: &Desired) -> Result<Rehearsal, NodeError> {
-        self.publisher.rehearse(desired, &mut |endpoint| self.links.mac(endpoint))
+        self.publisher.rehearse(desired, &mut |endpoint| self.links.wire(endpoint))
     }
 
     fn discover(&mut self) -> Result<Discovered, NodeError> {

@@ -36,7 +36,7 @@ use self::{
     netlink::Netlink,
     overlay::Network,
 };
-use crate::node::{Discovered, NodeError};
+use crate::node::{Discovered, NodeError, Wire};
 
 /// Addresses of this node, VXLAN devices, and the inner prefixes that permanent entries bind to other nodes' VTEPs.
 ///
@@ -123,17 +123,20 @@ pub struct LinkFacts {
     pub mac: Option<Mac>,
     /// Name of the bridge (or bond) that it is a port of.
     pub master: Option<String>,
+    /// Index of the same, if it is a bridge; else 0.
+    pub bridge: u32,
     /// MAC address of the other end of the veth pair, whichever namespace that is in; `None` for links of other kinds.
     pub peer: Option<Mac>,
 }
 
 impl LinkFacts {
-    /// MAC address of the container behind this link, the only one that it may send from.
+    /// Where this link leads, and the MAC address of the container behind it.
     ///
     /// # Errors
     /// [`NodeError::Kernel`] when the link is not the host side of a veth pair.
-    pub fn container_mac(&self) -> Result<Mac, NodeError> {
-        self.peer.ok_or_else(|| NodeError::Kernel {
+    pub fn wire(&self) -> Result<Wire, NodeError> {
+        let wire = self.peer.map(|mac| Wire { index: self.index, bridge: self.bridge, mac });
+        wire.ok_or_else(|| NodeError::Kernel {
             doing: format!("find the container behind link {}", self.name),
             why: "the link is not the host side of a veth pair; `ip link show type veth` lists those there are"
                 .to_owned(),
@@ -149,10 +152,10 @@ pub fn link(name: &str) -> Result<LinkFacts, NodeError> {
     netlink::run(&reading(name), async |netlink| facts(netlink, name).await)
 }
 
-/// MAC addresses of the containers behind links, by the links' names.
-pub type Containers<'a> = BTreeMap<&'a str, Result<Mac, NodeError>>;
+/// The containers behind links, by the links' names.
+pub type Containers<'a> = BTreeMap<&'a str, Result<Wire, NodeError>>;
 
-/// What [`discover`] says, and as [`LinkFacts::container_mac`] the containers behind these links, in one go: each for itself takes a socket, a thread and
+/// What [`discover`] says, and as [`LinkFacts::wire`] the containers behind these links, in one go: each for itself takes a socket, a thread and
 /// a list of all links.
 ///
 /// # Errors
@@ -164,12 +167,16 @@ pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(Di
         let known: BTreeMap<&str, &Link> = network.links.iter().map(|link| (link.name.as_str(), link)).collect();
         let mut found = BTreeMap::new();
         for name in names {
-            let mac = match known.get(name) {
-                Some(link) if link.veth => peer_mac(netlink, link).await.map_err(|error| failed(name, &error)),
+            let wire = match known.get(name) {
+                Some(link) if link.veth => {
+                    let mac = peer_mac(netlink, link).await.map_err(|error| failed(name, &error));
+                    let bridge = network.links.iter().find(|other| other.bridge && link.master == Some(other.index));
+                    mac.map(|mac| Wire { index: link.index, bridge: bridge.map_or(0, |bridge| bridge.index), mac })
+                }
                 // What it is instead, or that it came a moment ago, or has the name beside its own.
-                _ => facts(netlink, name).await.map_err(|error| failed(name, &error)).and_then(|of| of.container_mac()),
+                _ => facts(netlink, name).await.map_err(|error| failed(name, &error)).and_then(|of| of.wire()),
             };
-            found.insert(name, mac);
+            found.insert(name, wire);
         }
         Ok((Discovered { addresses: network.node_addresses(), overlays: network.overlays() }, found))
     })
@@ -192,11 +199,13 @@ async fn facts(netlink: &mut Netlink, name: &str) -> io::Result<LinkFacts> {
             _ => error,
         })?;
     let master = match link.master {
-        Some(index) => Some(get(netlink, index, None).await?.name),
+        Some(index) => Some(get(netlink, index, None).await?),
         None => None,
     };
     let peer = if link.veth { Some(peer_mac(netlink, &link).await?) } else { None };
-    Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, peer })
+    let bridge = master.as_ref().filter(|master| master.bridge).map_or(0, |bridge| bridge.index);
+    let master = master.map(|master| master.name);
+    Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, bridge, peer })
 }
 
 /// The other end is named by index and, where that is not ours, by our id of its namespace, which the kernel gives on

@@ -324,6 +324,25 @@ pub struct ContactRecord {
     pub inner: Option<(Segment, IpAddr)>,
 }
 
+/// What the kernel says of an endpoint's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// Index of the link; 0 where there is none.
+    pub index: u32,
+    /// Index of the bridge that it is a port of; 0 for none.
+    pub bridge: u32,
+    /// MAC address of the container behind it, the only one that it may send from.
+    pub mac: [u8; 6],
+}
+
+impl Wire {
+    /// Where there are no links: to the container with this MAC address.
+    #[must_use]
+    pub const fn to(mac: [u8; 6]) -> Self {
+        Self { index: 0, bridge: 0, mac }
+    }
+}
+
 /// What is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -331,6 +350,9 @@ pub struct Status {
     pub epoch: u32,
     /// The node only observes.
     pub observe: bool,
+    /// Packets between workloads are forwarded directly, see [`bulkhead_ebpf::direct`]. Not while the node only observes or is
+    /// bypassed.
+    pub direct: bool,
     /// Until when enforcement is bypassed, nanoseconds of Unix time; `None` while it is not.
     pub bypassed_until: Option<u64>,
     /// Endpoints.

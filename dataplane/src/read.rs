@@ -22,7 +22,7 @@ use crate::{
     node::{
         ContactRecord, Contacts, EndpointStatus, FlowRecord, NodeError, Reading, Status, TableUse, direction_label,
     },
-    publish::{epoch, from_packet, observes, scan, since, slot_totals},
+    publish::{epoch, from_packet, scan, since, slot_totals, switches},
     store::{ContactTable, CounterKeys, EndpointInfos, Endpoints, Store, Table, Views},
 };
 
@@ -247,7 +247,7 @@ pub fn flows<S: Store>(store: &S, names: &Names) -> Result<Vec<FlowRecord>, Node
             });
             FlowRecord {
                 endpoint: Arc::clone(&endpoint),
-                direction: direction_label(Direction::from_u8(flow.initiator)),
+                direction: direction_label(flow.begun()),
                 local,
                 remote,
                 protocol,
@@ -385,10 +385,12 @@ pub fn status<S: Store>(store: &S, names: &Names, usage: Option<Vec<TableUse>>) 
         used: store.entries::<ContactTable>()?.len(),
         limit: store.limit::<ContactTable>(),
     });
+    let (switches, bypassed_until) = (switches(store)?, bypassed_until(store)?);
     Ok(Status {
         epoch: epoch(store, words.values().map(|word| EndpointWord(*word)))?,
-        observe: observes(store)?,
-        bypassed_until: bypassed_until(store)?,
+        observe: switches.observe,
+        direct: switches.direct && !switches.observe && bypassed_until.is_none(),
+        bypassed_until,
         endpoints: infos.iter().map(endpoint).collect(),
         links: Vec::new(),
         missing: Vec::new(),

@@ -89,8 +89,8 @@ fn the_kernel_takes_the_programs_and_nothing_stays() {
     let node = topology.node(0);
     let found = node.netns.run(|| check::facts(path, mark::DEFAULT));
     let rehearsal = found.rehearsal.as_ref().unwrap();
-    // Nine of TC, two of XDP, three stubs.
-    assert_eq!(rehearsal.programs, 14);
+    // Ten of TC, two of XDP, three stubs.
+    assert_eq!(rehearsal.programs, 15);
     assert_eq!(found.pins, Ok(()));
     assert!(!path.exists(), "looking makes no directory");
     assert_eq!(found.kernel.lacking, Ok(vec![]));

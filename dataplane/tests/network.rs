@@ -4,7 +4,7 @@ use std::{net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use bulkhead_dataplane::{
     network::{self, KnownInside, LinkFacts, LinkWatch, Mac},
-    node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError},
+    node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError, Wire},
 };
 use bulkhead_fixtures::skip;
 use bulkhead_topology::{Netns, Overlay, Topology};
@@ -337,10 +337,12 @@ fn a_link_tells_the_mac_at_its_other_end() {
             index: workload.link.index,
             mac: Some(workload.link.mac),
             master: Some("cni0".to_owned()),
+            bridge: node.bridge.index,
             peer: Some(workload.eth0.mac),
         };
         assert_eq!(facts, expected);
-        assert_eq!(facts.container_mac().unwrap(), workload.eth0.mac);
+        let wire = Wire { index: workload.link.index, bridge: node.bridge.index, mac: workload.eth0.mac };
+        assert_eq!(facts.wire().unwrap(), wire);
         // It follows the container's address.
         run(&workload.netns, "ip link set eth0 address 02:00:00:00:00:77");
         assert_eq!(link(&node.netns, &workload.link.name).unwrap().peer, Some([2, 0, 0, 0, 0, 0x77]));
@@ -372,7 +374,7 @@ fn the_other_end_is_found_wherever_it_is() {
     let (discovered, containers) = netns.run(|| network::discover_with(names)).unwrap();
     assert_eq!(discovered, discover(&netns));
     for name in names {
-        let alone = link(&netns, name).and_then(|facts| facts.container_mac());
+        let alone = link(&netns, name).and_then(|facts| facts.wire());
         let text = |error: &NodeError| error.to_string();
         assert_eq!(containers[name].as_ref().map_err(text), alone.as_ref().map_err(text), "{name}");
     }
@@ -390,7 +392,7 @@ fn links_that_cannot_be_guarded_are_told_with_their_remedy() {
     run(&netns, "ip link add d0 type bridge");
     let facts = link(&netns, "d0").unwrap();
     assert_eq!(facts.peer, None);
-    let refused = facts.container_mac().unwrap_err().to_string();
+    let refused = facts.wire().unwrap_err().to_string();
     assert!(refused.contains("d0") && refused.contains("ip link show type veth"), "{refused}");
     assert_eq!(link(&netns, "lo").unwrap().mac, None);
 }

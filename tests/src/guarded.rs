@@ -36,6 +36,8 @@ pub struct Guarded {
     agents: Vec<[Daemon; 2]>,
     /// What is guarded.
     pub cluster: Cluster,
+    /// Whether agents that start have their nodes forward directly.
+    pub direct: bool,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -43,7 +45,14 @@ impl Guarded {
     /// Starts it; `None` for a test that is skipped.
     #[track_caller]
     pub fn start(builder: Builder) -> Option<Self> {
+        Self::start_as(builder, false)
+    }
+
+    /// The same; `direct` as [`Self::direct`].
+    #[track_caller]
+    pub fn start_as(builder: Builder, direct: bool) -> Option<Self> {
         let mut guarded = Self::bare(builder)?;
+        guarded.direct = direct;
         guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
         (0..guarded.cluster.nodes().len()).for_each(|node| guarded.begin(node));
@@ -83,7 +92,7 @@ impl Guarded {
             return None;
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Self { agents: Vec::new(), cluster: builder.start().unwrap(), _alone: alone })
+        Some(Self { agents: Vec::new(), cluster: builder.start().unwrap(), direct: false, _alone: alone })
     }
 
     /// With the rights of the manifest and no others.
@@ -118,7 +127,7 @@ impl Guarded {
         let node_of = self.cluster.node(node);
         let mut agent = node_of.command(bulkhead().unwrap());
         agent.args(["agent", "--source", "kubernetes", "--node", &node_of.name, "--kubeconfig"]).arg(self.kubeconfig());
-        agent.arg("--state").arg(self.state(node, "state"));
+        agent.arg("--state").arg(self.state(node, "state")).args(self.direct.then_some("--direct"));
         node_of.run_daemon("bulkhead-agent", agent).unwrap()
     }
 

@@ -53,6 +53,8 @@ pub struct Lab {
     pins: PathBuf,
     /// How nodes are guarded: XDP modes and the like.
     pub options: fn(Options) -> Options,
+    /// Whether nodes forward directly.
+    pub direct: bool,
 }
 
 impl Lab {
@@ -70,7 +72,8 @@ impl Lab {
         let guards = topology.nodes().iter().map(|_| None).collect();
         let (services, resolvers, contained) = (Vec::new(), Vec::new(), BTreeMap::new());
         let options = |options| options;
-        let lab = Self { guards, topology, roles, contained, services, resolvers, directory, pins, options };
+        let direct = false;
+        let lab = Self { guards, topology, roles, contained, services, resolvers, directory, pins, options, direct };
         lab.write_workloads()?;
         Ok(lab)
     }
@@ -223,7 +226,8 @@ impl Lab {
         let discovered = self.with(node, KernelNode::discover)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        compile(&model, &name, &discovered, now).map_err(|found| anyhow::anyhow!("{found}"))
+        let desired = compile(&model, &name, &discovered, now).map_err(|found| anyhow::anyhow!("{found}"))?;
+        Ok(Desired { direct: self.direct, ..desired })
     }
 
     /// Publishes the files on every node. When it returns, they hold.

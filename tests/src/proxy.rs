@@ -94,14 +94,22 @@ impl Lab {
     pub fn proxy(&self) -> Result<()> {
         for node in 0..self.topology.nodes().len() {
             for v4 in [true, false] {
-                let script = self.rules(node, v4)?;
-                let mut command = self.topology.node(node).netns.command("nft");
-                let mut nft = command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-                nft.stdin.take().context("a pipe")?.write_all(script.as_bytes())?;
-                let output = nft.wait_with_output()?;
-                ensure!(output.status.success(), "nft: {}\n{script}", String::from_utf8_lossy(&output.stderr));
+                self.nft(node, &self.rules(node, v4)?)?;
             }
         }
+        Ok(())
+    }
+
+    /// Runs a script of nft on a node.
+    ///
+    /// # Errors
+    /// What nft says.
+    pub fn nft(&self, node: usize, script: &str) -> Result<()> {
+        let mut command = self.topology.node(node).netns.command("nft");
+        let mut nft = command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        nft.stdin.take().context("a pipe")?.write_all(script.as_bytes())?;
+        let output = nft.wait_with_output()?;
+        ensure!(output.status.success(), "nft: {}\n{script}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 

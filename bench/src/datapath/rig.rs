@@ -7,7 +7,7 @@ use bulkhead_dataplane::{
     baseline::Baseline,
     kernel::KernelStore,
     load::{Maps, Programs, Sizes},
-    node::Reading,
+    node::{Reading, Wire},
     pins::Pins,
     publish::Publisher,
     read,
@@ -103,7 +103,7 @@ impl Rig {
 
         let state = tempfile::tempdir()?;
         let mut publisher = Publisher::open(KernelStore::new(maps)?, state.path())?;
-        let plan = publisher.prepare(&world::desired(tables), &mut |_| Ok(world::OWN_MAC))?;
+        let plan = publisher.prepare(&world::desired(tables), &mut |_| Ok(Wire::to(world::OWN_MAC)))?;
         let [attach] = &plan.attach[..] else { bail!("{} endpoints were published instead of one", plan.attach.len()) };
         let slot = attach.slot;
         publisher.commit(plan)?;

@@ -12,6 +12,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     memory::{Event, MemoryStore},
+    node::Wire,
     publish::Publisher,
     store::{self, Table as _},
 };
@@ -145,7 +146,7 @@ impl<'a> Events<'a> {
     /// Writes that it took: those of addresses, services and what they refer to, and those of endpoints whose flows are judged again.
     fn publish(&self, publisher: &mut Publisher<MemoryStore>) -> Result<(f64, f64)> {
         publisher.store().memory().journal = Some(Vec::new());
-        let plan = publisher.prepare(self.compiler.desired(), &mut |_| Ok([2, 0, 0, 0, 0, 1]))?;
+        let plan = publisher.prepare(self.compiler.desired(), &mut |_| Ok(Wire::to([2, 0, 0, 0, 0, 1])))?;
         let removed = plan.removed.clone();
         publisher.commit(plan)?;
         publisher.release(&removed)?;

@@ -7,7 +7,7 @@ use bulkhead_dataplane::{
     node::Discovered,
 };
 
-use super::for_node;
+use super::{Manner, for_node};
 use crate::{
     compile::{Compiler, Extent, Misfits},
     diagnostic::{Diagnostic, Diagnostics},
@@ -22,16 +22,15 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Compiling {
     compiler: Compiler,
-    /// The node only observes.
-    observe: bool,
+    manner: Manner,
     compiles: Compiles,
 }
 
 impl Compiling {
     /// Goes on from what was compiled whole.
-    pub(super) fn new(mut compiler: Compiler, observe: bool) -> Self {
+    pub(super) fn new(mut compiler: Compiler, manner: Manner) -> Self {
         compiler.narrow();
-        Self { compiler, observe, compiles: Compiles { whole: 1, changes: 0 } }
+        Self { compiler, manner, compiles: Compiles { whole: 1, changes: 0 } }
     }
 
     pub(super) const fn model(&self) -> &Arc<Model> {
@@ -40,7 +39,7 @@ impl Compiling {
 
     /// What the node shall enforce.
     pub(super) fn desired(&self) -> Desired {
-        for_node(self.compiler.desired().clone(), self.observe)
+        for_node(self.compiler.desired().clone(), self.manner)
     }
 
     pub(super) const fn compiles(&self) -> Compiles {

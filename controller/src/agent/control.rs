@@ -74,7 +74,7 @@ impl<N: Node> Agent<N> {
             node: self.settings.node.clone(),
             attachments: self.attachments.clone(),
             discovered: self.discovered.clone(),
-            observe: self.settings.observe,
+            manner: self.settings.manner(),
         }
     }
 

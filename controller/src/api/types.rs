@@ -385,6 +385,9 @@ pub struct NodeBody {
     pub bypass: Option<Record>,
     /// Node's epoch.
     pub epoch: u32,
+    /// Packets between workloads are forwarded directly, past bridge, routes and netfilter.
+    #[serde(default)]
+    pub direct: bool,
     /// The input rule stands, or is not needed.
     pub input_rule: bool,
     /// Endpoints on the node.
@@ -439,6 +442,7 @@ impl NodeBody {
             bypassed_until: status.bypassed_until.map(|until| until / 1_000_000_000),
             bypass,
             epoch: status.epoch,
+            direct: status.direct,
             input_rule: status.input_rule,
             endpoints: endpoints.collect(),
             links: links.collect(),

@@ -209,9 +209,11 @@ fn engines(facts: &Facts) -> Vec<Line> {
         }
         let found = format!("{} is here ({})", engine.name, traces.join(", "));
         lines.push(match engine.beside {
-            Beside::Both => {
-                Line::warning(TOPIC, format!("{found}: what it drops no policy of Bulkhead opens"), engine.remedy)
-            }
+            Beside::Both => Line::warning(
+                TOPIC,
+                format!("{found}: what it drops no policy of Bulkhead opens, only `agent --direct` passes it by"),
+                engine.remedy,
+            ),
             Beside::Past => {
                 Line::problem(TOPIC, format!("{found}: it moves packets past the programs of Bulkhead"), engine.remedy)
             }
@@ -222,7 +224,7 @@ fn engines(facts: &Facts) -> Vec<Line> {
     for (family, table) in facts.firewall.queues.iter().filter(|(_, table)| !known(table)) {
         lines.push(Line::warning(
             TOPIC,
-            format!("the nftables table {family} {table} asks a program about packets (queue): what that drops no policy of Bulkhead opens"),
+            format!("the nftables table {family} {table} asks a program about packets (queue): what that drops no policy of Bulkhead opens, only `agent --direct` passes it by"),
             format!("find out whose it is: `nft list table {family} {table}`"),
         ));
     }

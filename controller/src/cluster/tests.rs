@@ -446,6 +446,7 @@ proptest! {
             node: "n1".to_owned(),
             state: home.path().to_owned(),
             observe: false,
+            direct: false,
             cni: Some(home.path().join("cni.sock")),
             scope: Scope::default(),
         };

@@ -116,6 +116,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         overlays: network::overlays(model, node, own, discovered),
         services: services::services(model, node, &network.underlay, &network.segments),
         observe: false,
+        direct: false,
     })
 }
 

@@ -83,6 +83,7 @@ impl Home {
             node: "n1".to_owned(),
             state: self.state(),
             observe: false,
+            direct: false,
             cni: None,
             scope: Scope::default(),
         }

@@ -80,6 +80,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
     let contacts = Contacts { records: Vec::new(), unsent: 77 };
     let status = Status {
         epoch: 5,
+        direct: true,
         input_rule: true,
         bypassed_until: Some(1_700_000_000_000_000_001),
         mark_mask: 0x3f00_0fff,
@@ -124,6 +125,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         ("bulkhead_compiles_total", vec!["extent=\"whole\""], 5),
         ("bulkhead_compiles_total", vec!["extent=\"changes\""], 6),
         ("bulkhead_epoch", vec![], 5),
+        ("bulkhead_direct_forwarding", vec![], 1),
         ("bulkhead_input_rule", vec![], 1),
         ("bulkhead_bypass_active", vec![], 1),
         ("bulkhead_bypass_until_seconds", vec![], 1_700_000_001),

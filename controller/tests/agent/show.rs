@@ -100,6 +100,7 @@ fn status() -> Status {
         missing: Vec::new(),
         links: vec![LinkStatus { link: "veth-web-1".to_owned(), guard: "tcx ingress".to_owned() }],
         tables: vec![TableUse { table: "LISTS", used: 3, limit: 16384 }],
+        direct: true,
         input_rule: true,
         mark_mask: 0x3f00_0fff,
     }

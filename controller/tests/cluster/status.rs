@@ -58,6 +58,7 @@ impl Running {
             node: node.to_owned(),
             state: home.path().to_owned(),
             observe: false,
+            direct: false,
             cni: None,
             scope: Scope::default(),
         };

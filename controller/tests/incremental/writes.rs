@@ -11,6 +11,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     memory::{Event as Happened, MemoryStore},
+    node::Wire,
     publish::Publisher,
 };
 use bulkhead_ebpf::abi::Direction;
@@ -54,7 +55,7 @@ impl Rig {
     /// Writes that it took.
     fn publish(&mut self) -> usize {
         self.publisher.store().memory().journal = Some(Vec::new());
-        let plan = self.publisher.prepare(self.compiler.desired(), &mut |_| Ok([2, 0, 0, 0, 0, 1])).unwrap();
+        let plan = self.publisher.prepare(self.compiler.desired(), &mut |_| Ok(Wire::to([2, 0, 0, 0, 0, 1]))).unwrap();
         self.publisher.commit(plan).unwrap();
         let journal = self.publisher.store().memory().journal.take().unwrap_or_default();
         journal.iter().filter(|happened| matches!(happened, Happened::Write { .. })).count()

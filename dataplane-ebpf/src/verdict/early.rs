@@ -103,6 +103,7 @@ fn syn<A: Family, T: Tables, F: Frame + ?Sized>(
         fragment: 0,
         transit: 1,
         held: 0,
+        via: 0,
     };
     let verdict = Verdict {
         reason: decision.reason(),
@@ -113,6 +114,7 @@ fn syn<A: Family, T: Tables, F: Frame + ?Sized>(
         differs: false,
         answers: false,
         itself: false,
+        direct: false,
         counter: tables.rule_counter(half.counters.wrapping_add(decision.rule() as u32)),
         would: 0,
         peer: 0,

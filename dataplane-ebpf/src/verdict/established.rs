@@ -4,7 +4,7 @@
 //! what begins a flow, fragments, other protocols, views behind the first. It is there for the time that a packet takes: some 250 instructions instead of 400,
 //! in half the cache lines, which the processor has to fetch anew for nearly every packet.
 
-use super::{Meta, Outcome, from_peer, goes_on, key_ports};
+use super::{Meta, Outcome, Via, from_peer, goes_on, key_ports};
 use crate::{
     abi::{Direction, EndpointInfo, Flow, Mode, mark},
     family::{Family, V4, V6},
@@ -72,5 +72,6 @@ fn of_family<A: Family, T: Tables, F: Frame + ?Sized>(
             return None;
         }
     }
-    Some(goes_on(tables, flow, direction, meta.size(transport.end), now, transport.tcp_flags))
+    let via = if sent { Via::begins(false) } else { Via::came(meta) };
+    Some(goes_on(tables, flow, direction, meta.size(transport.end), now, transport.tcp_flags, via))
 }

@@ -55,7 +55,7 @@ fn flow() -> impl Strategy<Value = Flow> {
         1 => select(vec![0, EndpointWord::new(2, CLOSED, Mode::Enforce).0, EndpointWord::new(1, OPEN, Mode::Enforce).0]),
     ];
     let sender = select(vec![0, LOCAL, tenant(LOCAL, 1), SLOT]);
-    (word, 0..32_u8, 0..2_u8, sender, 0..100_u32, any::<[u8; 2]>()).prop_map(
+    (word, 0..32_u8, select(vec![0, 1, Flow::DIRECT, Flow::DIRECT | 1]), sender, 0..100_u32, any::<[u8; 2]>()).prop_map(
         |(word, flags, initiator, sender, counter, tcp_flags)| Flow {
             word,
             flags,
@@ -162,14 +162,14 @@ fn all_kinds_take_the_short_way() {
     let mut runner = TestRunner::deterministic();
     let mut taken: BTreeMap<_, u32> = BTreeMap::new();
     let mut flags = [0; 5];
-    for _ in 0..5_000 {
+    for _ in 0..10_000 {
         let case = case().new_tree(&mut runner).expect("a value").current();
         if case.run() {
-            let answers = case.flow.initiator != case.direction() as u8;
-            *taken.entry((case.family == Family::V4, case.sent, case.stream, answers)).or_default() += 1;
+            let (answers, direct) = (case.flow.begun() != case.direction(), case.flow.initiator & Flow::DIRECT != 0);
+            *taken.entry((case.family == Family::V4, case.sent, case.stream, answers, direct)).or_default() += 1;
             flags.iter_mut().enumerate().for_each(|(bit, count)| *count += u32::from(case.flow.flags >> bit & 1));
         }
     }
-    assert!(taken.len() == 16 && taken.values().all(|count| *count > 10), "{taken:?}");
+    assert!(taken.len() == 32 && taken.values().all(|count| *count > 10), "{taken:?}");
     assert!(flags.iter().all(|count| *count > 10), "{flags:?}");
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fmt::Debug};
 
 use bulkhead_ebpf::{
-    abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, mark},
+    abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, Flow, mark, node},
+    direct,
     host::HostTables,
     packet::{Ethernet, Fault, Frame as _, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
     tables::Size,
@@ -188,6 +189,7 @@ pub(crate) fn verdict(input: &[u8]) {
     both_ways(&tables, frame, &meta);
     on_the_underlay(&tables, frame, &meta, vlan);
     short(input);
+    forwarded(input);
 }
 
 /// The same input, the short way first, as the programs go: see [`alike`].
@@ -198,6 +200,40 @@ fn short(input: &[u8]) {
         nodes.iter_mut().for_each(|node| patches.iter().for_each(|patch| patch.apply(node)));
         for direction in [Direction::Egress, Direction::Ingress] {
             alike(&nodes, direction, frame, &meta);
+        }
+    }
+}
+
+/// The same input over a node that forwards directly and one that does not: judged, counted and remembered alike.
+fn forwarded(input: &[u8]) {
+    let Case { meta, later, now, frame, .. } = Case::read(input);
+    let mut nodes = [tables(), tables()];
+    for node in &mut nodes {
+        node.infos.iter_mut().for_each(|(slot, info)| (info.link, info.bridge) = (*slot, 1));
+    }
+    nodes[1].node.insert(node::DIRECT, 1);
+    nodes[1].node.insert(node::OVERLAY_LINK, 1);
+    for patches in [now, later] {
+        nodes.iter_mut().for_each(|node| patches.iter().for_each(|patch| patch.apply(node)));
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let [by_node, directly] = nodes.each_ref().map(|node| {
+                let outcome = judged(node, direction, frame, &meta)?;
+                Ok::<_, Fault>((outcome.pass, outcome.reason, outcome.is_provisional()))
+            });
+            assert_eq!(by_node, directly, "{direction:?}: {nodes:#?}");
+            let [by_node, directly] = nodes.each_ref().map(|node| left_but(node, Flow::DIRECT));
+            assert!(by_node == directly, "{direction:?}: {nodes:#?}");
+            // Whatever these are asked about.
+            let _ = direct::leaves(&nodes[1], frame, meta.slot);
+            let _ = direct::arrives(&nodes[1], frame, VNI, meta.mark, 1);
+            direct::gives_up(&nodes[1], frame, meta.slot);
+            let translated = |flow: &Flow| flow.flags & Flow::SERVICE != 0 && flow.initiator & Flow::DIRECT != 0;
+            let (four, six) = (nodes[1].flows4(), nodes[1].flows6());
+            assert!(
+                !four.values().chain(six.values()).any(translated),
+                "a service's flow is the node's: {:#?}",
+                nodes[1]
+            );
         }
     }
 }
@@ -286,7 +322,15 @@ pub(crate) fn early(input: &[u8]) -> bool {
 
 /// All that packets leave behind.
 fn left(tables: &HostTables) -> impl PartialEq + Debug + use<> {
-    let flows = (tables.flows4().into_iter().collect::<Vec<_>>(), tables.flows6().into_iter().collect::<Vec<_>>());
+    left_but(tables, 0)
+}
+
+/// The same, but how flows are forwarded.
+fn left_but(tables: &HostTables, bit: u8) -> impl PartialEq + Debug + use<> {
+    let but = |flow: Flow| Flow { initiator: flow.initiator & !bit, ..flow };
+    let four: Vec<_> = tables.flows4().into_iter().map(|(key, flow)| (key, but(flow))).collect();
+    let six: Vec<_> = tables.flows6().into_iter().map(|(key, flow)| (key, but(flow))).collect();
+    let flows = (four, six);
     (tables.counters(), tables.endpoint_counters(), tables.contacts(), tables.budget(), flows)
 }
 

@@ -2,6 +2,7 @@
 //! packets over random tables; the fuzzers' corpus.
 
 mod corpus;
+mod direct;
 mod early;
 mod established;
 mod harness;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bulkhead_ebpf::{
-    abi::{self, program},
+    abi::{self, node, program},
     mark::Layout,
 };
 use nix::{errno::Errno, net::if_::if_nametoindex};
@@ -31,10 +31,12 @@ use crate::{
     network::{self, KnownInside},
     node::{
         Containers, Discovered, DiscoveredOverlay, LinkStatus, Node, NodeError, Observer, Published, Rehearsal, Status,
+        Wire,
     },
     pins::Pins,
     publish::{self, Attach, Publisher, Removed},
     read,
+    store::{self, Store as _},
     sys::Doing as _,
 };
 
@@ -241,12 +243,32 @@ impl KernelNode {
     fn write(
         &mut self,
         desired: &Desired,
-        macs: Macs<'_>,
+        wires: Wires<'_>,
     ) -> Result<(Vec<Attach>, Vec<Removed>, Published), NodeError> {
-        let plan = self.publisher.prepare(desired, macs)?;
+        let plan = self.publisher.prepare(desired, wires)?;
         self.load(desired)?;
         let (attach, removed) = (plan.attach.clone(), plan.removed.clone());
         Ok((attach, removed, self.publisher.commit(plan)?))
+    }
+
+    /// Says by which links packets may be forwarded into the overlays: those of them that are guarded, and whose marks survive.
+    fn say_overlay_links(
+        &mut self,
+        guards: &[(Guard, Option<EndpointName>)],
+        indexes: &BTreeMap<String, u32>,
+    ) -> Result<(), NodeError> {
+        let carries =
+            |guard: &Guard| guard.program == program::OVERLAY_OUT && guard.value & abi::overlay::UNMARKED == 0;
+        let mut links =
+            guards.iter().filter(|(guard, _)| carries(guard)).filter_map(|(guard, _)| indexes.get(&guard.link));
+        let store = self.publisher.store_mut();
+        for word in node::OVERLAY_LINK..node::COUNT {
+            let link = links.next().map_or(0, |link| u64::from(*link));
+            if store.get::<store::Node>(&word)? != Some(link) {
+                store.put::<store::Node>(&[(word, link)])?;
+            }
+        }
+        Ok(())
     }
 
     /// Attaches what does not stand, in order; both programs of an endpoint at the same time, since each waits for a grace period of the kernel.
@@ -392,27 +414,27 @@ fn link_error(link: &str, endpoint: &EndpointName, error: &NodeError) -> NodeErr
     NodeError::Link { link: link.to_owned(), endpoint: publish::display(endpoint), why: error.to_string() }
 }
 
-/// Tells the MAC address of the container behind an endpoint's link.
-type Macs<'a> = &'a mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>;
+/// Tells what the kernel says of an endpoint's link.
+type Wires<'a> = &'a mut dyn FnMut(&Endpoint) -> Result<Wire, NodeError>;
 
-/// What the network says, and what tells MAC addresses of the containers behind the links of endpoints: as they are now, and of links that stood as they were.
+/// What the network says, and what tells of the links of endpoints: as they are now, and of those that stood as they were.
 fn look<'a>(
     desired: &'a Desired,
     stood: &'a Stood,
-) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<[u8; 6], NodeError> + use<'a>), NodeError> {
-    let known = |link: &str| stood.macs.get(link).copied().filter(|_| stood.has(link));
+) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<Wire, NodeError> + use<'a>), NodeError> {
+    let known = |link: &str| stood.wires.get(link).copied().filter(|_| stood.has(link));
     let links = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
     let (discovered, mut containers) = network::discover_with(links.filter(|link| known(link).is_none()))?;
-    let mac = move |endpoint: &Endpoint| {
-        if let Some(mac) = known(&endpoint.link) {
-            return Ok(mac);
+    let wire = move |endpoint: &Endpoint| {
+        if let Some(wire) = known(&endpoint.link) {
+            return Ok(wire);
         }
         // Asked for once each; another one of the same link is asked for by itself.
-        let again = || network::link(&endpoint.link).and_then(|facts| facts.container_mac());
-        let mac = containers.remove(endpoint.link.as_str()).unwrap_or_else(again);
-        mac.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
+        let again = || network::link(&endpoint.link).and_then(|facts| facts.wire());
+        let wire = containers.remove(endpoint.link.as_str()).unwrap_or_else(again);
+        wire.map_err(|error| link_error(&endpoint.link, &endpoint.name, &error))
     };
-    Ok((discovered, mac))
+    Ok((discovered, wire))
 }
 
 /// UDP ports of the overlays.
@@ -462,15 +484,15 @@ impl Node for KernelNode {
         // Until this succeeds nothing is certain, and what stood is what is missed.
         self.stood.guards.clone_from(&stood.guards);
         let (discovered, mut look_up) = look(desired, &stood)?;
-        let mut macs = BTreeMap::new();
-        let mut mac = |endpoint: &Endpoint| {
-            let mac = look_up(endpoint)?;
-            macs.insert(endpoint.link.clone(), mac);
-            Ok(mac)
+        let mut wires = BTreeMap::new();
+        let mut wire = |endpoint: &Endpoint| {
+            let wire = look_up(endpoint)?;
+            wires.insert(endpoint.link.clone(), wire);
+            Ok(wire)
         };
         let before = tunnel_ports(self.publisher.store())?;
         let shutting = self.begin_shut(desired);
-        let (attach, removed, mut published) = self.write(desired, &mut mac)?;
+        let (attach, removed, mut published) = self.write(desired, &mut wire)?;
 
         let mut guards: Vec<(Guard, Option<EndpointName>)> =
             self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
@@ -485,7 +507,7 @@ impl Node for KernelNode {
         let links: BTreeSet<&str> = guards.iter().map(|(guard, _)| guard.link.as_str()).collect();
         // A link that is not there has no guard to be known.
         let indexes = links.into_iter().filter_map(|link| Some((link.to_owned(), if_nametoindex(link).ok()?)));
-        let indexes = indexes.collect();
+        let indexes: BTreeMap<String, u32> = indexes.collect();
         let there = Standing::new(&self.links, &stood, guards.iter().map(|(guard, _)| guard))?;
         // What is about to take the place of the stubs that shut links, while these are being attached.
         let coming = guards.iter().filter(|(guard, endpoint)| endpoint.is_some() && !there.holds(guard));
@@ -495,6 +517,7 @@ impl Node for KernelNode {
         }
         drop(shutting);
         self.attach(&guards, &there)?;
+        self.say_overlay_links(&guards, &indexes)?;
         published.shut = self.close(&guards, &there)?;
         self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
@@ -518,17 +541,17 @@ impl Node for KernelNode {
         self.publisher.release(&removed)?;
         let usage = Some(self.publisher.usage()?);
         *meant(&self.meant) = Meant { guards: self.stood.guards.clone(), gated: self.gated.clone().flatten(), usage };
-        self.stood = Stood { guards: mem::take(&mut self.stood.guards), indexes, macs, whole: true };
+        self.stood = Stood { guards: mem::take(&mut self.stood.guards), indexes, wires, whole: true };
         Ok(published)
     }
 
     fn rewrite(&mut self, desired: &Desired) -> Result<Published, NodeError> {
-        let macs = mem::take(&mut self.stood.macs);
-        if !desired.endpoints.iter().all(|endpoint| macs.contains_key(&endpoint.link)) {
+        let wires = mem::take(&mut self.stood.wires);
+        if !desired.endpoints.iter().all(|endpoint| wires.contains_key(&endpoint.link)) {
             return self.publish(desired);
         }
-        let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(macs[&endpoint.link]))?;
-        self.stood.macs = macs;
+        let (_, _, published) = self.write(desired, &mut |endpoint: &Endpoint| Ok(wires[&endpoint.link]))?;
+        self.stood.wires = wires;
         meant(&self.meant).usage = Some(self.publisher.usage()?);
         Ok(published)
     }

@@ -7,7 +7,7 @@ use nix::net::if_::if_nametoindex;
 use crate::{
     attach::{Attachment, Guard, Known, Links},
     network,
-    node::NodeError,
+    node::{NodeError, Wire},
 };
 
 /// What stood after the latest publish.
@@ -16,8 +16,8 @@ pub(super) struct Stood {
     pub(super) guards: Vec<Guard>,
     /// Indexes of these guards' links, as they were before anything was attached.
     pub(super) indexes: BTreeMap<String, u32>,
-    /// MACs of the containers behind links of endpoints.
-    pub(super) macs: BTreeMap<String, [u8; 6]>,
+    /// What the kernel said of links of endpoints.
+    pub(super) wires: BTreeMap<String, Wire>,
     /// Nothing has been missing since.
     pub(super) whole: bool,
 }

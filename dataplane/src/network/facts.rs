@@ -30,6 +30,7 @@ pub(crate) struct Link {
     /// Id of the namespace of `lower` (for VXLAN, of its socket), where that is not this one.
     pub(crate) lower_netns: Option<i32>,
     pub(crate) veth: bool,
+    pub(super) bridge: bool,
     pub(super) vxlan: Option<Vxlan>,
     /// Bytes of a packet.
     pub(super) mtu: u32,
@@ -68,6 +69,7 @@ impl Link {
                     for info in infos {
                         match info {
                             LinkInfo::Kind(InfoKind::Veth) => link.veth = true,
+                            LinkInfo::Kind(InfoKind::Bridge) => link.bridge = true,
                             LinkInfo::Data(InfoData::Vxlan(infos)) => link.vxlan = Some(Vxlan::read(infos)),
                             _ => {}
                         }

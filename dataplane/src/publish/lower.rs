@@ -19,7 +19,7 @@ use foldhash::{HashMap, HashMapExt as _, HashSet};
 use crate::{
     desired::{Address, Desired, Endpoint, EndpointName, SelectorId, SetId},
     names::{Names, endpoint_identity},
-    node::NodeError,
+    node::{NodeError, Wire},
     publish::{
         check::{are_there, capacity, check, invalid},
         ids::Bits,
@@ -28,7 +28,7 @@ use crate::{
         sets::{LoweredSet, SetLowering, groups, used_sets},
         slots::{Free, slots_limit},
         standing::{Facts, Kept, Standing, Symbols},
-        state::{State, Walker},
+        state::{State, Switches, Walker},
         steps::Steps,
     },
     store::{self, LpmKey, Store, Table},
@@ -65,12 +65,12 @@ pub(crate) fn lower<S: Store>(
     store: &S,
     names: &Names,
     now: SystemTime,
-    mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
+    wire: &mut dyn FnMut(&Endpoint) -> Result<Wire, NodeError>,
 ) -> Result<Target, NodeError> {
     check(desired)?;
     let mut infos = Vec::new();
     for endpoint in &desired.endpoints {
-        infos.push(info(endpoint, mac(endpoint)?)?);
+        infos.push(info(endpoint, wire(endpoint)?)?);
     }
     let slots = assign_slots(desired, infos, state, store, names)?;
 
@@ -94,7 +94,7 @@ pub(crate) fn lower<S: Store>(
     let words = views(desired, state, deadlines.as_ref(), &slots, &lowered)?;
     let selectors = selectors.iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| *hash).collect();
     let (places, standing) = places(desired, state, symbols, &slots, &bits)?;
-    let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.observe)?;
+    let steps = Steps::plan(state, &words, &places, &Services::of(desired), Switches::of(desired))?;
     let (vteps, owners) = overlays(desired);
 
     state.sets.check()?;
@@ -124,11 +124,13 @@ pub(crate) fn lower<S: Store>(
     })
 }
 
-fn info(endpoint: &Endpoint, mac: [u8; 6]) -> Result<EndpointInfo, NodeError> {
+fn info(endpoint: &Endpoint, wire: Wire) -> Result<EndpointInfo, NodeError> {
     let mut info = EndpointInfo {
         identity: endpoint_identity(&endpoint.name),
         segment: endpoint.segment,
-        mac,
+        mac: wire.mac,
+        link: wire.index,
+        bridge: wire.bridge,
         ..EndpointInfo::default()
     };
     let families = endpoint.addresses.iter().filter(|address| address.is_ipv4()).count();
@@ -161,7 +163,10 @@ fn assign_slots<S: Store>(
 ) -> Result<Vec<(u32, EndpointInfo, bool)>, NodeError> {
     let mut owners: HashMap<u64, Vec<(u32, &EndpointInfo)>> = HashMap::new();
     state.infos.iter().for_each(|(slot, info)| owners.entry(info.identity).or_default().push((*slot, info)));
-    let same = |own: &EndpointInfo, info: &EndpointInfo| *own == EndpointInfo { tenancy: own.tenancy, ..*info };
+    // Which link it has says nothing of who it is.
+    let same = |own: &EndpointInfo, info: &EndpointInfo| {
+        *own == EndpointInfo { tenancy: own.tenancy, link: own.link, bridge: own.bridge, ..*info }
+    };
     let kept: Vec<Option<(u32, EndpointInfo)>> = infos
         .iter()
         .map(|info| {
@@ -176,7 +181,7 @@ fn assign_slots<S: Store>(
     let mut slots = Vec::new();
     for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
         if let Some((slot, own)) = kept {
-            slots.push((slot, own, false));
+            slots.push((slot, EndpointInfo { link: info.link, bridge: info.bridge, ..own }, false));
             continue;
         }
         let Some(slot) = free.get_or_insert_with(|| Free::new(store, state, names)).take(info.identity) else {

@@ -53,13 +53,13 @@ use self::{
 };
 pub(crate) use self::{
     places::{from_packet, to_packet},
-    recover::{epoch, observes, scan},
+    recover::{epoch, scan, switches},
     state::State,
 };
 use crate::{
     desired::{Desired, Endpoint, EndpointName},
     names::{NamedEndpoint, Names, SlotOwner, Total},
-    node::{NodeError, Published, TableUse},
+    node::{NodeError, Published, TableUse, Wire},
     store::{EndpointInfos, Store},
 };
 
@@ -257,20 +257,20 @@ impl<S: Store> Publisher<S> {
         }
     }
 
-    /// Checks `desired` against every limit and makes ready what new endpoints need. `mac` tells the MAC of an endpoint's container side.
+    /// Checks `desired` against every limit and makes ready what new endpoints need. `wire` tells what the kernel says of an endpoint's link.
     ///
     /// # Errors
-    /// [`NodeError::Capacity`], or the error of `mac`, with nothing changed; [`NodeError::Kernel`].
+    /// [`NodeError::Capacity`], or the error of `wire`, with nothing changed; [`NodeError::Kernel`].
     pub fn prepare(
         &mut self,
         desired: &Desired,
-        mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
+        wire: &mut dyn FnMut(&Endpoint) -> Result<Wire, NodeError>,
     ) -> Result<Plan, NodeError> {
         self.generation += 1;
         let mut state = self.take_state()?;
         // A plan before this one that was not carried out.
         state.roll_back();
-        let target = match lower(desired, &mut state, &self.store, &self.names, (self.clock)(), mac) {
+        let target = match lower(desired, &mut state, &self.store, &self.names, (self.clock)(), wire) {
             Ok(target) => target,
             Err(error) => {
                 state.roll_back();
@@ -291,8 +291,10 @@ impl<S: Store> Publisher<S> {
         if !new.is_empty() {
             self.store.flow_tables(&new.iter().map(|(slot, _)| *slot).collect::<Vec<_>>())?;
         }
-        put::<S, EndpointInfos>(&mut self.store, &new)?;
-        state.infos.extend(new);
+        let moved = target.slots.iter().map(|(slot, info, _)| (*slot, *info));
+        let written: Vec<_> = moved.filter(|(slot, info)| state.infos.get(slot) != Some(info)).collect();
+        put::<S, EndpointInfos>(&mut self.store, &written)?;
+        state.infos.extend(written);
         Self::reached(&mut self.hook, CrashPoint::Prepared)?;
         self.state = Some(state);
 

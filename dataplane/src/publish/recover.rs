@@ -10,7 +10,7 @@ use crate::{
     publish::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
         places::{Places, put},
-        state::{Objects, PortSet, Reachable, State, rows_limit, sets_limit},
+        state::{Objects, PortSet, Reachable, State, Switches, rows_limit, sets_limit},
         troubles::Troubles,
     },
     store::{
@@ -54,9 +54,10 @@ pub(crate) fn epoch<S: Store>(store: &S, words: impl Iterator<Item = EndpointWor
     Ok(words.map(EndpointWord::epoch).chain(last).max().unwrap_or(0))
 }
 
-/// Whether the node only observes.
-pub(crate) fn observes<S: Store>(store: &S) -> Result<bool, NodeError> {
-    Ok(store.get::<Node>(&node::OBSERVE)?.is_some_and(|observe| observe != 0))
+/// What holds for the whole node.
+pub(crate) fn switches<S: Store>(store: &S) -> Result<Switches, NodeError> {
+    let on = |word| Ok(store.get::<Node>(&word)?.is_some_and(|value| value != 0));
+    Ok(Switches { observe: on(node::OBSERVE)?, direct: on(node::DIRECT)? })
 }
 
 /// Reads the state; changes nothing.
@@ -125,7 +126,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         places,
         standing: None,
         services,
-        observe: observes(store)?,
+        switches: switches(store)?,
         overlays: store.get::<Node>(&node::OVERLAYS)?.unwrap_or(0),
         vteps: store.entries::<Vteps>()?.into_iter().map(|(key, _)| key).collect(),
         owners: store.entries::<Owners>()?.into_iter().collect(),

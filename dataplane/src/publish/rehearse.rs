@@ -8,7 +8,7 @@ use foldhash::{HashSet, HashSetExt as _};
 use crate::{
     bytes,
     desired::{Desired, Endpoint},
-    node::{NodeError, Rehearsal},
+    node::{NodeError, Rehearsal, Wire},
     publish::Publisher,
     store::{Kind, Store, Table},
 };
@@ -21,7 +21,7 @@ impl<S: Store> Publisher<S> {
     pub fn rehearse(
         &self,
         desired: &Desired,
-        mac: &mut dyn FnMut(&Endpoint) -> Result<[u8; 6], NodeError>,
+        wire: &mut dyn FnMut(&Endpoint) -> Result<Wire, NodeError>,
     ) -> Result<Rehearsal, NodeError> {
         let mut stand_in = Publisher {
             store: Overlay::new(&self.store),
@@ -32,7 +32,7 @@ impl<S: Store> Publisher<S> {
             hook: None,
             clock: self.clock,
         };
-        let plan = stand_in.prepare(desired, mac)?;
+        let plan = stand_in.prepare(desired, wire)?;
         let removed = plan.removed.clone();
         let published = stand_in.commit(plan)?;
         stand_in.release(&removed)?;

@@ -7,11 +7,12 @@ use std::{
 
 use bulkhead_ebpf::abi::{
     Action, Backends, Class, EndpointInfo, EndpointWord, Entry, LIST_CHAIN, List, Owner, PortTable, PrefixKey6,
-    ROW_WORDS, ServiceKey, VIEW_CHAIN, View, VtepKey,
+    ROW_WORDS, ServiceKey, VIEW_CHAIN, View, VtepKey, node,
 };
 use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
+    desired::Desired,
     node::TableUse,
     publish::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
@@ -24,6 +25,27 @@ use crate::{
 
 /// The port tables of a policy set.
 pub(crate) type PortSet = [PortTable; Class::COUNT as usize];
+
+/// What holds for the whole node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Switches {
+    /// It only observes.
+    pub(crate) observe: bool,
+    /// It forwards directly.
+    pub(crate) direct: bool,
+}
+
+impl Switches {
+    /// As they shall be.
+    pub(crate) const fn of(desired: &Desired) -> Self {
+        Self { observe: desired.observe, direct: desired.direct }
+    }
+
+    /// Their words in the node's table.
+    pub(crate) fn words(self) -> [(u32, u64); 2] {
+        [(node::OBSERVE, self.observe.into()), (node::DIRECT, self.direct.into())]
+    }
+}
 
 /// What is in force.
 #[derive(Clone, Debug)]
@@ -38,8 +60,7 @@ pub(crate) struct State {
     pub(crate) standing: Option<Standing>,
     /// Ports that the node translates, and the id of their backends.
     pub(crate) services: BTreeMap<ServiceKey, u32>,
-    /// The node only observes.
-    pub(crate) observe: bool,
+    pub(crate) switches: Switches,
     /// Generation of the two tables that follow.
     pub(crate) overlays: u64,
     pub(crate) vteps: BTreeSet<VtepKey>,

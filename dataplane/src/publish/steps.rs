@@ -24,7 +24,7 @@ use crate::{
         places::{Change, Key, Place, Places, delete, put},
         recover::SELECTOR,
         services::{Services, of_nodes},
-        state::{Reachable, State, Walker},
+        state::{Reachable, State, Switches, Walker},
     },
     store::{self, Store, Table},
 };
@@ -47,8 +47,8 @@ pub(crate) struct Steps {
     last_services: [ServiceChange; 2],
     /// Likewise of step 3; all of them where step 2 removes an endpoint.
     last_epochs: Vec<u32>,
-    /// With step 2, where it changes: the node only observes.
-    observe: Option<bool>,
+    /// With step 2: what holds for the whole node.
+    switches: Switches,
     /// Service addresses as they shall be.
     services: BTreeMap<ServiceKey, u32>,
 }
@@ -201,9 +201,8 @@ impl Steps {
         words: &BTreeMap<u32, EndpointWord>,
         places: &Places,
         services: &Services<'_>,
-        observe: bool,
+        switches: Switches,
     ) -> Result<Self, NodeError> {
-        let observe = (observe != state.observe).then_some(observe);
         let flip = |(slot, word): (&u32, &EndpointWord)| {
             let same = state.words.get(slot).is_some_and(|old| (old.view(), old.mode()) == (word.view(), word.mode()));
             (!same).then_some((*slot, *word))
@@ -234,7 +233,7 @@ impl Steps {
                 last: Change::default(),
                 last_services: Default::default(),
                 last_epochs: if removes { all(words) } else { Vec::new() },
-                observe,
+                switches,
                 services: wanted,
             });
         }
@@ -295,7 +294,7 @@ impl Steps {
             flips,
             last,
             last_services,
-            observe,
+            switches,
             services: wanted,
         })
     }
@@ -521,9 +520,11 @@ pub(crate) fn run<S: Store>(
 
     // S4.
     writer.words(state, &steps.flips)?;
-    if let Some(observe) = steps.observe {
-        writer.put::<store::Node>(&[(node::OBSERVE, observe.into())])?;
-        state.observe = observe;
+    let differ = steps.switches.words().into_iter().zip(state.switches.words()).filter(|(new, old)| new != old);
+    let words: Vec<_> = differ.map(|(word, _)| word).collect();
+    if !words.is_empty() {
+        writer.put::<store::Node>(&words)?;
+        state.switches = steps.switches;
     }
     reached(CrashPoint::Flips)?;
     // S5: programs that read an old word see old rows to their end.

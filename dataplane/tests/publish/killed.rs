@@ -47,7 +47,7 @@ use crate::{
     pinned::{Directory, ready},
     probes::{FIRST_PORT, Loaded, Probe, Verdicts, config, host, probes, slots},
     random::Revisions,
-    rig::{Rig, mac},
+    rig::{Rig, wire},
     slow::Slow,
     world::{Edit, Verbs, World, edits, namespace, world},
 };
@@ -184,7 +184,7 @@ fn live(life: &str) {
             })));
         }
         progress.set(Progress::BEGUN, nth + 1);
-        let plan = publisher.prepare(&world.desired(), &mut mac).unwrap();
+        let plan = publisher.prepare(&world.desired(), &mut wire).unwrap();
         let removed = plan.removed.clone();
         publisher.commit(plan).unwrap();
         publisher.release(&removed).unwrap();

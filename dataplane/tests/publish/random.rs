@@ -14,7 +14,7 @@ use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use crate::{
     history::History,
     judge::{Answer, Look, Question, meant, questions, read},
-    rig::{Rig, mac},
+    rig::{Rig, wire},
     world::{Edit, Verbs, World, edits, world},
 };
 
@@ -162,7 +162,7 @@ proptest! {
                 // What it came to does not matter.
                 let _ = rig.publish(&desired);
                 rig.store.memory().budget = None;
-            } else if let Ok(plan) = rig.publisher.prepare(&before, &mut mac) {
+            } else if let Ok(plan) = rig.publisher.prepare(&before, &mut wire) {
                 rig.rehearse(&desired).ok();
                 prop_assert!(rig.publisher.commit(plan).is_ok(), "the plan under way holds");
             }

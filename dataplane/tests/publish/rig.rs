@@ -12,7 +12,7 @@ use bulkhead_dataplane::{
     desired::{Desired, Endpoint, EndpointName},
     memory::{MemoryStore, Snapshot},
     names::FILE,
-    node::{NodeError, Published, Rehearsal, TableUse},
+    node::{NodeError, Published, Rehearsal, TableUse, Wire},
     publish::{CrashPoint, Publisher},
     store::Table,
 };
@@ -30,10 +30,10 @@ pub(crate) struct Rig {
     last: Desired,
 }
 
-/// What the container side's MAC would be.
+/// What the kernel would say of a link.
 #[expect(clippy::unnecessary_wraps, reason = "the publisher asks for a function that may fail")]
-pub(crate) fn mac(endpoint: &Endpoint) -> Result<[u8; 6], NodeError> {
-    Ok([2, 0, 0, 0, 0, endpoint.link.as_bytes()[4]])
+pub(crate) fn wire(endpoint: &Endpoint) -> Result<Wire, NodeError> {
+    Ok(Wire::to([2, 0, 0, 0, 0, endpoint.link.as_bytes()[4]]))
 }
 
 impl Rig {
@@ -64,7 +64,7 @@ impl Rig {
     pub(crate) fn publish(&mut self, desired: &Desired) -> Result<Published, NodeError> {
         let before = std::mem::replace(&mut self.last, desired.clone());
         self.last.addresses.share(&before.addresses);
-        let plan = self.publisher.prepare(&self.last, &mut mac)?;
+        let plan = self.publisher.prepare(&self.last, &mut wire)?;
         let slots = plan.attach.iter().map(|attach| (attach.endpoint.clone(), attach.slot)).collect();
         let removed = plan.removed.clone();
         let published = self.publisher.commit(plan)?;
@@ -79,7 +79,7 @@ impl Rig {
         let before = everything(self);
         let flows = self.store.memory().flows.clone();
         self.store.memory().journal = Some(Vec::new());
-        let rehearsal = self.publisher.rehearse(desired, &mut mac);
+        let rehearsal = self.publisher.rehearse(desired, &mut wire);
         assert_eq!(self.store.memory().journal.take(), Some(Vec::new()), "a rehearsal writes");
         assert_eq!(self.store.memory().flows, flows);
         assert_eq!(everything(self), before);

@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, fs, net::IpAddr, ops::ControlFlow};
 
 use bulkhead_dataplane::{
-    desired::{Desired, PolicySet, SetId},
+    desired::{Desired, Endpoint, PolicySet, SetId},
     listed::Listed,
     memory::{Links, MemoryNode, MemoryStore},
     names::{FILE, endpoint_identity, rule_hash},
-    node::{Node, NodeError, Published, Reading},
+    node::{Node, NodeError, Published, Reading, Wire},
     publish::{CrashPoint, Publisher},
     read,
     store::{
@@ -27,7 +27,7 @@ use crate::{
     build::Build,
     history::{History, Moment},
     judge::{Answer, Look, Question, questions, read as ask},
-    rig::{Rig, mac},
+    rig::{Rig, wire},
     world::name,
 };
 
@@ -528,6 +528,24 @@ fn flows_do_not_outlive_whom_they_name() {
 }
 
 #[test]
+fn another_link_is_no_new_endpoint() {
+    let mut rig = Rig::new();
+    let desired = Build::default().endpoint(0, &["a"], &["a"], &[]).0;
+    rig.publish(&desired).unwrap();
+    let slot = rig.slots[&name(0)];
+    for (index, bridge) in [(7, 3), (8, 3), (8, 0)] {
+        let mut by = |endpoint: &Endpoint| Ok(Wire { index, bridge, ..wire(endpoint)? });
+        let plan = rig.publisher.prepare(&desired, &mut by).unwrap();
+        assert_eq!((plan.attach[0].new, plan.attach[0].slot, plan.removed.len()), (false, slot, 0));
+        rig.publisher.commit(plan).unwrap();
+        let info = rig.store.get::<EndpointInfos>(&slot).unwrap().unwrap();
+        assert_eq!((info.link, info.bridge), (index, bridge));
+        // Whoever comes next finds it so.
+        rig.publisher.reopen().unwrap();
+    }
+}
+
+#[test]
 fn a_new_address_is_a_new_slot_with_the_counters_of_the_old() {
     let mut rig = Rig::new();
     let mut desired = Build::default().endpoint(0, &["a"], &["a"], &[]).0;
@@ -535,7 +553,7 @@ fn a_new_address_is_a_new_slot_with_the_counters_of_the_old() {
     let (slot, counter) = (rig.slots[&name(0)], index(&rig, 0, "a"));
     rig.store.memory().flows.get_mut(&slot).unwrap().v4.push((FlowKey4::default(), Flow::default()));
     desired.endpoints[0].addresses.push("10.0.7.7".parse().unwrap());
-    let plan = rig.publisher.prepare(&desired, &mut mac).unwrap();
+    let plan = rig.publisher.prepare(&desired, &mut wire).unwrap();
     assert!(plan.attach[0].new && plan.attach[0].slot != slot);
     assert_eq!(
         (plan.removed.len(), plan.removed[0].slot, &plan.removed[0].link),
@@ -567,17 +585,17 @@ fn a_plan_that_is_not_carried_out_leaves_nothing_enforced() {
             endpoint: "shop/w1".to_owned(),
             why: "no such link".to_owned(),
         }),
-        _ => mac(endpoint),
+        _ => wire(endpoint),
     });
     assert!(matches!(error, Err(NodeError::Link { .. })));
     assert_eq!(rig.store.snapshot(), tables);
     // Its link cannot be attached: the slot waits, pending.
-    let plan = rig.publisher.prepare(&more.0, &mut mac).unwrap();
+    let plan = rig.publisher.prepare(&more.0, &mut wire).unwrap();
     let slot = plan.attach.iter().find(|attach| attach.new).unwrap().slot;
-    let later = rig.publisher.prepare(&desired, &mut mac).unwrap();
+    let later = rig.publisher.prepare(&desired, &mut wire).unwrap();
     assert!(rig.publisher.commit(plan).unwrap_err().to_string().contains("out of date"));
     assert!(rig.publisher.commit(later).is_ok_and(|published| published.writes == 0));
-    let plan = rig.publisher.prepare(&desired, &mut mac).unwrap();
+    let plan = rig.publisher.prepare(&desired, &mut wire).unwrap();
     assert_eq!(
         plan.removed.iter().map(|removed| (removed.slot, removed.link.as_deref())).collect::<Vec<_>>(),
         [(slot, Some("veth1"))]

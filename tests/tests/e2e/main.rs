@@ -6,6 +6,7 @@ mod agent;
 mod applies;
 mod bypass;
 mod detach;
+mod direct;
 mod drift;
 mod established;
 mod expiry;

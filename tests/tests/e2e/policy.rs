@@ -44,7 +44,7 @@ pub(crate) fn shop() -> Lab {
 #[test]
 fn the_allow_list_holds_without_xdp() {
     if skip::root() {
-        holds(|options| options.xdp(XdpMode::Off));
+        holds(|options| options.xdp(XdpMode::Off), false);
     }
 }
 
@@ -52,27 +52,34 @@ fn the_allow_list_holds_without_xdp() {
 #[test]
 fn the_allow_list_holds_with_another_mask() {
     if skip::root() {
-        holds(|options| options.mark_mask(0x0fff_0000));
+        holds(|options| options.mark_mask(0x0fff_0000), false);
+    }
+}
+
+#[test]
+fn the_allow_list_holds_where_nodes_forward_directly() {
+    if skip::root() {
+        holds(|options| options, true);
     }
 }
 
 #[test]
 fn the_allow_list_holds_with_generic_xdp() {
     if skip::root() {
-        holds(|options| options.xdp(XdpMode::Generic));
+        holds(|options| options.xdp(XdpMode::Generic), false);
     }
 }
 
 #[test]
 fn the_allow_list_holds_with_native_xdp() {
     if skip::root() {
-        holds(|options| options.xdp(XdpMode::Native));
+        holds(|options| options.xdp(XdpMode::Native), false);
     }
 }
 
-fn holds(options: fn(Options) -> Options) {
+fn holds(options: fn(Options) -> Options, direct: bool) {
     let mut lab = shop();
-    lab.options = options;
+    (lab.options, lab.direct) = (options, direct);
     let servers: Vec<_> = ["cart-1", "cart-2", "db", "web", "guest"]
         .map(|workload| Servers::start(&lab, workload, &[8080, 9999, 5432], &[5300, 5301]))
         .into();

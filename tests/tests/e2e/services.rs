@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use bulkhead_dataplane::kernel::XdpMode;
+use bulkhead_dataplane::kernel::{Options, XdpMode};
 use bulkhead_fixtures::{Frame, skip};
 use bulkhead_tests::{Lab, Service};
 use bulkhead_topology::{
@@ -35,23 +35,21 @@ services:
   dns: {}
 ";
 
-/// Runs a test without XDP, and with generic XDP and another mask of the mark.
+/// Runs a test without XDP, with generic XDP and another mask of the mark, and where nodes forward directly.
 fn each_mode(test: fn(Lab)) {
     if !skip::root() {
         return;
     }
-    for options in
-        [(|options| bulkhead_dataplane::kernel::Options::xdp(options, XdpMode::Off)) as fn(_) -> _, |options| {
-            bulkhead_dataplane::kernel::Options::xdp(options, XdpMode::Generic).mark_mask(0x0fff_0000)
-        }]
-    {
+    let off: fn(Options) -> Options = |options| options.xdp(XdpMode::Off);
+    let other: fn(Options) -> Options = |options| options.xdp(XdpMode::Generic).mark_mask(0x0fff_0000);
+    for (options, direct) in [(off, false), (other, false), (other, true)] {
         let mut lab = lab();
-        lab.options = options;
+        (lab.options, lab.direct) = (options, direct);
         test(lab);
     }
 }
 
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     let builder = Topology::builder()
         .nodes(2)
         .workload("web", 0)
@@ -91,7 +89,7 @@ fn lab() -> Lab {
     lab
 }
 
-fn servers(lab: &Lab) -> Vec<Servers> {
+pub(crate) fn servers(lab: &Lab) -> Vec<Servers> {
     ["cart-1", "cart-2", "db", "guest"]
         .map(|workload| Servers::start(lab, workload, &[8080, 5432], &[]))
         .into_iter()
@@ -103,19 +101,19 @@ fn seen(servers: &[Servers]) -> u64 {
     servers.iter().map(Servers::seen).sum()
 }
 
-fn addresses(lab: &Lab, service: &str) -> [IpAddr; 2] {
+pub(crate) fn addresses(lab: &Lab, service: &str) -> [IpAddr; 2] {
     lab.services.iter().find(|found| found.name == service).unwrap().addresses
 }
 
 #[track_caller]
-fn reaches(lab: &Lab, from: &str, service: &str, what: Ask) {
+pub(crate) fn reaches(lab: &Lab, from: &str, service: &str, what: Ask) {
     for address in addresses(lab, service) {
         assert_eq!(ask(lab, from, address, what, PATIENCE), Outcome::Answered, "{from} -> {service} ({address})");
     }
 }
 
 #[track_caller]
-fn misses(lab: &Lab, from: &str, service: &str) {
+pub(crate) fn misses(lab: &Lab, from: &str, service: &str) {
     for address in addresses(lab, service) {
         assert_eq!(ask(lab, from, address, Ask::Tcp(80), BRIEF), Outcome::TimedOut, "{from} -> {service} ({address})");
     }

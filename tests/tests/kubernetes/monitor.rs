@@ -17,12 +17,12 @@ pub(crate) const TAINT: &str = "bulkhead.io/starting";
 /// What the DaemonSet runs in, as the plain manifests have it.
 const NAMESPACE: &str = "bulkhead-system";
 
-/// Renders the chart as for a cluster with Prometheus' operator, where nodes join with a taint.
+/// Renders the chart as for a cluster with Prometheus' operator, where nodes join with a taint and forward directly.
 fn rendered(guarded: &Guarded) -> String {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/deploy/kubernetes/chart");
     let mut helm = Command::new(guarded.cluster.helm());
     helm.args(["template", "bulkhead"]).arg(chart).args(["--namespace", NAMESPACE, "--kube-version", "1.34"]);
-    helm.args(["--set", "observe=false,serviceMonitor.enabled=true,metrics.address=0.0.0.0"]);
+    helm.args(["--set", "observe=false,direct=true,serviceMonitor.enabled=true,metrics.address=0.0.0.0"]);
     helm.args(["--set", &format!("startupTaint={TAINT}")]);
     let output = helm.stderr(Stdio::inherit()).output().unwrap_or_else(|error| panic!("{helm:?}: {error}"));
     assert!(output.status.success(), "{helm:?}: {}", output.status);
@@ -83,7 +83,8 @@ pub(crate) fn answers(guarded: &Guarded, pod: &str) {
             eventually(&format!("{address} answers"), || {
                 // The agent may be too busy to answer at once.
                 let (status, page) = http_get_from(guarded.cluster.control_plane(), &address, path).unwrap();
-                status == 200 && page.contains("\nbulkhead_publish_error 0\n")
+                let says = |line| page.contains(&format!("\n{line}\n"));
+                status == 200 && says("bulkhead_publish_error 0") && says("bulkhead_direct_forwarding 1")
             });
             found.push(target["nodeName"].as_str().unwrap().to_owned());
         }

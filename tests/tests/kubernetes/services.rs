@@ -28,8 +28,8 @@ const LINES: [(&str, fn(&Shop)); 11] = [
     ("host_network", nodes::host_network),
 ];
 
-fn each_line(proxy: ProxyMode) {
-    let Some(shop) = Shop::open(proxy) else { return };
+fn each_line(proxy: ProxyMode, direct: bool) {
+    let Some(shop) = Shop::open(proxy, direct) else { return };
     for (name, line) in LINES {
         let start = Instant::now();
         line(&shop);
@@ -39,12 +39,17 @@ fn each_line(proxy: ProxyMode) {
 
 #[test]
 fn services_lead_where_policy_lets_with_iptables() {
-    each_line(ProxyMode::Iptables);
+    each_line(ProxyMode::Iptables, false);
 }
 
 #[test]
 fn services_lead_where_policy_lets_with_nftables() {
-    each_line(ProxyMode::Nftables);
+    each_line(ProxyMode::Nftables, false);
+}
+
+#[test]
+fn services_lead_where_policy_lets_where_nodes_forward_directly() {
+    each_line(ProxyMode::Iptables, true);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
-    node::{NodeError, Reading},
+    node::{NodeError, Reading, Wire},
     publish::{Plan, Publisher},
     read,
     store::{Node, Store, Views},
@@ -184,7 +184,8 @@ impl<P: Programs> Walls<P> {
 
     fn prepare(&mut self, world: &World, desired: &Desired) -> Result<Plan, NodeError> {
         self.publisher.prepare(desired, &mut |endpoint| {
-            Ok(world.endpoint(&id(&endpoint.name)).expect("an endpoint of the world").1.mac)
+            let mac = world.endpoint(&id(&endpoint.name)).expect("an endpoint of the world").1.mac;
+            Ok(Wire::to(mac))
         })
     }
 

@@ -10,7 +10,7 @@ use bulkhead_dataplane::{
     desired::{Desired, EndpointName},
     kernel::KernelStore,
     load::Sizes,
-    node::{Discovered, NodeError},
+    node::{Discovered, NodeError, Wire},
     publish::Publisher,
 };
 use bulkhead_fixtures::Mac;
@@ -80,7 +80,7 @@ impl Raised {
     }
 
     fn replace(&mut self, desired: &Desired) -> Result<HashMap<EndpointName, u32>, NodeError> {
-        let plan = self.publisher.prepare(desired, &mut |_| Ok(MAC))?;
+        let plan = self.publisher.prepare(desired, &mut |_| Ok(Wire::to(MAC)))?;
         let slots = plan.attach.iter().map(|attach| (attach.endpoint.clone(), attach.slot)).collect();
         let removed = plan.removed.clone();
         self.publisher.commit(plan)?;

@@ -21,6 +21,7 @@ mod programs {
     };
     use bulkhead_ebpf::{
         abi::{Direction, endpoint_counter, mark, overlay, program},
+        direct::{self, Arrival, Way},
         packet::Fault,
         reason::Reason,
         tables::{Size, Tables},
@@ -162,7 +163,7 @@ mod programs {
                 skb.set_stage(stage);
                 jump::<{ program::DECIDE6 }>(skb)
             }
-            Next::Settled | Next::Provisional => conclude(skb, stage, outcome),
+            Next::Settled | Next::Provisional | Next::Direct => conclude(skb, stage, outcome),
         }
     }
 
@@ -186,6 +187,9 @@ mod programs {
             stage::FROM => {
                 let ours = verdict::outgoing_mark(skb.value(), outcome.is_provisional());
                 skb.set_mark(ours);
+                if matches!(outcome.next, Next::Direct) {
+                    return jump::<{ program::FORWARD }>(skb);
+                }
             }
             stage::SENDER_TO => {
                 skb.set_mark(skb.mark() | mark::FINAL);
@@ -208,6 +212,30 @@ mod programs {
     fn decide6(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         conclude(skb, skb.stage(), Maps.kept6())
+    }
+
+    /// Forwards directly what a workload sent. What it has no way for takes the node's way.
+    #[classifier]
+    fn forward(context: TcContext) -> i32 {
+        run(&context, forward_body, 0, Direction::Egress, NEXT, stage::FROM)
+    }
+
+    #[inline(always)]
+    fn forward_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        let slot = skb.value();
+        let link = match direct::leaves(&Maps, &skb.buffer(), slot) {
+            Ok(Way::Link(link)) => link,
+            Ok(Way::Overlay(hop)) => skb.route(&hop).unwrap_or(0),
+            Ok(Way::Node) | Err(Fault::Malformed) => 0,
+            Err(Fault::Truncated) => return AGAIN,
+        };
+        if link == 0 {
+            direct::gives_up(&Maps, &skb.buffer(), slot);
+            return NEXT;
+        }
+        skb.set_mark(slot & mark::SLOT | mark::DIRECT);
+        skb.redirect(link)
     }
 
     /// Jumps to [`translated`].
@@ -286,7 +314,34 @@ mod programs {
     #[classifier]
     fn overlay_in(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
-        if underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) { NEXT } else { DROP }
+        if !underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) {
+            return DROP;
+        }
+        // What the device did not get for itself, it would not route either.
+        if !skb.for_device() {
+            return NEXT;
+        }
+        run(&context, arrives_body, 0, Direction::Ingress, NEXT, stage::TO)
+    }
+
+    #[inline(always)]
+    fn arrives_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        match direct::arrives(&Maps, &skb.buffer(), skb.value() & overlay::VNI, skb.mark(), skb.device()) {
+            Ok(Arrival::Link(mac, link)) => {
+                if !skb.deliver(mac) {
+                    return NEXT;
+                }
+                skb.set_mark(mark::DIRECT);
+                skb.redirect(link)
+            }
+            Ok(Arrival::Marked) => {
+                skb.set_mark(mark::DIRECT);
+                NEXT
+            }
+            Ok(Arrival::Node) | Err(Fault::Malformed) => NEXT,
+            Err(Fault::Truncated) => AGAIN,
+        }
     }
 
     /// TC egress of a VXLAN device. What was sent to a service address has its verdict here, and nothing of ours is left on a packet that leaves

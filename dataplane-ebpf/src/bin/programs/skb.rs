@@ -1,12 +1,21 @@
 //! Packets as the kernel hands them over.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_fib_lookup as Route},
+    helpers::{
+        bpf_skb_pull_data,
+        generated::{bpf_fib_lookup, bpf_redirect, bpf_skb_store_bytes},
+    },
+};
 use bulkhead_ebpf::{
     abi::Class,
+    direct::{self, Hop},
     mark::Layout,
-    packet::{Behind, Fault, Frame, Header, Parsed, Role, Transport, protocol, transport_header},
+    packet::{Behind, Ethernet, Fault, Frame, Header, Parsed, Role, Transport, protocol, transport_header},
     verdict::Meta,
 };
+
+use crate::maps::Maps;
 
 /// Bytes that are made readable when a header is not: more than the longest chain of headers that the parser follows.
 const PULL: u32 = 1280;
@@ -194,6 +203,27 @@ fn layout() -> &'static Layout {
     unsafe { &*address }
 }
 
+/// `AF_INET` of the kernel.
+const AF_INET: u8 = 2;
+/// `AF_INET6` of the kernel.
+const AF_INET6: u8 = 10;
+
+/// What a router changes of a frame: an Ethernet header, and of the IP header behind it as much as is needed, in the places of either version.
+#[repr(C)]
+struct Routed {
+    destination: [u8; 6],
+    source: [u8; 6],
+    ethertype: [u8; 2],
+    before: [u8; 6],
+    /// IPv6.
+    next_header_and_hop_limit: [u8; 2],
+    /// IPv4.
+    ttl: u8,
+    protocol: u8,
+    /// IPv4.
+    checksum: [u8; 2],
+}
+
 /// A socket buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(pub(crate) *mut __sk_buff);
@@ -289,6 +319,18 @@ impl Skb {
         field!(self, ingress_ifindex) != 0
     }
 
+    /// The device whose hook this is.
+    #[inline(always)]
+    pub(crate) fn device(self) -> u32 {
+        field!(self, ifindex)
+    }
+
+    /// Whether the frame was addressed to the device that it came in by: `PACKET_HOST`.
+    #[inline(always)]
+    pub(crate) fn for_device(self) -> bool {
+        field!(self, pkt_type) == 0
+    }
+
     /// What verdict code wants to know beside the bytes.
     #[inline(always)]
     pub(crate) fn meta(self) -> Meta {
@@ -315,5 +357,87 @@ impl Skb {
         let len = self.len();
         // SAFETY: the context is valid; packet pointers are read anew afterwards.
         unsafe { bpf_skb_pull_data(self.0, if len < PULL { len } else { PULL }) == 0 }
+    }
+
+    /// Addresses the frame to the next hop of the node's route into an overlay and takes one from its hop limit. The device by which it leaves; `None`,
+    /// and nothing done, where the node has to see to it: another route or none, an unknown neighbour, a packet that is too long.
+    #[inline(always)]
+    pub(crate) fn route(self, hop: &Hop) -> Option<u32> {
+        // SAFETY: plain memory.
+        let mut route: Route = unsafe { core::mem::zeroed() };
+        route.ifindex = hop.link;
+        let len = match field!(self, gso_size) {
+            0 => self.len() - Ethernet::LEN as u32,
+            segment => segment + hop.headers,
+        };
+        route.__bindgen_anon_1.tot_len = if len > u16::MAX as u32 { u16::MAX } else { len as u16 };
+        if hop.v6 {
+            route.family = AF_INET6;
+            route.__bindgen_anon_3.ipv6_src = hop.source;
+            route.__bindgen_anon_4.ipv6_dst = hop.destination;
+        } else {
+            route.family = AF_INET;
+            route.__bindgen_anon_3.ipv4_src = hop.source[3];
+            route.__bindgen_anon_4.ipv4_dst = hop.destination[3];
+        }
+        // SAFETY: the context is valid, and the struct has the size that is said.
+        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut route, size_of::<Route>() as i32, 0) };
+        let good = found == 0 && direct::carries(&Maps, route.ifindex);
+        (good && self.address(route.dmac, Some(route.smac))).then_some(route.ifindex)
+    }
+
+    /// Addresses the frame to a workload behind a bridge, from whom it was for so far: the overlay's device, a router for the workload. Takes one from
+    /// its hop limit. `false`, and nothing done, when it cannot be written to.
+    #[inline(always)]
+    pub(crate) fn deliver(self, mac: [u8; 6]) -> bool {
+        self.address(mac, None)
+    }
+
+    /// Puts MACs into the frame; as source, where none is given, who it was for so far. Takes one from the hop limit.
+    #[inline(always)]
+    fn address(self, destination: [u8; 6], source: Option<[u8; 6]>) -> bool {
+        let Some(frame) = self.routed() else {
+            return false;
+        };
+        if u16::from_be_bytes(frame.ethertype) == Ethernet::IPV4 {
+            frame.ttl = frame.ttl.wrapping_sub(1);
+            // What a word of the header loses its checksum gains, RFC 1141.
+            let sum = u16::from_be_bytes(frame.checksum) as u32 + 0x100;
+            frame.checksum = ((sum + (sum >= 0xffff) as u32) as u16).to_be_bytes();
+        } else {
+            // No checksum of the header makes up for it: the one that a device may have computed over the whole packet has to be told.
+            let [next_header, hop_limit] = frame.next_header_and_hop_limit;
+            let bytes = [next_header, hop_limit.wrapping_sub(1)];
+            let (from, offset) = (bytes.as_ptr().cast(), core::mem::offset_of!(Routed, next_header_and_hop_limit));
+            // SAFETY: two bytes on the stack; packet pointers are read anew afterwards.
+            if unsafe { bpf_skb_store_bytes(self.0, offset as u32, from, 2, BPF_F_RECOMPUTE_CSUM as u64) } != 0 {
+                return false;
+            }
+        }
+        let Some(frame) = self.routed() else {
+            return false;
+        };
+        frame.source = source.unwrap_or(frame.destination);
+        frame.destination = destination;
+        true
+    }
+
+    /// What a router changes, if it is readable.
+    #[inline(always)]
+    fn routed(&self) -> Option<&mut Routed> {
+        let (start, end) = (field!(self, data) as usize, field!(self, data_end) as usize);
+        if start + size_of::<Routed>() > end {
+            return None;
+        }
+        // SAFETY: within the packet, which lives as long as the program runs, and to which nothing else refers while this is used; `Routed` has alignment
+        // 1 and no invalid pattern.
+        Some(unsafe { &mut *(start as *mut Routed) })
+    }
+
+    /// Goes out by a link of this network namespace.
+    #[inline(always)]
+    pub(crate) fn redirect(self, link: u32) -> i32 {
+        // SAFETY: a helper that takes numbers.
+        unsafe { bpf_redirect(link, 0) as i32 }
     }
 }

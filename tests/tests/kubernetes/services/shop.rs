@@ -22,8 +22,8 @@ pub(super) struct Shop {
 }
 
 impl Shop {
-    pub(super) fn open(proxy: ProxyMode) -> Option<Self> {
-        let guarded = Guarded::start(Cluster::builder().proxy(proxy))?;
+    pub(super) fn open(proxy: ProxyMode, direct: bool) -> Option<Self> {
+        let guarded = Guarded::start_as(Cluster::builder().proxy(proxy), direct)?;
         let cart = |name: &str, node, part: &str, ports: &str| {
             server(name, node, ports).replace(&format!("app: {name}"), &format!("app: cart, part: '{part}'"))
         };
