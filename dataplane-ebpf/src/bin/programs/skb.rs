@@ -211,9 +211,7 @@ const AF_INET6: u8 = 10;
 /// What a router changes of a frame: an Ethernet header, and of the IP header behind it as much as is needed, in the places of either version.
 #[repr(C)]
 struct Routed {
-    destination: [u8; 6],
-    source: [u8; 6],
-    ethertype: [u8; 2],
+    ethernet: Ethernet,
     before: [u8; 6],
     /// IPv6.
     next_header_and_hop_limit: [u8; 2],
@@ -399,7 +397,7 @@ impl Skb {
         let Some(frame) = self.routed() else {
             return false;
         };
-        if u16::from_be_bytes(frame.ethertype) == Ethernet::IPV4 {
+        if frame.ethernet.ethertype() == Ethernet::IPV4 {
             frame.ttl = frame.ttl.wrapping_sub(1);
             // What a word of the header loses its checksum gains, RFC 1141.
             let sum = u16::from_be_bytes(frame.checksum) as u32 + 0x100;
@@ -417,8 +415,8 @@ impl Skb {
         let Some(frame) = self.routed() else {
             return false;
         };
-        frame.source = source.unwrap_or(frame.destination);
-        frame.destination = destination;
+        frame.ethernet.source = source.unwrap_or(frame.ethernet.destination);
+        frame.ethernet.destination = destination;
         true
     }
 
