@@ -30,7 +30,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     cni::protocol as plugin,
-    desired::Desired,
+    desired::{Desired, Manner},
     memory::{Links, MemoryNode, MemoryStore},
     node::{MarkConflicts, NodeError, Rehearsal, Status},
 };
@@ -126,8 +126,7 @@ fn agent(directory: &Path) -> Frozen {
         source: Arc::new(locations),
         node: "n1".to_owned(),
         state: path("state"),
-        observe: false,
-        direct: false,
+        manner: Manner::default(),
         cni: None,
         scope: Scope::default(),
     };

@@ -19,7 +19,7 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::protocol::Key,
-    desired::{Desired, Endpoint, EndpointName},
+    desired::{Desired, Endpoint, EndpointName, Manner},
     node::{Discovered, MarkConflicts, Node, NodeError, Status},
 };
 use serde::{Deserialize, Serialize};
@@ -60,30 +60,13 @@ pub struct Settings {
     pub node: String,
     /// State directory; it exists.
     pub state: PathBuf,
-    /// Judge and count on the whole node, drop nothing.
-    pub observe: bool,
-    /// Packets between workloads are forwarded directly, see [`Desired::direct`].
-    pub direct: bool,
+    /// How the node enforces.
+    pub manner: Manner,
     /// Socket of the CNI plugin, where there is one. What runtimes tell is kept beside it, on a file system that a reboot empties, as it does away
     /// with the containers.
     pub cni: Option<PathBuf>,
     /// What runs without a guard and shall have one.
     pub scope: Scope,
-}
-
-impl Settings {
-    const fn manner(&self) -> Manner {
-        Manner { observe: self.observe, direct: self.direct }
-    }
-}
-
-/// How a node enforces, whatever it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Manner {
-    /// It drops nothing.
-    pub observe: bool,
-    /// See [`Desired::direct`].
-    pub direct: bool,
 }
 
 /// Why an agent cannot begin.
@@ -230,7 +213,7 @@ impl<N: Node> Agent<N> {
             let mut build = |model: Model, misfits| {
                 let compiler = Compiler::with(Arc::new(model), &settings.node, discovered.clone(), compiled, misfits)?;
                 if rehearsed {
-                    let desired = for_node(compiler.desired().clone(), settings.manner());
+                    let desired = for_node(compiler.desired().clone(), settings.manner);
                     has_room(&mut node, &desired, compiler.model(), None)?;
                 }
                 Ok(compiler)
@@ -244,7 +227,7 @@ impl<N: Node> Agent<N> {
                 prepare(&mut memory, files, base_inputs, joined, blame, |model| build(model, misfits.clone()))
             });
             let Prepared { inputs, listed, built, refused } = prepared.map_err(StartError::Input)?;
-            let mut compiling = Compiling::new(built, settings.manner());
+            let mut compiling = Compiling::new(built, settings.manner);
             let here = Here { listed: &listed, node: &settings.node, discovered: &discovered, now: compiled };
             let asked = (&settings, &mut adoption.unreadable);
             let (attachments, nobodys) = recall.explain(&mut compiling, told.clone(), &here, asked);
@@ -344,7 +327,7 @@ impl<N: Node> Agent<N> {
             drift: Drift::default(),
             adoption,
         };
-        let what = if agent.desired.observe { "it only observes: nothing is dropped" } else { "" };
+        let what = if agent.desired.manner.observe { "it only observes: nothing is dropped" } else { "" };
         let after = Some(agent.revision.head.number);
         let started = Event {
             revision_before: before,
@@ -367,7 +350,7 @@ impl<N: Node> Agent<N> {
         });
         agent.stored(marked);
         tracing::info!(revision = agent.revision.head.number, endpoints = agent.desired.endpoints.len(), "in force");
-        if agent.desired.observe {
+        if agent.desired.manner.observe {
             tracing::warn!("this node only observes: nothing is dropped");
         }
         let marks = agent.accounts.mark_conflicts();
@@ -565,7 +548,7 @@ impl<N: Node> Agent<N> {
     }
 
     fn missing(&self, status: &Status) -> BTreeSet<(String, String)> {
-        drift::missing(status, !self.desired.overlays.is_empty() && !self.desired.observe)
+        drift::missing(status, !self.desired.overlays.is_empty() && !self.desired.manner.observe)
     }
 
     fn take_status(&mut self, status: Result<Status, NodeError>) {
@@ -1032,7 +1015,7 @@ fn has_room<N: Node>(
 pub(crate) fn for_node(mut desired: Desired, manner: Manner) -> Desired {
     // A workload that is listed and does not run yet has no link that could be guarded.
     leave_out(&mut desired, |endpoint| endpoint.link.is_empty());
-    Desired { observe: manner.observe, direct: manner.direct, ..desired }
+    Desired { manner, ..desired }
 }
 
 /// Takes endpoints out, and says which.
@@ -1062,7 +1045,7 @@ fn publish_beside<'a, N: Node>(
 ) -> Result<Vec<Unguarded>, NodeError> {
     let mut kept: BTreeSet<String> = nobodys.cloned().collect();
     let published = guarding(desired, |possible, left| {
-        kept.extend(left.iter().filter(|_| !desired.observe).map(|unguarded| unguarded.link.clone()));
+        kept.extend(left.iter().filter(|_| !desired.manner.observe).map(|unguarded| unguarded.link.clone()));
         node.keep_shut(kept.clone());
         node.publish(possible)
     });
@@ -1073,7 +1056,7 @@ fn publish_beside<'a, N: Node>(
     for Unguarded { link, why, .. } in &mut unguarded {
         if published.shut.contains(link) {
             *why = format!("nothing passes its link meanwhile: {why}");
-        } else if desired.observe
+        } else if desired.manner.observe
             && let Err(error) = node.unshut(link)
         {
             tracing::warn!(link, "it may be shut, and cannot be opened: {error}");

@@ -8,7 +8,7 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Request},
-    desired::Desired,
+    desired::{Desired, Manner},
     node::{Contacts, Discovered, FlowRecord, MarkConflicts, NodeError, Rehearsal, Status},
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     accounts::Accounts,
     adopt::Found,
-    agent::{Manner, Unguarded},
+    agent::Unguarded,
     attachments::Attachments,
     audit::{Losses, Outcome},
     bypass,

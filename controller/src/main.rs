@@ -40,7 +40,9 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     bypass::{bypass, end_bypass},
-    cni, expedite, gate,
+    cni,
+    desired::Manner,
+    expedite, gate,
     kernel::{KernelNode, Options, XdpMode, attached, detach},
     mark,
 };
@@ -506,8 +508,7 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         source: Arc::clone(&source),
         node: args.node.clone(),
         state: args.state.clone(),
-        observe: args.observe,
-        direct: args.direct,
+        manner: Manner { observe: args.observe, direct: args.direct },
         cni: Some(args.cni_socket.clone()),
         scope: Scope { cache: Some(args.cni_cache.clone()), bridges: args.bridge.iter().cloned().collect(), arriving },
     };

@@ -41,6 +41,13 @@ pub struct Desired {
     pub overlays: Vec<Overlay>,
     /// Addresses that this node's kernel translates to backends (kube-proxy's, for one).
     pub services: BTreeMap<ServiceAddress, BTreeSet<Backend>>,
+    /// How all of it is enforced.
+    pub manner: Manner,
+}
+
+/// How a node enforces, whatever that is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
     /// Judge and count on the whole node, drop nothing: spoofed and forged packets are reported as well and pass.
     pub observe: bool,
     /// Packets between workloads are forwarded directly, past what the node has on the way: see [`bulkhead_ebpf::direct`].
@@ -54,7 +61,7 @@ impl Desired {
         let guarded = |a: &Endpoint, b: &Endpoint| {
             (&a.name, &a.link, a.segment, &a.addresses) == (&b.name, &b.link, b.segment, &b.addresses)
         };
-        self.observe == other.observe
+        self.manner.observe == other.manner.observe
             && self.overlays == other.overlays
             && self.endpoints.len() == other.endpoints.len()
             && self.endpoints.iter().zip(&other.endpoints).all(|(a, b)| guarded(a, b))

@@ -22,7 +22,7 @@ use crate::{
     node::{
         ContactRecord, Contacts, EndpointStatus, FlowRecord, NodeError, Reading, Status, TableUse, direction_label,
     },
-    publish::{epoch, from_packet, scan, since, slot_totals, switches},
+    publish::{epoch, from_packet, manner, scan, since, slot_totals},
     store::{ContactTable, CounterKeys, EndpointInfos, Endpoints, Store, Table, Views},
 };
 
@@ -385,11 +385,11 @@ pub fn status<S: Store>(store: &S, names: &Names, usage: Option<Vec<TableUse>>) 
         used: store.entries::<ContactTable>()?.len(),
         limit: store.limit::<ContactTable>(),
     });
-    let (switches, bypassed_until) = (switches(store)?, bypassed_until(store)?);
+    let (manner, bypassed_until) = (manner(store)?, bypassed_until(store)?);
     Ok(Status {
         epoch: epoch(store, words.values().map(|word| EndpointWord(*word)))?,
-        observe: switches.observe,
-        direct: switches.direct && !switches.observe && bypassed_until.is_none(),
+        observe: manner.observe,
+        direct: manner.direct && !manner.observe && bypassed_until.is_none(),
         bypassed_until,
         endpoints: infos.iter().map(endpoint).collect(),
         links: Vec::new(),

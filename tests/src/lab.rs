@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use bulkhead_controller::{compile::compile, diagnostic, model::Model, policy, workloads};
 use bulkhead_dataplane::{
-    desired::Desired,
+    desired::{Desired, Manner},
     kernel::{KernelNode, Options},
     node::{Node as _, NodeError, Published, Reading},
 };
@@ -227,7 +227,7 @@ impl Lab {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let desired = compile(&model, &name, &discovered, now).map_err(|found| anyhow::anyhow!("{found}"))?;
-        Ok(Desired { direct: self.direct, ..desired })
+        Ok(Desired { manner: Manner { direct: self.direct, ..desired.manner }, ..desired })
     }
 
     /// Publishes the files on every node. When it returns, they hold.

@@ -129,7 +129,7 @@ impl<N: Node> Agent<N> {
                 && !self.arrives(link)
                 && self.sighting(link).is_some_and(|seen| !seen.before)
         };
-        let new: Vec<_> = links.iter().filter(new).filter(|_| !self.settings.observe).collect();
+        let new: Vec<_> = links.iter().filter(new).filter(|_| !self.settings.manner.observe).collect();
         for link in new {
             match self.node.shut(&link.link) {
                 Ok(()) => {
@@ -260,7 +260,7 @@ impl<N: Node> Agent<N> {
         let kept = self.is_kept(&link);
         let mut shut = link.shut;
         let mut why = why;
-        let done = match (link.shut, self.settings.observe) {
+        let done = match (link.shut, self.settings.manner.observe) {
             (false, false) if kept => self.node.shut(&link.link).map(|()| shut = true),
             (true, true) => self.node.unshut(&link.link).map(|()| shut = false),
             _ => Ok(()),

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use bulkhead_dataplane::{
-    desired::{Desired, Segment},
+    desired::{Desired, Manner, Segment},
     node::Discovered,
 };
 
-use super::{Manner, for_node};
+use super::for_node;
 use crate::{
     compile::{Compiler, Extent, Misfits},
     diagnostic::{Diagnostic, Diagnostics},

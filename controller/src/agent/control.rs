@@ -74,7 +74,7 @@ impl<N: Node> Agent<N> {
             node: self.settings.node.clone(),
             attachments: self.attachments.clone(),
             discovered: self.discovered.clone(),
-            manner: self.settings.manner(),
+            manner: self.settings.manner,
         }
     }
 
@@ -280,7 +280,7 @@ impl<N: Node> Control for Agent<N> {
             found: Diagnostics(self.found.0.iter().chain(&self.misfits.1.0).cloned().collect()),
             refused: if self.found.0.is_empty() && !self.uses_all() { self.refused.clone() } else { String::new() },
             failed: failed.cloned().unwrap_or_default(),
-            observe: self.settings.observe || self.bypass.is_on(),
+            observe: self.settings.manner.observe || self.bypass.is_on(),
         }
     }
 

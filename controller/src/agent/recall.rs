@@ -94,7 +94,7 @@ impl Recall {
         }
         let nobodys = self.unexplained(&compiling.desired()).into_iter().map(|link| &link.link);
         // Where nothing is to be dropped nothing is shut.
-        let nobodys = nobodys.filter(|link| !settings.observe && !self.written.contains(*link));
+        let nobodys = nobodys.filter(|link| !settings.manner.observe && !self.written.contains(*link));
         let why = |link: &String| whys.get(link).cloned().unwrap_or_else(|| "its link became another one's".to_owned());
         let nobodys = nobodys.map(|link| (link.clone(), why(link))).collect();
         (known, nobodys)

@@ -9,6 +9,7 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::protocol::{Ask, Attached, Interface, Key as ContainerKey, Request, VERSION},
+    desired::Manner,
     memory::{Links, MemoryNode, MemoryStore},
 };
 use proptest::{prelude::*, sample::select};
@@ -445,8 +446,7 @@ proptest! {
             source: Arc::clone(&source) as Arc<dyn Source>,
             node: "n1".to_owned(),
             state: home.path().to_owned(),
-            observe: false,
-            direct: false,
+            manner: Manner::default(),
             cni: Some(home.path().join("cni.sock")),
             scope: Scope::default(),
         };

@@ -19,7 +19,7 @@ pub(crate) use self::network::yield_to_nodes;
 pub(crate) use self::walls::{Key, Met, Surroundings, Walls};
 
 use bulkhead_dataplane::{
-    desired::{self, Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId, View},
+    desired::{self, Desired, Entry, Interval, Manner, Peers, PolicySet, RuleId, SelectorId, SetId, View},
     node::{Discovered, direction_label},
 };
 use bulkhead_ebpf::abi::{Action, Class, Direction, LIST_CHAIN, LIST_ENTRIES, SET_INTERVALS, VIEW_CHAIN};
@@ -115,8 +115,7 @@ pub fn compile(model: &Model, node: &str, discovered: &Discovered, now: u64) -> 
         prefixes,
         overlays: network::overlays(model, node, own, discovered),
         services: services::services(model, node, &network.underlay, &network.segments),
-        observe: false,
-        direct: false,
+        manner: Manner::default(),
     })
 }
 

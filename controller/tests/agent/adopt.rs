@@ -12,6 +12,7 @@ use bulkhead_controller::{
 };
 use bulkhead_dataplane::{
     cni::protocol::{Answer, Ask, Attached, Interface, Key, Request, VERSION},
+    desired::Manner,
     memory::MemoryNode,
     node::{ContainerLink, Containers},
 };
@@ -41,7 +42,12 @@ fn agent_of(home: &Home, observe: bool, bridges: &[&str]) -> Agent<MemoryNode> {
 
 fn agent_with(home: &Home, observe: bool, scope: Scope) -> Agent<MemoryNode> {
     let scope = Scope { cache: Some(home.path("cache")), ..scope };
-    let settings = Settings { cni: Some(home.path("state/cni.sock")), observe, scope, ..home.settings() };
+    let settings = Settings {
+        cni: Some(home.path("state/cni.sock")),
+        manner: Manner { observe, direct: false },
+        scope,
+        ..home.settings()
+    };
     Agent::start(home.node().unwrap(), settings).unwrap()
 }
 

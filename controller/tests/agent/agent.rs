@@ -12,6 +12,7 @@ use bulkhead_controller::{
     store::{self, Revision},
 };
 use bulkhead_dataplane::{
+    desired::Manner,
     memory::MemoryNode,
     node::{Discovered, Node as _},
     store::{Prefixes4, Store as _},
@@ -411,17 +412,18 @@ fn a_node_that_observes_does_so_until_an_agent_enforces() {
     for observe in [true, false] {
         let node = Wrapped::new(&home);
         let asked = node.asked.clone();
-        let mut agent = Agent::start(node, Settings { observe, ..home.settings() }).unwrap();
-        assert_eq!(asked.lock().unwrap().observe, observe);
+        let mut agent =
+            Agent::start(node, Settings { manner: Manner { observe, direct: false }, ..home.settings() }).unwrap();
+        assert_eq!(asked.lock().unwrap().manner.observe, observe);
         home.write("policies/shop.yaml", &INTENT.replace("5432", if observe { "5433" } else { "5434" }));
         agent.refresh();
         assert_eq!(agent.refused(), "");
-        assert_eq!(asked.lock().unwrap().observe, observe, "also later");
+        assert_eq!(asked.lock().unwrap().manner.observe, observe, "also later");
         home.links.network().discovered =
             Discovered { addresses: vec!["10.0.0.254".parse().unwrap()], ..Default::default() };
         home.write("policies/shop.yaml", "{");
         agent.refresh();
-        assert_eq!(asked.lock().unwrap().observe, observe, "and while the input is bad");
+        assert_eq!(asked.lock().unwrap().manner.observe, observe, "and while the input is bad");
         home.write("policies/shop.yaml", INTENT);
         home.links.network().discovered = Discovered::default();
     }

@@ -13,6 +13,7 @@ use bulkhead_controller::{
     input::Locations,
 };
 use bulkhead_dataplane::{
+    desired::Manner,
     memory::{Links, MemoryNode, MemoryStore},
     node::NodeError,
 };
@@ -82,8 +83,7 @@ impl Home {
             source: Arc::new(self.locations()),
             node: "n1".to_owned(),
             state: self.state(),
-            observe: false,
-            direct: false,
+            manner: Manner::default(),
             cni: None,
             scope: Scope::default(),
         }

@@ -13,7 +13,10 @@ use bulkhead_controller::{
     run::{Life, Stopper},
     source::Source as _,
 };
-use bulkhead_dataplane::memory::{Links, MemoryNode, MemoryStore};
+use bulkhead_dataplane::{
+    desired::Manner,
+    memory::{Links, MemoryNode, MemoryStore},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -57,8 +60,7 @@ impl Running {
             source: Arc::<Cluster>::clone(&cluster),
             node: node.to_owned(),
             state: home.path().to_owned(),
-            observe: false,
-            direct: false,
+            manner: Manner::default(),
             cni: None,
             scope: Scope::default(),
         };

@@ -297,7 +297,7 @@ fn a_workload_has_its_mode_and_enforces_unless_said() {
     assert_eq!(modes, [("q", Mode::Quarantine), ("x", Mode::Enforce), ("y", Mode::Enforce), ("z", Mode::Observe)]);
     let views: BTreeSet<_> = desired.endpoints[1..].iter().map(|endpoint| endpoint.views.clone()).collect();
     assert_eq!(views.len(), 1, "the policy is the same");
-    assert!(!desired.observe);
+    assert!(!desired.manner.observe);
 }
 
 #[test]

@@ -227,7 +227,7 @@ impl KernelNode {
     /// written. If nothing comes of the publish they stay shut. A link that cannot be shut is told of when it is to be guarded.
     fn begin_shut(&self, desired: &Desired) -> Vec<Shutting> {
         // Such a node drops nothing.
-        if desired.observe {
+        if desired.manner.observe {
             return Vec::new();
         }
         let links: BTreeSet<&str> = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str()).collect();
@@ -522,7 +522,7 @@ impl Node for KernelNode {
         self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
-        if !ports.is_empty() && !desired.observe {
+        if !ports.is_empty() && !desired.manner.observe {
             // To look is to run nft.
             if self.ruled != ports {
                 input_rule::ensure(&ports, &self.layout)?;
@@ -533,7 +533,7 @@ impl Node for KernelNode {
             input_rule::remove()?;
         }
         // After what is new is attached, and before what is not guarded any more is let go.
-        self.shut(desired.observe)?;
+        self.shut(desired.manner.observe)?;
         if there.has_more_than(&self.stood.guards) {
             self.links.retain_beside(&self.stood.guards, &there.known)?;
         }

@@ -28,7 +28,7 @@ use crate::{
         sets::{LoweredSet, SetLowering, groups, used_sets},
         slots::{Free, slots_limit},
         standing::{Facts, Kept, Standing, Symbols},
-        state::{State, Switches, Walker},
+        state::{State, Walker},
         steps::Steps,
     },
     store::{self, LpmKey, Store, Table},
@@ -94,7 +94,7 @@ pub(crate) fn lower<S: Store>(
     let words = views(desired, state, deadlines.as_ref(), &slots, &lowered)?;
     let selectors = selectors.iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| *hash).collect();
     let (places, standing) = places(desired, state, symbols, &slots, &bits)?;
-    let steps = Steps::plan(state, &words, &places, &Services::of(desired), Switches::of(desired))?;
+    let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.manner)?;
     let (vteps, owners) = overlays(desired);
 
     state.sets.check()?;

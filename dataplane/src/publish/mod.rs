@@ -53,7 +53,7 @@ use self::{
 };
 pub(crate) use self::{
     places::{from_packet, to_packet},
-    recover::{epoch, scan, switches},
+    recover::{epoch, manner, scan},
     state::State,
 };
 use crate::{

@@ -6,11 +6,12 @@ use bulkhead_ebpf::abi::{Backends, Class, EndpointWord, IdKey, List, ROW_WORDS, 
 use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
+    desired::Manner,
     node::NodeError,
     publish::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
         places::{Places, put},
-        state::{Objects, PortSet, Reachable, State, Switches, rows_limit, sets_limit},
+        state::{Objects, PortSet, Reachable, State, rows_limit, sets_limit},
         troubles::Troubles,
     },
     store::{
@@ -54,10 +55,10 @@ pub(crate) fn epoch<S: Store>(store: &S, words: impl Iterator<Item = EndpointWor
     Ok(words.map(EndpointWord::epoch).chain(last).max().unwrap_or(0))
 }
 
-/// What holds for the whole node.
-pub(crate) fn switches<S: Store>(store: &S) -> Result<Switches, NodeError> {
+/// How the node enforces.
+pub(crate) fn manner<S: Store>(store: &S) -> Result<Manner, NodeError> {
     let on = |word| Ok(store.get::<Node>(&word)?.is_some_and(|value| value != 0));
-    Ok(Switches { observe: on(node::OBSERVE)?, direct: on(node::DIRECT)? })
+    Ok(Manner { observe: on(node::OBSERVE)?, direct: on(node::DIRECT)? })
 }
 
 /// Reads the state; changes nothing.
@@ -126,7 +127,7 @@ pub(crate) fn scan<S: Store>(store: &S) -> Result<State, NodeError> {
         places,
         standing: None,
         services,
-        switches: switches(store)?,
+        manner: manner(store)?,
         overlays: store.get::<Node>(&node::OVERLAYS)?.unwrap_or(0),
         vteps: store.entries::<Vteps>()?.into_iter().map(|(key, _)| key).collect(),
         owners: store.entries::<Owners>()?.into_iter().collect(),

@@ -12,7 +12,7 @@ use bulkhead_ebpf::abi::{
 use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
-    desired::Desired,
+    desired::Manner,
     node::TableUse,
     publish::{
         ids::{Bits, Blocks, Counters, Pool, SELECTORS, Selectors},
@@ -26,25 +26,9 @@ use crate::{
 /// The port tables of a policy set.
 pub(crate) type PortSet = [PortTable; Class::COUNT as usize];
 
-/// What holds for the whole node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Switches {
-    /// It only observes.
-    pub(crate) observe: bool,
-    /// It forwards directly.
-    pub(crate) direct: bool,
-}
-
-impl Switches {
-    /// As they shall be.
-    pub(crate) const fn of(desired: &Desired) -> Self {
-        Self { observe: desired.observe, direct: desired.direct }
-    }
-
-    /// Their words in the node's table.
-    pub(crate) fn words(self) -> [(u32, u64); 2] {
-        [(node::OBSERVE, self.observe.into()), (node::DIRECT, self.direct.into())]
-    }
+/// The words of a manner in the node's table.
+pub(crate) fn manner_words(Manner { observe, direct }: Manner) -> [(u32, u64); 2] {
+    [(node::OBSERVE, observe.into()), (node::DIRECT, direct.into())]
 }
 
 /// What is in force.
@@ -60,7 +44,7 @@ pub(crate) struct State {
     pub(crate) standing: Option<Standing>,
     /// Ports that the node translates, and the id of their backends.
     pub(crate) services: BTreeMap<ServiceKey, u32>,
-    pub(crate) switches: Switches,
+    pub(crate) manner: Manner,
     /// Generation of the two tables that follow.
     pub(crate) overlays: u64,
     pub(crate) vteps: BTreeSet<VtepKey>,

@@ -16,6 +16,7 @@ use bulkhead_ebpf::abi::{
 };
 
 use crate::{
+    desired::Manner,
     node::{NodeError, Published},
     publish::{
         CrashPoint,
@@ -24,7 +25,7 @@ use crate::{
         places::{Change, Key, Place, Places, delete, put},
         recover::SELECTOR,
         services::{Services, of_nodes},
-        state::{Reachable, State, Switches, Walker},
+        state::{Reachable, State, Walker, manner_words},
     },
     store::{self, Store, Table},
 };
@@ -48,7 +49,7 @@ pub(crate) struct Steps {
     /// Likewise of step 3; all of them where step 2 removes an endpoint.
     last_epochs: Vec<u32>,
     /// With step 2: what holds for the whole node.
-    switches: Switches,
+    manner: Manner,
     /// Service addresses as they shall be.
     services: BTreeMap<ServiceKey, u32>,
 }
@@ -201,7 +202,7 @@ impl Steps {
         words: &BTreeMap<u32, EndpointWord>,
         places: &Places,
         services: &Services<'_>,
-        switches: Switches,
+        manner: Manner,
     ) -> Result<Self, NodeError> {
         let flip = |(slot, word): (&u32, &EndpointWord)| {
             let same = state.words.get(slot).is_some_and(|old| (old.view(), old.mode()) == (word.view(), word.mode()));
@@ -233,7 +234,7 @@ impl Steps {
                 last: Change::default(),
                 last_services: Default::default(),
                 last_epochs: if removes { all(words) } else { Vec::new() },
-                switches,
+                manner,
                 services: wanted,
             });
         }
@@ -294,7 +295,7 @@ impl Steps {
             flips,
             last,
             last_services,
-            switches,
+            manner,
             services: wanted,
         })
     }
@@ -520,11 +521,11 @@ pub(crate) fn run<S: Store>(
 
     // S4.
     writer.words(state, &steps.flips)?;
-    let differ = steps.switches.words().into_iter().zip(state.switches.words()).filter(|(new, old)| new != old);
+    let differ = manner_words(steps.manner).into_iter().zip(manner_words(state.manner)).filter(|(new, old)| new != old);
     let words: Vec<_> = differ.map(|(word, _)| word).collect();
     if !words.is_empty() {
         writer.put::<store::Node>(&words)?;
-        state.switches = steps.switches;
+        state.manner = steps.manner;
     }
     reached(CrashPoint::Flips)?;
     // S5: programs that read an old word see old rows to their end.

@@ -14,8 +14,8 @@ use std::{
 use bulkhead_dataplane::{
     attach::Classifiers,
     desired::{
-        Address, Desired, Endpoint, EndpointName, Entry, Interval, Overlay, Peers, PolicySet, Prefix, Rule, RuleId,
-        SelectorId, SetId, View,
+        Address, Desired, Endpoint, EndpointName, Entry, Interval, Manner, Overlay, Peers, PolicySet, Prefix, Rule,
+        RuleId, SelectorId, SetId, View,
     },
     kernel::{self, KernelNode, Options, Reader, XdpMode},
     load::{Maps, Sizes},
@@ -435,7 +435,7 @@ fn those_who_wait_are_shut_while_the_tables_are_written() {
     assert_eq!(stopped(&[], &all, 0), []);
     assert_eq!(stopped(&["nosuch0"], &all, 0), []);
     assert_eq!(
-        stopped(&[&web.link.name], &Desired { observe: true, ..all.clone() }, 0),
+        stopped(&[&web.link.name], &Desired { manner: Manner { observe: true, direct: false }, ..all.clone() }, 0),
         [],
         "such a node drops nothing"
     );

@@ -120,7 +120,7 @@ impl<P: Programs> Walls<P> {
     /// Publishes what was compiled, with modes as they are.
     fn publish(&mut self, machine: &Machine, world: &Arc<World>, run: &mut Run) -> Result<(), String> {
         let mut desired = self.desired.clone();
-        desired.observe = self.observe;
+        desired.manner.observe = self.observe;
         for endpoint in &mut desired.endpoints {
             endpoint.mode = match self.modes.get(&id(&endpoint.name)).copied().unwrap_or_default() {
                 Mode::Pending => abi::Mode::Pending,
