@@ -155,30 +155,43 @@ pub fn link(name: &str) -> Result<LinkFacts, NodeError> {
 /// The containers behind links, by the links' names.
 pub type Containers<'a> = BTreeMap<&'a str, Result<Wire, NodeError>>;
 
+/// What [`discover_with`] finds.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// As [`discover`].
+    pub discovered: Discovered,
+    /// Of the links that were asked for.
+    pub containers: Containers<'a>,
+    /// Of all ports of bridges, the index of their bridge by their own.
+    pub bridges: BTreeMap<u32, u32>,
+}
+
 /// What [`discover`] says, and as [`LinkFacts::wire`] the containers behind these links, in one go: each for itself takes a socket, a thread and
 /// a list of all links.
 ///
 /// # Errors
 /// As [`discover`].
-pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(Discovered, Containers<'a>), NodeError> {
+pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Found<'a>, NodeError> {
     let names: BTreeSet<&str> = names.into_iter().collect();
     netlink::run("discover the network", async |netlink| {
         let network = read(netlink).await?;
         let known: BTreeMap<&str, &Link> = network.links.iter().map(|link| (link.name.as_str(), link)).collect();
-        let mut found = BTreeMap::new();
+        let bridges = network.bridges();
+        let mut containers = BTreeMap::new();
         for name in names {
             let wire = match known.get(name) {
                 Some(link) if link.veth => {
                     let mac = peer_mac(netlink, link).await.map_err(|error| failed(name, &error));
-                    let bridge = network.links.iter().find(|other| other.bridge && link.master == Some(other.index));
-                    mac.map(|mac| Wire { index: link.index, bridge: bridge.map_or(0, |bridge| bridge.index), mac })
+                    let bridge = bridges.get(&link.index).copied().unwrap_or(0);
+                    mac.map(|mac| Wire { index: link.index, bridge, mac })
                 }
                 // What it is instead, or that it came a moment ago, or has the name beside its own.
                 _ => facts(netlink, name).await.map_err(|error| failed(name, &error)).and_then(|of| of.wire()),
             };
-            found.insert(name, wire);
+            containers.insert(name, wire);
         }
-        Ok((Discovered { addresses: network.node_addresses(), overlays: network.overlays() }, found))
+        let discovered = Discovered { addresses: network.node_addresses(), overlays: network.overlays() };
+        Ok(Found { discovered, containers, bridges })
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use bulkhead_dataplane::{
-    network::{self, KnownInside, LinkFacts, LinkWatch, Mac},
+    network::{self, Found, KnownInside, LinkFacts, LinkWatch, Mac},
     node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError, Wire},
 };
 use bulkhead_fixtures::skip;
@@ -365,13 +365,18 @@ fn the_other_end_is_found_wherever_it_is() {
         assert_eq!(facts.master, None);
     }
     assert_eq!(link(&netns, "c0").unwrap().index, 777);
+    // A port of a bridge.
+    run(&netns, "ip link add br0 type bridge");
+    run(&netns, "ip link set b0 master br0");
+    let b0 = link(&netns, "b0").unwrap();
+    assert_eq!((b0.master.as_deref(), b0.bridge), (Some("br0"), link(&netns, "br0").unwrap().index));
     // By an alternative name.
     run(&netns, "ip link property add dev b0 altname b-alias");
     assert_eq!(link(&netns, "b-alias").unwrap(), link(&netns, "b0").unwrap());
 
     // Asked for together they are the same, and so is what keeps some of them from being guarded.
     let names = ["a0", "a1", "b0", "c0", "b-alias", "lo", "veth-gone"];
-    let (discovered, containers) = netns.run(|| network::discover_with(names)).unwrap();
+    let Found { discovered, containers, bridges } = netns.run(|| network::discover_with(names)).unwrap();
     assert_eq!(discovered, discover(&netns));
     for name in names {
         let alone = link(&netns, name).and_then(|facts| facts.wire());
@@ -379,6 +384,7 @@ fn the_other_end_is_found_wherever_it_is() {
         assert_eq!(containers[name].as_ref().map_err(text), alone.as_ref().map_err(text), "{name}");
     }
     assert_eq!(containers.len(), names.len());
+    assert_eq!(bridges, [(b0.index, b0.bridge)].into());
 }
 
 #[test]

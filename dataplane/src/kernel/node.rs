@@ -28,7 +28,7 @@ use crate::{
     gate, input_rule,
     load::{Maps, Programs, Sizes},
     mark,
-    network::{self, KnownInside},
+    network::{self, Found, KnownInside},
     node::{
         Containers, Discovered, DiscoveredOverlay, LinkStatus, Node, NodeError, Observer, Published, Rehearsal, Status,
         Wire,
@@ -424,10 +424,12 @@ fn look<'a>(
 ) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<Wire, NodeError> + use<'a>), NodeError> {
     let known = |link: &str| stood.wires.get(link).copied().filter(|_| stood.has(link));
     let links = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
-    let (discovered, mut containers) = network::discover_with(links.filter(|link| known(link).is_none()))?;
+    let Found { discovered, mut containers, bridges } =
+        network::discover_with(links.filter(|link| known(link).is_none()))?;
     let wire = move |endpoint: &Endpoint| {
         if let Some(wire) = known(&endpoint.link) {
-            return Ok(wire);
+            // A link can change its bridge without becoming another one.
+            return Ok(Wire { bridge: bridges.get(&wire.index).copied().unwrap_or(0), ..wire });
         }
         // Asked for once each; another one of the same link is asked for by itself.
         let again = || network::link(&endpoint.link).and_then(|facts| facts.wire());

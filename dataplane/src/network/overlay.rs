@@ -31,6 +31,13 @@ impl Network {
         own.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// Of all ports of bridges, the index of their bridge by their own.
+    pub(super) fn bridges(&self) -> BTreeMap<u32, u32> {
+        let bridges: BTreeSet<u32> = self.links.iter().filter(|link| link.bridge).map(|link| link.index).collect();
+        let port = |link: &Link| Some((link.index, link.master.filter(|master| bridges.contains(master))?));
+        self.links.iter().filter_map(port).collect()
+    }
+
     /// VXLAN devices that have a VNI, by name.
     pub(super) fn overlays(&self) -> Vec<DiscoveredOverlay> {
         let routes = self.best_routes();

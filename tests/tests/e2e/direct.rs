@@ -208,6 +208,31 @@ fn where_there_is_no_direct_way_the_node_sees_to_the_whole_connection() {
     }
 }
 
+/// What the tables say of a link's bridge follows the link, which stays the same one.
+#[test]
+fn bridges_that_do_not_meet_stay_apart_also_when_a_link_moves() {
+    if !skip::root() {
+        return;
+    }
+    let mut lab = shop();
+    lab.direct = true;
+    let _servers = Servers::start(&lab, "cart-1", &[8080], &[]);
+    lab.publish().unwrap();
+    allowed(&lab, "web", "cart-1", Ask::Tcp(8080));
+    let ip = |lab: &Lab, arguments: &str| {
+        let mut ip = lab.topology.node(0).netns.command("ip");
+        assert!(ip.args(arguments.split(' ')).status().unwrap().success(), "ip {arguments}");
+    };
+    ip(&lab, "link add apart up type bridge");
+    let (link, home) = (&lab.topology.workload("cart-1").link.name, &lab.topology.node(0).bridge.name);
+    let moves = [("apart", denied as fn(&Lab, &str, &str, Ask)), (home, allowed)];
+    for (to, judge) in moves.map(|(bridge, judge)| (format!("link set {link} master {bridge}"), judge)) {
+        ip(&lab, &to);
+        lab.publish().unwrap();
+        judge(&lab, "web", "cart-1", Ask::Tcp(8080));
+    }
+}
+
 /// Connections across nodes, in both families.
 fn far(lab: &Lab) -> Vec<TcpStream> {
     let client = lab.topology.workload("web").client().deadline(PATIENCE);
