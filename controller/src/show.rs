@@ -426,6 +426,8 @@ pub struct FlowLine {
     last: u64,
     /// The verdict is of the current epoch; else it is judged again with its next packet.
     current: bool,
+    /// Its packets are forwarded directly, on a node that does; else they take the node's way.
+    direct: bool,
 }
 
 /// Flows that are in the tables.
@@ -453,6 +455,7 @@ pub fn flows(names: &Names<'_>, flows: &[FlowRecord]) -> Vec<FlowLine> {
             first: flow.first,
             last: flow.last,
             current: flow.current,
+            direct: flow.direct,
         }
     };
     flows.iter().map(line).collect()

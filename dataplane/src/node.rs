@@ -277,6 +277,8 @@ pub struct FlowRecord {
     pub last: u64,
     /// The verdict is of the current epoch.
     pub current: bool,
+    /// Its packets are forwarded directly, where [`Status::direct`] says so of the node; else they take the node's way.
+    pub direct: bool,
 }
 
 /// Samples of what was denied, and what did not fit the budget.

@@ -260,6 +260,7 @@ pub fn flows<S: Store>(store: &S, names: &Names) -> Result<Vec<FlowRecord>, Node
                 first: clock.unix(flow.last.saturating_sub(u64::from((flow.last as u32).wrapping_sub(flow.first)))),
                 last: clock.unix(flow.last),
                 current: good != 0 && (flow.word == good || flow.flags & Flow::AUDIT != 0),
+                direct: flow.initiator & Flow::DIRECT != 0,
             }
         };
         let (v4, v6) = store.flows(slot)?;

@@ -198,6 +198,7 @@ pub(crate) fn flow(workload: &str, remote: &str, remote_port: u16, packets: [u64
         first,
         last: first + 5_000_000_000,
         current: true,
+        direct: false,
     }
 }
 

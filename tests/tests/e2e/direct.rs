@@ -10,6 +10,7 @@ use std::{
 use bulkhead_dataplane::{
     kernel::KernelStore,
     load::Maps,
+    node::Node as _,
     pins::Pins,
     store::{self, Store as _},
 };
@@ -85,6 +86,11 @@ fn the_node_does_not_see_what_is_forwarded_directly() {
     for service in ["near", "far", "both", "both", "both"] {
         services::reaches(&lab, "web", service, Ask::Tcp(80));
     }
+    // And so it is told: calls to a pod's own port, calls to a service.
+    let flows = lab.with(0, |node| node.observer()?.flows()).unwrap();
+    let told = |port| flows.iter().filter(move |flow| &*flow.endpoint.workload == "web" && flow.remote_port == port);
+    assert!(told(8080).any(|flow| flow.direct), "{flows:#?}");
+    assert!(told(80).count() > 0 && !told(80).any(|flow| flow.direct), "{flows:#?}");
 
     everywhere(&lab, WALL);
     lab.direct = false;
