@@ -136,6 +136,9 @@ impl Control {
                 &format!("--service-cluster-ip-range={}", shared.plan.services()),
                 "--use-service-account-credentials",
                 &format!("--controllers={}", shared.plan.controllers),
+                // By default it starts a controller every 150 ms.
+                "--kube-api-qps=500",
+                "--kube-api-burst=1000",
             ],
         )?;
         self.run(

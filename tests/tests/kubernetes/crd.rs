@@ -228,11 +228,11 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     let flood = Flood::new(&guarded.cluster.node(0).netns, address.parse().unwrap());
 
     // A node whose agent is silent is not taken for up to date.
-    guarded.end_agent(1);
+    guarded.end_agent(0);
     guarded.apply(&intent("shop", &json!({ "db": {}, "web": { "calls": ["db:8080", "db:8081"] } })));
-    becomes(&guarded, &["intent", "shop"], "Published", "False", "1 of 2 nodes; no word from n2");
+    becomes(&guarded, &["intent", "shop"], "Published", "False", "1 of 2 nodes; no word from n1");
     assert!(guarded.connects("web", &db) && !guarded.connects("guest", &db));
-    guarded.kill_agent(1);
+    guarded.kill_agent(0);
     becomes(&guarded, &["intent", "shop"], "Published", "True", "2 of 2 nodes");
     println!("{}", guarded.kubectl(&["--namespace=shop", "get", "intents", "--output=wide"]));
 
@@ -243,6 +243,6 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     println!(
         "{rounds} times 4,000 calls were blocked, and {told} events written in {minutes} minutes, {of_db} of them on the pod that was called"
     );
-    // The second agent of the second node begins anew.
-    assert!(told <= 3 * 10 * minutes && of_db <= 2 * minutes, "{told} events, {of_db} on one pod");
+    // The second agent of the first node begins anew.
+    assert!(told <= 3 * 10 * minutes && of_db <= minutes + 1, "{told} events, {of_db} on one pod");
 }

@@ -114,8 +114,7 @@ fn hand_over(other: &mut dyn Other, proxy: ProxyMode, mode: &str) {
     guarded.apply(ENFORCE);
     rolled_out(&guarded);
     other.leave(&guarded);
-    for name in names {
-        let alone = calls(&guarded, name).len();
+    for (name, alone) in names.map(|name| (name, calls(&guarded, name).len())) {
         eventually(&format!("{name} calls on"), || calls(&guarded, name).len() > alone + 8);
     }
     for ((name, _, allowed), before) in CALLERS.into_iter().zip(before) {
