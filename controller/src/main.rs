@@ -236,8 +236,8 @@ struct AgentArgs {
     /// that starts without it enforces again.
     #[arg(long)]
     observe: bool,
-    /// Forward packets between workloads of a bridge, and between them and an overlay, straight from one of Bulkhead's programs to the next: faster than
-    /// the node without Bulkhead, since bridge, routes, netfilter (iptables, nftables) and other programs at the same hook do not see them. Only where
+    /// Forward packets between workloads of a bridge, and between them and an overlay, straight from one of Bulkhead's programs to the next: as fast as
+    /// the node without Bulkhead or faster, since bridge, routes, netfilter (iptables, nftables) and other programs at the same hook do not see them. Only where
     /// nothing of that is needed, neither for filtering nor for shaping nor for counting, and beside no other policy engine, which would be passed by. The node
     /// forwards as ever what goes to services, to nodes, to the world, plain or from bridge to bridge, and all while something only observes.
     #[arg(long)]

@@ -7,7 +7,7 @@
 //! `u32::from_ne_bytes(octets)` for IPv4, four of these for IPv6. Ports are host byte order. Times are jiffies of the kernel.
 
 /// Version of the layout of maps and pins; the directory below the pin path is `v{VERSION}`.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Largest number of endpoints on a node, slot 0 (the node itself) included: the mark has at most 12 bits for a slot.
 pub const MAX_SLOTS: u32 = 4096;
@@ -370,7 +370,8 @@ pub struct PrefixKey6 {
     pub address: [u8; 16],
 }
 
-/// Static data of an endpoint. Written before its slot is referenced by any link, and but for `link` and `bridge` unchanged while it is.
+/// Static data of an endpoint. Written before its slot is referenced by any link. While it is, only `link`, `bridge` and `router` change, each in one piece:
+/// none lies across a boundary of 8 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointInfo {
@@ -390,6 +391,10 @@ pub struct EndpointInfo {
     pub link: u32,
     /// Index of the bridge that the link is a port of, 0 for none.
     pub bridge: u32,
+    /// MAC address by which the node routes what the endpoint sends: of the bridge, or of the link where there is none.
+    pub router: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
     /// Own addresses.
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
     /// Own addresses.
@@ -915,7 +920,7 @@ layout! {
     AddressKey6: 20, 4;
     PrefixKey4: 8, 1;
     PrefixKey6: 20, 1;
-    EndpointInfo: 112, 8;
+    EndpointInfo: 120, 8;
     Half: 8, 4;
     View: 32, 8;
     PortTable: 172, 4;

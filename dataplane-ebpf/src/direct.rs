@@ -12,9 +12,9 @@
 //! [`mark::DIRECT`]: answers take the way that the calls come. Where it ends while a connection lives, connection tracking has not seen any of it, and takes it
 //! up where it is (`nf_conntrack_tcp_loose`, on by default), unless what it sees first is the end.
 //!
-//! Nor does connection tracking know such a connection's ports to be in use: of two that a workload has at the same time from one port, one of them to a
-//! service and the other to the same backend itself, the second one does not come about. The kernel gives each its own port unless told otherwise, or by
-//! chance.
+//! Nor does connection tracking know such a connection's ports to be in use. Of two that a workload has at the same time from one port, one of them to a
+//! service and the other to the very backend that it leads to, the second one does not come about, and the first one is cut if it went directly: both are
+//! one flow here. The kernel may give one port to connections with different destinations, so it can happen to who calls both ways.
 
 use crate::{
     abi::{AddressWord, EndpointInfo, mark, node},
@@ -110,8 +110,9 @@ fn way<A: Family, T: Tables, F: Frame + ?Sized>(
         let to = to.filter(|to| may(tables, known.slot(), to));
         return Ok(to.map_or(Way::Node, |to| Way::Link(to.link)));
     }
-    // The node answers where the hop limit is at its end.
-    if known.flags() & AddressWord::ENCAPSULATED == 0 || ip.hop_limit <= 1 {
+    // What another router is to have, the bridge brings there. The node answers where the hop limit is at its end.
+    let routed = same_mac(&ethernet.destination, &info.router);
+    if known.flags() & AddressWord::ENCAPSULATED == 0 || !routed || ip.hop_limit <= 1 {
         return Ok(Way::Node);
     }
     let headers = frame.transport(ip.transport, ip.protocol, A::V6)?.end - Ethernet::LEN;
@@ -235,7 +236,9 @@ fn to_workload<A: Family, T: Tables, F: Frame + ?Sized>(
     };
     let direct = match A::flow(tables, slot, &about) {
         Some(flow) => flow.is_direct(),
-        None if headers.role as u8 == Role::Begin as u8 => true,
+        // Unless its answer goes another way.
+        None if headers.role as u8 == Role::Begin as u8 => peer::<A, T>(tables, segment, ip.source, false)
+            .is_some_and(|known| known.flags() & AddressWord::ENCAPSULATED != 0),
         // An answer in the name of a service, or the first one of its flow.
         None if ip.protocol != protocol::TCP && headers.role as u8 != Role::Error as u8 => return Ok(Arrival::Marked),
         None => false,

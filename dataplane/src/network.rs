@@ -36,7 +36,7 @@ use self::{
     netlink::Netlink,
     overlay::Network,
 };
-use crate::node::{Discovered, NodeError, Wire};
+use crate::node::{Discovered, NodeError, Port, Wire};
 
 /// Addresses of this node, VXLAN devices, and the inner prefixes that permanent entries bind to other nodes' VTEPs.
 ///
@@ -123,8 +123,8 @@ pub struct LinkFacts {
     pub mac: Option<Mac>,
     /// Name of the bridge (or bond) that it is a port of.
     pub master: Option<String>,
-    /// Index of the same, if it is a bridge; else 0.
-    pub bridge: u32,
+    /// How the node forwards what comes by it.
+    pub port: Port,
     /// MAC address of the other end of the veth pair, whichever namespace that is in; `None` for links of other kinds.
     pub peer: Option<Mac>,
 }
@@ -135,7 +135,7 @@ impl LinkFacts {
     /// # Errors
     /// [`NodeError::Kernel`] when the link is not the host side of a veth pair.
     pub fn wire(&self) -> Result<Wire, NodeError> {
-        let wire = self.peer.map(|mac| Wire { index: self.index, bridge: self.bridge, mac });
+        let wire = self.peer.map(|mac| Wire { port: self.port, mac });
         wire.ok_or_else(|| NodeError::Kernel {
             doing: format!("find the container behind link {}", self.name),
             why: "the link is not the host side of a veth pair; `ip link show type veth` lists those there are"
@@ -162,8 +162,8 @@ pub struct Found<'a> {
     pub discovered: Discovered,
     /// Of the links that were asked for.
     pub containers: Containers<'a>,
-    /// Of all ports of bridges, the index of their bridge by their own.
-    pub bridges: BTreeMap<u32, u32>,
+    /// Of all links, by their indexes.
+    pub ports: BTreeMap<u32, Port>,
 }
 
 /// What [`discover`] says, and as [`LinkFacts::wire`] the containers behind these links, in one go: each for itself takes a socket, a thread and
@@ -176,14 +176,13 @@ pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Fou
     netlink::run("discover the network", async |netlink| {
         let network = read(netlink).await?;
         let known: BTreeMap<&str, &Link> = network.links.iter().map(|link| (link.name.as_str(), link)).collect();
-        let bridges = network.bridges();
+        let ports = network.ports();
         let mut containers = BTreeMap::new();
         for name in names {
             let wire = match known.get(name) {
                 Some(link) if link.veth => {
                     let mac = peer_mac(netlink, link).await.map_err(|error| failed(name, &error));
-                    let bridge = bridges.get(&link.index).copied().unwrap_or(0);
-                    mac.map(|mac| Wire { index: link.index, bridge, mac })
+                    mac.map(|mac| Wire { port: ports[&link.index], mac })
                 }
                 // What it is instead, or that it came a moment ago, or has the name beside its own.
                 _ => facts(netlink, name).await.map_err(|error| failed(name, &error)).and_then(|of| of.wire()),
@@ -191,7 +190,7 @@ pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Fou
             containers.insert(name, wire);
         }
         let discovered = Discovered { addresses: network.node_addresses(), overlays: network.overlays() };
-        Ok(Found { discovered, containers, bridges })
+        Ok(Found { discovered, containers, ports })
     })
 }
 
@@ -216,9 +215,9 @@ async fn facts(netlink: &mut Netlink, name: &str) -> io::Result<LinkFacts> {
         None => None,
     };
     let peer = if link.veth { Some(peer_mac(netlink, &link).await?) } else { None };
-    let bridge = master.as_ref().filter(|master| master.bridge).map_or(0, |bridge| bridge.index);
+    let port = link.port(master.as_ref());
     let master = master.map(|master| master.name);
-    Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, bridge, peer })
+    Ok(LinkFacts { name: link.name, index: link.index, mac: link.mac, master, port, peer })
 }
 
 /// The other end is named by index and, where that is not ours, by our id of its namespace, which the kernel gives on

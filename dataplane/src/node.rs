@@ -329,19 +329,28 @@ pub struct ContactRecord {
 /// What the kernel says of an endpoint's link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wire {
-    /// Index of the link; 0 where there is none.
-    pub index: u32,
-    /// Index of the bridge that it is a port of; 0 for none.
-    pub bridge: u32,
+    /// Its end on the node.
+    pub port: Port,
     /// MAC address of the container behind it, the only one that it may send from.
     pub mac: [u8; 6],
+}
+
+/// How the node forwards what comes by a link; all zeros where not all that it does there is known, see [`bulkhead_ebpf::direct`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Port {
+    /// Index of the link.
+    pub link: u32,
+    /// Index of the bridge that it is a port of; 0 for none.
+    pub bridge: u32,
+    /// MAC address of the bridge; of the link where there is none.
+    pub router: [u8; 6],
 }
 
 impl Wire {
     /// Where there are no links: to the container with this MAC address.
     #[must_use]
-    pub const fn to(mac: [u8; 6]) -> Self {
-        Self { index: 0, bridge: 0, mac }
+    pub fn to(mac: [u8; 6]) -> Self {
+        Self { port: Port::default(), mac }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use bulkhead_dataplane::{
     network::{self, Found, KnownInside, LinkFacts, LinkWatch, Mac},
-    node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError, Wire},
+    node::{ContainerLink, Discovered, DiscoveredOverlay, NodeError, Port, Wire},
 };
 use bulkhead_fixtures::skip;
 use bulkhead_topology::{Netns, Overlay, Topology};
@@ -337,12 +337,11 @@ fn a_link_tells_the_mac_at_its_other_end() {
             index: workload.link.index,
             mac: Some(workload.link.mac),
             master: Some("cni0".to_owned()),
-            bridge: node.bridge.index,
+            port: Port { link: workload.link.index, bridge: node.bridge.index, router: node.bridge.mac },
             peer: Some(workload.eth0.mac),
         };
         assert_eq!(facts, expected);
-        let wire = Wire { index: workload.link.index, bridge: node.bridge.index, mac: workload.eth0.mac };
-        assert_eq!(facts.wire().unwrap(), wire);
+        assert_eq!(facts.wire().unwrap(), Wire { port: facts.port, mac: workload.eth0.mac });
         // It follows the container's address.
         run(&workload.netns, "ip link set eth0 address 02:00:00:00:00:77");
         assert_eq!(link(&node.netns, &workload.link.name).unwrap().peer, Some([2, 0, 0, 0, 0, 0x77]));
@@ -369,14 +368,16 @@ fn the_other_end_is_found_wherever_it_is() {
     run(&netns, "ip link add br0 type bridge");
     run(&netns, "ip link set b0 master br0");
     let b0 = link(&netns, "b0").unwrap();
-    assert_eq!((b0.master.as_deref(), b0.bridge), (Some("br0"), link(&netns, "br0").unwrap().index));
+    let br0 = link(&netns, "br0").unwrap();
+    assert_eq!(b0.master.as_deref(), Some("br0"));
+    assert_eq!(b0.port, Port { link: b0.index, bridge: br0.index, router: br0.mac.unwrap() });
     // By an alternative name.
     run(&netns, "ip link property add dev b0 altname b-alias");
     assert_eq!(link(&netns, "b-alias").unwrap(), link(&netns, "b0").unwrap());
 
     // Asked for together they are the same, and so is what keeps some of them from being guarded.
     let names = ["a0", "a1", "b0", "c0", "b-alias", "lo", "veth-gone"];
-    let Found { discovered, containers, bridges } = netns.run(|| network::discover_with(names)).unwrap();
+    let Found { discovered, containers, ports } = netns.run(|| network::discover_with(names)).unwrap();
     assert_eq!(discovered, discover(&netns));
     for name in names {
         let alone = link(&netns, name).and_then(|facts| facts.wire());
@@ -384,7 +385,15 @@ fn the_other_end_is_found_wherever_it_is() {
         assert_eq!(containers[name].as_ref().map_err(text), alone.as_ref().map_err(text), "{name}");
     }
     assert_eq!(containers.len(), names.len());
-    assert_eq!(bridges, [(b0.index, b0.bridge)].into());
+    for name in ["a0", "b0", "br0"] {
+        let alone = link(&netns, name).unwrap();
+        assert_eq!(ports[&alone.index], alone.port, "{name}");
+    }
+    // Where the bridge does not bring everything everywhere, there is no way past it.
+    run(&netns, "ip link set b0 type bridge_slave isolated on");
+    assert_eq!(link(&netns, "b0").unwrap().port, Port::default());
+    let found = netns.run(|| network::discover_with(["b0"])).unwrap();
+    assert_eq!(found.containers["b0"].as_ref().unwrap().port, Port::default());
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn forwarding() -> HostTables {
     for (slot, link) in [SLOT, LOCAL].into_iter().zip(LINKS) {
         tables.words.insert(slot, EndpointWord::new(1, OPEN, Mode::Enforce));
         let info = tables.infos.get_mut(&slot).expect("the lab's");
-        (info.link, info.bridge) = (link, CNI0);
+        (info.link, info.bridge, info.router) = (link, CNI0, BRIDGE);
     }
     tables
 }
@@ -363,6 +363,46 @@ fn what_the_node_saw_begin_stays_with_it() {
         tables.node.insert(node::DIRECT, 0);
         assert_eq!(way(&tables, &there(&to, tcp::ACK), SLOT), Way::Node);
         assert_eq!(arrival(&tables, &back(&from, tcp::ACK)), Arrival::Node);
+    }
+}
+
+/// An entry that speaks of somebody else by now, or of the sender itself, and a frame that another router is to have.
+#[test]
+fn what_is_not_meant_so_goes_by_the_node() {
+    for family in FAMILIES {
+        let mut tables = forwarding();
+        let (own, far) = (A.ip(family), B.ip(family));
+        let to_itself = there(&Frame::eth(A.mac, A.mac).ip(own, own), tcp::SYN);
+        assert_eq!(way(&tables, &to_itself, SLOT), Way::Node);
+        let by_another = there(&Frame::eth(A.mac, NODE_B.mac).ip(own, far), tcp::SYN);
+        assert_eq!(way(&tables, &by_another, SLOT), Way::Node);
+
+        tables.set_address(VNI, far, 0, SLOT as u16, 0);
+        let to_another = Frame::eth(LOCAL_MAC, A.mac).ip(local(family), far);
+        assert_eq!(way(&tables, &there(&to_another, tcp::SYN), LOCAL), Way::Node);
+        assert_eq!(arrival(&tables, &there(&to_another, tcp::SYN)), Arrival::Node);
+
+        let mut tables = forwarding();
+        let words = tables.addresses4.values_mut().chain(tables.addresses6.values_mut());
+        words.for_each(|word| {
+            let old = AddressWord(*word);
+            *word = AddressWord::new(old.tag() ^ 1, old.row() as u16, old.slot() as u16, old.flags()).0;
+        });
+        let ([to, _], [_, entering]) = (between(family), across(family));
+        assert_eq!(way(&tables, &there(&to, tcp::SYN), LOCAL), Way::Node);
+        assert_eq!(arrival(&tables, &there(&entering, tcp::SYN)), Arrival::Node);
+    }
+}
+
+/// Where a node begins to send what others still encapsulate by itself, as with `DirectRouting`.
+#[test]
+fn what_is_answered_another_way_is_the_nodes() {
+    for family in FAMILIES {
+        let mut tables = forwarding();
+        let [_, from] = across(family);
+        assert_eq!(arrival(&tables, &there(&from, tcp::SYN)), Arrival::Link(A.mac, LINKS[0]));
+        tables.set_address(VNI, B.ip(family), 0, 0, 0);
+        assert_eq!(arrival(&tables, &there(&from, tcp::SYN)), Arrival::Node);
     }
 }
 

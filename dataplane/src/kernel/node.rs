@@ -424,12 +424,13 @@ fn look<'a>(
 ) -> Result<(Discovered, impl FnMut(&Endpoint) -> Result<Wire, NodeError> + use<'a>), NodeError> {
     let known = |link: &str| stood.wires.get(link).copied().filter(|_| stood.has(link));
     let links = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
-    let Found { discovered, mut containers, bridges } =
+    let Found { discovered, mut containers, ports } =
         network::discover_with(links.filter(|link| known(link).is_none()))?;
     let wire = move |endpoint: &Endpoint| {
         if let Some(wire) = known(&endpoint.link) {
             // A link can change its bridge without becoming another one.
-            return Ok(Wire { bridge: bridges.get(&wire.index).copied().unwrap_or(0), ..wire });
+            let port = stood.indexes.get(&endpoint.link).and_then(|index| ports.get(index));
+            return Ok(Wire { port: port.copied().unwrap_or_default(), ..wire });
         }
         // Asked for once each; another one of the same link is asked for by itself.
         let again = || network::link(&endpoint.link).and_then(|facts| facts.wire());

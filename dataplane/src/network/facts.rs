@@ -6,13 +6,14 @@ use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags},
-    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkXdp},
+    link::{InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkInfo, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteProtocol, RouteType, RouteVia},
     rule::{RuleAttribute, RuleFlags},
 };
 
 use super::{MarkRule, XdpPlace};
+use crate::node::Port;
 
 /// A MAC address, in the order of the wire.
 pub type Mac = [u8; 6];
@@ -31,6 +32,10 @@ pub(crate) struct Link {
     pub(crate) lower_netns: Option<i32>,
     pub(crate) veth: bool,
     pub(super) bridge: bool,
+    /// A bridge that keeps VLANs apart.
+    pub(super) filters_vlans: bool,
+    /// A port of a bridge that reaches no other such port.
+    pub(super) isolated: bool,
     pub(super) vxlan: Option<Vxlan>,
     /// Bytes of a packet.
     pub(super) mtu: u32,
@@ -51,6 +56,18 @@ pub(super) struct Vxlan {
 }
 
 impl Link {
+    /// How the node forwards what comes by it, given the link that it is a port of.
+    pub(super) fn port(&self, master: Option<&Self>) -> Port {
+        let through = match master {
+            // Somebody else's switch, or a bridge that does not bring everything everywhere, has the last word.
+            Some(master) if !master.bridge || master.filters_vlans || self.isolated => None,
+            Some(bridge) => bridge.mac.map(|router| (bridge.index, router)),
+            None if self.master.is_some() => None,
+            None => self.mac.map(|router| (0, router)),
+        };
+        through.map(|(bridge, router)| Port { link: self.index, bridge, router }).unwrap_or_default()
+    }
+
     pub(crate) fn read(message: &RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewLink(message) = message else {
             return None;
@@ -71,6 +88,12 @@ impl Link {
                             LinkInfo::Kind(InfoKind::Veth) => link.veth = true,
                             LinkInfo::Kind(InfoKind::Bridge) => link.bridge = true,
                             LinkInfo::Data(InfoData::Vxlan(infos)) => link.vxlan = Some(Vxlan::read(infos)),
+                            LinkInfo::Data(InfoData::Bridge(infos)) => {
+                                link.filters_vlans = infos.contains(&InfoBridge::VlanFiltering(true));
+                            }
+                            LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+                                link.isolated = infos.contains(&InfoBridgePort::Isolated(true));
+                            }
                             _ => {}
                         }
                     }
@@ -316,4 +339,44 @@ pub(super) fn mark_rule(message: &RouteNetlinkMessage, command: &str) -> Option<
     let text =
         format!("{command} {priority}: {not}from all fwmark {:#x}/{mask:#x} lookup {table}", mark.unwrap_or_default());
     Some(MarkRule { text, mask })
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::LinkMessage;
+
+    use super::*;
+
+    fn read(index: u32, attributes: Vec<LinkAttribute>) -> Link {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = attributes;
+        Link::read(&RouteNetlinkMessage::NewLink(message)).unwrap()
+    }
+
+    fn bridge(filters_vlans: bool) -> Link {
+        let infos = vec![InfoBridge::AgeingTime(300), InfoBridge::VlanFiltering(filters_vlans)];
+        let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(InfoData::Bridge(infos))];
+        read(10, vec![LinkAttribute::Address(vec![2, 0, 0, 0, 0, 10]), LinkAttribute::LinkInfo(info)])
+    }
+
+    fn veth(master: Option<u32>, isolated: bool) -> Link {
+        let infos = vec![InfoBridgePort::Isolated(isolated)];
+        let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::PortData(InfoPortData::BridgePort(infos))];
+        let mut attributes = vec![LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]), LinkAttribute::LinkInfo(info)];
+        attributes.extend(master.map(LinkAttribute::Controller));
+        read(7, attributes)
+    }
+
+    #[test]
+    fn a_port_says_nothing_where_another_has_the_last_word() {
+        let by = |bridge, router| Port { link: 7, bridge, router: [2, 0, 0, 0, 0, router] };
+        assert_eq!(veth(None, false).port(None), by(0, 7));
+        assert_eq!(veth(Some(10), false).port(Some(&bridge(false))), by(10, 10));
+        // VLANs; an isolated port; a switch of others; one that has gone.
+        assert_eq!(veth(Some(10), false).port(Some(&bridge(true))), Port::default());
+        assert_eq!(veth(Some(10), true).port(Some(&bridge(false))), Port::default());
+        assert_eq!(veth(Some(10), false).port(Some(&Link { bridge: false, ..bridge(false) })), Port::default());
+        assert_eq!(veth(Some(10), false).port(None), Port::default());
+    }
 }

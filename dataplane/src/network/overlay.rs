@@ -9,7 +9,7 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::facts::{Assigned, Fdb, Link, Mac, Neighbour, Route, Vxlan};
-use crate::node::DiscoveredOverlay;
+use crate::node::{DiscoveredOverlay, Port};
 
 /// Tables of one network namespace.
 #[derive(Debug, Default)]
@@ -31,11 +31,11 @@ impl Network {
         own.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Of all ports of bridges, the index of their bridge by their own.
-    pub(super) fn bridges(&self) -> BTreeMap<u32, u32> {
-        let bridges: BTreeSet<u32> = self.links.iter().filter(|link| link.bridge).map(|link| link.index).collect();
-        let port = |link: &Link| Some((link.index, link.master.filter(|master| bridges.contains(master))?));
-        self.links.iter().filter_map(port).collect()
+    /// How the node forwards what comes by its links, by their indexes.
+    pub(super) fn ports(&self) -> BTreeMap<u32, Port> {
+        let links: BTreeMap<u32, &Link> = self.links.iter().map(|link| (link.index, link)).collect();
+        let master = |link: &Link| links.get(&link.master?).copied();
+        self.links.iter().map(|link| (link.index, link.port(master(link)))).collect()
     }
 
     /// VXLAN devices that have a VNI, by name.

@@ -129,8 +129,9 @@ fn info(endpoint: &Endpoint, wire: Wire) -> Result<EndpointInfo, NodeError> {
         identity: endpoint_identity(&endpoint.name),
         segment: endpoint.segment,
         mac: wire.mac,
-        link: wire.index,
-        bridge: wire.bridge,
+        link: wire.port.link,
+        bridge: wire.port.bridge,
+        router: wire.port.router,
         ..EndpointInfo::default()
     };
     let families = endpoint.addresses.iter().filter(|address| address.is_ipv4()).count();
@@ -153,7 +154,7 @@ fn info(endpoint: &Endpoint, wire: Wire) -> Result<EndpointInfo, NodeError> {
 }
 
 /// Slots: the one that already has the very same data, else one of those that are free ([`Free::take`]). What is known of a slot never changes while it
-/// has an owner.
+/// has an owner, except for its link.
 fn assign_slots<S: Store>(
     desired: &Desired,
     infos: Vec<EndpointInfo>,
@@ -164,9 +165,12 @@ fn assign_slots<S: Store>(
     let mut owners: HashMap<u64, Vec<(u32, &EndpointInfo)>> = HashMap::new();
     state.infos.iter().for_each(|(slot, info)| owners.entry(info.identity).or_default().push((*slot, info)));
     // Which link it has says nothing of who it is.
-    let same = |own: &EndpointInfo, info: &EndpointInfo| {
-        *own == EndpointInfo { tenancy: own.tenancy, link: own.link, bridge: own.bridge, ..*info }
+    let beside = |own: &EndpointInfo, info: &EndpointInfo| {
+        let EndpointInfo { link, bridge, router, .. } = *info;
+        EndpointInfo { link, bridge, router, ..*own }
     };
+    let same =
+        |own: &EndpointInfo, info: &EndpointInfo| beside(own, info) == EndpointInfo { tenancy: own.tenancy, ..*info };
     let kept: Vec<Option<(u32, EndpointInfo)>> = infos
         .iter()
         .map(|info| {
@@ -181,7 +185,7 @@ fn assign_slots<S: Store>(
     let mut slots = Vec::new();
     for ((info, kept), endpoint) in infos.into_iter().zip(kept).zip(&desired.endpoints) {
         if let Some((slot, own)) = kept {
-            slots.push((slot, EndpointInfo { link: info.link, bridge: info.bridge, ..own }, false));
+            slots.push((slot, beside(&own, &info), false));
             continue;
         }
         let Some(slot) = free.get_or_insert_with(|| Free::new(store, state, names)).take(info.identity) else {

@@ -7,7 +7,7 @@ use bulkhead_dataplane::{
     listed::Listed,
     memory::{Links, MemoryNode, MemoryStore},
     names::{FILE, endpoint_identity, rule_hash},
-    node::{Node, NodeError, Published, Reading, Wire},
+    node::{Node, NodeError, Port, Published, Reading, Wire},
     publish::{CrashPoint, Publisher},
     read,
     store::{
@@ -533,13 +533,14 @@ fn another_link_is_no_new_endpoint() {
     let desired = Build::default().endpoint(0, &["a"], &["a"], &[]).0;
     rig.publish(&desired).unwrap();
     let slot = rig.slots[&name(0)];
-    for (index, bridge) in [(7, 3), (8, 3), (8, 0)] {
-        let mut by = |endpoint: &Endpoint| Ok(Wire { index, bridge, ..wire(endpoint)? });
+    for (link, bridge, router) in [(7, 3, 1), (8, 3, 1), (8, 3, 2), (8, 0, 2)] {
+        let router = [2, 0, 0, 0, 1, router];
+        let mut by = |endpoint: &Endpoint| Ok(Wire { port: Port { link, bridge, router }, ..wire(endpoint)? });
         let plan = rig.publisher.prepare(&desired, &mut by).unwrap();
         assert_eq!((plan.attach[0].new, plan.attach[0].slot, plan.removed.len()), (false, slot, 0));
         rig.publisher.commit(plan).unwrap();
         let info = rig.store.get::<EndpointInfos>(&slot).unwrap().unwrap();
-        assert_eq!((info.link, info.bridge), (index, bridge));
+        assert_eq!((info.link, info.bridge, info.router), (link, bridge, router));
         // Whoever comes next finds it so.
         rig.publisher.reopen().unwrap();
     }
