@@ -198,9 +198,14 @@ impl Guarded {
         (status == 200).then_some(page)
     }
 
-    /// Sum of a metric's samples on a node whose labels have all of these texts.
+    /// Sum of a metric's samples on a node whose labels have all of these texts. An agent that has very many pods to start answers late.
     pub fn metric(&self, node: usize, name: &str, labels: &[&str]) -> f64 {
-        let page = self.metrics(node).unwrap();
+        let mut page = None;
+        eventually("the agent answers", || {
+            page = self.metrics(node);
+            page.is_some()
+        });
+        let page = page.expect("it answered");
         let of = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
         page.lines().filter(of).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
