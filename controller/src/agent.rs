@@ -374,6 +374,8 @@ impl<N: Node> Agent<N> {
             Ok(_) => {}
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
+        // Each of these takes a while, and what has changed meanwhile is not kept waiting for the others.
+        self.follow_changes();
         self.stale |= self.is_overdue();
         if self.revision.head.condition == Condition::Staged {
             let marked = self.mark();
@@ -381,7 +383,9 @@ impl<N: Node> Agent<N> {
         }
         self.read_input();
         self.take_over_shut();
+        self.follow_changes();
         self.adopt();
+        self.follow_changes();
         self.make_ready();
     }
 

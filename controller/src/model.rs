@@ -50,7 +50,7 @@ pub struct Model {
     /// Guards in the order in which they are judged, first those before all rules.
     pub guards: Vec<Guard>,
     /// Kubernetes policies.
-    pub network_policies: BTreeMap<PolicyName, NetworkPolicy>,
+    pub network_policies: BTreeMap<PolicyName, Arc<NetworkPolicy>>,
     /// Rules of Intents in the order in which they are written, and behind them those of Kubernetes policies: of each in order, the policies by
     /// name until one changes. One line that opens a wall to several peers or ports is several rules of one name.
     pub rules: Vec<Rule>,
@@ -344,7 +344,7 @@ impl Model {
         }
         let of_intents = mem::take(&mut model.rules);
         of_intents.into_iter().for_each(|rule| model.open(rule));
-        let opened: Vec<_> = model.network_policies.values().flat_map(opened).collect();
+        let opened: Vec<_> = model.network_policies.values().flat_map(|policy| opened(policy)).collect();
         opened.into_iter().for_each(|rule| model.open(rule));
         guard::resolve(&mut model, guards, workloads.live, &mut found);
         model.warn_of_empty_services();
@@ -418,7 +418,7 @@ impl Model {
 
     /// Kubernetes policies that select a workload.
     pub(crate) fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &NetworkPolicy> {
-        workload.policies.iter().filter_map(|name| self.network_policies.get(name))
+        workload.policies.iter().filter_map(|name| self.network_policies.get(name).map(Arc::as_ref))
     }
 
     /// The first that isolates a workload in a direction, or with `audit` the first that would.
@@ -652,15 +652,15 @@ fn externals(
 fn network_policies<'a>(
     policies: impl Iterator<Item = &'a NetworkPolicy>,
     found: &mut Diagnostics,
-) -> BTreeMap<PolicyName, NetworkPolicy> {
-    let mut by_name: BTreeMap<PolicyName, NetworkPolicy> = BTreeMap::new();
+) -> BTreeMap<PolicyName, Arc<NetworkPolicy>> {
+    let mut by_name: BTreeMap<PolicyName, Arc<NetworkPolicy>> = BTreeMap::new();
     for policy in policies {
         if let Some(first) = by_name.get(&policy.name) {
             let message = format!("NetworkPolicy `{}` is written twice", policy.name);
             let error = Diagnostic::error(&policy.place, message).note(&first.place, "first here");
             found.push(error.help("give it another name, or remove one of the two"));
         }
-        by_name.insert(policy.name.clone(), policy.clone());
+        by_name.insert(policy.name.clone(), Arc::new(policy.clone()));
     }
     by_name
 }
@@ -678,7 +678,7 @@ fn select(
     name: &WorkloadName,
     workload: &Arc<workloads::Workload>,
     services: &BTreeMap<ServiceName, Service>,
-    policies: &BTreeMap<PolicyName, NetworkPolicy>,
+    policies: &BTreeMap<PolicyName, Arc<NetworkPolicy>>,
     label: &str,
     frontends: Few<ServiceName>,
 ) -> Workload {

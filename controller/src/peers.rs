@@ -113,21 +113,19 @@ impl Peers {
 pub struct Made(Arc<OnceLock<Arc<Peers>>>);
 
 /// [`Peers`] to come: they take long to make where there are many workloads, so that whoever needs them does it on a thread of their own. Keeps the
-/// model from being changed in place.
+/// model from being changed in place, unless they were made before.
 #[derive(Debug)]
 pub struct Unmade {
     made: Made,
-    model: Arc<Model>,
-    node: String,
-    discovered: Discovered,
+    of: Option<(Arc<Model>, String, Discovered)>,
 }
 
 impl Made {
     /// To be made of a model, unless they are.
     #[must_use]
     pub fn of(&self, model: &Arc<Model>, node: &str, discovered: &Discovered) -> Unmade {
-        let (made, node, discovered) = (self.clone(), node.to_owned(), discovered.clone());
-        Unmade { made, model: Arc::clone(model), node, discovered }
+        let of = || (Arc::clone(model), node.to_owned(), discovered.clone());
+        Unmade { made: self.clone(), of: self.0.get().is_none().then(of) }
     }
 }
 
@@ -135,7 +133,11 @@ impl Unmade {
     /// The names; made by the first who asks.
     #[must_use]
     pub fn make(self) -> Arc<Peers> {
-        let new = || Arc::new(Peers::new(&self.model, &self.node, &self.discovered));
+        let new = || {
+            let (model, node, discovered) =
+                self.of.as_ref().expect("they were made, or what they are made of was kept");
+            Arc::new(Peers::new(model, node, discovered))
+        };
         Arc::clone(self.made.0.get_or_init(new))
     }
 }

@@ -198,8 +198,8 @@ impl Life {
                     let now = Instant::now();
                     let first = changed.map_or(now, |(first, _)| first);
                     changed = Some((first, (now + quiet).min(first + PATIENCE)));
-                    // Changes without end do not starve what is due.
-                    if now < first + PATIENCE {
+                    // Changes without end do not starve what is due, and where nobody waits for quiet no question comes first.
+                    if now < first + PATIENCE && !quiet.is_zero() {
                         continue;
                     }
                 }
@@ -216,13 +216,14 @@ impl Life {
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             agent.expire();
-            if agent.until_written().is_some_and(|left| left.is_zero()) {
-                agent.write_down();
-            }
             let now = Instant::now();
             let is_due = changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE);
             if is_due && agent.follow_changes() {
                 changed = None;
+            }
+            // Whoever has changed something waits for that, not for this.
+            if changed.is_none() && agent.until_written().is_some_and(|left| left.is_zero()) {
+                agent.write_down();
             }
             if now >= refresh || changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE) {
                 changed = None;

@@ -365,7 +365,7 @@ fn origins(model: &Model) -> BTreeMap<String, String> {
     for direction in [Direction::Ingress, Direction::Egress] {
         let services = model.services.iter().map(|(name, service)| Isolation::Service(name, service));
         let policies = model.network_policies.values().filter(|policy| policy.isolates(direction));
-        for isolation in services.chain(policies.map(Isolation::Policy)) {
+        for isolation in services.chain(policies.map(|policy| Isolation::Policy(policy))) {
             origins.insert(isolated(isolation, direction), isolation.place().origin());
         }
     }

@@ -105,7 +105,10 @@ impl<N: Node> Agent<N> {
             return false;
         }
         self.compiling.keep();
-        self.peers = Made::default();
+        // Policies name nobody.
+        if !(before.workloads.is_empty() && before.nodes.is_empty() && before.frontends.is_empty()) {
+            self.peers = Made::default();
+        }
         if let Some(Files { workloads: (_, Ok(Listing::Live(seen))), .. }) = &mut self.seen {
             // These are not the workloads any more: nobody keeps them for a comparison.
             *seen = Arc::default();

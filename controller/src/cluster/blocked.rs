@@ -4,6 +4,7 @@ mod untold;
 
 use std::{
     collections::BTreeMap,
+    mem,
     time::{Duration, Instant},
 };
 
@@ -14,12 +15,9 @@ use kube::Client;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use self::untold::{Pod, Untold};
+use self::untold::{Due, Pod, Untold};
 use super::{events::Events, watch};
-use crate::{
-    api::handle::Handle,
-    show::{Names, Observation},
-};
+use crate::{api::handle::Handle, show::Names};
 
 /// How often it is looked what was blocked.
 const LOOK: Duration = Duration::from_secs(10);
@@ -30,7 +28,7 @@ pub(super) struct Blocked {
     pub(super) client: Client,
     pub(super) handle: Handle,
     pub(super) events: Events,
-    untold: Untold,
+    untold: Untold<ContactRecord>,
     /// Packets of each call when it was looked last.
     counted: BTreeMap<String, u64>,
 }
@@ -46,7 +44,7 @@ impl Blocked {
         let mut begun = false;
         loop {
             if let Ok(contacts) = self.handle.denied().await {
-                self.look(&contacts.records, begun).await;
+                self.look(&contacts.records, begun);
                 begun = true;
             }
             if begun {
@@ -57,42 +55,34 @@ impl Blocked {
     }
 
     /// Takes what is new of what was seen.
-    async fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
-        let before = std::mem::take(&mut self.counted);
-        let mut news = Vec::new();
+    fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
+        let before = mem::take(&mut self.counted);
         for contact in contacts.iter().filter(|contact| is_blocked(contact)) {
             let key = key(contact);
             let more = contact.packets.saturating_sub(before.get(&key).copied().unwrap_or_default());
             self.counted.insert(key, contact.packets);
-            if more > 0 && begun {
-                news.push((contact.clone(), more));
+            if let Some(endpoint) = &contact.endpoint
+                && more > 0
+                && begun
+            {
+                let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
+                self.untold.take(pod, contact.clone(), contact.last, more, Instant::now());
             }
         }
-        if news.is_empty() {
-            return;
-        }
-        let Ok((known, peers)) = self.handle.ask(|agent| (agent.known(), agent.peers())).await else { return };
-        let named = tokio::task::spawn_blocking(move || {
-            let names = Names::with(&known.model, peers.make());
-            news.into_iter().map(|(contact, more)| (names.contact(&contact), contact, more)).collect::<Vec<_>>()
-        });
-        for (observation, contact, more) in named.await.unwrap_or_default() {
-            self.take(&observation, &contact, more);
-        }
-    }
-
-    fn take(&mut self, observation: &Observation, contact: &ContactRecord, more: u64) {
-        let Some(endpoint) = &contact.endpoint else { return };
-        let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
-        let text = || {
-            let text = observation.text.strip_prefix("BLOCKED ").unwrap_or(&observation.text);
-            format!("{}: {text}", contact.direction)
-        };
-        self.untold.take(pod, text, contact.last, more, Instant::now());
     }
 
     async fn write(&mut self) {
-        for (pod, note) in self.untold.tell(&mut self.events.budget, Instant::now(), LOOK) {
+        let due = self.untold.tell(&mut self.events.budget, Instant::now(), LOOK);
+        if due.is_empty() {
+            return;
+        }
+        let Ok((known, peers)) = self.handle.ask(|agent| (agent.known(), agent.peers())).await else { return };
+        // Takes long where there are many policies, and who changes one meanwhile has to copy what is held here: so only for what is told.
+        let noted = tokio::task::spawn_blocking(move || {
+            let names = Names::with(&known.model, peers.make());
+            due.into_iter().map(|due| (note(&names, &due), due.pod)).collect::<Vec<_>>()
+        });
+        for (note, pod) in noted.await.unwrap_or_default() {
             if let Some(about) = self.reference(&pod).await {
                 self.events.write(about, "Blocked", "Judge", &note).await;
             }
@@ -112,6 +102,12 @@ impl Blocked {
             ..ObjectReference::default()
         })
     }
+}
+
+fn note(names: &Names<'_>, Due { call, extent, .. }: &Due<ContactRecord>) -> String {
+    let observation = names.contact(call);
+    let text = observation.text.strip_prefix("BLOCKED ").unwrap_or(&observation.text);
+    format!("{}: {text}; {extent}", call.direction)
 }
 
 /// Whether it was dropped at a pod.

@@ -59,10 +59,10 @@ impl Model {
     pub(crate) fn put_network_policy(
         &mut self,
         name: &PolicyName,
-        policy: Option<NetworkPolicy>,
-    ) -> Option<NetworkPolicy> {
+        policy: Option<Arc<NetworkPolicy>>,
+    ) -> Option<Arc<NetworkPolicy>> {
         self.close(name);
-        policy.iter().flat_map(opened).for_each(|rule| self.open(rule));
+        policy.iter().flat_map(|policy| opened(policy)).for_each(|rule| self.open(rule));
         let members = self.workloads.range_mut(first_of(&name.namespace)..);
         for (_, workload) in members.take_while(|(member, _)| member.namespace == name.namespace) {
             match &policy {

@@ -535,8 +535,8 @@ fn nothing_is_let_go_that_would_open_whom_it_isolates() {
     let settled = |most_rules: Option<usize>| {
         settle_with(&mut Memory::default(), &last.clone().into(), Some(&last), Blame::All, |policies, workloads| {
             let model = Model::build(policies, workloads)?;
-            let large = |policy: &&NetworkPolicy| most_rules.is_none_or(|most| policy.rules.len() > most);
-            match model.network_policies.values().find(large) {
+            let large = |policy: &NetworkPolicy| most_rules.is_none_or(|most| policy.rules.len() > most);
+            match model.network_policies.values().find(|policy| large(policy)) {
                 Some(policy) => Err(Diagnostic::error(&policy.place, "there is no room for it").into()),
                 None => Ok(model),
             }

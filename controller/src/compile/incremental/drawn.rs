@@ -252,10 +252,11 @@ impl Selecting<'_> {
 impl Policies for Selecting<'_> {
     fn isolating<'a>(&self, subject: Subject<'a>, direction: Direction) -> Option<&'a NetworkPolicy> {
         let first = self.drawn().find(|drawn| drawn.isolates[direction as usize])?;
-        subject.model.network_policies.get(&first.name)
+        subject.model.network_policies.get(&first.name).map(AsRef::as_ref)
     }
 
     fn lines(&self, subject: Subject<'_>, direction: Direction, lines: &mut Vec<Line>) {
+        lines.reserve(self.drawn().filter_map(|drawn| Some(drawn.lines.as_ref()?[direction as usize].len())).sum());
         for Drawn { name, lines: drawn, .. } in self.drawn() {
             match drawn {
                 Some(drawn) => lines.extend(drawn[direction as usize].iter().map(|known| {

@@ -1,6 +1,6 @@
 //! Events, as they change a model and back.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     labels::Labels,
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Edit {
     Workload(WorkloadName, Option<Box<Workload>>),
-    Policy(PolicyName, Option<NetworkPolicy>),
+    Policy(PolicyName, Option<Arc<NetworkPolicy>>),
     Namespace(String, Option<Labels>),
     Frontend(ServiceName, Option<Frontend>),
 }
@@ -79,7 +79,7 @@ impl Edit {
         match self {
             Self::Workload(..) | Self::Frontend(..) => false,
             Self::Policy(policy, new) => {
-                let selects = |policy: &NetworkPolicy| !workload.host && policy.pods.matches(&workload.labels);
+                let selects = |policy: &Arc<NetworkPolicy>| !workload.host && policy.pods.matches(&workload.labels);
                 new.iter().any(selects) || model.network_policies.get(policy).is_some_and(selects)
             }
             Self::Namespace(..) => true,

@@ -204,7 +204,7 @@ impl Compiler {
     /// # Errors
     /// See [`compile`]; then nothing changed.
     pub fn upsert_network_policy(&mut self, policy: NetworkPolicy) -> Result<Change, Diagnostics> {
-        self.event(Edit::Policy(policy.name.clone(), Some(policy)))
+        self.event(Edit::Policy(policy.name.clone(), Some(Arc::new(policy))))
     }
 
     /// A Kubernetes policy is gone.
