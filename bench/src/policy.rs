@@ -1,5 +1,6 @@
 //! What it costs to compile: a whole cluster for one node, and then one pod or policy more, less or other.
 
+mod crowd;
 mod events;
 mod plot;
 mod report;
@@ -26,6 +27,9 @@ pub(crate) struct Options {
     /// The smallest cluster only, each event once: everything works; no figures.
     #[arg(long)]
     smoke: bool,
+    /// Only many policies on one workload, not whole clusters.
+    #[arg(long)]
+    crowd: bool,
     /// Also write one JSON object a line for each figure to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -44,6 +48,8 @@ const SIZES: [Size; 3] = [
 /// Runs of the full compile, and of each event.
 const FULL: usize = 5;
 const EVENTS: u32 = 51;
+/// Of one policy beside many, which takes less.
+const CROWD: u32 = 501;
 
 /// Targets of the full compile.
 const FULL_US: f64 = 2e6;
@@ -52,13 +58,15 @@ const FULL_MIB: f64 = 400.0;
 pub(crate) fn run(options: &Options) -> Result<()> {
     let (sizes, full, events) = if options.smoke { (&SIZES[..1], 1, 1) } else { (&SIZES[..], FULL, EVENTS) };
     let mut figures = Vec::new();
-    for &size in sizes {
+    for &size in sizes.iter().filter(|_| !options.crowd) {
         eprintln!("{} workloads", size.workloads);
         let world = World::new(size);
         let mut compiler = whole(&world, full, &mut figures)?;
         Events::new(&world, &mut compiler, events, &mut figures).run()?;
         figures.push(Figure::new("memory_with_compiler", size.workloads, Unit::Mebibytes, vec![peak()?], None));
     }
+    eprintln!("many policies on one workload");
+    crowd::run(if options.smoke { 1 } else { CROWD }, sizes[0].workloads, &mut figures)?;
     report::print(&figures, options.smoke);
     if let Some(path) = &options.json {
         fs::write(path, report::json(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;

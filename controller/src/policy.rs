@@ -13,7 +13,7 @@ use crate::{
     manifest::Manifests,
     network_policy::NetworkPolicy,
     ports::decimal,
-    yaml::{self, Checked, Entries, Family, Kind, at},
+    yaml::{self, Checked, Entries, Family, Kind, at, tree},
 };
 
 /// A document.
@@ -67,9 +67,12 @@ struct Document {
 /// # Errors
 /// Everything that is wrong with it; nothing of the file is used then.
 pub fn parse(source: &Arc<Source>) -> Result<Vec<Policy>, Diagnostics> {
-    if yaml::family(source).is_ok_and(|family| family == Family::Manifests) {
+    // What is wrong with the text is said below.
+    if let Ok(documents) = tree::documents(source)
+        && yaml::family_of(&documents) == Family::Manifests
+    {
         let mut manifests = Manifests::default();
-        manifests.read(source)?;
+        manifests.take(source, &documents)?;
         return Ok(manifests.only_policies());
     }
     let documents = yaml::documents_of::<Document>(source, &[INTENT, GUARD], |kind| match kind {

@@ -50,11 +50,18 @@ impl<T> Listed<T> {
         pieces.flat_map(|(piece, values)| (piece * LEN..).zip(values.iter()))
     }
 
-    /// What is made of each value: of pieces that are `before`'s, what was made then.
-    pub(crate) fn map_beside<U>(&self, before: &Self, made: &Listed<U>, make: impl Fn(&T) -> U) -> Listed<U> {
+    /// What is made of each value: of one that is `before`'s in this place, what was made then.
+    pub(crate) fn map_beside<U: Clone>(&self, before: &Self, made: &Listed<U>, make: impl Fn(&T) -> U) -> Listed<U>
+    where
+        T: PartialEq,
+    {
+        let of_value = |(at, value): (usize, &T)| match made.get(at) {
+            Some(made) if before.get(at) == Some(value) => made.clone(),
+            _ => make(value),
+        };
         let of_piece = |(at, piece): (usize, &Arc<Vec<T>>)| match made.0.get(at) {
             Some(made) if self.shares(before, at) => Arc::clone(made),
-            _ => Arc::new(piece.iter().map(&make).collect()),
+            _ => Arc::new((at * LEN..).zip(piece.iter()).map(of_value).collect()),
         };
         Listed(self.0.iter().enumerate().map(of_piece).collect())
     }

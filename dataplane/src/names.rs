@@ -11,7 +11,8 @@ use std::{
 };
 
 use bulkhead_ebpf::abi::{Counter, Direction};
-use serde::{Deserialize, Serialize};
+use foldhash::HashMap;
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -25,12 +26,18 @@ pub const FILE: &str = "names.json";
 /// What the hashes in the tables stand for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
-    /// Rules, by [`rule_hash`].
-    pub rules: BTreeMap<u64, Rule>,
+    /// Rules, by [`rule_hash`]. Each publish asks for all of them.
+    #[serde(serialize_with = "in_order")]
+    pub rules: HashMap<u64, Rule>,
     /// Endpoints, by [`endpoint_identity`]; those that are gone stay for as long as a counter or slot refers to them.
     pub endpoints: BTreeMap<u64, NamedEndpoint>,
     /// Latest owner of each slot, gone or not.
     pub slots: BTreeMap<u32, SlotOwner>,
+}
+
+/// So that equal names are equal files.
+fn in_order<S: Serializer>(rules: &HashMap<u64, Rule>, to: S) -> Result<S::Ok, S::Error> {
+    rules.iter().collect::<BTreeMap<_, _>>().serialize(to)
 }
 
 /// An endpoint.

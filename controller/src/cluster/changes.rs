@@ -110,6 +110,10 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
     if news.all || !told.into_iter().all(is_defined) {
         return None;
     }
+    // Mostly it is a policy.
+    if news.pods.is_empty() && news.others.is_empty() && news.namespaces.is_empty() {
+        return Some(Changes::default());
+    }
     let before = || news.pods.iter().filter_map(|(key, before)| Some((key, before.as_deref()?)));
     let after = || news.pods.keys().filter_map(|key| Some((key, pod(key)?)));
     let addresses: BTreeSet<IpAddr> = before().chain(after()).flat_map(|(_, pod)| pod.claims()).collect();

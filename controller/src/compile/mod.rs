@@ -214,17 +214,16 @@ impl Ids for Names {
 }
 
 fn policy_set(draft: &Draft, ids: &dyn Ids) -> PolicySet {
-    let stretches: Vec<_> = (0..)
-        .zip(&draft.steps)
-        .flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)))
-        .map(|(at, line)| match &line.said {
-            Said::Written(selector, rule) => {
-                let selector = selector.as_ref().map(|selector| ids.selector(selector));
-                (line.stretch, (at, selector), ids.rule(rule))
-            }
-            Said::Known(selector, rule) => (line.stretch, (at, *selector), *rule),
-        })
-        .collect();
+    let lines = (0..).zip(&draft.steps).flat_map(|(at, step)| step.lines.iter().map(move |line| (at, line)));
+    // There may be many, and how many such an iterator does not say.
+    let mut stretches = Vec::with_capacity(draft.steps.iter().map(|step| step.lines.len()).sum());
+    stretches.extend(lines.map(|(at, line)| match &line.said {
+        Said::Written(selector, rule) => {
+            let selector = selector.as_ref().map(|selector| ids.selector(selector));
+            (line.stretch, (at, selector), ids.rule(rule))
+        }
+        Said::Known(selector, rule) => (line.stretch, (at, *selector), *rule),
+    }));
     let interval = |(start, covering): (u16, Vec<_>)| Interval { start, entries: entries(&draft.steps, &covering) };
     PolicySet {
         direction: draft.direction,

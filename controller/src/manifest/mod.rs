@@ -58,6 +58,11 @@ impl Manifests {
             true => error.help("this looks like a template: fill it in first, as `helm template` does"),
             false => error,
         })?;
+        self.take(source, &documents)
+    }
+
+    /// The same of documents that were read from it.
+    pub(crate) fn take(&mut self, source: &Arc<Source>, documents: &[Item]) -> Result<(), Diagnostics> {
         let mut file = File::default();
         let documents: Vec<_> = documents.iter().filter(|document| document.value != Value::Null).collect();
         for document in &documents {

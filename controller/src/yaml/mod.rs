@@ -191,14 +191,18 @@ pub(crate) enum Family {
     Data,
 }
 
-/// Whose documents a file holds, by its first one.
+/// Whose documents a file holds.
 pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
-    let documents = tree::documents(source)?;
+    Ok(family_of(&tree::documents(source)?))
+}
+
+/// Whose documents these are, by the first one.
+pub(crate) fn family_of(documents: &[tree::Item]) -> Family {
     let mut headers = documents.iter().filter_map(|document| match &document.value {
         tree::Value::Mapping(entries) => Some(entries),
         _ => None,
     });
-    let Some(header) = headers.next() else { return Ok(Family::Data) };
+    let Some(header) = headers.next() else { return Family::Data };
     let text = |field: &str| match header.iter().find(|(key, _)| key.value == field).map(|(_, item)| &item.value) {
         Some(tree::Value::Text(text)) => text.as_str(),
         _ => "",
@@ -207,11 +211,11 @@ pub(crate) fn family(source: &Arc<Source>) -> Result<Family, Diagnostic> {
     // Kinds of ours are known as such without a version, so that it is that which is missing.
     let named = group.is_empty() && ["Intent", "Guard", "Workloads"].contains(&text("kind"));
     let ours = named || API_VERSION.split('/').next() == Some(group);
-    Ok(match (ours, text("kind")) {
+    match (ours, text("kind")) {
         (true, "Workloads") => Family::Workloads,
         (true, _) => Family::Policies,
         (false, _) => Family::Manifests,
-    })
+    }
 }
 
 /// Values of a text: as many as one of its length can have without aliases, and room for some of these.

@@ -316,26 +316,37 @@ impl Selectors {
         self.fresh.iter().map(|hash| (*hash, self.bits[hash]))
     }
 
-    /// Those not in `keep`.
-    pub(crate) fn garbage(&self, keep: &HashSet<[u64; 2]>) -> Vec<[u64; 2]> {
+    /// Those not in `keep`, which all have bits and differ.
+    pub(crate) fn garbage(&self, keep: impl Iterator<Item = [u64; 2]> + Clone) -> Vec<[u64; 2]> {
+        if keep.clone().count() == self.bits.len() {
+            return Vec::new();
+        }
+        let keep: HashSet<[u64; 2]> = keep.collect();
         self.bits.keys().filter(|hash| !keep.contains(*hash)).copied().collect()
     }
 
-    /// Gives bits to what has a text and no bit: first to the groups, each into one word where there is room (an entry of a list reads one word), then to the rest.
+    /// Bits of all, 0 for what has no text. What has one and no bit yet gets one: first the groups, each in one word where there is room (an entry of a list
+    /// reads one word), then the rest.
     pub(crate) fn place(
         &mut self,
         all: &[(&str, [u64; 2])],
         groups: impl FnOnce() -> BTreeSet<Vec<u32>>,
-    ) -> Result<(), NodeError> {
-        let texts = all.iter().filter(|(text, _)| !text.is_empty());
-        let missing: BTreeSet<[u64; 2]> =
-            texts.map(|(_, hash)| *hash).filter(|hash| !self.bits.contains_key(hash)).collect();
+    ) -> Result<Vec<u16>, NodeError> {
+        let mut missing = BTreeSet::new();
+        let mut bits: Vec<u16> = Vec::with_capacity(all.len());
+        for (text, hash) in all {
+            let bit = self.bit(hash);
+            if bit.is_none() && !text.is_empty() {
+                missing.insert(*hash);
+            }
+            bits.push(bit.unwrap_or_default());
+        }
         if self.taken.count() + missing.len() > SELECTORS {
             let first = all.iter().find(|(_, hash)| missing.contains(hash)).map_or("", |(text, _)| text);
             return over(format!("selector {first}"), "selectors", self.taken.count() + missing.len(), SELECTORS);
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(bits);
         }
         let lacks = |group: &Vec<u32>| group.iter().any(|selector| missing.contains(&all[*selector as usize].1));
         let mut order: Vec<Vec<u32>> = groups().into_iter().filter(lacks).collect();
@@ -367,7 +378,7 @@ impl Selectors {
                 self.give(hash, word);
             }
         }
-        Ok(())
+        Ok(all.iter().map(|(_, hash)| self.bit(hash).unwrap_or_default()).collect())
     }
 
     fn give(&mut self, hash: [u64; 2], word: usize) {
@@ -467,20 +478,24 @@ impl Counters {
         &self.fresh
     }
 
-    /// Gives a pair to every key. When there is none left, takes those of the lowest `rank`, never one in `busy`.
+    /// Gives a pair to every key, and tells its index. When there is none left, takes those of the lowest `rank`, never one in `busy`.
     pub(crate) fn assign(
         &mut self,
         wanted: &[(CounterKey, &str)],
         busy: impl FnOnce() -> HashSet<u32>,
         rank: impl Fn(&CounterKey) -> u64,
-    ) -> Result<(), NodeError> {
+    ) -> Result<Vec<u32>, NodeError> {
         let (mut missing, mut seen) = (Vec::new(), HashSet::new());
+        // 0 is never given.
+        let mut indexes = Vec::with_capacity(wanted.len());
         for (key, who) in wanted {
-            match self.names.get(&name(key)) {
-                Some(&(index, slot)) if slot != key.slot => self.give(index, *key),
+            let known = self.names.get(&name(key)).copied();
+            match known {
+                Some((index, slot)) if slot != key.slot => self.give(index, *key),
                 None if seen.insert(name(key)) => missing.push((*key, *who)),
                 _ => {}
             }
+            indexes.push(known.map_or(0, |(index, _)| index));
         }
         let mut free = self.free(missing.len());
         if free.len() < missing.len() {
@@ -505,7 +520,10 @@ impl Counters {
             }
         }
         missing.into_iter().zip(free).for_each(|((key, _), index)| self.give(index, key));
-        Ok(())
+        for (index, (key, _)) in indexes.iter_mut().zip(wanted).filter(|(index, _)| **index == 0) {
+            *index = self.index(key).unwrap_or_default();
+        }
+        Ok(indexes)
     }
 
     /// The lowest pairs that nothing has, up to so many.

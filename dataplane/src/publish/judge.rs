@@ -73,8 +73,7 @@ pub(crate) fn lower_sets(desired: &Desired) -> Result<Lowered, NodeError> {
     let symbols = Symbols::of(desired, &Symbols::default());
     let selectors: Vec<(&str, [u64; 2])> = symbols.selectors().collect();
     let used = used_sets(desired);
-    state.selectors.place(&selectors, || groups(desired, used.keys()))?;
-    let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
+    let bits = state.selectors.place(&selectors, || groups(desired, used.keys()))?;
     let hashes: Vec<u64> = symbols.rule_hashes.iter().copied().collect();
     let mut sets = BTreeMap::new();
     for (set, who) in &used {
@@ -115,7 +114,7 @@ impl Judge {
     /// If no endpoint uses the set.
     #[must_use]
     pub fn ask(&self, set: SetId, class: Class, value: u16, row: Row, would: bool) -> Answer {
-        let LoweredSet { id, numbers } = &self.sets[&set];
+        let LoweredSet { id, numbers, .. } = &self.sets[&set];
         let decision = verdict::walk(self, *id, class, value, row.0, would);
         let number = numbers.get(usize::from(decision.rule())).copied().flatten();
         let (hash, reason) = number.unzip();

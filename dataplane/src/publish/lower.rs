@@ -44,7 +44,6 @@ pub(crate) struct Target {
     pub(crate) standing: Standing,
     pub(crate) vteps: BTreeSet<VtepKey>,
     pub(crate) owners: BTreeMap<LpmKey<PrefixKey6>, Owner>,
-    pub(crate) selectors: HashSet<[u64; 2]>,
     /// Rules that counters of this target name: hash, and index in [`Desired::rules`].
     pub(crate) rules: Vec<(u64, usize)>,
     pub(crate) steps: Steps,
@@ -78,21 +77,20 @@ pub(crate) fn lower<S: Store>(
     let symbols = Symbols::of(desired, state.standing.as_ref().map_or(&none, |standing| &standing.symbols));
     let selectors: Vec<(&str, [u64; 2])> = symbols.selectors().collect();
     let sets: BTreeMap<SetId, String> = used_sets(desired);
-    state.selectors.place(&selectors, || groups(desired, sets.keys()))?;
+    let bits = state.selectors.place(&selectors, || groups(desired, sets.keys()))?;
     capacity("the selectors", store::Ids::NAME, state.selectors.used(), store.limit::<store::Ids>())?;
-    let bits: Vec<u16> = selectors.iter().map(|(_, hash)| state.selectors.bit(hash).unwrap_or_default()).collect();
 
-    let hashes: Vec<u64> = symbols.rule_hashes.iter().copied().collect();
+    let mut hashes = Vec::with_capacity(symbols.rule_hashes.len());
+    hashes.extend(symbols.rule_hashes.iter().copied());
     let mut lowered = BTreeMap::new();
     for (set, who) in &sets {
         lowered.insert(*set, SetLowering::new(state, &bits, &hashes, who).lower(set.of(desired))?);
     }
-    assign_counters(desired, state, store, names, &slots, &lowered)?;
+    let counters = assign_counters(desired, state, store, names, &slots, &lowered)?;
     // To read the clock is to run a program.
     let ends = desired.endpoints.iter().flat_map(|endpoint| &endpoint.views).any(|view| view.until.is_some());
     let deadlines = ends.then(|| Deadlines::new(state, store, now)).transpose()?;
-    let words = views(desired, state, deadlines.as_ref(), &slots, &lowered)?;
-    let selectors = selectors.iter().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| *hash).collect();
+    let words = views(desired, state, deadlines.as_ref(), &slots, (&lowered, &counters))?;
     let (places, standing) = places(desired, state, symbols, &slots, &bits)?;
     let steps = Steps::plan(state, &words, &places, &Services::of(desired), desired.manner)?;
     let (vteps, owners) = overlays(desired);
@@ -108,17 +106,15 @@ pub(crate) fn lower<S: Store>(
     capacity("the overlays' nodes", store::Vteps::NAME, vteps.len(), store.limit::<store::Vteps>())?;
     capacity("the overlays' prefixes", store::Owners::NAME, owners.len(), store.limit::<store::Owners>())?;
 
-    let mut named: Vec<u64> =
-        lowered.values().flat_map(|set| set.numbers.iter().flatten().map(|(rule, _)| *rule)).collect();
-    named.sort_unstable();
-    let rules = hashes.into_iter().enumerate().filter(|(_, hash)| named.binary_search(hash).is_ok());
+    let mut named = vec![false; hashes.len()];
+    lowered.values().flat_map(|set| &set.rules).for_each(|rule| named[rule.0 as usize] = true);
+    let rules = hashes.into_iter().enumerate().filter(|(at, _)| named[*at]);
     Ok(Target {
         slots,
         places,
         standing,
         vteps,
         owners,
-        selectors,
         rules: rules.map(|(index, hash)| (hash, index)).collect(),
         steps,
     })
@@ -209,6 +205,9 @@ fn counter_key(rule: u64, reason: Reason, info: &EndpointInfo, slot: u32, direct
     }
 }
 
+/// Counters of the sets of an endpoint, by its slot: index of each number, 0 where it has none.
+type CounterBlocks = BTreeMap<(u32, SetId), Vec<u32>>;
+
 fn assign_counters<S: Store>(
     desired: &Desired,
     state: &mut State,
@@ -216,16 +215,18 @@ fn assign_counters<S: Store>(
     names: &Names,
     slots: &[(u32, EndpointInfo, bool)],
     lowered: &BTreeMap<SetId, LoweredSet>,
-) -> Result<(), NodeError> {
+) -> Result<CounterBlocks, NodeError> {
     let who: Vec<String> = desired.endpoints.iter().map(|endpoint| display(&endpoint.name)).collect();
-    let mut wanted = Vec::new();
+    let (mut wanted, mut counted) = (Vec::new(), Vec::new());
     for ((endpoint, (slot, info, _)), who) in desired.endpoints.iter().zip(slots).zip(&who) {
         let sets: BTreeSet<SetId> = endpoint.views.iter().flat_map(|view| [view.ingress, view.egress]).collect();
         for set in sets {
-            let rules = lowered[&set].numbers.iter().flatten();
-            wanted.extend(rules.map(|(rule, reason)| {
+            let numbers = &lowered[&set].numbers;
+            wanted.reserve(numbers.len());
+            wanted.extend(numbers.iter().flatten().map(|(rule, reason)| {
                 (counter_key(*rule, *reason, info, *slot, set.of(desired).direction), who.as_str())
             }));
+            counted.push(((*slot, set), numbers));
         }
     }
     // Taken first: of endpoints that are gone, longest first; then of rules that are gone from endpoints that are there.
@@ -238,7 +239,9 @@ fn assign_counters<S: Store>(
     };
     let (counters, blocks) = (&mut state.counters, &state.blocks);
     debug_assert!(counters.used() <= store.limit::<store::CounterKeys>());
-    counters.assign(&wanted, || blocks.counters(), rank)
+    let mut indexes = counters.assign(&wanted, || blocks.counters(), rank)?.into_iter();
+    let mut index = |number: &Option<_>| number.and_then(|_| indexes.next()).unwrap_or(0);
+    Ok(counted.into_iter().map(|(of, numbers)| (of, numbers.iter().map(&mut index).collect())).collect())
 }
 
 /// Views of every endpoint, from the last of each chain to the first.
@@ -247,20 +250,16 @@ fn views(
     state: &mut State,
     deadlines: Option<&Deadlines>,
     slots: &[(u32, EndpointInfo, bool)],
-    lowered: &BTreeMap<SetId, LoweredSet>,
+    (lowered, counters): (&BTreeMap<SetId, LoweredSet>, &CounterBlocks),
 ) -> Result<BTreeMap<u32, EndpointWord>, NodeError> {
     let mut words = BTreeMap::new();
-    for (endpoint, (slot, info, _)) in desired.endpoints.iter().zip(slots) {
+    for (endpoint, (slot, ..)) in desired.endpoints.iter().zip(slots) {
         let who = || display(&endpoint.name);
         let mut next = 0;
         for view in endpoint.views.iter().rev() {
-            let mut half = |set: SetId| {
-                let LoweredSet { id, numbers } = &lowered[&set];
-                let index = |(rule, reason): (u64, Reason)| {
-                    state.counters.index(&counter_key(rule, reason, info, *slot, set.of(desired).direction))
-                };
-                let block: Vec<u32> = numbers.iter().map(|number| number.and_then(index).unwrap_or(0)).collect();
-                Half { set: *id, counters: state.blocks.intern(&block, who) }
+            let mut half = |set: SetId| Half {
+                set: lowered[&set].id,
+                counters: state.blocks.intern(&counters[&(*slot, set)], who),
             };
             let (ingress, egress) = (half(view.ingress), half(view.egress));
             // By no clock all that ends has ended.

@@ -9,7 +9,7 @@ use bulkhead_ebpf::{
 use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
-    desired::{Desired, Entry, Interval, Peers, PolicySet, RuleId, SetId},
+    desired::{Desired, Entry, Interval, Peers, PolicySet, RuleId, SelectorId, SetId},
     node::{NodeError, direction_label},
     publish::{
         check::capacity,
@@ -33,6 +33,8 @@ pub(crate) type Numbers = Vec<Option<(u64, Reason)>>;
 pub(crate) struct LoweredSet {
     pub(crate) id: u32,
     pub(crate) numbers: Numbers,
+    /// The rules that these are, some more than once.
+    pub(crate) rules: Vec<RuleId>,
 }
 
 /// Policy sets that views refer to, with the name of the first user.
@@ -68,13 +70,14 @@ pub(crate) struct SetLowering<'a> {
     /// Whose set it is, for messages.
     who: &'a str,
     numbers: Numbers,
+    rules: Vec<RuleId>,
     /// First number of each run of rules that stands in some entry.
     runs: HashMap<Vec<(u64, Reason)>, u16>,
 }
 
 impl<'a> SetLowering<'a> {
     pub(crate) fn new(state: &'a mut State, bits: &'a [u16], hashes: &'a [u64], who: &'a str) -> Self {
-        Self { state, bits, hashes, who, numbers: Vec::new(), runs: HashMap::new() }
+        Self { state, bits, hashes, who, numbers: Vec::new(), rules: Vec::new(), runs: HashMap::new() }
     }
 
     pub(crate) fn lower(mut self, set: &PolicySet) -> Result<LoweredSet, NodeError> {
@@ -124,10 +127,11 @@ impl<'a> SetLowering<'a> {
             *table = PortTable::new(&parts);
         }
         let id = self.state.sets.intern(tables, || self.who.to_owned());
-        Ok(LoweredSet { id, numbers: self.numbers })
+        Ok(LoweredSet { id, numbers: self.numbers, rules: self.rules })
     }
 
-    fn rule(&self, rule: RuleId) -> u64 {
+    fn rule(&mut self, rule: RuleId) -> u64 {
+        self.rules.push(rule);
         self.hashes[rule.0 as usize]
     }
 
@@ -166,19 +170,21 @@ impl<'a> SetLowering<'a> {
         };
         match &entry.peers {
             Peers::Any(rule) => {
-                let rule = self.number(vec![(self.rule(*rule), reason)])?;
+                let run = vec![(self.rule(*rule), reason)];
+                let rule = self.number(run)?;
                 to.push(abi::Entry { rule, flags: audit | abi::Entry::ANY, ..common });
             }
             Peers::Selectors(some) => {
-                let mut words: BTreeMap<u16, BTreeMap<u16, u64>> = BTreeMap::new();
-                for (selector, rule) in some {
-                    let bit = self.bits[selector.0 as usize];
-                    words.entry(bit / 64).or_default().entry(bit % 64).or_insert(self.hashes[rule.0 as usize]);
-                }
-                for (word, rules) in words {
-                    let mask = rules.keys().fold(0, |mask, bit| mask | 1 << bit);
-                    let rule = self.number(rules.into_values().map(|rule| (rule, reason)).collect())?;
-                    to.push(abi::Entry { mask, word, rule, ..common });
+                let bit = |(selector, rule): &(SelectorId, RuleId)| (self.bits[selector.0 as usize], *rule);
+                let mut bits: Vec<(u16, RuleId)> = some.iter().map(bit).collect();
+                // Of those with one bit the first stays.
+                bits.sort_by_key(|(bit, _)| *bit);
+                bits.dedup_by_key(|(bit, _)| *bit);
+                for of_word in bits.chunk_by(|(one, _), (next, _)| one / 64 == next / 64) {
+                    let mask = of_word.iter().fold(0, |mask, (bit, _)| mask | 1 << (bit % 64));
+                    let run = of_word.iter().map(|(_, rule)| (self.rule(*rule), reason)).collect();
+                    let rule = self.number(run)?;
+                    to.push(abi::Entry { mask, word: of_word[0].0 / 64, rule, ..common });
                 }
             }
         }

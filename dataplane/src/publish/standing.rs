@@ -50,6 +50,11 @@ impl Symbols {
         }
     }
 
+    /// Hashes of selectors that there are: of those with a text.
+    pub(crate) fn named(&self) -> impl Iterator<Item = [u64; 2]> + Clone {
+        self.selectors().filter(|(text, _)| !text.is_empty()).map(|(_, hash)| hash)
+    }
+
     /// Selectors with their hashes.
     pub(crate) fn selectors(&self) -> impl Iterator<Item = (&str, [u64; 2])> + Clone {
         self.selectors.iter().map(String::as_str).zip(self.selector_hashes.iter().copied())

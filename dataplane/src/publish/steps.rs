@@ -546,7 +546,8 @@ pub(crate) fn run<S: Store>(
     let rows = target.standing.rows().chain(state.places.rows_of_others());
     let reachable = Reachable::from(state, state.words.values().copied(), rows, &state.services);
     state.standing = Some(target.standing);
-    let forgotten = state.selectors.garbage(&target.selectors);
+    let named = state.standing.iter().flat_map(|standing| standing.symbols.named());
+    let forgotten = state.selectors.garbage(named);
     let removed = steps.flips.iter().any(|(_, word)| word.0 == 0);
     let garbage = removed
         || !forgotten.is_empty()
