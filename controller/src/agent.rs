@@ -8,6 +8,7 @@ mod cni;
 mod compiling;
 mod control;
 mod recall;
+mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,14 @@ use bulkhead_dataplane::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{adopt::Adoption, changes::Unwritten, cni::Here, compiling::Compiling, recall::Recall};
+use self::{
+    adopt::Adoption,
+    changes::Unwritten,
+    cni::Here,
+    compiling::Compiling,
+    recall::Recall,
+    records::{Keeper, Records},
+};
 use crate::{
     accounts::Accounts,
     adopt::Scope,
@@ -43,7 +51,9 @@ use crate::{
     room::{no_room, no_room_beside, stays},
     settle::{Blame, Memory, Settled, settle_with},
     source::Source,
-    store::{Author, Condition, Draft, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds},
+    store::{
+        Author, Condition, Draft, Head, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds,
+    },
     workloads::{WorkloadName, Workloads},
 };
 
@@ -113,8 +123,7 @@ struct Beside {
 pub struct Agent<N> {
     node: N,
     settings: Settings,
-    store: Store,
-    log: Log,
+    keeper: Keeper,
     discovered: Discovered,
     /// In force, as people wrote it and as it is meant. It is still marked as staged while the database cannot say that it is in force.
     revision: Revision,
@@ -239,7 +248,7 @@ impl<N: Node> Agent<N> {
                 // Whoever wrote it is still its author.
                 (None, Some(staged)) => store.stage(&staged.into())?,
                 (None, None) => {
-                    let draft = draft(&settings, &inputs, &desired);
+                    let draft = draft(&settings, inputs.clone(), &desired);
                     store.stage(&Draft { documents: Some(documents), ..draft })?
                 }
             };
@@ -295,8 +304,7 @@ impl<N: Node> Agent<N> {
         let mut agent = Self {
             node,
             settings,
-            store,
-            log,
+            keeper: Keeper::new(Records { store, log }),
             discovered,
             staged: leftover,
             revision,
@@ -335,7 +343,7 @@ impl<N: Node> Agent<N> {
             detail: what.to_owned(),
             ..start(&agent.settings.node)
         };
-        record(&mut agent.log, &started);
+        agent.keeper.record(&started);
         if before != after {
             agent.record_change(before);
         }
@@ -401,7 +409,7 @@ impl<N: Node> Agent<N> {
         let files = self.settings.source.read();
         self.note_behind();
         if self.overlay.forget(&files) {
-            let kept = self.store.set(BESIDE, &self.beside());
+            let kept = self.keeper.lock().store.set(BESIDE, &self.beside());
             self.stored(kept);
         }
         let files = self.overlay.over(files);
@@ -583,7 +591,7 @@ impl<N: Node> Agent<N> {
             detail,
             ..start(&self.settings.node)
         };
-        record(&mut self.log, &event);
+        self.keeper.record(&event);
     }
 
     /// Says who else uses our bits of packet marks. What others write there may let through what was not checked, and what they read was not
@@ -669,17 +677,22 @@ impl<N: Node> Agent<N> {
         let marked = self.mark();
         self.stored(marked);
         self.record_change(before);
+        self.say_in_force();
+    }
+
+    fn say_in_force(&self) {
         tracing::info!(revision = self.revision.head.number, endpoints = self.desired.endpoints.len(), "in force");
     }
 
     /// Writes a revision that is about to take effect; `None` when it is the one in force.
     fn stage(&mut self, inputs: &Inputs, desired: &Desired) -> Result<Option<Revision>, StoreError> {
+        self.end_writing();
         if *inputs == self.revision.inputs {
             return Ok(None);
         }
         // What is in force is its parent.
         self.mark()?;
-        let revision = self.store.stage(&draft(&self.settings, inputs, desired))?;
+        let revision = self.keeper.lock().store.stage(&draft(&self.settings, inputs.clone(), desired))?;
         self.staged = Some(revision.head.number);
         Ok(Some(revision))
     }
@@ -688,11 +701,12 @@ impl<N: Node> Agent<N> {
     fn mark(&mut self) -> Result<(), StoreError> {
         if self.revision.head.condition == Condition::Staged {
             let (number, beside) = (self.revision.head.number, self.beside());
-            self.revision.head = self.store.write(|write| {
+            let marked = self.keeper.lock().store.write(|write| {
                 write.set(BESIDE, &beside)?;
                 write.unset(BESIDE_STAGED)?;
                 write.commit(number)
-            })?;
+            });
+            self.revision.head = marked?;
         }
         Ok(())
     }
@@ -705,7 +719,8 @@ impl<N: Node> Agent<N> {
     /// What was staged does not take effect.
     fn drop_staged(&mut self, why: &str) -> Result<(), StoreError> {
         let Some(number) = self.staged.take() else { return Ok(()) };
-        self.store.refuse(number, why).map(drop).inspect_err(|error| {
+        let refused = self.keeper.lock().store.refuse(number, why).map(drop);
+        refused.inspect_err(|error| {
             // Otherwise it is tried again.
             if !matches!(error, StoreError::NotStaged { .. }) {
                 self.staged = Some(number);
@@ -823,27 +838,16 @@ impl<N: Node> Agent<N> {
         let event = Event {
             actor: Author::files(),
             revision_before: Some(self.revision.head.number),
-            ..self.change(outcome, why)
+            ..change(&self.settings.node, &self.revision.head, outcome, why)
         };
-        record(&mut self.log, &event);
+        self.keeper.record(&event);
     }
 
     /// What is in force took the place of what was before.
     fn record_change(&mut self, before: Option<u64>) {
-        let event = Event { revision_before: before, ..self.change(Outcome::Ok, "") };
-        record(&mut self.log, &event);
-    }
-
-    fn change(&self, outcome: Outcome, detail: &str) -> Event {
-        Event {
-            actor: self.revision.head.author.clone(),
-            action: "revision.apply".to_owned(),
-            target: self.settings.node.clone(),
-            revision_before: None,
-            revision_after: Some(self.revision.head.number),
-            outcome,
-            detail: detail.to_owned(),
-        }
+        let event =
+            Event { revision_before: before, ..change(&self.settings.node, &self.revision.head, Outcome::Ok, "") };
+        self.keeper.record(&event);
     }
 
     fn set_unguarded(&mut self, unguarded: Vec<Unguarded>) {
@@ -870,7 +874,7 @@ impl<N: Node> Agent<N> {
             failed: !self.failed.is_empty() || !self.unstored.is_empty(),
             unguarded: self.unguarded.len(),
             mark_conflicts: self.marks.users.len(),
-            audit_lost: self.log.losses().total,
+            audit_lost: self.keeper.losses().total,
             drift_found: self.drift.found,
             drift_repaired: self.drift.repaired,
             unenforced: self.adoption.found.unenforced,
@@ -923,6 +927,19 @@ fn start(node: &str) -> Event {
     }
 }
 
+/// What became of a change to a node, by which revision.
+fn change(node: &str, head: &Head, outcome: Outcome, detail: &str) -> Event {
+    Event {
+        actor: head.author.clone(),
+        action: "revision.apply".to_owned(),
+        target: node.to_owned(),
+        revision_before: None,
+        revision_after: Some(head.number),
+        outcome,
+        detail: detail.to_owned(),
+    }
+}
+
 /// Walls do not wait for the log: what cannot be recorded is said, and in the next record too.
 fn record(log: &mut Log, event: &Event) {
     if let Err(error) = log.record(event) {
@@ -931,14 +948,14 @@ fn record(log: &mut Log, event: &Event) {
 }
 
 /// A revision of files.
-fn draft(settings: &Settings, inputs: &Inputs, desired: &Desired) -> Draft {
+fn draft(settings: &Settings, inputs: Inputs, desired: &Desired) -> Draft {
     Draft {
         node: settings.node.clone(),
         author: Author::files(),
         origin: Origin::Files,
         time: seconds(),
         reason: String::new(),
-        inputs: inputs.clone(),
+        inputs,
         summary: desired.into(),
         documents: None,
     }

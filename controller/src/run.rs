@@ -223,7 +223,7 @@ impl Life {
             }
             // Whoever has changed something waits for that, not for this.
             if changed.is_none() && agent.until_written().is_some_and(|left| left.is_zero()) {
-                agent.write_down();
+                agent.go_on_writing();
             }
             if now >= refresh || changed.is_some_and(|(first, quiet)| now >= quiet || now >= first + PATIENCE) {
                 changed = None;

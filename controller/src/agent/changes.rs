@@ -5,21 +5,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bulkhead_dataplane::node::Node;
 
-use super::Agent;
+use super::{Agent, change, draft, records::Written};
 use crate::{
+    audit::{Event, Outcome},
     diagnostic::Diagnostics,
     input::{Files, Listing},
     model::PolicyName,
     network_policy::NetworkPolicy,
     peers::Made,
     source::Changes,
-    store::{Condition, now},
+    store::{Condition, Head, now},
     workloads::WorkloadName,
 };
 
@@ -28,11 +30,15 @@ const QUIET: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Writing takes at most this part of the time.
 const SHARE: u32 = 20;
+/// How often it is looked whether it is written.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Policies that took effect and are not written down yet.
 #[derive(Debug, Default)]
 pub(super) struct Unwritten {
     texts: BTreeMap<String, Option<String>>,
+    /// Those that are being written.
+    writing: BTreeMap<String, Option<String>>,
     /// When the first and the last of them took effect.
     since: Option<(Instant, Instant)>,
     /// How long it took the last time.
@@ -52,6 +58,20 @@ impl Unwritten {
     fn due(&self) -> Option<Instant> {
         let rest = self.took * SHARE;
         self.since.map(|(first, last)| (last + QUIET.max(rest)).min(first + PATIENCE.max(rest)))
+    }
+
+    /// They are being written.
+    fn begin(&mut self) {
+        (self.writing, self.since) = (mem::take(&mut self.texts), None);
+    }
+
+    /// They are not written, and it is tried again.
+    fn again(&mut self) {
+        for (name, text) in mem::take(&mut self.writing) {
+            self.texts.entry(name).or_insert(text);
+        }
+        let now = Instant::now();
+        self.since = Some((now, now));
     }
 
     pub(super) fn clear(&mut self) {
@@ -201,18 +221,43 @@ impl<N: Node> Agent<N> {
         })
     }
 
-    /// How long until what took effect is written down.
+    /// How long until [`Self::go_on_writing`] has something to do.
     #[must_use]
     pub fn until_written(&self) -> Option<Duration> {
-        self.unwritten.due().map(|due| due.saturating_duration_since(Instant::now()))
+        match self.keeper.writing() {
+            Some(true) => Some(Duration::ZERO),
+            Some(false) => Some(LOOK),
+            None => self.unwritten.due().map(|due| due.saturating_duration_since(Instant::now())),
+        }
     }
 
-    /// Writes down what took effect, if it is not yet. Where that fails it is tried again.
+    /// Begins to write down what took effect, if it is time, or takes note of what has been written. Nobody waits for it.
+    pub fn go_on_writing(&mut self) {
+        if self.keeper.writing() == Some(true) {
+            self.end_writing();
+        }
+        if self.keeper.writing().is_none() && self.unwritten.due().is_some_and(|due| due <= Instant::now()) {
+            self.begin_writing();
+        }
+    }
+
+    /// Writes down what took effect, if it is not yet, before it returns. Where that fails it is tried again.
     pub fn write_down(&mut self) {
+        self.end_writing();
+        self.begin_writing();
+        self.end_writing();
+    }
+
+    fn begin_writing(&mut self) {
         if self.unwritten.texts.is_empty() {
             return;
         }
-        let begun = Instant::now();
+        // What is in force is its parent.
+        if let Err(error) = self.mark() {
+            self.unwritten.again();
+            self.stored(Err(error));
+            return;
+        }
         let mut inputs = self.revision.inputs.clone();
         for (name, text) in &self.unwritten.texts {
             match text {
@@ -220,17 +265,35 @@ impl<N: Node> Agent<N> {
                 None => _ = inputs.policies.remove(name),
             }
         }
-        match self.stage(&inputs, &self.compiling.desired()) {
+        if inputs == self.revision.inputs {
+            self.unwritten.clear();
+            return;
+        }
+        let draft = draft(&self.settings, inputs, &self.compiling.desired());
+        let (node, before) = (self.settings.node.clone(), Some(self.revision.head.number));
+        let event = move |head: &Head| Event { revision_before: before, ..change(&node, head, Outcome::Ok, "") };
+        match self.keeper.begin(draft, self.beside(), event) {
+            Ok(()) => self.unwritten.begin(),
+            Err(error) => {
+                self.unwritten.again();
+                tracing::error!("what took effect is not written down yet, no thread can be started: {error}");
+            }
+        }
+    }
+
+    /// Waits for what is being written, if anything is. What uses the database, or says what is in force, calls this first.
+    pub(super) fn end_writing(&mut self) {
+        let Some(Written { revision, took }) = self.keeper.end() else { return };
+        match revision {
             Ok(revision) => {
-                self.unwritten.clear();
-                self.unwritten.took = begun.elapsed();
-                if let Some(revision) = revision {
-                    self.set_revision(revision);
-                }
+                self.unwritten.writing.clear();
+                self.unwritten.took = took;
+                (self.revision, self.staged) = (revision, None);
+                self.stored(Ok(()));
+                self.say_in_force();
             }
             Err(error) => {
-                let now = Instant::now();
-                self.unwritten.since = Some((now, now));
+                self.unwritten.again();
                 self.stored(Err(error));
             }
         }

@@ -90,11 +90,11 @@ impl<N: Node> Agent<N> {
             origin: put.origin,
             reason: put.reason.clone(),
             documents: Some(put.overlay.documents.clone()),
-            ..draft(&self.settings, inputs, desired)
+            ..draft(&self.settings, inputs.clone(), desired)
         };
         self.mark()?;
         let back = &self.overlay;
-        let (revision, beside) = self.store.write(|write| {
+        let staged = self.keeper.lock().store.write(|write| {
             let revision = write.stage(&draft)?;
             let pending = put.confirm_within.map(|within| Pending {
                 revision: revision.head.number,
@@ -104,7 +104,8 @@ impl<N: Node> Agent<N> {
             let beside = Beside { revision: revision.head.number, held: put.overlay.held.clone(), pending };
             write.set(BESIDE_STAGED, &beside)?;
             Ok((revision, beside))
-        })?;
+        });
+        let (revision, beside) = staged?;
         self.staged = Some(revision.head.number);
         Ok((revision, beside.pending))
     }
@@ -174,16 +175,22 @@ impl<N: Node> Agent<N> {
         if self.pending.as_ref().is_none_or(|pending| pending.revision != revision) {
             return Err(PutError::NotPending(revision));
         }
+        self.end_writing();
         self.mark()?;
         let beside = Beside { pending: None, ..self.beside() };
-        self.store.set(BESIDE, &beside)?;
+        self.keeper.lock().store.set(BESIDE, &beside)?;
         self.pending = None;
         Ok(self.revision.head.clone())
     }
 
     fn record(&mut self, actor: Author, action: String, before: u64, outcome: Outcome, detail: &str) {
-        let event = Event { actor, action, revision_before: Some(before), ..self.change(outcome, detail) };
-        super::record(&mut self.log, &event);
+        let event = Event {
+            actor,
+            action,
+            revision_before: Some(before),
+            ..super::change(&self.settings.node, &self.revision.head, outcome, detail)
+        };
+        self.keeper.record(&event);
     }
 }
 
@@ -260,7 +267,7 @@ impl<N: Node> Control for Agent<N> {
             bypass,
             drift: self.drift.clone(),
             found: self.adoption.found.clone(),
-            audit: self.log.losses(),
+            audit: self.keeper.losses().clone(),
         }
     }
 

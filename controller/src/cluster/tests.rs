@@ -2,8 +2,10 @@
 
 use std::{
     any::Any,
+    path::Path,
     slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -117,15 +119,18 @@ fn slice_of() -> impl Strategy<Value = Told> {
 
 fn policy_of() -> impl Strategy<Value = Told> {
     let peer = select(&["web", "db", "everybody"]);
-    (select(&SPACES), select(&["x", "y"]), select(&["web", "db"]), peer).prop_map(|(space, name, app, peer)| {
-        let from = match peer {
-            "everybody" => json!([{ "namespaceSelector": {} }]),
-            app => json!([{ "podSelector": { "matchLabels": { "app": app } } }]),
-        };
-        let selector = json!({ "matchLabels": { "app": app } });
-        let spec = json!({ "podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{ "from": from }] });
-        Told::Is(POLICIES, json!({ "metadata": named(space, name), "spec": spec }))
-    })
+    (select(&SPACES), select(&["x", "y"]), select(&["web", "db"]), peer)
+        .prop_map(|(space, name, app, peer)| policy(space, name, app, peer))
+}
+
+fn policy(space: &str, name: &str, app: &str, peer: &str) -> Told {
+    let from = match peer {
+        "everybody" => json!([{ "namespaceSelector": {} }]),
+        app => json!([{ "podSelector": { "matchLabels": { "app": app } } }]),
+    };
+    let selector = json!({ "matchLabels": { "app": app } });
+    let spec = json!({ "podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{ "from": from }] });
+    Told::Is(POLICIES, json!({ "metadata": named(space, name), "spec": spec }))
 }
 
 fn namespace(name: &str, tenant: &str) -> Told {
@@ -225,6 +230,70 @@ impl Source for Followed {
     fn changes(&self) -> Option<Changes> {
         self.store().changes()
     }
+}
+
+/// Of node n1.
+fn agent(node: MemoryNode, source: &Arc<Followed>, state: &Path) -> Agent<MemoryNode> {
+    let settings = Settings {
+        source: Arc::clone(source) as Arc<dyn Source>,
+        node: "n1".to_owned(),
+        state: state.to_owned(),
+        manner: Manner::default(),
+        cni: Some(state.join("cni.sock")),
+        scope: Scope::default(),
+    };
+    Agent::start(node, settings).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What took effect is written down while other changes take effect, and after those that came meanwhile nothing is missing.
+#[test]
+fn a_disk_that_takes_its_time_holds_up_nobody() {
+    let home = tempfile::TempDir::new().unwrap();
+    let (store, source) = (MemoryStore::default(), Arc::new(Followed::new()));
+    let node = MemoryNode::open(store.clone(), Links::default(), home.path()).unwrap();
+    let mut agent = agent(node, &source, home.path());
+    let mut pod = placed("web", "2026-01-01T00:00:00Z", Some("10.0.0.1"));
+    pod["metadata"]["labels"]["app"] = "web".into();
+    pod["metadata"]["uid"] = "web-u1".into();
+    source.tell(&Told::Is(PODS, pod));
+    agent.refresh();
+    let web = Told::Attached("a", "web", 1, "10.0.0.1");
+    asked(&web).iter().for_each(|request| _ = agent.attach(slice::from_ref(request)));
+    let slow = rusqlite::Connection::open(home.path().join(crate::store::FILE)).unwrap();
+    let follow = |agent: &mut Agent<MemoryNode>, name: &str| {
+        let before = store.snapshot();
+        source.tell(&policy("a", name, "web", name));
+        assert!(agent.follow_changes() && store.snapshot() != before, "{name} takes effect");
+    };
+    let begin = |agent: &mut Agent<MemoryNode>, held: &str| {
+        slow.execute_batch(held).unwrap();
+        while agent.until_written() != Some(Duration::ZERO) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        agent.go_on_writing();
+    };
+    follow(&mut agent, "first");
+    begin(&mut agent, "BEGIN IMMEDIATE");
+    follow(&mut agent, "second");
+    assert!(agent.until_written().is_some_and(|left| !left.is_zero()), "the first one is being written");
+    slow.execute_batch("ROLLBACK").unwrap();
+    agent.write_down();
+    let written = || {
+        let reader = crate::store::Reader::open(home.path()).unwrap().unwrap();
+        let revision = reader.in_force().unwrap().unwrap();
+        revision.inputs.policies.into_keys().filter(|name| name.contains('/')).collect::<Vec<_>>()
+    };
+    assert_eq!(written(), ["networkpolicy/a/first", "networkpolicy/a/second"]);
+
+    // Where it cannot be written, it is tried again, with what came meanwhile.
+    follow(&mut agent, "third");
+    begin(&mut agent, "ALTER TABLE revisions RENAME TO away");
+    follow(&mut agent, "fourth");
+    agent.write_down();
+    slow.execute_batch("ALTER TABLE away RENAME TO revisions").unwrap();
+    assert_eq!(written().len(), 2);
+    agent.write_down();
+    assert_eq!(written().len(), 4);
 }
 
 fn listed(files: &Files) -> Workloads {
@@ -442,15 +511,7 @@ proptest! {
         let (store, links) = (MemoryStore::default(), Links::default());
         let node = MemoryNode::open(store.clone(), links, home.path()).unwrap();
         let source = Arc::new(Followed::new());
-        let settings = Settings {
-            source: Arc::clone(&source) as Arc<dyn Source>,
-            node: "n1".to_owned(),
-            state: home.path().to_owned(),
-            manner: Manner::default(),
-            cni: Some(home.path().join("cni.sock")),
-            scope: Scope::default(),
-        };
-        let mut agent = Agent::start(node, settings).unwrap_or_else(|error| panic!("{error}"));
+        let mut agent = agent(node, &source, home.path());
         for batch in &batches {
             for told in batch {
                 source.tell(told);
