@@ -38,13 +38,19 @@ fn fits<T>(told: Result<T, Diagnostics>) -> Result<T> {
     told.map_err(|found| anyhow!("{found}"))
 }
 
-/// Lets everybody of the namespace send, to those with this label, or to anybody.
-fn policy(name: &str, peer: Option<&str>) -> Result<NetworkPolicy> {
-    let to = peer.map(|app| format!("to: [{{ podSelector: {{ matchLabels: {{ app: {app} }} }} }}], "));
+/// Whom policies name, by their numbers.
+type Peers = fn(usize) -> String;
+/// Pods by a label, and the world by a prefix.
+const KINDS: [(&str, Peers); 2] = [
+    ("pods", |number| format!("podSelector: {{ matchLabels: {{ app: other-{number} }} }}")),
+    ("prefixes", |number| format!("ipBlock: {{ cidr: 203.{}.{}.0/24 }}", number / 256, number % 256)),
+];
+
+/// Lets everybody of the namespace send.
+fn policy(name: &str, to: &str) -> Result<NetworkPolicy> {
     let text = format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: {name}, namespace: shop }}\nspec:\n  \
-         podSelector: {{}}\n  policyTypes: [Egress]\n  egress: [{{ {}ports: [{{ protocol: UDP, port: 7000 }}] }}]\n",
-        to.unwrap_or_default()
+         podSelector: {{}}\n  policyTypes: [Egress]\n  egress: [{{ to: [{{ {to} }}], ports: [{{ protocol: UDP, port: 7000 }}] }}]\n"
     );
     match fits(policy::parse(&source(name, text)))?.pop() {
         Some(Policy::Network(policy)) => Ok(policy),
@@ -55,11 +61,12 @@ fn policy(name: &str, peer: Option<&str>) -> Result<NetworkPolicy> {
 /// Of each number of others: until it is compiled, and from then until it is in the tables, which are in memory here.
 pub(super) fn run(runs: u32, column: u32, figures: &mut Vec<Figure>) -> Result<()> {
     let described = fits(workloads::parse(&source("workloads.yaml", WORKLOADS.to_owned())))?;
-    let open = policy("open", None)?;
-    for others in OTHERS {
-        let policies: Result<Vec<_>> = (0..others)
-            .map(|number| Ok(Policy::Network(policy(&format!("other-{number}"), Some(&format!("other-{number}")))?)))
-            .collect();
+    for ((kind, peers), others) in KINDS.into_iter().flat_map(|kind| OTHERS.map(|others| (kind, others))) {
+        let numbered = |number: usize| policy(&format!("policy-{number}"), &peers(number));
+        // One in their midst.
+        let open = numbered(others / 2)?;
+        let others_of = (0..=others).filter(|number| *number != others / 2);
+        let policies: Result<Vec<_>> = others_of.map(|number| Ok(Policy::Network(numbered(number)?))).collect();
         let model = fits(Model::build(&policies?, &described))?;
         let mut compiler = fits(Compiler::new(model, "n1", Discovered::default(), 0))?;
         let directory = tempfile::tempdir()?;
@@ -83,7 +90,7 @@ pub(super) fn run(runs: u32, column: u32, figures: &mut Vec<Figure>) -> Result<(
         for (times, what) in
             times.into_iter().zip(["added_compiled", "added_published", "removed_compiled", "removed_published"])
         {
-            figures.push(Figure::new(&format!("beside_{others}_{what}"), column, Unit::Micros, times, None));
+            figures.push(Figure::new(&format!("beside_{others}_{kind}_{what}"), column, Unit::Micros, times, None));
         }
     }
     Ok(())

@@ -68,13 +68,13 @@ fn number(value: f64) -> String {
 /// One line for each case: of each cluster the median, and in brackets the worst; the target, and whether the medians meet it.
 pub(crate) fn print(figures: &[Figure], smoke: bool) {
     let sizes: BTreeSet<u32> = figures.iter().map(|figure| figure.workloads).collect();
-    print!("{:<28} {:<9}", "case", "unit");
+    print!("{:<32} {:<9}", "case", "unit");
     sizes.iter().for_each(|size| print!(" {:>20}", format!("{size} workloads")));
     println!(" {:>8}", "target");
     for case in cases(figures) {
         let of_case: Vec<_> = figures.iter().filter(|figure| figure.case == case).collect();
         let Some(first) = of_case.first() else { continue };
-        print!("{case:<28} {:<9}", first.unit);
+        print!("{case:<32} {:<9}", first.unit);
         for figure in &of_case {
             print!(" {:>20}", format!("{} ({})", number(figure.median()), number(figure.most())));
         }

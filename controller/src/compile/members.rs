@@ -1,6 +1,9 @@
 //! Which selectors match a workload or an address, without asking each of them.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use bulkhead_dataplane::desired::SelectorId;
 use foldhash::HashMap;
@@ -144,18 +147,27 @@ fn bits(address: IpAddr) -> u128 {
 
 /// Stretches of a family in which the same selectors of prefixes match.
 fn prefixes(selectors: &[(SelectorId, &Selector)], v6: bool) -> Vec<(u128, BTreeSet<SelectorId>)> {
-    let mut edges: Vec<(u128, IpAddr)> = Vec::new();
-    for net in selectors.iter().flat_map(|(_, selector)| selector.nets()).filter(|net| net.is_ipv6() == v6) {
-        edges.push((bits(net.network()), net.network()));
+    let nets = selectors.iter().flat_map(|(id, selector)| selector.nets().map(move |net| (*id, *selector, net)));
+    // A selector begins or ends to match where a prefix of its own does, and nowhere else.
+    let mut edges: BTreeMap<IpAddr, Vec<(SelectorId, &Selector)>> = BTreeMap::new();
+    for (id, selector, net) in nets.filter(|(_, _, net)| net.is_ipv6() == v6) {
         let after = match net.broadcast() {
             IpAddr::V4(last) => last.to_bits().checked_add(1).map(|next| IpAddr::V4(next.into())),
             IpAddr::V6(last) => last.to_bits().checked_add(1).map(|next| IpAddr::V6(next.into())),
         };
-        edges.extend(after.map(|after| (bits(after), after)));
+        for edge in after.into_iter().chain([net.network()]) {
+            edges.entry(edge).or_default().push((id, selector));
+        }
     }
-    edges.sort_unstable();
-    edges.dedup();
-    let matching =
-        |address| selectors.iter().filter(|(_, selector)| selector.holds(address)).map(|(id, _)| *id).collect();
-    edges.into_iter().map(|(first, address)| (first, matching(address))).collect()
+    let mut matching = BTreeSet::new();
+    let stretch = |(address, some): (IpAddr, Vec<(SelectorId, &Selector)>)| {
+        for (id, selector) in some {
+            match selector.holds(address) {
+                true => _ = matching.insert(id),
+                false => _ = matching.remove(&id),
+            }
+        }
+        (bits(address), matching.clone())
+    };
+    edges.into_iter().map(stretch).collect()
 }
