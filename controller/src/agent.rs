@@ -12,7 +12,7 @@ mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter,
+    iter, mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -373,13 +373,20 @@ impl<N: Node> Agent<N> {
     /// Reads everything again and publishes what changed. Never fails: what cannot be used is said, and what was in force stays.
     pub fn refresh(&mut self) {
         match self.node.discover() {
-            Ok(discovered) if discovered != self.discovered => {
-                tracing::info!("the node's network changed");
-                self.discovered = discovered;
-                self.peers = Made::default();
-                self.stale = true;
+            Ok(mut discovered) => {
+                // The publish looks at them anew.
+                let moved = mem::take(&mut discovered.moved);
+                if !moved.is_empty() {
+                    tracing::info!(?moved, "links of workloads are ports of something else");
+                    self.stale = true;
+                }
+                if discovered != self.discovered {
+                    tracing::info!("the node's network changed");
+                    self.discovered = discovered;
+                    self.peers = Made::default();
+                    self.stale = true;
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::warn!("the node's network is not known: {error}"),
         }
         // Each of these takes a while, and what has changed meanwhile is not kept waiting for the others.

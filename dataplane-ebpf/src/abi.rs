@@ -370,8 +370,8 @@ pub struct PrefixKey6 {
     pub address: [u8; 16],
 }
 
-/// Static data of an endpoint. Written before its slot is referenced by any link. While it is, only `link`, `bridge` and `router` change, each in one piece:
-/// none lies across a boundary of 8 bytes.
+/// Static data of an endpoint. Written before its slot is referenced by any link. While it is, only `link`, `bridge` and `router` change, which no verdict
+/// asks: who reads half of a change has a packet take the node's way.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointInfo {

@@ -53,7 +53,7 @@ use crate::node::{Discovered, NodeError, Port, Wire};
 /// [`NodeError::Kernel`] when the kernel refuses, or its tables change faster than they can be read.
 pub fn discover() -> Result<Discovered, NodeError> {
     let network = netlink::run("discover the network", read)?;
-    Ok(Discovered { addresses: network.node_addresses(), overlays: network.overlays() })
+    Ok(network.discovered())
 }
 
 async fn read(netlink: &mut Netlink) -> io::Result<Network> {
@@ -189,7 +189,7 @@ pub fn discover_with<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Fou
             };
             containers.insert(name, wire);
         }
-        let discovered = Discovered { addresses: network.node_addresses(), overlays: network.overlays() };
+        let discovered = network.discovered();
         Ok(Found { discovered, containers, ports })
     })
 }

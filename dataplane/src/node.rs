@@ -170,6 +170,8 @@ pub struct Discovered {
     pub addresses: Vec<IpAddr>,
     /// VXLAN devices.
     pub overlays: Vec<DiscoveredOverlay>,
+    /// Links of endpoints whose [`Port`] is not the one of the latest publish.
+    pub moved: BTreeSet<String>,
 }
 
 /// A VXLAN device.

@@ -359,7 +359,7 @@ fn the_nodes_network_is_followed_even_while_the_input_is_bad() {
     agent.refresh();
     let before = home.store.snapshot();
     home.links.network().discovered =
-        Discovered { addresses: vec!["10.0.0.254".parse().unwrap()], overlays: Vec::new() };
+        Discovered { addresses: vec!["10.0.0.254".parse().unwrap()], ..Discovered::default() };
     agent.refresh();
     assert_ne!(home.store.snapshot(), before, "the new address is the node's");
     assert_ne!(agent.refused(), "");

@@ -285,7 +285,7 @@ fn what_only_the_compiler_sees() {
     let model = model_of(&crowded, &workloads);
     let long = compile(&model, "n1", &Discovered::default(), NOW).unwrap_err();
 
-    let discovered = Discovered { addresses: vec!["10.244.1.5".parse().unwrap()], overlays: Vec::new() };
+    let discovered = Discovered { addresses: vec!["10.244.1.5".parse().unwrap()], ..Discovered::default() };
     let stolen =
         compile(&model_of(&format!("{head}services: {{}}\n"), &workloads), "n1", &discovered, NOW).unwrap_err();
     let said = format!("{unknown}\n\n{long}\n\n{stolen}");

@@ -132,7 +132,11 @@ fn discovered(peers: &[(&str, &[&str])]) -> Discovered {
         underlays: vec!["eth0".to_owned()],
         peers,
     };
-    Discovered { addresses: vec![ip("192.0.2.1"), ip("10.1.1.0"), ip("10.1.1.1")], overlays: vec![overlay] }
+    Discovered {
+        addresses: vec![ip("192.0.2.1"), ip("10.1.1.0"), ip("10.1.1.1")],
+        overlays: vec![overlay],
+        ..Discovered::default()
+    }
 }
 
 #[test]

@@ -256,7 +256,11 @@ fn discovered() -> Discovered {
         underlays: Vec::new(),
         peers,
     };
-    Discovered { addresses: vec![address("192.0.2.10"), address("10.0.0.1")], overlays: vec![overlay] }
+    Discovered {
+        addresses: vec![address("192.0.2.10"), address("10.0.0.1")],
+        overlays: vec![overlay],
+        ..Discovered::default()
+    }
 }
 
 fn text() -> Arc<Source> {

@@ -581,7 +581,9 @@ impl Node for KernelNode {
     }
 
     fn discover(&mut self) -> Result<Discovered, NodeError> {
-        network::discover()
+        let Found { mut discovered, ports, .. } = network::discover_with([])?;
+        discovered.moved = self.stood.moved(&ports);
+        Ok(discovered)
     }
 
     fn status(&mut self) -> Result<Status, NodeError> {

@@ -7,7 +7,7 @@ use nix::net::if_::if_nametoindex;
 use crate::{
     attach::{Attachment, Guard, Known, Links},
     network,
-    node::{NodeError, Wire},
+    node::{NodeError, Port, Wire},
 };
 
 /// What stood after the latest publish.
@@ -26,6 +26,13 @@ impl Stood {
     /// Whether a link is the one that was guarded then: not another one of its name, and not one that was renamed.
     pub(super) fn has(&self, link: &str) -> bool {
         self.whole && self.indexes.get(link).is_some_and(|index| if_nametoindex(link) == Ok(*index))
+    }
+
+    /// Links of endpoints by which the node forwards otherwise than then.
+    pub(super) fn moved(&self, ports: &BTreeMap<u32, Port>) -> BTreeSet<String> {
+        let now = |link: &str| ports.get(self.indexes.get(link)?);
+        let moved = self.wires.iter().filter(|(link, wire)| now(link).is_some_and(|port| *port != wire.port));
+        moved.map(|(link, _)| link.clone()).collect()
     }
 
     /// Links that need these guards and no others, and had them.

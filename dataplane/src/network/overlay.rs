@@ -9,7 +9,7 @@ use std::{
 use ipnetwork::IpNetwork;
 
 use super::facts::{Assigned, Fdb, Link, Mac, Neighbour, Route, Vxlan};
-use crate::node::{DiscoveredOverlay, Port};
+use crate::node::{Discovered, DiscoveredOverlay, Port};
 
 /// Tables of one network namespace.
 #[derive(Debug, Default)]
@@ -22,6 +22,10 @@ pub(super) struct Network {
 }
 
 impl Network {
+    pub(super) fn discovered(&self) -> Discovered {
+        Discovered { addresses: self.node_addresses(), overlays: self.overlays(), ..Discovered::default() }
+    }
+
     /// Own addresses, sorted, without loopback and link-local ones.
     pub(super) fn node_addresses(&self) -> Vec<IpAddr> {
         let own = self.addresses.iter().map(|assigned| assigned.address).filter(|address| match address {

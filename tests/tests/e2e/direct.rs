@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
-    kernel::KernelStore,
+    kernel::{KernelNode, KernelStore},
     load::Maps,
     node::Node as _,
     pins::Pins,
@@ -230,11 +230,16 @@ fn bridges_that_do_not_meet_stay_apart_also_when_a_link_moves() {
         assert!(ip.args(arguments.split(' ')).status().unwrap().success(), "ip {arguments}");
     };
     ip(&lab, "link add apart up type bridge");
-    let (link, home) = (&lab.topology.workload("cart-1").link.name, &lab.topology.node(0).bridge.name);
-    let moves = [("apart", denied as fn(&Lab, &str, &str, Ask)), (home, allowed)];
+    let (link, home) = (lab.topology.workload("cart-1").link.name.clone(), lab.topology.node(0).bridge.name.clone());
+    let moves = [("apart", denied as fn(&Lab, &str, &str, Ask)), (&home, allowed)];
     for (to, judge) in moves.map(|(bridge, judge)| (format!("link set {link} master {bridge}"), judge)) {
         ip(&lab, &to);
+        // So that an agent does not wait for another reason to publish.
+        let mut moved = || lab.with(0, KernelNode::discover).unwrap().moved;
+        assert_eq!(moved(), [link.clone()].into());
         lab.publish().unwrap();
+        let mut moved = || lab.with(0, KernelNode::discover).unwrap().moved;
+        assert_eq!(moved(), [].into());
         judge(&lab, "web", "cart-1", Ask::Tcp(8080));
     }
 }

@@ -46,7 +46,7 @@ fn discovered(world: &World) -> Discovered {
                 .collect(),
         }
     });
-    Discovered { addresses: here.addresses.clone(), overlays: overlays.collect() }
+    Discovered { addresses: here.addresses.clone(), overlays: overlays.collect(), ..Discovered::default() }
 }
 
 /// The files of a world, to read and to try.
