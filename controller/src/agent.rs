@@ -1,6 +1,6 @@
 //! Keeps a node at what people wrote: reads, compiles, publishes, and goes on with the last good revision when it cannot.
 //!
-//! No thread, no signal and no waiting here: [`crate::run`] calls, and tests do.
+//! No signal and no timer here: [`crate::run`] calls, and tests do. One thing is done on a thread of its own ([`records`]).
 
 mod adopt;
 mod changes;
@@ -591,6 +591,7 @@ impl<N: Node> Agent<N> {
 
     /// What the agent has seen of what is in force.
     fn record_seen(&mut self, action: &str, detail: String) {
+        self.end_writing();
         let event = Event {
             revision_before: Some(self.revision.head.number),
             revision_after: Some(self.revision.head.number),
@@ -627,7 +628,7 @@ impl<N: Node> Agent<N> {
     fn apply<T>(&mut self, prepared: Prepared<T>) -> Result<bool, String> {
         let Prepared { inputs, listed, built: _, refused } = prepared;
         let desired = self.compiling.desired();
-        // A cluster keeps its policies itself: there nothing waits for this node's disk.
+        // A cluster keeps its policies itself: there they take effect before they are written down.
         let is_live = inputs.workloads.0 == LIVE;
         let mut revision = None;
         if !is_live {
@@ -842,6 +843,7 @@ impl<N: Node> Agent<N> {
     /// What is in force was not changed by the files as they are. Said once for each reason, not each time that it is tried; of failures, which may
     /// come in turns, the first until one try succeeds.
     fn record_refusal(&mut self, outcome: Outcome, why: &str) {
+        self.end_writing();
         let event = Event {
             actor: Author::files(),
             revision_before: Some(self.revision.head.number),

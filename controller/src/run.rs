@@ -175,7 +175,7 @@ impl Life {
         if let Some(plugins) = &plugins {
             plugins.serve(waker.clone())?;
         }
-        // All other threads run by now.
+        // All other threads run by now, but for one that writes now and then and soon waits for the disk.
         if let Err(error) = shorten() {
             tracing::warn!("where processors are busy policies take effect somewhat later: {error}");
         }

@@ -28,7 +28,7 @@ use crate::{
 /// Quiet time before what took effect is written down, and the longest wait for quiet.
 const QUIET: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Writing takes at most this part of the time.
+/// Writing takes at most this part of the time: the disk is not the agent's alone.
 const SHARE: u32 = 20;
 /// How often it is looked whether it is written.
 const LOOK: Duration = Duration::from_millis(50);
@@ -243,9 +243,10 @@ impl<N: Node> Agent<N> {
 
     /// Writes down what took effect, if it is not yet, before it returns. Where that fails it is tried again.
     pub fn write_down(&mut self) {
-        self.end_writing();
-        self.begin_writing();
-        self.end_writing();
+        if self.end_writing() {
+            self.begin_writing();
+            self.end_writing();
+        }
     }
 
     fn begin_writing(&mut self) {
@@ -281,9 +282,10 @@ impl<N: Node> Agent<N> {
         }
     }
 
-    /// Waits for what is being written, if anything is. What uses the database, or says what is in force, calls this first.
-    pub(super) fn end_writing(&mut self) {
-        let Some(Written { revision, took }) = self.keeper.end() else { return };
+    /// Waits for what is being written, if anything is. What uses the database, or says what is in force, calls this first. `false` where it could not be
+    /// written.
+    pub(super) fn end_writing(&mut self) -> bool {
+        let Some(Written { revision, took }) = self.keeper.end() else { return true };
         match revision {
             Ok(revision) => {
                 self.unwritten.writing.clear();
@@ -291,10 +293,12 @@ impl<N: Node> Agent<N> {
                 (self.revision, self.staged) = (revision, None);
                 self.stored(Ok(()));
                 self.say_in_force();
+                true
             }
             Err(error) => {
                 self.unwritten.again();
                 self.stored(Err(error));
+                false
             }
         }
     }

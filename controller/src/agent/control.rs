@@ -237,6 +237,7 @@ impl<N: Node> Control for Agent<N> {
     }
 
     fn forbidden(&mut self, author: &Author, what: &str) {
+        self.end_writing();
         self.record(author.clone(), what.to_owned(), self.revision.head.number, Outcome::Refused, "it may not");
     }
 

@@ -318,6 +318,10 @@ impl Selectors {
 
     /// Those not in `keep`, which all have bits and differ.
     pub(crate) fn garbage(&self, keep: impl Iterator<Item = [u64; 2]> + Clone) -> Vec<[u64; 2]> {
+        debug_assert_eq!(
+            keep.clone().filter(|hash| self.bits.contains_key(hash)).collect::<HashSet<_>>().len(),
+            keep.clone().count()
+        );
         if keep.clone().count() == self.bits.len() {
             return Vec::new();
         }
