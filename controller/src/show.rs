@@ -636,6 +636,12 @@ impl<'a> Names<'a> {
         Self { model, explainer: Explainer::new(model), peers, origins: origins(model) }
     }
 
+    /// Who has the address of a contact's peer now.
+    #[must_use]
+    pub fn workload(&self, contact: &ContactRecord) -> Option<&WorkloadName> {
+        self.peers.workload(contact.endpoint.as_ref()?, contact.peer)
+    }
+
     fn peer(&self, endpoint: &EndpointName, address: IpAddr) -> String {
         match self.peers.name(endpoint, address) {
             // For a person an address says more.
@@ -718,12 +724,7 @@ impl<'a> Names<'a> {
                 };
                 let side = if contact.direction == "ingress" { &to } else { &from };
                 let text = text.unwrap_or_else(|| {
-                    let grounds = match (contact.reason, &*contact.rule) {
-                        (Reason::WouldDeny, rule) if !rule.is_empty() => format!("by {}", self.rule(rule)),
-                        (reason, _) => plain(reason),
-                    };
-                    let audit = if contact.would_pass { "; audit: would be allowed" } else { "" };
-                    format!("{from} -> {to} {port}  at {side}'s {}: {grounds}{audit}", contact.direction)
+                    format!("{from} -> {to} {port}  at {side}'s {}: {}", contact.direction, self.grounds(contact))
                 });
                 let text = format!("{word} {text}");
                 (from, to, text)
@@ -751,6 +752,26 @@ impl<'a> Names<'a> {
             bytes: contact.bytes,
             text,
         }
+    }
+
+    /// A sample of what was denied to a peer, or from one, whose address is somebody else's by now, in words: what is in force says nothing of it.
+    #[must_use]
+    pub fn contact_of(&self, contact: &ContactRecord, peer: &str) -> String {
+        let class = class_of(contact.protocol);
+        let port = point(class, if class == Class::Other { contact.protocol.into() } else { contact.port });
+        let own = contact.endpoint.as_ref().map_or_else(|| "node".to_owned(), |own| service_of(self.model, own));
+        let (from, to) = if contact.direction == "ingress" { (peer, &*own) } else { (&*own, peer) };
+        format!("{from} -> {to} {port}  at {own}'s {}: {}", contact.direction, self.grounds(contact))
+    }
+
+    /// What the tables in force said of it.
+    fn grounds(&self, contact: &ContactRecord) -> String {
+        let grounds = match (contact.reason, &*contact.rule) {
+            (Reason::WouldDeny, rule) if !rule.is_empty() => format!("by {}", self.rule(rule)),
+            (reason, _) => plain(reason),
+        };
+        let audit = if contact.would_pass { "; audit: would be allowed" } else { "" };
+        format!("{grounds}{audit}")
     }
 
     /// What the policy says, without the verdict; `None` when it cannot be told, or the revision in force would allow what another one denied.

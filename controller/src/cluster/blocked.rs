@@ -17,18 +17,26 @@ use tokio::time::timeout;
 
 use self::untold::{Due, Pod, Untold};
 use super::{events::Events, watch};
-use crate::{api::handle::Handle, show::Names};
+use crate::{api::handle::Handle, show::Names, workloads::WorkloadName};
 
 /// How often it is looked what was blocked.
 const LOOK: Duration = Duration::from_secs(10);
 /// How long a request may take.
 const ANSWER: Duration = Duration::from_secs(10);
+/// A call that was blocked.
+#[derive(Debug)]
+struct Call {
+    contact: ContactRecord,
+    /// Who had the peer's address when it was seen: by the time that it is told it may be another pod's.
+    peer: Option<WorkloadName>,
+}
+
 /// Looks, and writes.
 pub(super) struct Blocked {
     pub(super) client: Client,
     pub(super) handle: Handle,
     pub(super) events: Events,
-    untold: Untold<ContactRecord>,
+    untold: Untold<Call>,
     /// Packets of each call when it was looked last.
     counted: BTreeMap<String, u64>,
 }
@@ -44,7 +52,7 @@ impl Blocked {
         let mut begun = false;
         loop {
             if let Ok(contacts) = self.handle.denied().await {
-                self.look(&contacts.records, begun);
+                self.look(&contacts.records, begun).await;
                 begun = true;
             }
             if begun {
@@ -55,19 +63,26 @@ impl Blocked {
     }
 
     /// Takes what is new of what was seen.
-    fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
+    async fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
         let before = mem::take(&mut self.counted);
+        let mut news = Vec::new();
         for contact in contacts.iter().filter(|contact| is_blocked(contact)) {
             let key = key(contact);
             let more = contact.packets.saturating_sub(before.get(&key).copied().unwrap_or_default());
             self.counted.insert(key, contact.packets);
-            if let Some(endpoint) = &contact.endpoint
-                && more > 0
-                && begun
-            {
-                let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
-                self.untold.take(pod, contact.clone(), contact.last, more, Instant::now());
+            if let Some(endpoint) = contact.endpoint.as_ref().filter(|_| more > 0 && begun) {
+                news.push((endpoint, contact.clone(), more));
             }
+        }
+        if news.is_empty() {
+            return;
+        }
+        let Ok(peers) = self.handle.ask(|agent| agent.peers()).await else { return };
+        let Ok(peers) = tokio::task::spawn_blocking(move || peers.make()).await else { return };
+        for (endpoint, contact, more) in news {
+            let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
+            let (last, peer) = (contact.last, peers.workload(endpoint, contact.peer).cloned());
+            self.untold.take(pod, Call { contact, peer }, last, more, Instant::now());
         }
     }
 
@@ -104,10 +119,16 @@ impl Blocked {
     }
 }
 
-fn note(names: &Names<'_>, Due { call, extent, .. }: &Due<ContactRecord>) -> String {
-    let observation = names.contact(call);
-    let text = observation.text.strip_prefix("BLOCKED ").unwrap_or(&observation.text);
-    format!("{}: {text}; {extent}", call.direction)
+fn note(names: &Names<'_>, Due { call: Call { contact, peer }, extent, .. }: &Due<Call>) -> String {
+    let text = match peer {
+        Some(peer) if names.workload(contact) != Some(peer) => names.contact_of(contact, &peer.to_string()),
+        None if names.workload(contact).is_some() => names.contact_of(contact, &contact.peer.to_string()),
+        _ => {
+            let text = names.contact(contact).text;
+            text.strip_prefix("BLOCKED ").map(ToOwned::to_owned).unwrap_or(text)
+        }
+    };
+    format!("{}: {text}; {extent}", contact.direction)
 }
 
 /// Whether it was dropped at a pod.
@@ -118,4 +139,53 @@ fn is_blocked(contact: &ContactRecord) -> bool {
 fn key(contact: &ContactRecord) -> String {
     let ContactRecord { endpoint, direction, peer, protocol, port, reason, .. } = contact;
     format!("{endpoint:?} {direction} {peer} {protocol} {port} {}", reason.label())
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_dataplane::desired::EndpointName;
+
+    use super::*;
+    use crate::{diagnostic::source, model::Model, workloads};
+
+    /// Nobody is blamed for what another one did who had his address before.
+    #[test]
+    fn who_has_an_address_later_is_not_who_called() {
+        let described = "apiVersion: bulkhead/v1\nkind: Workloads\nnodes: [{ name: n1, addresses: [192.0.2.1] }]\nworkloads:\n\
+            - { name: db, namespace: shop, node: n1, endpoints: [{ link: veth0, addresses: [10.0.0.1] }] }\n\
+            - { name: new, namespace: shop, node: n1, endpoints: [{ link: veth1, addresses: [10.0.0.2] }] }\n";
+        let described = workloads::parse(&source("workloads.yaml", described)).unwrap();
+        let model = Model::build(&[], &described).unwrap();
+        let names = Names::new(&model, "n1");
+        let endpoint = EndpointName { namespace: "shop".to_owned(), workload: "db".to_owned(), index: 0 };
+        let contact = ContactRecord {
+            endpoint: Some(endpoint.into()),
+            direction: "ingress",
+            peer: "10.0.0.2".parse().unwrap(),
+            protocol: 6,
+            port: 5432,
+            reason: Reason::Isolated,
+            rule: "".into(),
+            observed: false,
+            would_pass: false,
+            packets: 1,
+            bytes: 60,
+            first: 0,
+            last: 0,
+            inner: None,
+        };
+        let said = |peer: Option<&str>| {
+            let peer = peer.map(|name| WorkloadName::new("shop".to_owned(), name.to_owned()));
+            let call = Call { contact: contact.clone(), peer };
+            note(
+                &names,
+                &Due { pod: (String::new(), String::new()), call, extent: "1 packets seen in 10 s".to_owned() },
+            )
+        };
+        for (peer, from) in [(Some("new"), "shop/new"), (Some("old"), "shop/old"), (None, "10.0.0.2")] {
+            let said = said(peer);
+            assert!(said.starts_with(&format!("ingress: {from} -> shop/db 5432/tcp")), "{said}");
+            assert!(said.ends_with("; 1 packets seen in 10 s"), "{said}");
+        }
+    }
 }
