@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         figures.push(Figure::new("memory_with_compiler", size.workloads, Unit::Mebibytes, vec![peak()?], None));
     }
     eprintln!("many policies on one workload");
-    crowd::run(if options.smoke { 1 } else { CROWD }, sizes[0].workloads, &mut figures)?;
+    crowd::run(if options.smoke { 1 } else { CROWD }, &mut figures)?;
     report::print(&figures, options.smoke);
     if let Some(path) = &options.json {
         fs::write(path, report::json(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;

@@ -25,6 +25,8 @@ use super::{
 /// Policies beside the one that comes and goes.
 const OTHERS: [usize; 3] = [0, 100, 1_000];
 
+/// How many these are.
+const COLUMN: u32 = 2;
 const WORKLOADS: &str = "apiVersion: bulkhead/v1
 kind: Workloads
 nodes:
@@ -59,7 +61,7 @@ fn policy(name: &str, to: &str) -> Result<NetworkPolicy> {
 }
 
 /// Of each number of others: until it is compiled, and from then until it is in the tables, which are in memory here.
-pub(super) fn run(runs: u32, column: u32, figures: &mut Vec<Figure>) -> Result<()> {
+pub(super) fn run(runs: u32, figures: &mut Vec<Figure>) -> Result<()> {
     let described = fits(workloads::parse(&source("workloads.yaml", WORKLOADS.to_owned())))?;
     for ((kind, peers), others) in KINDS.into_iter().flat_map(|kind| OTHERS.map(|others| (kind, others))) {
         let numbered = |number: usize| policy(&format!("policy-{number}"), &peers(number));
@@ -90,7 +92,7 @@ pub(super) fn run(runs: u32, column: u32, figures: &mut Vec<Figure>) -> Result<(
         for (times, what) in
             times.into_iter().zip(["added_compiled", "added_published", "removed_compiled", "removed_published"])
         {
-            figures.push(Figure::new(&format!("beside_{others}_{kind}_{what}"), column, Unit::Micros, times, None));
+            figures.push(Figure::new(&format!("beside_{others}_{kind}_{what}"), COLUMN, Unit::Micros, times, None));
         }
     }
     Ok(())

@@ -75,8 +75,10 @@ pub(crate) fn print(figures: &[Figure], smoke: bool) {
         let of_case: Vec<_> = figures.iter().filter(|figure| figure.case == case).collect();
         let Some(first) = of_case.first() else { continue };
         print!("{case:<32} {:<9}", first.unit);
-        for figure in &of_case {
-            print!(" {:>20}", format!("{} ({})", number(figure.median()), number(figure.most())));
+        for size in &sizes {
+            let figure = of_case.iter().find(|figure| figure.workloads == *size);
+            let text = figure.map(|figure| format!("{} ({})", number(figure.median()), number(figure.most())));
+            print!(" {:>20}", text.unwrap_or_default());
         }
         print!(" {:>8}", first.target.map(number).unwrap_or_default());
         let verdicts: BTreeSet<_> = of_case.iter().filter_map(|figure| figure.verdict()).collect();
