@@ -242,8 +242,10 @@ fn each_capability_of_the_list_is_needed() {
                     "CAP_PERFMON" => "load the program",
                     _ => "",
                 };
+                // Without CAP_PERFMON the verifier follows paths that no processor takes either, and may give up before it comes to what is not permitted.
+                let gives_up = name == "CAP_PERFMON" && said.contains("BPF program is too large");
                 assert!(
-                    said.contains(expected) && said.contains("not permitted") | said.contains("denied"),
+                    said.contains(expected) && said.contains("not permitted") | said.contains("denied") | gives_up,
                     "{name}: {said}"
                 );
             }
