@@ -12,7 +12,7 @@ mod records;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter, mem,
+    fmt, iter, mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -745,7 +745,7 @@ impl<N: Node> Agent<N> {
         self.stored(closed);
     }
 
-    fn stored(&mut self, result: Result<(), StoreError>) {
+    fn stored(&mut self, result: Result<(), impl fmt::Display>) {
         let error = result.err().map(|error| error.to_string()).unwrap_or_default();
         if self.unstored != error && !error.is_empty() {
             tracing::error!(revision = self.revision.head.number, "the database is tried again: {error}");

@@ -702,8 +702,7 @@ impl<'a> Names<'a> {
     /// A sample of what was denied, or would have been.
     #[must_use]
     pub fn contact(&self, contact: &ContactRecord) -> Observation {
-        let class = class_of(contact.protocol);
-        let value = if class == Class::Other { contact.protocol.into() } else { contact.port };
+        let (class, value) = asked(contact);
         let port = point(class, value);
         let (verdict, word) = match contact.reason {
             _ if contact.observed => ("observed", "OBSERVED"),
@@ -757,8 +756,8 @@ impl<'a> Names<'a> {
     /// A sample of what was denied to a peer, or from one, whose address is somebody else's by now, in words: what is in force says nothing of it.
     #[must_use]
     pub fn contact_of(&self, contact: &ContactRecord, peer: &str) -> String {
-        let class = class_of(contact.protocol);
-        let port = point(class, if class == Class::Other { contact.protocol.into() } else { contact.port });
+        let (class, value) = asked(contact);
+        let port = point(class, value);
         let own = contact.endpoint.as_ref().map_or_else(|| "node".to_owned(), |own| service_of(self.model, own));
         let (from, to) = if contact.direction == "ingress" { (peer, &*own) } else { (&*own, peer) };
         format!("{from} -> {to} {port}  at {own}'s {}: {}", contact.direction, self.grounds(contact))
@@ -793,6 +792,14 @@ impl<'a> Names<'a> {
         let what = contact.inner.map_or_else(String::new, |(vni, inner)| format!(" (VNI {vni}, inner source {inner})"));
         let text = format!("{word} tunnel packet from {from}{what}  at the node's boundary: {}", plain(contact.reason));
         (from, "node".to_owned(), text)
+    }
+}
+
+/// What a contact asked for: the class, and the point of its axis.
+fn asked(contact: &ContactRecord) -> (Class, u16) {
+    match class_of(contact.protocol) {
+        Class::Other => (Class::Other, contact.protocol.into()),
+        class => (class, contact.port),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     network_policy::NetworkPolicy,
     peers::Made,
     source::Changes,
-    store::{Condition, Head, now},
+    store::{Condition, Head, StoreError, now},
     workloads::WorkloadName,
 };
 
@@ -277,7 +277,7 @@ impl<N: Node> Agent<N> {
             Ok(()) => self.unwritten.begin(),
             Err(error) => {
                 self.unwritten.again();
-                tracing::error!("what took effect is not written down yet, no thread can be started: {error}");
+                self.stored(Err(format!("what took effect is not written yet, no thread can be started: {error}")));
             }
         }
     }
@@ -291,7 +291,7 @@ impl<N: Node> Agent<N> {
                 self.unwritten.writing.clear();
                 self.unwritten.took = took;
                 (self.revision, self.staged) = (revision, None);
-                self.stored(Ok(()));
+                self.stored(Ok::<_, StoreError>(()));
                 self.say_in_force();
                 true
             }

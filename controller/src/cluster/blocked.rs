@@ -77,21 +77,26 @@ impl Blocked {
         if news.is_empty() {
             return;
         }
-        let Ok(peers) = self.handle.ask(|agent| agent.peers()).await else { return };
-        let Ok(peers) = tokio::task::spawn_blocking(move || peers.make()).await else { return };
+        // Where the agent has no time a call is told all the same, by the peer's address.
+        let peers = match self.handle.ask(|agent| agent.peers()).await {
+            Ok(peers) => tokio::task::spawn_blocking(move || peers.make()).await.ok(),
+            Err(_) => None,
+        };
         for (endpoint, contact, more) in news {
             let pod = (endpoint.namespace.clone(), endpoint.workload.clone());
-            let (last, peer) = (contact.last, peers.workload(endpoint, contact.peer).cloned());
+            let peer = peers.as_ref().and_then(|peers| peers.workload(endpoint, contact.peer)).cloned();
+            let last = contact.last;
             self.untold.take(pod, Call { contact, peer }, last, more, Instant::now());
         }
     }
 
     async fn write(&mut self) {
-        let due = self.untold.tell(&mut self.events.budget, Instant::now(), LOOK);
-        if due.is_empty() {
+        if !self.untold.is_due(Instant::now()) {
             return;
         }
+        // Where the agent has no time nothing is taken for told.
         let Ok((known, peers)) = self.handle.ask(|agent| (agent.known(), agent.peers())).await else { return };
+        let due = self.untold.tell(&mut self.events.budget, Instant::now(), LOOK);
         // Takes long where there are many policies, and who changes one meanwhile has to copy what is held here: so only for what is told.
         let noted = tokio::task::spawn_blocking(move || {
             let names = Names::with(&known.model, peers.make());

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use bulkhead_ebpf::{
     abi::{AddressKey4, AddressKey6, AddressWord, Counter, Direction, Flow, mark, node},
-    direct,
+    direct::{self, Arrival, Way},
     host::HostTables,
     packet::{Ethernet, Fault, Frame as _, Parsed, Transport, Vxlan, ipv4, ipv6, neighbour_target, quoted, transport},
     tables::Size,
@@ -208,8 +208,10 @@ fn short(input: &[u8]) {
 fn forwarded(input: &[u8]) {
     let Case { meta, later, now, frame, .. } = Case::read(input);
     let mut nodes = [tables(), tables()];
-    for node in &mut nodes {
-        node.infos.iter_mut().for_each(|(slot, info)| (info.link, info.bridge) = (*slot, 1));
+    // Whoever the frame is for, it may be the node's to route.
+    let router = frame.first_chunk().copied().unwrap_or_default();
+    for (slot, info) in nodes.iter_mut().flat_map(|node| &mut node.infos) {
+        (info.link, info.bridge, info.router) = (*slot, 1, router);
     }
     nodes[1].node.insert(node::DIRECT, 1);
     nodes[1].node.insert(node::OVERLAY_LINK, 1);
@@ -223,9 +225,15 @@ fn forwarded(input: &[u8]) {
             assert_eq!(by_node, directly, "{direction:?}: {nodes:#?}");
             let [by_node, directly] = nodes.each_ref().map(|node| left_but(node, Flow::DIRECT));
             assert!(by_node == directly, "{direction:?}: {nodes:#?}");
-            // Whatever these are asked about.
-            let _ = direct::leaves(&nodes[1], frame, meta.slot);
-            let _ = direct::arrives(&nodes[1], frame, VNI, meta.mark, 1);
+            // Whatever these are asked about, they send nobody's frame to nobody.
+            if let Ok(Way::Link(link)) = direct::leaves(&nodes[1], frame, meta.slot) {
+                let to = &nodes[1].infos[&link];
+                assert!(link != meta.slot && frame.starts_with(&to.mac), "{link}: {nodes:#?}");
+            }
+            if let Ok(Arrival::Link(mac, link)) = direct::arrives(&nodes[1], frame, VNI, meta.mark, 1) {
+                assert_eq!(nodes[1].infos[&link].mac, mac, "{link}: {nodes:#?}");
+                assert!(meta.mark & mark::VERIFIED != 0, "nobody has checked it: {meta:?}");
+            }
             direct::gives_up(&nodes[1], frame, meta.slot);
             let translated = |flow: &Flow| flow.flags & Flow::SERVICE != 0 && flow.initiator & Flow::DIRECT != 0;
             let (four, six) = (nodes[1].flows4(), nodes[1].flows6());

@@ -235,11 +235,10 @@ fn bridges_that_do_not_meet_stay_apart_also_when_a_link_moves() {
     for (to, judge) in moves.map(|(bridge, judge)| (format!("link set {link} master {bridge}"), judge)) {
         ip(&lab, &to);
         // So that an agent does not wait for another reason to publish.
-        let mut moved = || lab.with(0, KernelNode::discover).unwrap().moved;
-        assert_eq!(moved(), [link.clone()].into());
+        let moved = |lab: &mut Lab| lab.with(0, KernelNode::discover).unwrap().moved;
+        assert_eq!(moved(&mut lab), [link.clone()].into());
         lab.publish().unwrap();
-        let mut moved = || lab.with(0, KernelNode::discover).unwrap().moved;
-        assert_eq!(moved(), [].into());
+        assert_eq!(moved(&mut lab), [].into());
         judge(&lab, "web", "cart-1", Ask::Tcp(8080));
     }
 }

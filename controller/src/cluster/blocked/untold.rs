@@ -82,6 +82,11 @@ impl<C> Untold<C> {
         }
     }
 
+    /// Whether something is to be told, if the budget goes as far.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.0.values().any(|kept| kept.is_due(now))
+    }
+
     /// What is to be told now, as far as the budget goes: first of pods of which nothing was told, then of those that have waited longest.
     pub(super) fn tell(&mut self, budget: &mut Budget, now: Instant, look: Duration) -> Vec<Due<C>> {
         self.0.retain(|_, kept| kept.packets > 0 || kept.told.is_some_and(|at| now < at + FORGOTTEN));
@@ -178,9 +183,11 @@ mod tests {
         blocked(&mut untold, 1, 1, start);
         assert_eq!(untold.tell(&mut budget, start, LOOK).len(), 1);
         blocked(&mut untold, 1, 5, start + LOOK);
+        assert!(!untold.is_due(start + LOOK));
         assert_eq!(untold.tell(&mut budget, start + LOOK, LOOK), [], "not again in this minute");
         let now = start + MINUTE;
         let extent = "5 packets seen in 50 s, in 5 kinds of calls, of which this came last";
+        assert!(untold.is_due(now));
         assert_eq!(untold.tell(&mut budget, now, LOOK), [due(1, 4, extent)]);
         assert_eq!(untold.tell(&mut budget, now + FORGOTTEN, LOOK), [], "nothing is new");
         assert!(untold.0.is_empty(), "nothing is kept of who was quiet for long");
