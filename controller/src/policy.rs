@@ -69,11 +69,9 @@ struct Document {
 pub fn parse(source: &Arc<Source>) -> Result<Vec<Policy>, Diagnostics> {
     // What is wrong with the text is said below.
     if let Ok(documents) = tree::documents(source)
-        && yaml::family_of(&documents) == Family::Manifests
+        && let Some(policies) = read(source, &documents)
     {
-        let mut manifests = Manifests::default();
-        manifests.take(source, &documents)?;
-        return Ok(manifests.only_policies());
+        return policies;
     }
     let documents = yaml::documents_of::<Document>(source, &[INTENT, GUARD], |kind| match kind {
         "Workloads" => {
@@ -90,6 +88,16 @@ pub fn parse(source: &Arc<Source>) -> Result<Vec<Policy>, Diagnostics> {
         })
         .collect();
     found.or(policies)
+}
+
+/// Reads the documents of a file where they are objects of Kubernetes; `None` for those of `bulkhead/v1`, which are read from the text.
+///
+/// # Errors
+/// See [`parse`].
+pub(crate) fn read(source: &Arc<Source>, documents: &[tree::Item]) -> Option<Result<Vec<Policy>, Diagnostics>> {
+    let mut manifests = Manifests::default();
+    let is_theirs = yaml::family_of(documents) == Family::Manifests;
+    is_theirs.then(|| manifests.take(source, documents).map(|()| manifests.only_policies()))
 }
 
 /// Turns what was deserialized into what is meant, and collects what is wrong.

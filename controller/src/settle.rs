@@ -7,6 +7,7 @@ mod isolation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    slice,
     sync::Arc,
 };
 
@@ -18,7 +19,9 @@ use crate::{
     manifest::title,
     network_policy::NetworkPolicy,
     policy::{self, Policy},
+    source::PolicyText,
     workloads::{self, Workloads},
+    yaml::tree::Item,
 };
 
 /// What is used, and what is not.
@@ -62,8 +65,15 @@ impl Memory {
         version
     }
 
-    pub(crate) fn read(&mut self, name: &str, text: &str) {
-        self.version(name, text);
+    /// Reads a policy, from its text unless what is read of that is known.
+    pub(crate) fn read(&mut self, name: &str, PolicyText { text, document }: &PolicyText) {
+        match document {
+            Some(document) => {
+                let version = Version::of_document(name, text, document);
+                self.0.insert(name.to_owned(), Arc::new(version));
+            }
+            None => _ = self.version(name, text),
+        }
     }
 
     /// Forgets those that are not there any more.
@@ -250,6 +260,14 @@ impl Version {
         } else {
             workloads::parse(&source).map(Arc::new).map(Content::Workloads)
         };
+        Self { source, content }
+    }
+
+    /// Of a text whose only document is known.
+    fn of_document(name: &str, text: &str, document: &Item) -> Self {
+        let source = source(name, text);
+        let read = policy::read(&source, slice::from_ref(document));
+        let content = read.unwrap_or_else(|| policy::parse(&source)).map(Content::Policy);
         Self { source, content }
     }
 

@@ -18,13 +18,14 @@ use crate::{
     model::ServiceName,
     watch::watcher,
     workloads::{Frontend, Node, Workload, WorkloadName, Workloads},
+    yaml::tree::Item,
 };
 
 /// What changed, where that can be told one by one.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// Texts of policies by their names; `None` for those that are gone.
-    pub policies: BTreeMap<String, Option<String>>,
+    /// Policies by their names; `None` for those that are gone.
+    pub policies: BTreeMap<String, Option<PolicyText>>,
     /// Labels of namespaces; `None` for those that are gone.
     pub namespaces: BTreeMap<String, Option<Labels>>,
     /// Workloads, without what runtimes told; `None` for those that are gone.
@@ -59,6 +60,21 @@ fn exchange<K: Clone + Ord, V>(changes: BTreeMap<K, Option<V>>, listed: &mut BTr
         (name, was)
     };
     changes.into_iter().map(put).collect()
+}
+
+/// A policy as its source has written it.
+#[derive(Clone, Debug)]
+pub struct PolicyText {
+    /// YAML.
+    pub text: String,
+    /// What would be read of it, where that is known.
+    pub(crate) document: Option<Item>,
+}
+
+impl From<String> for PolicyText {
+    fn from(text: String) -> Self {
+        Self { text, document: None }
+    }
 }
 
 /// Called after something may have changed, from whatever thread.

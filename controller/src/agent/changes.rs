@@ -20,7 +20,7 @@ use crate::{
     model::PolicyName,
     network_policy::NetworkPolicy,
     peers::Made,
-    source::Changes,
+    source::{Changes, PolicyText},
     store::{Condition, Head, StoreError, now},
     workloads::WorkloadName,
 };
@@ -105,13 +105,14 @@ impl<N: Node> Agent<N> {
         is_done
     }
 
-    fn carry_out(&mut self, changes: Changes) -> bool {
+    fn carry_out(&mut self, mut changes: Changes) -> bool {
         // Where this node is says where what runtimes told of is.
         if changes.nodes.contains_key(&self.settings.node) {
             return false;
         }
-        let Some(policies) = self.read_policies(&changes.policies) else { return false };
-        let (texts, names) = (changes.policies.clone(), changes.workloads.keys().cloned().collect());
+        let told = mem::take(&mut changes.policies);
+        let Some(policies) = self.read_policies(&told) else { return false };
+        let names = changes.workloads.keys().cloned().collect();
         let before = changes.exchange(&mut self.listed);
         self.compiled = now();
         self.compiling.begin();
@@ -133,6 +134,8 @@ impl<N: Node> Agent<N> {
             // These are not the workloads any more: nobody keeps them for a comparison.
             *seen = Arc::default();
         }
+        let texts: BTreeMap<_, _> =
+            told.into_iter().map(|(name, written)| (name, written.map(|written| written.text))).collect();
         if let Some(Ok(seen)) = self.seen.as_mut().map(|seen| &mut seen.policies) {
             for (name, text) in texts.clone() {
                 match text {
@@ -149,17 +152,17 @@ impl<N: Node> Agent<N> {
         true
     }
 
-    /// What texts say, if each is one Kubernetes policy and nothing else, and was so.
+    /// What files say, if each is one Kubernetes policy and nothing else, and was so.
     fn read_policies(
         &mut self,
-        texts: &BTreeMap<String, Option<String>>,
+        told: &BTreeMap<String, Option<PolicyText>>,
     ) -> Option<Vec<(PolicyName, Option<NetworkPolicy>)>> {
         let mut policies = Vec::new();
-        for (name, text) in texts {
+        for (name, written) in told {
             let before = self.memory.network_policy(name)?.cloned();
-            let after = match text {
-                Some(text) => {
-                    self.memory.read(name, text);
+            let after = match written {
+                Some(written) => {
+                    self.memory.read(name, written);
                     Some(self.memory.network_policy(name)??.clone())
                 }
                 None => {

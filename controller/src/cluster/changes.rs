@@ -17,6 +17,7 @@ use super::{
 use crate::{
     manifest::{self, Seen},
     source::Changes,
+    yaml::tree::Item,
 };
 
 /// What is news.
@@ -28,8 +29,8 @@ pub(super) struct News {
     pub(super) namespaces: BTreeSet<Key>,
     /// Nodes, services and slices by kind, and what they were.
     pub(super) others: BTreeMap<(usize, Key), Option<Arc<Seen>>>,
-    /// Policies by kind.
-    pub(super) policies: BTreeSet<(usize, Key)>,
+    /// Policies by kind, and what is read of their texts, where that is known.
+    pub(super) policies: BTreeMap<(usize, Key), Option<Item>>,
     /// Something that concerns whoever knows.
     pub(super) all: bool,
 }
@@ -106,7 +107,7 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
     let is_defined = |key: &Key| key.namespace.is_empty() || objects.get(NAMESPACES, &named(&key.namespace)).is_some();
     let pod = |key: &Key| objects.get(PODS, key);
     let told =
-        news.pods.keys().chain(news.others.keys().map(|(_, key)| key)).chain(news.policies.iter().map(|(_, key)| key));
+        news.pods.keys().chain(news.others.keys().map(|(_, key)| key)).chain(news.policies.keys().map(|(_, key)| key));
     if news.all || !told.into_iter().all(is_defined) {
         return None;
     }

@@ -117,7 +117,7 @@ fn is(known: &Object, object: &DynamicObject) -> bool {
 
 fn read(kind: usize, object: &DynamicObject) -> Object {
     let key = key(object);
-    let text = store::text(&KINDS[kind], &key, &object.data["spec"]).unwrap_or_default();
+    let text = store::text(&KINDS[kind], &key, &object.data["spec"]).map(|written| written.text).unwrap_or_default();
     Object {
         kind,
         uid: object.metadata.uid.clone().unwrap_or_default(),

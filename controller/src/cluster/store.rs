@@ -15,7 +15,8 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, source},
     input::{Files, LIVE, Listing},
     manifest::{self, MIRROR, Pool, Seen},
-    source::Changes,
+    source::{Changes, PolicyText},
+    yaml::{tree::Item, write},
 };
 
 /// An object.
@@ -94,7 +95,7 @@ impl Store {
         let kept = &mut self.kinds[kind];
         let (key, told) = reduce(&KINDS[kind], object, &kept.objects, &mut self.pool);
         let (told, result) = match told {
-            Ok(told) => (told, Ok(())),
+            Ok(Reduced { told, .. }) => (told, Ok(())),
             Err(found) => (kept.objects.get(&key).cloned(), Err(found)),
         };
         kept.coming.get_or_insert_default().extend(told.map(|told| (key, told)));
@@ -149,7 +150,7 @@ impl Store {
         if kind == PODS {
             self.overtake(&key);
         }
-        Ok(self.put(kind, key, told.as_ref()))
+        Ok(self.put(kind, key, told))
     }
 
     /// An object is gone. Whether that matters.
@@ -158,7 +159,7 @@ impl Store {
         if kind == PODS {
             self.overtake(&key);
         }
-        self.put(kind, key, None)
+        self.put(kind, key, Reduced::default())
     }
 
     /// What is on the way as an answer may be older than what the watch has told of a pod.
@@ -191,21 +192,21 @@ impl Store {
     }
 
     /// Puts what is kept of an object in the place of what was there. Whether that matters.
-    fn put(&mut self, kind: usize, key: Key, told: Option<&Told>) -> bool {
+    fn put(&mut self, kind: usize, key: Key, Reduced { told, document }: Reduced) -> bool {
         let objects = &mut self.kinds[kind].objects;
-        if objects.get(&key) == told {
+        if objects.get(&key) == told.as_ref() {
             return false;
         }
-        let before = match told {
+        let before = match &told {
             Some(told) => objects.insert(key.clone(), told.clone()),
             None => objects.remove(&key),
         };
         let was = before.as_ref().and_then(Told::seen);
-        let is = told.and_then(Told::seen);
+        let is = told.as_ref().and_then(Told::seen);
         let (from, to) = (was.map(|seen| &**seen), is.map(|seen| &**seen));
         let news = &mut self.news;
         match kind {
-            _ if KINDS[kind].is_policy => _ = news.policies.insert((kind, key)),
+            _ if KINDS[kind].is_policy => _ = news.policies.insert((kind, key), document),
             PODS => {
                 self.claims.change(&key, from, to);
                 news.pods.entry(key).or_insert_with(|| was.cloned());
@@ -271,9 +272,11 @@ impl Store {
             return None;
         }
         let mut changes = changes::changes(&self.news, (&self.claims, &self.index), &*self)?;
-        for (kind, key) in &self.news.policies {
+        for ((kind, key), document) in &mut self.news.policies {
             let text = match self.kinds[*kind].objects.get(key) {
-                Some(Told::Policy(text)) => Some(Result::clone(text).ok()?),
+                Some(Told::Policy(text)) => {
+                    Some(PolicyText { text: Result::clone(text).ok()?, document: document.take() })
+                }
                 _ => None,
             };
             changes.policies.insert(KINDS[*kind].full_name(key), text);
@@ -345,18 +348,29 @@ fn key(object: &Value) -> Key {
     Key::new(text("namespace").to_owned(), text("name").to_owned())
 }
 
-/// What is kept of an object; `Ok(None)` where nothing comes of it.
+/// What is kept of an object.
+#[derive(Default)]
+struct Reduced {
+    /// `None` where nothing comes of it.
+    told: Option<Told>,
+    /// What is read of the text of a policy, where that is known: until somebody has asked for it.
+    document: Option<Item>,
+}
+
 fn reduce(
     kind: &Kind,
     mut object: Value,
     known: &BTreeMap<Key, Told>,
     pool: &mut Pool,
-) -> (Key, Result<Option<Told>, Diagnostics>) {
+) -> (Key, Result<Reduced, Diagnostics>) {
     let key = key(&object);
     let key = known.get_key_value(&key).map_or(key, |(known, _)| known.clone());
     if kind.is_policy {
-        let text = text(kind, &key, &object["spec"]);
-        return (key, Ok(Some(Told::Policy(Arc::new(text)))));
+        let (text, document) = match text(kind, &key, &object["spec"]) {
+            Ok(PolicyText { text, document }) => (Ok(text), document),
+            Err(found) => (Err(found), None),
+        };
+        return (key, Ok(Reduced { told: Some(Told::Policy(Arc::new(text))), document }));
     }
     if let Value::Object(fields) = &mut object {
         // Items of lists have none.
@@ -365,24 +379,29 @@ fn reduce(
     }
     let source = source(kind.full_name(&key), "");
     let seen = manifest::see(&source, object).map(|seen| {
-        seen.map(|mut seen| {
+        let told = seen.map(|mut seen| {
             seen.call(&key);
             seen.share(pool);
             Told::Seen(Arc::new(seen))
-        })
+        });
+        Reduced { told, document: None }
     });
     (key, seen)
 }
 
 /// A policy as somebody could have written it: without what the API server adds.
-pub(super) fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<String, Diagnostic> {
+pub(super) fn text(kind: &Kind, key: &Key, spec: &Value) -> Result<PolicyText, Diagnostic> {
     let metadata = match key.namespace.as_str() {
         "" => json!({ "name": key.name }),
         namespace => json!({ "name": key.name, "namespace": namespace }),
     };
     let document = json!({ "apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, "spec": spec });
-    serde_saphyr::to_string(&document)
-        .map_err(|error| Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))))
+    if let Some((text, document)) = write::write(&document) {
+        return Ok(PolicyText { text, document: Some(document) });
+    }
+    let text = serde_saphyr::to_string(&document)
+        .map_err(|error| Diagnostic::nowhere(format!("{} cannot be written as YAML: {error}", kind.full_name(key))))?;
+    Ok(text.into())
 }
 
 #[cfg(test)]
@@ -390,7 +409,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::select};
 
     use super::*;
-    use crate::yaml::tree;
+    use crate::{policy, yaml::tree};
 
     /// Texts that YAML could take for something else.
     const ODD: &[&str] = &[
@@ -454,12 +473,34 @@ mod tests {
         })
     }
 
+    /// Whoever asks what changed gets a policy read as its text would be, with the lines that its rules are known by.
+    #[test]
+    fn a_policy_comes_with_what_is_read_of_it() {
+        let kind = KINDS.iter().position(|kind| kind.name == "NetworkPolicy").unwrap();
+        let mut store = Store::new();
+        (0..KINDS.len()).for_each(|kind| _ = store.absent(kind));
+        store.apply(NAMESPACES, json!({ "metadata": { "name": "shop" } })).unwrap();
+        store.read();
+        let from = json!([{ "podSelector": { "matchLabels": { "app.kubernetes.io/name": "shop-front" } } }]);
+        let ingress =
+            json!([{ "from": from, "ports": [{ "port": 80, "protocol": "TCP" }] }, { "ports": [{ "port": "dns" }] }]);
+        let spec = json!({ "podSelector": {}, "policyTypes": ["Ingress"], "ingress": ingress });
+        store.apply(kind, json!({ "metadata": { "name": "web", "namespace": "shop" }, "spec": spec })).unwrap();
+
+        let mut changes = store.changes().unwrap();
+        let PolicyText { text, document } = changes.policies.remove("networkpolicy/shop/web").unwrap().unwrap();
+        let source = source("networkpolicy/shop/web", text);
+        let known = policy::read(&source, &[document.unwrap()]).unwrap();
+        assert_eq!(format!("{known:?}"), format!("{:?}", policy::parse(&source)));
+        assert_eq!(known.unwrap().len(), 1);
+    }
+
     proptest! {
         #[test]
         fn a_policy_is_read_as_it_was_told(spec in json()) {
             let kind = KINDS.iter().find(|kind| kind.name == "Intent").unwrap();
             let key = Key::new("shop".to_owned(), "web".to_owned());
-            let text = text(kind, &key, &spec).unwrap();
+            let text = text(kind, &key, &spec).unwrap().text;
             let documents = tree::documents(&source("shop/web", text.as_str())).unwrap_or_else(|error| panic!("{error}\n{text}"));
             prop_assert_eq!(documents.len(), 1);
             prop_assert_eq!(&documents[0].value.json()["spec"], &spec, "{}", text);

@@ -490,7 +490,7 @@ proptest! {
                 Some(changes) => {
                     for (name, text) in changes.policies.clone() {
                         match text {
-                            Some(text) => _ = texts.insert(name, Ok(text)),
+                            Some(text) => _ = texts.insert(name, Ok(text.text)),
                             None => _ = texts.remove(&name),
                         }
                     }

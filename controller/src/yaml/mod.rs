@@ -2,6 +2,7 @@
 
 pub(crate) mod path;
 pub(crate) mod tree;
+pub(crate) mod write;
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
