@@ -207,6 +207,9 @@ impl<N: Node> Agent<N> {
             for name in gone.into_iter().chain(there) {
                 compiling.put_service(name, listed.frontends.get(name).cloned())?;
             }
+            if renamed.is_empty() {
+                return Ok(());
+            }
             // Who has an address no longer comes before who has it now.
             let attached = attachments.workloads(listed);
             let (here, others): (Vec<_>, Vec<_>) = renamed.iter().partition(|name| attached.contains(*name));
