@@ -38,8 +38,8 @@ struct Content {
     oldest: u64,
     /// Watches that began before this number of breaks end.
     breaks: u64,
-    /// Nothing is answered but errors.
-    down: bool,
+    /// Nothing is answered but this error.
+    down: Option<StatusCode>,
     /// Somebody before the server answers in its place that there is no such page.
     lost: bool,
     /// Lists of this collection are not answered.
@@ -165,10 +165,10 @@ impl Server {
         self.shared.changed.notify_waiters();
     }
 
-    /// Watches end, and nothing is answered.
-    pub(crate) fn down(&self, down: bool) {
+    /// Watches end, and nothing is answered but this error.
+    pub(crate) fn down(&self, error: Option<StatusCode>) {
         let mut content = self.shared.content();
-        content.down = down;
+        content.down = error;
         content.breaks += 1;
         self.shared.changed.notify_waiters();
     }
@@ -224,8 +224,8 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     let path = uri.path().to_owned();
-    if shared.content().down {
-        return status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
+    if let Some(error) = shared.content().down {
+        return status(error, "AsTold");
     }
     if shared.content().lost {
         return (StatusCode::NOT_FOUND, "404 page not found").into_response();

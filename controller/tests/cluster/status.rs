@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use axum::http::StatusCode;
 use bulkhead_controller::{
     adopt::Scope,
     agent::{Agent, Settings},
@@ -201,9 +202,9 @@ fn without_rights_and_without_a_server_policies_hold() {
     server.forbid(&[]);
     let agent = Running::start(&server, "n1");
     becomes(&server, "shop", "Published", "True", "1 of 1 nodes");
-    server.down(true);
+    server.down(Some(StatusCode::INTERNAL_SERVER_ERROR));
     thread::sleep(Duration::from_secs(2));
-    server.down(false);
+    server.down(None);
     server.put(INTENTS, intent("shop", 3));
     becomes(&server, "shop", "Published", "True", "generation 3");
     drop(agent);

@@ -10,7 +10,10 @@ use kube::client::Body;
 use serde_json::json;
 use tokio::sync::Notify;
 
-use super::{super::kinds::Kind, *};
+use super::{
+    super::{client::Prompt, kinds::Kind},
+    *,
+};
 
 const POLICIES: usize = 5;
 /// Longer than anything here takes that happens at all.
@@ -30,7 +33,7 @@ fn client(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Client {
             Response::builder().status(status).body(body)
         }
     });
-    Client::new(service, "default")
+    Client::new(Prompt(service), "default")
 }
 
 fn refusal(code: u16) -> Value {
@@ -84,6 +87,20 @@ async fn a_kind_is_behind_until_it_is_listed_anew() {
     timeout(LONG, asked.notified()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(!is_behind(&shared, POLICIES), "it was listed: {:?}", shared.behind());
+    following.abort();
+}
+
+/// As after a server's end, where one that took its place has the connection and no time.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_does_not_begin_is_behind() {
+    let client = client(|path| (!is_watch(path)).then(|| (200, list(POLICIES, &[]))));
+    let shared = Arc::new(Shared::new());
+    let following = tokio::spawn(follow(POLICIES, client, Arc::clone(&shared)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(shared.store().missing() != Some(KINDS[POLICIES].name) && !is_behind(&shared, POLICIES), "it was listed");
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let why = shared.behind()[POLICIES].clone();
+    assert!(why.contains("no watch began"), "{why}");
     following.abort();
 }
 
