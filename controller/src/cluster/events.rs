@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::{
     kinds::{KINDS, Kind, OURS},
     report::{cut, reasons},
+    status::{is_forbidden, within},
 };
 use crate::diagnostic::Diagnostics;
 
@@ -37,6 +38,8 @@ const AGAIN: Duration = Duration::from_secs(1800);
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(3000);
 /// Characters; the API server takes 1,024 bytes.
 const WORDS: usize = 900;
+/// Why an API server refuses what is new in a namespace that is being deleted.
+const ENDS: &str = "NamespaceTerminating";
 /// How long a request may take.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -100,20 +103,32 @@ impl Events {
         }
     }
 
-    /// Writes an event that the budget had, or changes the one that the object has. What cannot be written is lost.
-    pub(super) async fn write(&mut self, about: ObjectReference, reason: &str, action: &str, note: &str) {
+    /// Writes an event that the budget had, or changes the one that the object has. What cannot be written is lost. Whether it would be no use to try again.
+    pub(super) async fn write(&mut self, about: ObjectReference, reason: &str, action: &str, note: &str) -> bool {
         self.written.retain(|_, written| written.first.elapsed() < FORGOTTEN);
         let note = cut(note, WORDS);
         match timeout(ANSWER, self.put(about, reason, action, note)).await {
             Ok(Err(Error::Api(status))) if status.code == 403 => {
-                if !self.warned {
+                // Nothing new comes into a namespace that is being deleted.
+                let ends = status.details.iter().flat_map(|details| &details.causes).any(|cause| cause.reason == ENDS);
+                if !ends && !self.warned {
                     tracing::warn!("events are not written, a right is missing: {}", status.message);
                 }
-                self.warned = true;
+                self.warned |= !ends;
+                true
             }
-            Ok(Err(error)) => tracing::debug!("event: {}", causes(&error)),
-            Ok(Ok(())) => {}
-            Err(_) => tracing::debug!("event: the API server does not answer"),
+            Ok(Err(error)) => {
+                tracing::debug!("event: {}", causes(&error));
+                false
+            }
+            Ok(Ok(())) => {
+                self.warned = false;
+                true
+            }
+            Err(_) => {
+                tracing::debug!("event: the API server does not answer");
+                false
+            }
         }
     }
 
@@ -165,31 +180,35 @@ impl Events {
             if said == Some(&note) || !self.budget.take(said.is_none(), Instant::now()) {
                 continue;
             }
-            self.policies.insert(name.to_owned(), (note.clone(), Instant::now()));
-            if let Some(about) = self.find(kind, namespace, of).await {
-                self.write(about, "Refused", "Read", &note).await;
+            let is_told = match self.find(kind, namespace, of).await {
+                Ok(Some(about)) => self.write(about, "Refused", "Read", &note).await,
+                // It is gone, or nobody may know.
+                Ok(None) => true,
+                Err(error) => is_forbidden(&error),
+            };
+            if is_told {
+                self.policies.insert(name.to_owned(), (note, Instant::now()));
             }
         }
     }
 
     /// The object that has a name now. It may only be listed.
-    async fn find(&self, kind: &Kind, namespace: &str, name: &str) -> Option<ObjectReference> {
+    async fn find(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Option<ObjectReference>, Error> {
         let resource = kind.resource();
         let api: Api<DynamicObject> = match namespace {
             "" => Api::all_with(self.client.clone(), &resource),
             namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
         };
         let those = ListParams::default().fields(&format!("metadata.name={name}"));
-        let listed = timeout(ANSWER, api.list(&those)).await.ok()?.ok()?;
-        let object = listed.items.into_iter().next()?;
-        Some(ObjectReference {
+        let Some(object) = within(api.list(&those)).await?.items.into_iter().next() else { return Ok(None) };
+        Ok(Some(ObjectReference {
             api_version: Some(kind.api_version.to_owned()),
             kind: Some(kind.name.to_owned()),
             namespace: object.metadata.namespace,
             name: object.metadata.name,
             uid: object.metadata.uid,
             ..ObjectReference::default()
-        })
+        }))
     }
 }
 
