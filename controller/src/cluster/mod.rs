@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// Begins to tell how policies stand with the agent of a node, and what is blocked there, from a thread of its own. A taint by this key is taken from the
-    /// node when it is guarded.
+    /// node when it is guarded, each time it registers.
     ///
     /// # Errors
     /// No thread can be started.
@@ -175,8 +175,8 @@ impl Cluster {
             Statuses::new(Arc::clone(&self.shared), self.client.clone(), agent.clone(), &self.namespace, node);
         let blocked = Blocked::new(self.client.clone(), agent.clone(), node);
         let taint = taint.map(|key| {
-            let (client, handle) = (self.client.clone(), agent.clone());
-            Taint { client, handle, node: node.to_owned(), key: key.to_owned() }
+            let (client, handle, shared) = (self.client.clone(), agent.clone(), Arc::clone(&self.shared));
+            Taint { client, handle, shared, node: node.to_owned(), key: key.to_owned() }
         });
         let lift = async { futures_util::future::OptionFuture::from(taint.map(Taint::lift)).await };
         let tell = async { tokio::join!(statuses.follow(), blocked.follow(), lift) };

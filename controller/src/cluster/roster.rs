@@ -92,6 +92,11 @@ impl Roster {
         objects.map(|object| (KINDS[object.kind].full_name(&object.key), Arc::clone(object))).collect()
     }
 
+    /// Unique id of a node.
+    pub(super) fn node(&self, name: &str) -> Option<&str> {
+        self.nodes.known.get(&Key::new(String::new(), name.to_owned())).map(String::as_str)
+    }
+
     /// Unique ids of nodes by their names.
     pub(super) fn nodes(&self) -> BTreeMap<String, String> {
         self.nodes.known.iter().map(|(key, uid)| (key.name.clone(), uid.clone())).collect()

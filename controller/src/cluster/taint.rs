@@ -1,9 +1,10 @@
 //! The taint with which a node joins, until what starts there is guarded.
 //!
 //! A node that is new takes pods as soon as it has some network. Where it registers with a taint that they do not tolerate, they come when the agent has
-//! taken that away: then the plugin is in the chain, and what is in force there is published.
+//! taken that away: then the plugin is in the chain, and what is in force there is published. It registers again where somebody deleted its object, and the
+//! agent may have run all the while.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bulkhead_dataplane::causes::causes;
 use k8s_openapi::api::core::v1::Node;
@@ -13,29 +14,37 @@ use kube::{
 };
 use serde_json::json;
 
-use super::status::{BEAT, FORBIDDEN, is_forbidden, within};
+use super::{
+    Shared,
+    status::{BEAT, FORBIDDEN, is_forbidden, within},
+};
 use crate::api::handle::Handle;
 
-/// How often it is looked whether the node is ready.
+/// How often it is looked whether the node is ready, and whether it is a new one.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Who takes it away.
 pub(super) struct Taint {
     pub(super) client: Client,
     pub(super) handle: Handle,
+    pub(super) shared: Arc<Shared>,
     pub(super) node: String,
     /// Its key.
     pub(super) key: String,
 }
 
 impl Taint {
-    /// Takes it away when all of the node is guarded, and ends.
+    /// Takes it away when all of the node is guarded, from each that registers under this name.
     pub(super) async fn lift(self) {
         let Self { node, key, .. } = &self;
         loop {
             tokio::time::sleep(match self.try_to().await {
-                Ok(true) => break tracing::info!("node {node} has no taint {key} any more: it is guarded"),
-                Ok(false) => LOOK,
+                Ok(Some(uid)) => {
+                    tracing::info!("node {node} has no taint {key} any more: it is guarded");
+                    self.another(&uid).await;
+                    continue;
+                }
+                Ok(None) => LOOK,
                 Err(error) if is_forbidden(&error) => {
                     tracing::error!(
                         "taint {key} of node {node} stays, so that pods may not come: {error}; give the right to get and patch nodes, or take it away by \
@@ -52,23 +61,33 @@ impl Taint {
         }
     }
 
-    /// Whether it could be done by now.
-    async fn try_to(&self) -> Result<bool, Error> {
+    /// Waits until there is another node of this name, as the watch tells it.
+    async fn another(&self, uid: &str) {
+        while self.shared.roster().node(&self.node).is_none_or(|now| now == uid) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The unique id of the node that has it no more; `None` where it is too early.
+    async fn try_to(&self) -> Result<Option<String>, Error> {
         match self.handle.ask(|agent| agent.health()).await {
             Ok(health) if health.unready().is_none() => {}
-            _ => return Ok(false),
+            _ => return Ok(None),
         }
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = within(nodes.get(&self.node)).await?;
+        let uid = node.metadata.uid.unwrap_or_default();
         let mut taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
         let before = taints.len();
         taints.retain(|taint| taint.key != self.key);
         if taints.len() == before {
-            return Ok(true);
+            return Ok(Some(uid));
         }
         // The list is written as a whole: not over what somebody else wrote meanwhile.
         let version = node.metadata.resource_version;
         let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
-        within(nodes.patch_metadata(&self.node, &PatchParams::default(), &Patch::Merge(&patch))).await.map(|_| true)
+        within(nodes.patch_metadata(&self.node, &PatchParams::default(), &Patch::Merge(&patch)))
+            .await
+            .map(|_| Some(uid))
     }
 }

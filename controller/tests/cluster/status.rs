@@ -55,6 +55,11 @@ struct Running {
 
 impl Running {
     fn start(server: &Server, node: &str) -> Self {
+        Self::start_tainted(server, node, None)
+    }
+
+    /// The same where the node registers with a taint of this key.
+    fn start_tainted(server: &Server, node: &str, taint: Option<&str>) -> Self {
         let home = TempDir::new().unwrap();
         let cluster = Arc::new(follow(server));
         let settings = Settings {
@@ -68,7 +73,7 @@ impl Running {
         let kernel = MemoryNode::open(MemoryStore::default(), Links::default(), home.path()).unwrap();
         let mut agent = Agent::start(kernel, settings).unwrap_or_else(|error| panic!("{error}"));
         let life = Life::new(None).unwrap();
-        cluster.tell(node, &life.handle(), None).unwrap();
+        cluster.tell(node, &life.handle(), taint).unwrap();
         let (stopper, source) = (life.stopper(), Arc::clone(&cluster));
         let worker = thread::spawn(move || life.run(&mut agent, &*source).unwrap());
         Self { stopper, worker: Some(worker), cluster, _home: home }
@@ -108,6 +113,31 @@ fn resolver() -> Value {
     let metadata = json!({ "name": "kube-dns", "namespace": "kube-system", "uid": "uid-dns", "labels": { "k8s-app": "kube-dns" } });
     let ports = [json!({ "name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53 })];
     json!({ "metadata": metadata, "spec": { "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"], "ports": ports } })
+}
+
+#[test]
+fn a_node_that_registers_again_loses_its_taint_again() {
+    const TAINT: &str = "bulkhead.io/starting";
+    let server = server();
+    let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
+    let register = |uid: &str| {
+        let metadata = json!({ "name": "n1", "uid": uid });
+        server.put(
+            NODES,
+            json!({ "metadata": metadata, "spec": { "taints": [taint("example.com/other"), taint(TAINT)] } }),
+        );
+    };
+    let loses_it = |what: &str| {
+        eventually(what, || {
+            server.get(NODES, "", "n1").unwrap()["spec"]["taints"] == json!([taint("example.com/other")])
+        });
+    };
+    register("uid-n1");
+    let _agent = Running::start_tainted(&server, "n1", Some(TAINT));
+    loses_it("it joins");
+    server.delete(NODES, "", "n1");
+    register("uid-n1-again");
+    loses_it("it joins again");
 }
 
 /// What nobody's policy says must not be in the way of everybody's: the address of a pod is a node's too, and the resolver is replaced.
