@@ -155,6 +155,13 @@ fn events_written(guarded: &Guarded) -> (usize, usize) {
     (written.count(), usize::try_from(times.sum::<u64>()).unwrap())
 }
 
+/// What kubectl prints of the only object of a kind: the columns' names, and what is in them.
+fn table(guarded: &Guarded, words: &[&str]) -> [Vec<String>; 2] {
+    let table = guarded.kubectl(words);
+    let lines: Vec<_> = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+    lines.try_into().unwrap_or_else(|_| panic!("{table}"))
+}
+
 #[test]
 fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     let Some(mut guarded) = Guarded::start(Cluster::builder().audit(AGENTS)) else { return };
@@ -192,16 +199,18 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     for of in ["Accepted", "Compiled"] {
         assert_eq!(condition(&stands, of)[0], "True", "{stands:#}");
     }
-    let table = guarded.kubectl(&["--namespace=shop", "get", "intents"]);
-    let columns: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(columns[0], ["NAME", "MODE", "ACCEPTED", "PUBLISHED", "AGE"]);
-    assert_eq!(columns[1][..4], ["shop", "enforce", "True", "2/2"]);
+    let [header, line] = table(&guarded, &["--namespace=shop", "get", "intents"]);
+    assert_eq!(header, ["NAME", "MODE", "ACCEPTED", "PUBLISHED", "AGE"]);
+    assert_eq!(line[..4], ["shop", "enforce", "True", "2/2"]);
 
     // A Guard is judged before it, and is of no namespace.
     let deny = json!({ "priority": 7, "rules": [{ "deny": { "to": ["any"], "ports": [8080] } }], "for": { "workloads": { "app": "web" } } });
     guarded.apply(&object("Guard", "stop", &deny));
     guarded.becomes("web", &db, false);
     becomes(&guarded, &["guard", "stop"], "Published", "True", "2 of 2 nodes");
+    let [header, line] = table(&guarded, &["get", "guards"]);
+    assert_eq!(header, ["NAME", "PRIORITY", "MODE", "ACCEPTED", "PUBLISHED", "AGE"]);
+    assert_eq!(line[..5], ["stop", "7", "enforce", "True", "2/2"]);
     guarded.kubectl(&["delete", "guard", "stop"]);
     guarded.becomes("web", &db, true);
 
