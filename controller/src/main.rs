@@ -453,13 +453,23 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         |socket: &Path| socket.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new(".")).to_owned();
     let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
     let (state, pins) = (args.state.clone(), args.pins.clone());
-    if args.grace_periods == GracePeriods::Expedited
-        && let Err(error) = expedite::allow()
-    {
-        tracing::info!(
-            "attaching takes the kernel some ten milliseconds, as with `--grace-periods normal`: {}: {error}",
-            expedite::SWITCH
-        );
+    match args.grace_periods {
+        GracePeriods::Expedited => {
+            if let Err(error) = expedite::allow() {
+                tracing::info!(
+                    "attaching takes the kernel some ten milliseconds, as with `--grace-periods normal`: {}: {error}",
+                    expedite::SWITCH
+                );
+            }
+        }
+        GracePeriods::Normal => {
+            if let Err(error) = expedite::undo() {
+                tracing::warn!(
+                    "{} is still set, by an agent that was killed; write 0 to it: {error}",
+                    expedite::SWITCH
+                );
+            }
+        }
     }
     let needs = Needs { state, sockets, pins, group: args.socket_group };
     let confined = confine::confine(&needs)

@@ -39,6 +39,19 @@ pub fn allow() -> io::Result<()> {
     Ok(())
 }
 
+/// Undoes what an agent that was killed has left, where this process will not wait itself.
+///
+/// # Errors
+/// It left something, and the switch cannot be written here.
+pub fn undo() -> io::Result<()> {
+    undo_at(Path::new(SWITCH))
+}
+
+fn undo_at(path: &Path) -> io::Result<()> {
+    let is_left = fs::read_to_string(path).is_ok_and(|text| text.trim() == OURS.to_string());
+    if is_left { Switch::open(path).map(drop) } else { Ok(()) }
+}
+
 /// Does what waits for a grace period, which is hurried if that is allowed.
 pub(crate) fn waiting<T>(work: impl FnOnce() -> T) -> T {
     match HURRY.get() {
@@ -102,7 +115,9 @@ impl Drop for Waits<'_> {
         if *waiting == 0
             && let Err(error) = self.0.change(OURS, 0)
         {
-            tracing::warn!("{SWITCH} cannot be set back to 0, which the next agent does when it starts: {error}");
+            tracing::warn!(
+                "{SWITCH} cannot be set back to 0, which the next agent does when it starts, or `bulkhead detach --all`: {error}"
+            );
         }
     }
 }
@@ -176,5 +191,16 @@ mod tests {
         let (file, is) = switch(&format!("{OURS}\n"));
         Switch::open(file.path()).unwrap();
         assert_eq!(is(), "0");
+        let (file, is) = switch(&format!("{OURS}\n"));
+        undo_at(file.path()).unwrap();
+        assert_eq!(is(), "0");
+    }
+
+    #[test]
+    fn where_nothing_is_left_nothing_is_undone() {
+        let (file, is) = switch("1\n");
+        undo_at(file.path()).unwrap();
+        assert_eq!(is(), "1");
+        undo_at(Path::new("/nonexistent")).unwrap();
     }
 }

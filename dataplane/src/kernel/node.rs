@@ -25,7 +25,7 @@ use super::{
 use crate::{
     attach::{self, Classifiers, Guard, Hook, Links, Shutting},
     desired::{Desired, Endpoint, EndpointName},
-    gate, input_rule,
+    expedite, gate, input_rule,
     load::{Maps, Programs, Sizes},
     mark,
     network::{self, Found, KnownInside},
@@ -388,6 +388,9 @@ pub fn detach(pins: &Path) -> Result<(), NodeError> {
     let pins = Pins::new(pins);
     pins.check_layout()?;
     let _lock = if pins.exist() { Some(lock(&pins)?) } else { None };
+    if let Err(error) = expedite::undo() {
+        tracing::warn!("{} stays as an agent that was killed has left it; write 0 to it: {error}", expedite::SWITCH);
+    }
     remove(&pins)
 }
 
