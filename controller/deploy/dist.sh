@@ -3,25 +3,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-read -r -a flags <<<"${CARGO_FLAGS:-}"
 target=$(uname -m)-unknown-linux-musl
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 name=bulkhead-$version-linux-$(uname -m)
 dist=${CARGO_TARGET_DIR:-target}/dist
 stage=$dist/$name
 
-# Stripped below. By an option, since the build of the eBPF half would inherit a variable.
-cargo build --release --target "$target" --config profile.release.debug=false "${flags[@]}" --package bulkhead-controller --package bulkhead-dataplane --bins
 rm -rf "$dist"
 mkdir -p "$stage/deploy"
-for program in bulkhead bulkhead-cni; do
-  built=${CARGO_TARGET_DIR:-target}/$target/release/$program
-  # Whatever libraries a node has, it must start.
-  if readelf --dynamic "$built" | grep NEEDED; then
-    echo "dist: $program needs libraries of the machine" && exit 1
-  fi
-  strip -o "$stage/$program" "$built"
-done
+controller/deploy/programs.sh "$stage"
 cp README.md LICENSE-APACHE dataplane-ebpf/LICENSE-MIT dataplane-ebpf/LICENSE-GPL-2.0 "$stage/"
 cp controller/deploy/*.service "$stage/deploy/"
 cp -r controller/deploy/grafana "$stage/deploy/"

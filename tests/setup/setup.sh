@@ -23,7 +23,7 @@ usage() {
 usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --dist]
 
   --dry-run  print the steps that are missing, take none of them
-  --build    what a build needs and no more: the kernel is not asked whether it could run what is built
+  --build    what a build of the image's programs needs, musl too, and no more: the kernel is not asked whether it could run what is built
   --lint     what `make lint` needs too: rustfmt, clippy, shellcheck, cargo-deny, typos, and helm
   --test     what `make test` needs too: the reference CNI plugins, podman, containerd, runc, busybox, conntrack, openssl, ipset, Go, and below
              target/ flannel's CNI plugin, helm, schemathesis in an environment of its own, a Kubernetes (1 GB, and as much of Go's cache) and
@@ -507,7 +507,7 @@ ebpf_sources
 finish
 bpf_linker
 if $build; then
-  : # All of it is above.
+  static_programs
 elif $lint; then
   rust_lint_tools
   helm
