@@ -20,8 +20,10 @@ use super::{
 };
 use crate::api::handle::Handle;
 
-/// How often it is looked whether the node is ready, and whether it is a new one.
+/// How often it is looked whether all of the node is guarded, and whether it is a new one.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often the API server is asked whether the node is ready.
+const ASK: Duration = Duration::from_secs(2);
 
 /// Who takes it away.
 pub(super) struct Taint {
@@ -33,18 +35,26 @@ pub(super) struct Taint {
     pub(super) key: String,
 }
 
+/// What came of an attempt.
+enum Found {
+    /// The node of this unique id has it no more.
+    Guarded(String),
+    /// When to try again.
+    Early(Duration),
+}
+
 impl Taint {
     /// Takes it away when all of the node is guarded, from each that registers under this name.
     pub(super) async fn lift(self) {
         let Self { node, key, .. } = &self;
         loop {
             tokio::time::sleep(match self.try_to().await {
-                Ok(Some(uid)) => {
+                Ok(Found::Guarded(uid)) => {
                     tracing::info!("node {node} has no taint {key} any more: it is guarded");
                     self.another(&uid).await;
                     continue;
                 }
-                Ok(None) => LOOK,
+                Ok(Found::Early(again)) => again,
                 Err(error) if is_forbidden(&error) => {
                     tracing::error!(
                         "taint {key} of node {node} stays, so that pods may not come: {error}; give the right to get and patch nodes, or take it away by \
@@ -68,26 +78,31 @@ impl Taint {
         }
     }
 
-    /// The unique id of the node that has it no more; `None` where it is too early.
-    async fn try_to(&self) -> Result<Option<String>, Error> {
+    /// Takes it away unless it is too early.
+    async fn try_to(&self) -> Result<Found, Error> {
         match self.handle.ask(|agent| agent.health()).await {
             Ok(health) if health.unready().is_none() => {}
-            _ => return Ok(None),
+            _ => return Ok(Found::Early(LOOK)),
         }
         let nodes: Api<Node> = Api::all(self.client.clone());
         let node = within(nodes.get(&self.node)).await?;
         let uid = node.metadata.uid.unwrap_or_default();
+        // Until a network's owner has written it there is none whose chain the plugin could be in.
+        let conditions = node.status.into_iter().flat_map(|status| status.conditions.unwrap_or_default());
+        if !conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True") {
+            return Ok(Found::Early(ASK));
+        }
         let mut taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
         let before = taints.len();
         taints.retain(|taint| taint.key != self.key);
         if taints.len() == before {
-            return Ok(Some(uid));
+            return Ok(Found::Guarded(uid));
         }
         // The list is written as a whole: not over what somebody else wrote meanwhile.
         let version = node.metadata.resource_version;
         let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": taints } });
         within(nodes.patch_metadata(&self.node, &PatchParams::default(), &Patch::Merge(&patch)))
             .await
-            .map(|_| Some(uid))
+            .map(|_| Found::Guarded(uid))
     }
 }

@@ -120,23 +120,26 @@ fn a_node_that_registers_again_loses_its_taint_again() {
     const TAINT: &str = "bulkhead.io/starting";
     let server = server();
     let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
-    let register = |uid: &str| {
+    let taints = || server.get(NODES, "", "n1").unwrap()["spec"]["taints"].clone();
+    let both = json!([taint("example.com/other"), taint(TAINT)]);
+    let register = |uid: &str, ready: &str| {
+        let conditions = [json!({ "type": "Ready", "status": ready })];
         let metadata = json!({ "name": "n1", "uid": uid });
-        server.put(
-            NODES,
-            json!({ "metadata": metadata, "spec": { "taints": [taint("example.com/other"), taint(TAINT)] } }),
-        );
+        let object =
+            json!({ "metadata": metadata, "spec": { "taints": both }, "status": { "conditions": conditions } });
+        server.put(NODES, object);
     };
     let loses_it = |what: &str| {
-        eventually(what, || {
-            server.get(NODES, "", "n1").unwrap()["spec"]["taints"] == json!([taint("example.com/other")])
-        });
+        eventually(what, || taints() == json!([taint("example.com/other")]));
     };
-    register("uid-n1");
+    register("uid-n1", "False");
     let _agent = Running::start_tainted(&server, "n1", Some(TAINT));
+    thread::sleep(A_WHILE * 2);
+    assert_eq!(taints(), both, "there is no network yet");
+    register("uid-n1", "True");
     loses_it("it joins");
     server.delete(NODES, "", "n1");
-    register("uid-n1-again");
+    register("uid-n1-again", "True");
     loses_it("it joins again");
 }
 
