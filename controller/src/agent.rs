@@ -163,6 +163,8 @@ pub struct Agent<N> {
     failed: String,
     /// Why the database could not be written; empty when it can.
     unstored: String,
+    /// What took effect because a cluster says so, and could not be written down.
+    unwritten_inputs: Option<Inputs>,
     /// Why the source may say what is not so any more; empty when it says what is.
     behind: String,
     /// Names for addresses, once somebody has asked.
@@ -326,6 +328,7 @@ impl<N: Node> Agent<N> {
             misfits: (BTreeSet::new(), Diagnostics::default()),
             failed: String::new(),
             unstored: String::new(),
+            unwritten_inputs: None,
             behind: String::new(),
             peers: Made::default(),
             accounts,
@@ -661,11 +664,13 @@ impl<N: Node> Agent<N> {
                 Ok(staged) => revision = staged,
                 Err(error) => {
                     self.seen = None;
+                    self.unwritten_inputs = Some(inputs);
                     self.stored(Err(error));
                     return Ok(true);
                 }
             }
         }
+        self.unwritten_inputs = None;
         self.unwritten.clear();
         let Some(revision) = revision else {
             self.close_staged("publishing it failed, and then the input was again what is in force");
@@ -880,7 +885,8 @@ impl<N: Node> Agent<N> {
         Health {
             revision: self.revision.head.number,
             refused: !self.refused.is_empty(),
-            failed: !self.failed.is_empty() || !self.unstored.is_empty(),
+            failed: !self.failed.is_empty() || !self.listed.live && !self.unstored.is_empty(),
+            unwritten: self.listed.live && !self.unstored.is_empty(),
             unguarded: self.unguarded.len(),
             mark_conflicts: self.marks.users.len(),
             audit_lost: self.keeper.losses().total,

@@ -247,7 +247,7 @@ pub struct Standing {
     pub found: Diagnostics,
     /// Why nothing of what changed is used; empty when some of it is.
     pub refused: String,
-    /// Why the latest publish failed, or what was published cannot be kept; empty when neither.
+    /// Why the latest publish failed, or was not made, since it could not be written down first; empty when neither.
     pub failed: String,
     /// The node drops nothing.
     pub observe: bool,

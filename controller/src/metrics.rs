@@ -31,8 +31,10 @@ pub struct Health {
     pub revision: u64,
     /// The input as it is now was refused.
     pub refused: bool,
-    /// The latest attempt to publish failed.
+    /// The latest attempt to publish failed, or was not made, since it could not be written down first.
     pub failed: bool,
+    /// What is in force could not be written down, which its source keeps itself.
+    pub unwritten: bool,
     /// Endpoints whose links cannot be guarded now.
     pub unguarded: usize,
     /// Rules of others that use bits of packet marks that are ours.
@@ -132,8 +134,8 @@ pub fn render(
     )?;
     gauge(
         "bulkhead_publish_error",
-        "1 while the latest attempt to publish has failed; what was in force still is.",
-        health.failed.into(),
+        "1 while the latest attempt to publish has failed, and what was in force still is, or while what is in force cannot be written down.",
+        (health.failed || health.unwritten).into(),
     )?;
     gauge(
         "bulkhead_endpoints_unguarded",

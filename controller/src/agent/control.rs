@@ -273,7 +273,8 @@ impl<N: Node> Control for Agent<N> {
     }
 
     fn standing(&mut self, texts: &BTreeMap<String, Arc<str>>) -> Standing {
-        let Inputs { policies, isolating, .. } = &self.revision.inputs;
+        let in_force = self.unwritten_inputs.as_ref().unwrap_or(&self.revision.inputs);
+        let Inputs { policies, isolating, .. } = in_force;
         let differs = |name: &str, text: &str| {
             isolating.contains(name) || policies.get(name).is_none_or(|in_force| in_force != text)
         };
@@ -282,7 +283,9 @@ impl<N: Node> Control for Agent<N> {
         let misfits: BTreeSet<_> = misfits.collect();
         let differs = |name: &str, text: &str| misfits.contains(name) || differs(name, text);
         let differ = texts.iter().filter(|(name, text)| differs(name, text)).map(|(name, _)| name.clone()).collect();
-        let failed = [&self.failed, &self.unstored].into_iter().find(|why| !why.is_empty());
+        // What a cluster says is in force, whether it can be written down or not.
+        let unstored = (!self.listed.live).then_some(&self.unstored);
+        let failed = [&self.failed].into_iter().chain(unstored).find(|why| !why.is_empty());
         Standing {
             differ,
             found: Diagnostics(self.found.0.iter().chain(&self.misfits.1.0).cloned().collect()),

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     adopt::Scope,
     agent::{Agent, Settings},
+    control::Control,
     input::{Files, Listing},
     source::{Changes, Heard, Source},
     workloads::Workloads,
@@ -296,6 +297,37 @@ fn a_disk_that_takes_its_time_holds_up_nobody() {
     assert_eq!(written().len(), 2);
     agent.write_down();
     assert_eq!(written().len(), 4);
+}
+
+/// A cluster keeps its policies itself, and what it says is in force on a node whose disk is full, too.
+#[test]
+fn what_a_disk_does_not_take_is_in_force_all_the_same() {
+    let home = tempfile::TempDir::new().unwrap();
+    let (store, source) = (MemoryStore::default(), Arc::new(Followed::new()));
+    let node = MemoryNode::open(store.clone(), Links::default(), home.path()).unwrap();
+    let mut agent = agent(node, &source, home.path());
+    let stands = |agent: &mut Agent<MemoryNode>| {
+        let texts = source.read().policies.unwrap();
+        let texts = texts.into_iter().map(|(name, text)| (name, text.unwrap().into())).collect();
+        let standing = Control::standing(agent, &texts);
+        (standing.differ.is_empty(), standing.failed)
+    };
+    let disk = rusqlite::Connection::open(home.path().join(crate::store::FILE)).unwrap();
+    disk.execute_batch("ALTER TABLE revisions RENAME TO away").unwrap();
+    source.tell(&policy("a", "first", "web", "first"));
+    source.store().doubt();
+    agent.refresh();
+    assert_eq!(stands(&mut agent), (true, String::new()), "it is in force");
+    let health = agent.health();
+    assert!(health.unwritten && health.unready().is_none(), "{health:?}");
+
+    disk.execute_batch("ALTER TABLE away RENAME TO revisions").unwrap();
+    agent.refresh();
+    assert_eq!(stands(&mut agent), (true, String::new()));
+    assert!(!agent.health().unwritten);
+    drop(agent);
+    let revision = crate::store::Reader::open(home.path()).unwrap().unwrap().in_force().unwrap().unwrap();
+    assert!(revision.inputs.policies.contains_key("networkpolicy/a/first"), "{:?}", revision.inputs.policies.keys());
 }
 
 fn listed(files: &Files) -> Workloads {

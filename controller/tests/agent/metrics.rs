@@ -91,6 +91,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         revision: 4,
         refused: true,
         failed: true,
+        unwritten: false,
         unguarded: 2,
         mark_conflicts: 3,
         audit_lost: 6,
