@@ -670,9 +670,9 @@ impl<N: Node> Agent<N> {
                 }
             }
         }
-        self.unwritten_inputs = None;
         self.unwritten.clear();
         let Some(revision) = revision else {
+            self.unwritten_inputs = None;
             self.close_staged("publishing it failed, and then the input was again what is in force");
             return Ok(true);
         };
@@ -686,7 +686,7 @@ impl<N: Node> Agent<N> {
     /// What was written down is in force.
     fn set_revision(&mut self, revision: Revision) {
         let before = Some(self.revision.head.number);
-        (self.revision, self.staged) = (revision, None);
+        (self.revision, self.staged, self.unwritten_inputs) = (revision, None, None);
         let marked = self.mark();
         self.stored(marked);
         self.record_change(before);

@@ -159,7 +159,7 @@ impl<N: Node> Agent<N> {
             self.stored(closed);
             return Err(error);
         }
-        (self.revision, self.pending, self.staged) = (revision, pending, None);
+        (self.revision, self.pending, self.staged, self.unwritten_inputs) = (revision, pending, None, None);
         self.seen = Some(put.overlay.over(files.clone()));
         self.overlay = put.overlay;
         let marked = self.mark();

@@ -182,7 +182,7 @@ impl Events {
             }
             let is_told = match self.find(kind, namespace, of).await {
                 Ok(Some(about)) => self.write(about, "Refused", "Read", &note).await,
-                // It is gone, or nobody may know.
+                // It is gone.
                 Ok(None) => true,
                 Err(error) => is_forbidden(&error),
             };

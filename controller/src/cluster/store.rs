@@ -357,6 +357,7 @@ struct Reduced {
     document: Option<Item>,
 }
 
+/// What is kept of an object, and its name.
 fn reduce(
     kind: &Kind,
     mut object: Value,

@@ -47,11 +47,15 @@ impl Taint {
     /// Takes it away when all of the node is guarded, from each that registers under this name.
     pub(super) async fn lift(self) {
         let Self { node, key, .. } = &self;
+        let mut last = String::new();
         loop {
             tokio::time::sleep(match self.try_to().await {
                 Ok(Found::Guarded(uid)) => {
-                    tracing::info!("node {node} has no taint {key} any more: it is guarded");
+                    if uid != last {
+                        tracing::info!("node {node} has no taint {key} any more: it is guarded");
+                    }
                     self.another(&uid).await;
+                    last = uid;
                     continue;
                 }
                 Ok(Found::Early(again)) => again,
@@ -71,8 +75,9 @@ impl Taint {
         }
     }
 
-    /// Waits until there is another node of this name, as the watch tells it.
+    /// Waits until there is another node of this name, as the watch tells it. That may still know the one before: so it is not asked at once.
     async fn another(&self, uid: &str) {
+        tokio::time::sleep(ASK).await;
         while self.shared.roster().node(&self.node).is_none_or(|now| now == uid) {
             tokio::time::sleep(LOOK).await;
         }

@@ -233,8 +233,9 @@ impl Source for Followed {
     }
 }
 
-/// Of node n1.
-fn agent(node: MemoryNode, source: &Arc<Followed>, state: &Path) -> Agent<MemoryNode> {
+/// Of node n1, with these tables.
+fn agent(store: &MemoryStore, source: &Arc<Followed>, state: &Path) -> Agent<MemoryNode> {
+    let node = MemoryNode::open(store.clone(), Links::default(), state).unwrap();
     let settings = Settings {
         source: Arc::clone(source) as Arc<dyn Source>,
         node: "n1".to_owned(),
@@ -251,8 +252,7 @@ fn agent(node: MemoryNode, source: &Arc<Followed>, state: &Path) -> Agent<Memory
 fn a_disk_that_takes_its_time_holds_up_nobody() {
     let home = tempfile::TempDir::new().unwrap();
     let (store, source) = (MemoryStore::default(), Arc::new(Followed::new()));
-    let node = MemoryNode::open(store.clone(), Links::default(), home.path()).unwrap();
-    let mut agent = agent(node, &source, home.path());
+    let mut agent = agent(&store, &source, home.path());
     let mut pod = placed("web", "2026-01-01T00:00:00Z", Some("10.0.0.1"));
     pod["metadata"]["labels"]["app"] = "web".into();
     pod["metadata"]["uid"] = "web-u1".into();
@@ -304,8 +304,7 @@ fn a_disk_that_takes_its_time_holds_up_nobody() {
 fn what_a_disk_does_not_take_is_in_force_all_the_same() {
     let home = tempfile::TempDir::new().unwrap();
     let (store, source) = (MemoryStore::default(), Arc::new(Followed::new()));
-    let node = MemoryNode::open(store.clone(), Links::default(), home.path()).unwrap();
-    let mut agent = agent(node, &source, home.path());
+    let mut agent = agent(&store, &source, home.path());
     let stands = |agent: &mut Agent<MemoryNode>| {
         let texts = source.read().policies.unwrap();
         let texts = texts.into_iter().map(|(name, text)| (name, text.unwrap().into())).collect();
@@ -542,10 +541,8 @@ proptest! {
         batches in proptest::collection::vec(proptest::collection::vec(told(), 1..4), 1..24)
     ) {
         let home = tempfile::TempDir::new().unwrap();
-        let (store, links) = (MemoryStore::default(), Links::default());
-        let node = MemoryNode::open(store.clone(), links, home.path()).unwrap();
-        let source = Arc::new(Followed::new());
-        let mut agent = agent(node, &source, home.path());
+        let (store, source) = (MemoryStore::default(), Arc::new(Followed::new()));
+        let mut agent = agent(&store, &source, home.path());
         for batch in &batches {
             for told in batch {
                 source.tell(told);

@@ -134,6 +134,13 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
         assert_eq!(value(&text, metric, &labels), Some(expected), "{metric} {labels:?} in\n{text}");
     }
     assert_eq!(value(&text, "bulkhead_packets_total", &[]), None, "the boundary is no workload");
+    for (failed, unwritten) in [(false, false), (true, false), (false, true)] {
+        let health = Health { failed, unwritten, ..Health::default() };
+        let text = render(health, &readings, &Totals::default(), &contacts, &status).unwrap();
+        let expected = u64::from(failed || unwritten);
+        assert_eq!(value(&text, "bulkhead_publish_error", &[]), Some(expected), "{health:?}");
+        assert_eq!(health.unready().is_some(), failed, "what is in force guards the node: {health:?}");
+    }
 }
 
 /// Audited policies and what only observes say something of packets that are counted once, as what became of them.
