@@ -52,19 +52,16 @@ impl Flow {
                 if let Some(socket) = call(own, (to, port)) {
                     open.push_back((Instant::now(), socket));
                 }
-                open.retain(|(sent, socket)| {
+                // Once for each, when it is too late for an answer: who calls is to take little of the processors that he shares with whom he observes.
+                while let Some((sent, socket)) = open.pop_front_if(|(sent, _)| sent.elapsed() > ANSWER) {
                     let answered = socket.recv(&mut [0; 16]).is_ok();
-                    let over = answered || sent.elapsed() > ANSWER;
-                    if over {
-                        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                        known.push_back((*sent, answered));
-                        // Those of the last seconds are of interest.
-                        if known.len() > 20_000 {
-                            known.pop_front();
-                        }
+                    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.push_back((sent, answered));
+                    // Those of the last seconds are of interest.
+                    if known.len() > 20_000 {
+                        known.pop_front();
                     }
-                    !over
-                });
+                }
                 next += GAP;
                 thread::sleep(next.saturating_duration_since(Instant::now()));
             }
