@@ -4,7 +4,7 @@ use std::io;
 
 use libc::{SCHED_OTHER, SYS_sched_getattr, SYS_sched_setattr, sched_attr};
 
-/// In nanoseconds. A thread that wishes for none has 0.7 ms times one more than the binary logarithm of the processors, of which eight count at most (1.4 to
+/// In nanoseconds. A thread that wishes for none has some 0.7 ms times one more than the binary logarithm of the processors, of which eight count at most (1.4 to
 /// 2.8 ms): with a shorter one it is preferred when it wakes. What one change takes should fit in, though: who has used his slice up waits behind others,
 /// and with the shortest that the kernel gives, 0.1 ms, several times for each change.
 const SHORT: u64 = 500_000;
