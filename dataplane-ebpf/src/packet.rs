@@ -75,6 +75,8 @@ pub struct Ethernet {
 impl Ethernet {
     /// Size of the header.
     pub const LEN: usize = size_of::<Self>();
+    /// Size of the shortest frame, without its checksum (IEEE 802.3): what is shorter is padded on the wire.
+    pub const SHORTEST: u32 = 60;
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
     /// ARP.

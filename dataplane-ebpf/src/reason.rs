@@ -112,7 +112,7 @@ reasons! {
     OuterFragment = 24, "outer_fragment", true;
     /// Decapsulated without having passed the underlay check.
     Unverified = 25, "unverified", true;
-    /// Tunnel traffic that this node was asked to forward to a node.
+    /// Tunnel traffic that this node was asked to forward to a node, or that came out of a tunnel itself and is not for a workload.
     ForwardedTunnel = 26, "forwarded_tunnel", true;
     /// The kernel could not make the headers readable.
     NoMemory = 27, "no_memory", true;

@@ -23,6 +23,13 @@ pub struct Size {
 impl Size {
     /// Nothing.
     pub const NONE: Self = Self { packets: 0, bytes: 0 };
+
+    /// Of a frame of that length, which stands for so many segments; for one, where none is counted.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(len: u32, segments: u32) -> Self {
+        Self { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 }
+    }
 }
 
 /// Policy sets and rows: all that [`verdict::walk`] reads. `None` is an index beyond the table.

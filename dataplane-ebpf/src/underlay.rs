@@ -51,8 +51,7 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
         Ethernet::IPV6 => outer::<V6, T, F>(tables, frame),
         _ => return Ok(Passage::Foreign),
     };
-    let packets = if segments == 0 { 1 } else { segments as u64 };
-    let size = Size { packets, bytes: len as u64 };
+    let size = Size::of(len, segments);
     match checked {
         Ok(None) => Ok(Passage::Foreign),
         Ok(Some(found)) => {
@@ -78,7 +77,7 @@ pub fn arrives<T: Tables, F: Frame + ?Sized>(
                 flags: if observed { ContactKey::OBSERVED } else { 0 },
             };
             let contact = Contact {
-                packets,
+                packets: size.packets,
                 bytes: size.bytes,
                 first: now,
                 last: now,
@@ -248,29 +247,52 @@ const fn place(vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> u32 {
 /// [`Fault::Truncated`], nothing counted.
 #[inline(always)]
 pub fn forwards_tunnel<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, len: u32, segments: u32) -> Parsed<bool> {
+    refuses_tunnel(tables, frame, Direction::Egress, None, Size::of(len, segments))
+}
+
+/// Whether a packet that leaves a VXLAN device is tunnel traffic itself, and not for an endpoint of the device's segment. It has passed the check of what was
+/// around it, which the tunnel's socket would take for its own: who sent it would be whoever it says inside.
+///
+/// # Errors
+/// [`Fault::Truncated`], nothing counted.
+#[inline(always)]
+pub fn nested<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, link: u32, len: u32, segments: u32) -> Parsed<bool> {
+    refuses_tunnel(tables, frame, Direction::Ingress, Some(link & overlay::VNI), Size::of(len, segments))
+}
+
+/// Counts tunnel traffic, unless it is for an endpoint of this node in a segment. Whether it is dropped.
+#[inline(always)]
+fn refuses_tunnel<T: Tables, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    direction: Direction,
+    segment: Option<u32>,
+    size: Size,
+) -> Parsed<bool> {
     let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
-    let forwards = match ethernet.ethertype() {
-        Ethernet::IPV4 => to_tunnel::<V4, T, F>(tables, frame),
-        Ethernet::IPV6 => to_tunnel::<V6, T, F>(tables, frame),
+    let found = match ethernet.ethertype() {
+        Ethernet::IPV4 => to_tunnel::<V4, T, F>(tables, frame, segment),
+        Ethernet::IPV6 => to_tunnel::<V6, T, F>(tables, frame, segment),
         _ => Ok(false),
     };
-    match forwards {
-        Ok(true) => {
-            let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
-            Ok(!refuse(tables, Direction::Egress, Reason::ForwardedTunnel, size))
-        }
+    match found {
+        Ok(true) => Ok(!refuse(tables, direction, Reason::ForwardedTunnel, size)),
         Err(Fault::Malformed) => Ok(false),
         other => other,
     }
 }
 
 #[inline(always)]
-fn to_tunnel<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F) -> Parsed<bool> {
+fn to_tunnel<A: Family, T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, segment: Option<u32>) -> Parsed<bool> {
     let ip: Ip<A::Address> = A::parse(frame, Ethernet::LEN)?;
     if ip.protocol != protocol::UDP || ip.later_fragment {
         return Ok(false);
     }
-    Ok(tunnel(tables, transport(frame, &ip, A::V6)?.destination_port))
+    if !tunnel(tables, transport(frame, &ip, A::V6)?.destination_port) {
+        return Ok(false);
+    }
+    let here = |segment| matches!(A::address(tables, segment, ip.destination), Some((word, true)) if word.slot() != 0);
+    Ok(!segment.is_some_and(here))
 }
 
 /// Whether a packet may leave a VXLAN device towards the node's stack: it passed the check, or the device is in a namespace that no mark reaches.
@@ -279,8 +301,7 @@ pub fn decapsulated<T: Tables>(tables: &T, link: u32, packet_mark: u32, len: u32
     if link & overlay::UNMARKED != 0 || packet_mark & mark::VERIFIED != 0 {
         return true;
     }
-    let size = Size { packets: if segments == 0 { 1 } else { segments as u64 }, bytes: len as u64 };
-    refuse(tables, Direction::Ingress, Reason::Unverified, size)
+    refuse(tables, Direction::Ingress, Reason::Unverified, Size::of(len, segments))
 }
 
 /// Counts what is refused; `true` where it passes all the same, because the node only observes.

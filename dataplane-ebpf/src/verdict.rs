@@ -136,7 +136,7 @@ fn judge_sent<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, meta: &Meta) 
     match ethernet.ethertype() {
         Ethernet::IPV4 => ip::<V4, T, F>(tables, frame, meta, info, Direction::Egress, false),
         Ethernet::IPV6 => ip::<V6, T, F>(tables, frame, meta, info, Direction::Egress, false),
-        Ethernet::ARP => Err(Stop::Settled(arp(frame, info)?)),
+        Ethernet::ARP => Err(Stop::Settled(arp(frame, info, meta.len)?)),
         _ => Err(Stop::Settled(Reason::NotIp)),
     }
 }
@@ -234,12 +234,14 @@ pub fn node_observes<T: Tables>(tables: &T, now: u64) -> bool {
     tables.node(node::OBSERVE) != 0 || now < tables.node(node::BYPASS)
 }
 
-/// A workload's ARP may state its own addresses only; a probe (RFC 5227) states none.
+/// A workload's ARP may state its own addresses only; a probe (RFC 5227) states none. It says nothing beside that: the frame is no longer than the
+/// shortest of Ethernet.
 #[inline(always)]
-fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo) -> Parsed<Reason> {
+fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo, len: u32) -> Parsed<Reason> {
     let arp: &Arp = frame.at(Ethernet::LEN).ok_or(Fault::Truncated)?;
     let sender = u32::from_ne_bytes(arp.sender);
     let honest = arp.known()
+        && len <= Ethernet::SHORTEST
         && same_mac(&arp.sender_mac, &info.mac)
         && (V4::own(info, sender).is_some() || sender == 0 && arp.request());
     Ok(if honest { Reason::Resolution } else { Reason::SpoofedResolution })
@@ -247,8 +249,12 @@ fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo) -> Parsed<Reason> {
 
 /// Neighbour discovery and multicast listener reports that a workload sends: solicitations and reports from `::` or a link-local address,
 /// advertisements of own addresses only, its own MAC in every option; nothing that routers say. `None` for other traffic.
+///
+/// No list is asked about it, so that it carries nothing else: it goes to who is on the link, or is known in the segment, and has short options alone. A
+/// router would pass it on.
 #[inline(always)]
-fn solicitation<F: Frame + ?Sized>(
+fn solicitation<T: Tables, F: Frame + ?Sized>(
+    tables: &T,
     frame: &F,
     ip: &Ip<[u32; 4]>,
     transport: &Transport,
@@ -271,7 +277,15 @@ fn solicitation<F: Frame + ?Sized>(
     let source_fits = V6::own(info, ip.source).is_some()
         || !advertises && (same(&ip.source, &[0; 4]) || ip.source[0].to_be() & 0xffc0_0000 == 0xfe80_0000);
     let target_fits = !advertises || V6::own(info, neighbour_target(frame, icmp)?).is_some();
-    if ip.hop_limit != hop_limit || ip.fragment || !source_fits || !target_fits {
+    let to = ip.destination[0].to_be();
+    let destination_fits = if options == 0 {
+        to >> 24 == 0xff
+    } else {
+        to >> 16 == 0xff02
+            || to & 0xffc0_0000 == 0xfe80_0000
+            || V6::address(tables, info.segment, ip.destination).is_some()
+    };
+    if ip.hop_limit != hop_limit || ip.fragment || !source_fits || !target_fits || !destination_fits {
         return Ok(Some(Reason::SpoofedResolution));
     }
     let mut offset = options;
@@ -281,10 +295,10 @@ fn solicitation<F: Frame + ?Sized>(
                 return Ok(Some(Reason::Resolution));
             };
             let claims = option.kind == 1 || option.kind == 2;
-            if option.len == 0 || claims && !(option.len == 1 && same_mac(&option.mac, &info.mac)) {
+            if option.len != 1 || claims && !same_mac(&option.mac, &info.mac) {
                 return Ok(Some(Reason::SpoofedResolution));
             }
-            offset += option.len as usize * 8;
+            offset += 8;
         }
         return Ok(Some(Reason::SpoofedResolution));
     }
@@ -672,7 +686,7 @@ fn ip<A: Family, T: Tables, F: Frame + ?Sized>(
             later_fragment: ip.later_fragment,
         };
         let resolution =
-            if sent { solicitation(frame, &ip6, &headers, info)? } else { solicited(&ip6, &headers, meta) };
+            if sent { solicitation(tables, frame, &ip6, &headers, info)? } else { solicited(&ip6, &headers, meta) };
         if let Some(reason) = resolution {
             return Err(Stop::Settled(reason));
         }
@@ -1118,7 +1132,8 @@ fn asked<A: Family, T: Tables>(
         tunnelled |= match A::address(tables, info.segment, case.remote) {
             Some((word, true)) => word.flags() & AddressWord::NODE != 0,
             Some((_, false)) => true,
-            None => false,
+            // What a node has in its part of an overlay need not be known here.
+            None => A::prefix(tables, info.segment, case.remote).flags() & AddressWord::OVERLAY != 0,
         };
     }
     // From here to `finish` numbers instead of conditions, as far as it goes: each condition would be two ways, and all that follows looked at

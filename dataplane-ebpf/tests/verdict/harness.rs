@@ -401,6 +401,11 @@ fn on_the_underlay(tables: &HostTables, frame: &[u8], meta: &Meta, vlan: u16) {
     assert_ne!(forwards, Err(Fault::Malformed));
 
     let before = counted(tables);
+    let nested = underlay::nested(tables, frame, meta.mark >> 3, meta.len, meta.segments);
+    assert_eq!(counted(tables) - before, if nested == Ok(true) { segments } else { 0 }, "{nested:?}: {tables:#?}");
+    assert_ne!(nested, Err(Fault::Malformed));
+
+    let before = counted(tables);
     let passes = underlay::decapsulated(tables, meta.mark >> 3, meta.mark, meta.len, meta.segments);
     assert_eq!(counted(tables) - before, if passes { 0 } else { segments }, "{tables:#?}");
 }

@@ -36,6 +36,7 @@ crate::scenarios! {
     a_sender_with_its_own_segments
     forwarded_tunnel_traffic
     decapsulated_packets
+    a_tunnel_in_a_tunnel
 }
 
 use Passage::{Drop, Foreign, Observed, Verified};
@@ -359,16 +360,26 @@ fn a_sender_with_its_own_segments() {
 
 #[track_caller]
 fn forwards(tables: &HostTables, frame: &Frame, segments: u32, expected: bool) {
+    tunnels(tables, frame, Direction::Egress, segments, expected);
+}
+
+/// What leaves by the underlay, or comes out of the device of [`VNI`].
+#[track_caller]
+fn tunnels(tables: &HostTables, frame: &Frame, direction: Direction, segments: u32, expected: bool) {
     let frame = frame.build();
     let before = counters(tables);
     let len = u32::try_from(frame.len()).unwrap();
-    // The program lets pass what it cannot read: no tunnel socket can read it either.
-    let found = underlay::forwards_tunnel(tables, &frame[..], len, segments).unwrap_or(false);
+    let found = match direction {
+        Direction::Egress => underlay::forwards_tunnel(tables, &frame[..], len, segments),
+        Direction::Ingress => underlay::nested(tables, &frame[..], VNI, len, segments),
+    };
+    // The programs let pass what they cannot read: no tunnel socket can read it either.
+    let found = found.unwrap_or(false);
     let mut counted = BTreeMap::new();
     if expected {
         reach(ForwardedTunnel);
         let counter = Counter { packets: segments.max(1).into(), bytes: len.into(), flows: 0 };
-        counted.insert(Name::Endpoint(0, Direction::Egress, ForwardedTunnel), counter);
+        counted.insert(Name::Endpoint(0, direction, ForwardedTunnel), counter);
     }
     assert_eq!((found, grown(&before, &counters(tables))), (expected, counted), "{frame:02x?}");
 }
@@ -413,5 +424,31 @@ fn decapsulated_packets() {
             counted.insert(Name::Endpoint(0, Direction::Ingress, Unverified), counter);
         }
         assert_eq!((found, grown(&before, &counters(&tables))), (passes, counted), "{link:#x} {packet_mark:#x}");
+    }
+}
+
+/// What was checked is what was around it: a node's own tunnel would take it for checked once more, whoever it says that it is from.
+fn a_tunnel_in_a_tunnel() {
+    for family in FAMILIES {
+        let tables = node();
+        let comes = |frame: &Frame, segments, expected| tunnels(&tables, frame, Direction::Ingress, segments, expected);
+        let gateway = |family| match A.ip(family) {
+            IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & !0xff | 1).into(),
+            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !0xff | 1).into(),
+        };
+        let out = |to: IpAddr| outer(B.ip(family), to);
+        comes(&out(gateway(family)).vxlan(VNI).inner(syn()), 1, true);
+        comes(&out(NODE_A.ip(family)).udp(1, 4789).payload(9), 3, true);
+        comes(&out(gateway(family)).udp(1, 53), 1, false);
+        comes(&out(gateway(family)).tcp(1, VXLAN_PORT, tcp::SYN), 1, false);
+        // A workload's own service on that port.
+        comes(&out(A.ip(family)).udp(1, VXLAN_PORT), 1, false);
+        // Another node's workload is none that is here.
+        comes(&out(B.ip(family)).udp(1, VXLAN_PORT), 1, true);
+        let [first, later, ..] = &out(gateway(family)).vxlan(VNI).inner(syn()).fragmented(0, 32, 9)[..] else {
+            panic!()
+        };
+        comes(first, 1, true);
+        comes(later, 1, false);
     }
 }

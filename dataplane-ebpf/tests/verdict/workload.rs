@@ -1085,6 +1085,12 @@ fn address_resolution() {
             gets(&Frame::eth(BRIDGE, A.mac).arp_request(B.mac, B.v4, A.v4).truncate(41)).settled(Malformed),
         ]);
     }
+    // Nothing travels in the padding.
+    let long = Frame::eth(A.mac, [0xff; 6]).arp_request(A.mac, A.v4, B.v4);
+    Lab::open().check([
+        sends(&long.clone().payload(18)).settled(Resolution),
+        sends(&long.payload(19)).settled(SpoofedResolution),
+    ]);
     // Any of its own addresses.
     let second = Ipv4Addr::new(10, 244, 1, 50);
     let mut lab = Lab::new();
@@ -1123,6 +1129,9 @@ fn neighbour_discovery() {
     }
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x42, 0xaff, 0xfef4, 0x105);
     let stranger = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99);
+    let outside = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1);
+    // A group whose members may be behind routers.
+    let wide = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x99);
     let says = |source: Ipv6Addr| Frame::eth(A.mac, multicast_mac(all_nodes())).ipv6(source, all_nodes());
     let own = [NdOption::Target(A.mac)];
     let source = [NdOption::Source(A.mac)];
@@ -1148,6 +1157,19 @@ fn neighbour_discovery() {
             .settled(SpoofedResolution),
         sends(&says(A.v6).nd_ns(B.v6, &many(253, 3))).settled(Resolution),
         sends(&says(A.v6).nd_ns(B.v6, &many(253, 4))).settled(SpoofedResolution),
+        // One that could carry more than a name.
+        sends(&says(A.v6).nd_ns(B.v6, &[NdOption::Raw { kind: 253, units: 2, body: vec![0; 14] }]))
+            .settled(SpoofedResolution),
+        // To somebody who is known, or on the link; not to where a router would pass it on.
+        sends(&to(B.v6.into()).nd_ns(B.v6, &source)).settled(Resolution),
+        sends(&to(NODE_A.v6.into()).nd_na(A.v6, 0x60, &own)).settled(Resolution),
+        sends(&to(stranger.into()).nd_ns(stranger, &source)).settled(Resolution),
+        sends(&to(outside.into()).nd_ns(outside, &source)).settled(SpoofedResolution),
+        sends(&to(outside.into()).nd_na(A.v6, 0x60, &own)).settled(SpoofedResolution),
+        sends(&to(outside.into()).nd_rs(&source)).settled(SpoofedResolution),
+        sends(&to(wide.into()).nd_rs(&source)).settled(SpoofedResolution),
+        sends(&to(wide.into()).mld_report(wide)).settled(Resolution),
+        sends(&to(B.v6.into()).mld_report(all_nodes())).settled(SpoofedResolution),
         sends(&Frame::eth(B.mac, BRIDGE).ipv6(A.v6, B.v6).nd_na(A.v6, 0x20, &own)).settled(SpoofedMac),
     ]);
     // What arrives.
@@ -1201,6 +1223,14 @@ fn vlan_tags() {
     Lab::open().check([sends(&named("arp/request").frame).vlan().settled(VlanTag)]);
 }
 
+/// Somebody in the overlay whom nobody knows.
+fn unknown(family: Family) -> IpAddr {
+    match B.ip(family) {
+        IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) ^ 0x80).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) ^ 0x80).into(),
+    }
+}
+
 fn tunnel_traffic_to_nodes() {
     for family in FAMILIES {
         let (own, other, b) = (NODE_A.ip(family), NODE_B.ip(family), B.ip(family));
@@ -1209,6 +1239,8 @@ fn tunnel_traffic_to_nodes() {
             lab.check([
                 sends(&to(own).udp(1, port)).settled(Tunnel).starts(1),
                 sends(&to(other).udp(1, port)).settled(Tunnel).starts(1),
+                // In an overlay a node may have what nobody is known to have.
+                sends(&to(unknown(family)).udp(1, port)).settled(Tunnel).starts(1),
                 // To anybody else it is just a port.
                 sends(&to(b).udp(1, port)).refused(Isolated, ISOLATED),
             ]);

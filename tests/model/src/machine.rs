@@ -433,7 +433,8 @@ impl Machine {
             Body::Ip(ip) => ip,
         };
         if let (Transport::Neighbour(neighbour), None) = (&ip.transport, ip.fragment) {
-            return resolution(honest_neighbour(endpoint, ip.source, neighbour));
+            let stays = self.stays(endpoint, ip.destination, neighbour.message);
+            return resolution(honest_neighbour(endpoint, ip.source, neighbour) && stays);
         }
         if !owns(endpoint, ip.source) {
             return Opinion::drop(reason::SPOOFED_SOURCE);
@@ -536,7 +537,10 @@ impl Machine {
             // goes to this address and port, and a node that knows of no conversation translates it as it would a call.
             let port = if direction == Direction::Egress { destination } else { source };
             let segment = passage.endpoint.segment;
-            let at_node = world.peer(segment, passage.remote, false).node.is_some();
+            let remote = world.peer(segment, passage.remote, false);
+            let is_service = world.services.iter().any(|front| front.addresses.contains(&passage.remote));
+            // In an overlay an address that nobody is known to have may be a node's.
+            let at_node = remote.node.is_some() || remote.overlay && remote.workload.is_none() && !is_service;
             let translation = world.translation(segment, passage.remote, Want::Port(Protocol::Udp, port));
             if world.tunnel_ports.contains(&port) && at_node || translation.is_some_and(|to| world.tunnels(&to)) {
                 let effect = if ip.fragment.is_none() { Effect::Forget(key(passage, ip)) } else { Effect::Nothing };
@@ -621,6 +625,18 @@ impl Machine {
         };
         let begins = matches!(effect, Effect::Remember(..));
         Opinion { effect, ..Verdict { begins, ..verdict }.into() }
+    }
+
+    /// Whether a message that resolves addresses stays where it is for: on the link, or with somebody who is known.
+    fn stays(&self, endpoint: &Endpoint, destination: IpAddr, message: Message) -> bool {
+        if hop_limit(message) == 1 {
+            return to_group(destination);
+        }
+        let peer = self.world.peer(endpoint.segment, destination, false);
+        let is_known = peer.workload.is_some() || peer.node.is_some();
+        let is_service = self.world.services.iter().any(|front| front.addresses.contains(&destination));
+        let on_link = ["ff02::/16", "fe80::/10"].iter().any(|text| Prefix::literal(text).contains(destination));
+        on_link || is_known || is_service
     }
 
     /// Whether nobody can tell any more who called: it is gone, and the address that was put in place of its own names others as well.

@@ -101,6 +101,21 @@ fn without_a_guard_forged_packets_arrive() {
     let outer = underlay(node, outsider.underlay.link.mac, outsider.underlay.v4);
     link.send(&encapsulated(&outer, node.overlay4.port, node.overlay4.vni, inner(&lab, web, FORGED))).unwrap();
     assert!(seen.wait_for(1, PATIENCE), "a forged packet reaches an unguarded workload");
+    // The bridge's address is a node's, and what comes out of one tunnel goes into the next.
+    nested(&lab, 1);
+    assert!(seen.wait_for(2, PATIENCE), "so does one in a genuine one");
+}
+
+/// `web` calls the tunnel of another node through the overlay, by an address that the node has in it, with packets that say they are from `far`.
+fn nested(lab: &Lab, count: usize) {
+    let node = lab.topology.node(0);
+    let message = tunnelled(node.overlay4.vni, &inner(lab, lab.topology.workload("far").v4, FORGED));
+    lab.topology.workload("web").netns.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for _ in 0..count {
+            socket.send_to(&message, (node.overlay4.gateway, node.overlay4.port)).unwrap();
+        }
+    });
 }
 
 #[test]
@@ -200,6 +215,16 @@ fn dropped(mode: XdpMode) {
         }
     });
     assert_eq!(lab.packets(0, Some("guest"), "egress", "tunnel").unwrap() - before, 3);
+
+    // Through the overlay, from a workload: its node lets it reach nobody's tunnel, and what came out of a tunnel goes into no other.
+    let before = lab.packets(1, Some("web"), "egress", "tunnel").unwrap();
+    nested(&lab, 3);
+    assert_eq!(lab.packets(1, Some("web"), "egress", "tunnel").unwrap() - before, 3);
+    let before = lab.packets(0, None, "ingress", "forwarded_tunnel").unwrap();
+    let within = Frame::eth([2, 0, 0, 0, 0, 9], node.overlay4.device.mac).ipv4(web, gateway).udp(45_000, port);
+    let within = within.vxlan(vni).inner(inner(&lab, far, FORGED));
+    link.send(&encapsulated(&member, port, vni, within)).unwrap();
+    assert_eq!(lab.packets(0, None, "ingress", "forwarded_tunnel").unwrap() - before, 1);
 
     // Genuine ones come through, and came after all the forged ones.
     link.send(&encapsulated(&member, port, vni, inner(&lab, web, GENUINE))).unwrap();

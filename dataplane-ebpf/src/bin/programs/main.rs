@@ -317,16 +317,21 @@ mod programs {
         if !underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) {
             return DROP;
         }
+        run(&context, overlay_in_body, 0, Direction::Ingress, NEXT, stage::TO)
+    }
+
+    #[inline(always)]
+    fn overlay_in_body(skb: *mut __sk_buff) -> i32 {
+        let skb = Skb::new(skb);
+        match underlay::nested(&Maps, &skb.buffer(), skb.value(), skb.len(), skb.segments()) {
+            Ok(true) => return DROP,
+            Err(Fault::Truncated) => return AGAIN,
+            Ok(false) | Err(Fault::Malformed) => {}
+        }
         // What the device did not get for itself, it would not route either.
         if !skb.for_device() {
             return NEXT;
         }
-        run(&context, arrives_body, 0, Direction::Ingress, NEXT, stage::TO)
-    }
-
-    #[inline(always)]
-    fn arrives_body(skb: *mut __sk_buff) -> i32 {
-        let skb = Skb::new(skb);
         match direct::arrives(&Maps, &skb.buffer(), skb.value() & overlay::VNI, skb.mark(), skb.device()) {
             Ok(Arrival::Link(mac, link)) => {
                 if !skb.deliver(mac) {

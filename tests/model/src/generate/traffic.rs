@@ -800,7 +800,13 @@ fn neighbour(near: &Endpoint, outgoing: bool, which: u8, wrong: u8) -> Ip {
         _ => {}
     }
     let neighbour = Neighbour { message: message(about), hop_limit, mac };
-    let destination = if outgoing { group } else { own };
+    let destination = match wrong {
+        _ if !outgoing => own,
+        // Where a router would pass it on to, and where a neighbour is.
+        8 => Ipv6Addr::new(0x2001, 0xdb8, 6, 0, 0, 0, 0, 1),
+        9 => gateway,
+        _ => group,
+    };
     Ip {
         source: source.into(),
         destination: destination.into(),
@@ -862,7 +868,7 @@ fn turn() -> impl Strategy<Value = Move> {
         1 => any::<bool>().prop_map(Move::Foreign),
         2 => (any::<bool>(), broken).prop_map(|(outgoing, broken)| Move::Broken(outgoing, broken)),
         2 => (any::<(bool, bool)>(), 0..7_u8).prop_map(|((outgoing, request), wrong)| Move::Arp(outgoing, request, wrong)),
-        4 => (any::<bool>(), 0..7_u8, 0..12_u8).prop_map(|(outgoing, which, wrong)| Move::Neighbour(outgoing, which, wrong)),
+        4 => (any::<bool>(), 0..7_u8, 0..14_u8).prop_map(|(outgoing, which, wrong)| Move::Neighbour(outgoing, which, wrong)),
         2 => any::<bool>().prop_map(Move::Group),
         1 => Just(Move::Encapsulated),
         3 => any::<bool>().prop_map(Move::Unheard),
