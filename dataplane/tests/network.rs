@@ -1,6 +1,6 @@
 //! Discovery against real links, routes, neighbours and forwarding entries.
 
-use std::{net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use bulkhead_dataplane::{
     network::{self, Found, KnownInside, LinkFacts, LinkWatch, Mac},
@@ -35,6 +35,18 @@ fn link(netns: &Netns, name: &str) -> Result<LinkFacts, NodeError> {
     netns.run(|| network::link(name))
 }
 
+/// Link-local addresses of bridges.
+fn of_bridges(netns: &Netns) -> Vec<IpAddr> {
+    let (links, listed) =
+        (run(netns, "ip -oneline link show type bridge"), run(netns, "ip -6 -oneline address show scope link"));
+    // Its number, with a colon, stands before each.
+    let of = |line: &str| line.split_once(' ').map(|(number, _)| number.to_owned());
+    let bridges: BTreeSet<_> = links.lines().filter_map(of).collect();
+    let listed = listed.lines().filter(|line| of(line).is_some_and(|number| bridges.contains(&number)));
+    let address = |line: &str| Some(ip(line.split_ascii_whitespace().nth(3)?.split('/').next()?));
+    listed.filter_map(address).collect()
+}
+
 fn ip(address: &str) -> IpAddr {
     address.parse().expect(address)
 }
@@ -58,6 +70,7 @@ fn flannel_gives_each_vtep_its_prefix() {
         let mut own: Vec<IpAddr> = vec![node.underlay.v4.into(), node.underlay.v6.into()];
         own.extend(node.second.iter().flat_map(|nic| [IpAddr::from(nic.v4), nic.v6.into()]));
         own.extend(node.overlays().into_iter().flat_map(|overlay| [overlay.address, overlay.gateway]));
+        own.extend(of_bridges(&node.netns));
         own.sort_unstable();
         assert_eq!(found.addresses, own);
 
@@ -284,8 +297,11 @@ fn underlays_are_the_bound_link_else_the_address_else_the_default_route() {
         ("onlo", 3, 8472, Some(ip("192.0.2.9")), "c".to_owned()),
     ];
     assert_eq!(summary, expected);
-    // 127.0.0.1, ::1 and fe80:: of the links that are up are not among them.
-    assert_eq!(found.addresses, ["192.0.2.1", "192.0.2.9", "2001:db8::1"].map(ip));
+    // 127.0.0.1, ::1 and fe80:: of links that are no bridges are not among them.
+    let of_bridges = of_bridges(&netns);
+    assert_eq!(of_bridges.len(), 3);
+    let own = ["192.0.2.1", "192.0.2.9", "2001:db8::1"].map(ip).into_iter().chain(of_bridges);
+    assert_eq!(found.addresses, BTreeSet::from_iter(own).into_iter().collect::<Vec<_>>());
 }
 
 /// Real learning: two devices with no entry but the one that floods talk to each other.

@@ -22,7 +22,7 @@ use crate::{
     peers::Made,
     source::{Changes, PolicyText},
     store::{Condition, Head, StoreError, now},
-    workloads::WorkloadName,
+    workloads::{self, WorkloadName},
 };
 
 /// Quiet time before what took effect is written down, and the longest wait for quiet.
@@ -107,7 +107,7 @@ impl<N: Node> Agent<N> {
 
     fn carry_out(&mut self, mut changes: Changes) -> bool {
         // Where this node is says where what runtimes told of is.
-        if changes.nodes.contains_key(&self.settings.node) {
+        if changes.nodes.contains_key(&self.settings.node) || self.disputes(&changes) {
             return false;
         }
         let told = mem::take(&mut changes.policies);
@@ -150,6 +150,17 @@ impl<N: Node> Agent<N> {
             self.keep_attachments();
         }
         true
+    }
+
+    /// Whether a node got or lost an address that somebody's runtime gave to a container here: as long as it is a node's it is nobody else's.
+    fn disputes(&self, changes: &Changes) -> bool {
+        let of = |node: Option<&Arc<workloads::Node>>| node.map(|node| node.addresses.clone()).unwrap_or_default();
+        let moved = |(name, after): (&String, &Option<Arc<workloads::Node>>)| {
+            &of(self.listed.nodes.get(name)) ^ &of(after.as_ref())
+        };
+        let moved: BTreeSet<_> = changes.nodes.iter().flat_map(moved).collect();
+        let given = self.attachments.iter().flat_map(|attachment| &attachment.attached.interfaces);
+        !moved.is_empty() && given.flat_map(|interface| &interface.addresses).any(|address| moved.contains(address))
     }
 
     /// What files say, if each is one Kubernetes policy and nothing else, and was so.

@@ -472,7 +472,9 @@ fn an_answer_brings_no_pod_back() {
 #[test]
 fn nodes_and_services_are_told_one_by_one() {
     let followed = Followed::new();
-    followed.tell(&Told::Is(PODS, placed("p0", "", Some(ADDRESSES[0]))));
+    // The first address is the gateway of a node's pods.
+    let address = ADDRESSES[1];
+    followed.tell(&Told::Is(PODS, placed("p0", "", Some(address))));
     let mut known = listed(&followed.read());
     let gone = |kind: usize, metadata: Value| Told::Gone(kind, json!({ "metadata": metadata }));
     let selector = json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }], "selector": { "app": "web" } });
@@ -480,7 +482,7 @@ fn nodes_and_services_are_told_one_by_one() {
     let service = |spec: &Value| Told::Is(SERVICES, json!({ "metadata": named("a", "s0"), "spec": spec }));
     let mut slice = named("a", "s0-x");
     slice["labels"] = json!({ "kubernetes.io/service-name": "s0" });
-    let answers = json!([{ "addresses": [ADDRESSES[0]] }]);
+    let answers = json!([{ "addresses": [address] }]);
     let slice = json!({ "metadata": slice, "addressType": "IPv4", "endpoints": answers, "ports": [{ "port": 80 }] });
     let mut tell = |told: &[Told]| {
         told.iter().for_each(|told| followed.tell(told));

@@ -180,6 +180,8 @@ fn nodes(model: &Model, node: &str, discovered: &Discovered) -> BTreeMap<IpAddr,
     // What the kernel says of this node beats what the file says of others.
     let own = discovered.overlays.iter().filter_map(|overlay| overlay.own.as_ref());
     nodes.extend(discovered.addresses.iter().chain(own).map(|&address| (address, true)));
+    // Where the node itself answers for a cloud, rules about that are meant.
+    METADATA.iter().for_each(|address| _ = nodes.remove(address));
     nodes
 }
 

@@ -26,13 +26,15 @@ impl Network {
         Discovered { addresses: self.node_addresses(), overlays: self.overlays(), ..Discovered::default() }
     }
 
-    /// Own addresses, sorted, without loopback and link-local ones.
+    /// Own addresses, sorted, without those of loopback, and of those of one link with what a bridge has: every veth pair has such addresses.
     pub(super) fn node_addresses(&self) -> Vec<IpAddr> {
-        let own = self.addresses.iter().map(|assigned| assigned.address).filter(|address| match address {
-            IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-            IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+        let bridges: BTreeSet<u32> = self.links.iter().filter(|link| link.bridge).map(|link| link.index).collect();
+        let own = self.addresses.iter().filter(|assigned| match assigned.address {
+            IpAddr::V4(address) => !address.is_loopback(),
+            IpAddr::V6(address) if address.is_unicast_link_local() => bridges.contains(&assigned.link),
+            IpAddr::V6(address) => !address.is_loopback(),
         });
-        own.collect::<BTreeSet<_>>().into_iter().collect()
+        own.map(|assigned| assigned.address).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// How the node forwards what comes by its links, by their indexes.
@@ -284,10 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn node_addresses_are_sorted_and_leave_out_what_is_local_to_a_link() {
-        let addresses = ["2001:db8::1", "169.254.1.1", "fe80::1", "192.0.2.1", "127.0.0.5", "::1", "192.0.2.1"];
-        let addresses = addresses.map(|address| Assigned { link: 1, address: ip(address) }).to_vec();
-        let network = Network { addresses, ..Network::default() };
-        assert_eq!(network.node_addresses(), [ip("192.0.2.1"), ip("2001:db8::1")]);
+    fn node_addresses_are_sorted_and_leave_out_what_workloads_do_not_reach() {
+        let addresses = ["2001:db8::1", "169.254.20.10", "fe80::1", "192.0.2.1", "127.0.0.5", "::1", "192.0.2.1"];
+        let mut addresses = addresses.map(|address| Assigned { link: 1, address: ip(address) }).to_vec();
+        addresses.push(Assigned { link: 2, address: ip("fe80::2") });
+        let links = vec![Link { index: 2, bridge: true, ..Link::default() }];
+        let network = Network { addresses, links, ..Network::default() };
+        let own = ["169.254.20.10", "192.0.2.1", "2001:db8::1", "fe80::2"].map(ip);
+        assert_eq!(network.node_addresses(), own);
     }
 }

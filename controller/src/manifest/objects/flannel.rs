@@ -2,7 +2,7 @@
 //!
 //! With the back end `vxlan`, `public-ip` is the node's VTEP, `backend-data` has the VNI, and the node's ranges of pods are those of its `spec`. The
 //! names with `v6` are the same for the overlay of IPv6, whose VNI is of a device of its own. Other back ends have no overlay: there pods are called by
-//! plain routes.
+//! plain routes. With all of them a node has the gateway of its pods.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -21,10 +21,13 @@ pub(super) fn read(object: &mut Fields<'_>, machine: &mut Machine, found: &mut D
     let Some(mut metadata) = section(object, "metadata", found) else { return };
     let annotations = metadata.get("annotations").map(|annotations| annotations.texts(found)).unwrap_or_default();
     let text = |name: &str| annotations.get(&format!("{PREFIX}{name}"));
-    if text("backend-type").is_none_or(|kind| kind != VXLAN) {
+    let Some(backend) = text("backend-type") else { return };
+    let ranges = ranges(object, found);
+    // The pods' gateway: the second address of the range is that of the bridge that they are on.
+    machine.addresses.extend(ranges.iter().filter_map(|range| range.iter().nth(1)));
+    if backend != VXLAN {
         return;
     }
-    let ranges = ranges(object, found);
     for (address, data, own) in [
         ("public-ip", "backend-data", IpNetwork::is_ipv4 as fn(&IpNetwork) -> bool),
         ("public-ipv6", "backend-v6-data", IpNetwork::is_ipv6),

@@ -716,7 +716,8 @@ mod tests {
             .concat(),
         );
         let node = &found.nodes["n1"];
-        assert_eq!(addresses(&node.addresses), ["10.244.1.0", "192.0.2.1", "fd00::1", "fd00:244:0:1::"]);
+        let own = ["10.244.1.0", "10.244.1.1", "192.0.2.1", "fd00::1", "fd00:244:0:1::", "fd00:244:0:1::1"];
+        assert_eq!(addresses(&node.addresses), own);
         let segments: Vec<_> =
             node.segments.iter().map(|of| (of.vni, of.vtep.to_string(), addresses(&of.prefixes))).collect();
         assert_eq!(
