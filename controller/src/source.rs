@@ -109,6 +109,14 @@ pub trait Source: fmt::Debug + Send + Sync {
         Ok(())
     }
 
+    /// Whether what it says of a container is enough to let it run for the first time. Does not wait.
+    ///
+    /// # Errors
+    /// It may not know by now what was said since; the text says why.
+    fn vouches(&self, _attached: &Attached) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Why it may say what is not so any more; empty when it says what is.
     fn behind(&self) -> String {
         String::new()

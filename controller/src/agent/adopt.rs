@@ -201,6 +201,7 @@ impl<N: Node> Agent<N> {
                 // What is shut must not be opened for want of labels.
                 if let Some(attached) = attached(&request).filter(|_| link.shut) {
                     is_known(&self.listed, attached)?;
+                    self.settings.source.vouches(attached)?;
                 }
                 // A container with two interfaces is found twice.
                 Ok(requests.iter().position(|known| *known == request).unwrap_or_else(|| {

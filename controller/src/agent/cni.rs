@@ -161,7 +161,8 @@ impl<N: Node> Agent<N> {
             }
             if let Ask::Add(attached) = &request.ask
                 && request.waits
-                && let Err(message) = is_known(&self.listed, attached)
+                && let Err(message) =
+                    is_known(&self.listed, attached).and_then(|()| self.settings.source.vouches(attached))
             {
                 return Some(refused(message, "the runtime tries again as long as there is such a pod"));
             }

@@ -5,7 +5,7 @@ mod untold;
 use std::{
     collections::BTreeMap,
     mem,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_dataplane::node::ContactRecord;
@@ -21,6 +21,8 @@ use crate::{api::handle::Handle, show::Names, workloads::WorkloadName};
 
 /// How often it is looked what was blocked.
 const LOOK: Duration = Duration::from_secs(10);
+/// When a packet was seen is known to less than this.
+const TICKS: Duration = Duration::from_millis(100);
 /// How long a request may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A call that was blocked.
@@ -39,23 +41,23 @@ pub(super) struct Blocked {
     untold: Untold<Call>,
     /// Packets of each call when it was looked last.
     counted: BTreeMap<String, u64>,
+    /// When that was; what was blocked before the first time is not written.
+    looked: Option<Instant>,
 }
 
 impl Blocked {
     pub(super) fn new(client: Client, handle: Handle, node: &str) -> Self {
         let events = Events::new(client.clone(), node);
-        Self { client, handle, events, untold: Untold::default(), counted: BTreeMap::new() }
+        Self { client, handle, events, untold: Untold::default(), counted: BTreeMap::new(), looked: None }
     }
 
     /// Looks and writes for ever. What was blocked before it began is not written.
     pub(super) async fn follow(mut self) {
-        let mut begun = false;
         loop {
             if let Ok(contacts) = self.handle.denied().await {
-                self.look(&contacts.records, begun).await;
-                begun = true;
+                self.look(&contacts.records).await;
             }
-            if begun {
+            if self.looked.is_some() {
                 self.write().await;
             }
             tokio::time::sleep(LOOK).await;
@@ -63,14 +65,17 @@ impl Blocked {
     }
 
     /// Takes what is new of what was seen.
-    async fn look(&mut self, contacts: &[ContactRecord], begun: bool) {
+    async fn look(&mut self, contacts: &[ContactRecord]) {
         let before = mem::take(&mut self.counted);
+        let since = self.looked.replace(Instant::now()).map(|looked| looked.elapsed());
         let mut news = Vec::new();
         for contact in contacts.iter().filter(|contact| is_blocked(contact)) {
             let key = key(contact);
             let more = contact.packets.saturating_sub(before.get(&key).copied().unwrap_or_default());
             self.counted.insert(key, contact.packets);
-            if let Some(endpoint) = contact.endpoint.as_ref().filter(|_| more > 0 && begun) {
+            // One that is older was told of whoever had the place in the tables before.
+            let is_new = more > 0 && since.is_some_and(|since| is_younger(contact.last, SystemTime::now(), since));
+            if let Some(endpoint) = contact.endpoint.as_ref().filter(|_| is_new) {
                 news.push((endpoint, contact.clone(), more));
             }
         }
@@ -142,8 +147,14 @@ fn is_blocked(contact: &ContactRecord) -> bool {
 }
 
 fn key(contact: &ContactRecord) -> String {
-    let ContactRecord { endpoint, direction, peer, protocol, port, reason, .. } = contact;
-    format!("{endpoint:?} {direction} {peer} {protocol} {port} {}", reason.label())
+    let ContactRecord { endpoint, direction, peer, protocol, port, reason, would_pass, .. } = contact;
+    format!("{endpoint:?} {direction} {peer} {protocol} {port} {} {would_pass}", reason.label())
+}
+
+/// Whether something at `last`, in nanoseconds of Unix time, was within such a time, as far as ticks of the kernel's clock tell.
+fn is_younger(last: u64, now: SystemTime, time: Duration) -> bool {
+    let at = UNIX_EPOCH + Duration::from_nanos(last);
+    now.duration_since(at).map_or(true, |age| age <= time + TICKS)
 }
 
 #[cfg(test)]
@@ -152,6 +163,15 @@ mod tests {
 
     use super::*;
     use crate::{diagnostic::source, model::Model, workloads};
+
+    #[test]
+    fn what_was_seen_before_the_last_look_is_no_news() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let at = |ago: u64| (1_000_000 - ago) * 1_000_000_000;
+        assert!(is_younger(at(9), now, LOOK) && is_younger(at(10), now, LOOK) && !is_younger(at(11), now, LOOK));
+        // A clock that was set back makes nothing old.
+        assert!(is_younger(at(0) + 1_000_000_000, now, LOOK));
+    }
 
     /// Nobody is blamed for what another one did who had his address before.
     #[test]

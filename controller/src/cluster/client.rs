@@ -33,10 +33,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 const GONE: Duration = Duration::from_secs(25);
 
 /// How long a new connection may take. After a time without an answer the next try is then soon, and not when the kernel sends its last one again.
-pub(super) const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// A server answers a watch as soon as it begins it, long before there is something to tell.
-const BEGINS: Duration = Duration::from_secs(15);
+pub(super) const BEGINS: Duration = Duration::from_secs(15);
 
 /// As kube makes it of these settings, but for that.
 pub(super) fn client(config: Config) -> Result<Client, ClusterError> {

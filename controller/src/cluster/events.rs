@@ -38,6 +38,8 @@ const AGAIN: Duration = Duration::from_secs(1800);
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(3000);
 /// Characters; the API server takes 1,024 bytes.
 const WORDS: usize = 900;
+/// Longest name of an object.
+const NAME: usize = 253;
 /// Why an API server refuses what is new in a namespace that is being deleted.
 const ENDS: &str = "NamespaceTerminating";
 /// How long a request may take.
@@ -151,7 +153,7 @@ impl Events {
                 Err(error) => return Err(error),
             }
         }
-        let event = format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), stamp.0.as_nanosecond());
+        let event = called(about.name.as_deref().unwrap_or_default(), stamp.0.as_nanosecond());
         let object = Event {
             metadata: ObjectMeta { name: Some(event.clone()), namespace: Some(namespace), ..ObjectMeta::default() },
             action: Some(action.to_owned()),
@@ -210,6 +212,15 @@ impl Events {
             ..ObjectReference::default()
         }))
     }
+}
+
+/// What an event is called: after its object, as far as a name may be that long.
+fn called(object: &str, at: i128) -> String {
+    let at = format!(".{at:x}");
+    let most = NAME - at.len();
+    // Names have no other characters.
+    let object = object.get(..most).map_or(object, |start| start.trim_end_matches(['.', '-']));
+    object.to_owned() + &at
 }
 
 /// What a name of a policy stands for, where it is one of Kubernetes: kind, namespace and name.

@@ -207,6 +207,10 @@ impl Cluster {
             .unwrap_or_default()
     }
 
+    fn unknown_since(&self, why: &str) -> String {
+        format!("what {} says since is not known: {why}", self.server)
+    }
+
     /// Asks for one pod, and takes it for known if it is the one that is meant.
     async fn ask(&self, namespace: &str, name: &str, uid: &str) -> Result<(), String> {
         let question = self.shared.store().ask(namespace, name);
@@ -288,7 +292,7 @@ impl Source for Cluster {
             }
             let asked = match behind.as_str() {
                 "" => self.runtime.block_on(self.ask(namespace, name, uid)),
-                why => Err(format!("what {} says since is not known: {why}", self.server)),
+                why => Err(self.unknown_since(why)),
             };
             match asked {
                 Err(why) if Instant::now() >= end => return Err(why),
@@ -300,6 +304,16 @@ impl Source for Cluster {
                 }
                 Ok(()) => return Ok(()),
             }
+        }
+    }
+
+    fn vouches(&self, attached: &Attached) -> Result<(), String> {
+        let why = self.behind();
+        let Attached { namespace, name, uid, .. } = attached;
+        let has_run = |uid: &String| self.shared.store().has_run(namespace, name, uid);
+        match why.is_empty() || uid.as_ref().is_none_or(has_run) {
+            true => Ok(()),
+            false => Err(self.unknown_since(&why)),
         }
     }
 

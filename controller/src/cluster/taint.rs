@@ -111,3 +111,35 @@ impl Taint {
             .map(|_| Found::Guarded(uid))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use kube::{client::Body, runtime::watcher::Event};
+    use tokio::time::{Instant, timeout};
+
+    use super::{super::kinds::NODES, *};
+
+    /// What the watch tells may be old: whoever took it at its word at once would ask the API server without a pause.
+    #[tokio::test(start_paused = true)]
+    async fn what_seems_another_node_is_not_asked_for_at_once() {
+        let shared = Arc::new(Shared::new());
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n1", "uid": "old" } });
+        shared.roster().hear(NODES, &Event::Apply(serde_json::from_value(node).unwrap()));
+        let nobody = tower::service_fn(|_: hyper::Request<Body>| async {
+            Err::<hyper::Response<Body>, _>(std::io::Error::other("nobody is asked"))
+        });
+        let taint = Taint {
+            client: Client::new(nobody, "default"),
+            handle: Handle::new(mpsc::channel().0),
+            shared,
+            node: "n1".to_owned(),
+            key: "key".to_owned(),
+        };
+        let start = Instant::now();
+        taint.another("new").await;
+        assert_eq!(start.elapsed(), ASK);
+        assert!(timeout(ASK * 30, taint.another("old")).await.is_err(), "it is the same");
+    }
+}

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     ANSWER, Shared,
-    client::CONNECT,
+    client::BEGINS,
     kinds::{KINDS, PODS},
     object::{Object, Pod},
 };
@@ -123,7 +123,7 @@ async fn answers<K: Object>(api: &Api<K>) {
     loop {
         tokio::time::sleep(jitter(AGAIN)).await;
         if api.list(&ListParams::default().limit(1)).await.is_ok() {
-            return tokio::time::sleep(CONNECT + MOST).await;
+            return tokio::time::sleep(BEGINS + MOST).await;
         }
     }
 }

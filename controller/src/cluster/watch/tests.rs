@@ -101,6 +101,11 @@ async fn a_watch_that_does_not_begin_is_behind() {
     tokio::time::sleep(Duration::from_secs(15)).await;
     let why = shared.behind()[POLICIES].clone();
     assert!(why.contains("no watch began"), "{why}");
+    // It stays so, however well the server answers others.
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(is_behind(&shared, POLICIES));
+    }
     following.abort();
 }
 
