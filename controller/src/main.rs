@@ -34,6 +34,7 @@ use bulkhead_controller::{
     confine::{self, Needs},
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
+    install::Record,
     run::{Api, Life},
     show,
     source::Source,
@@ -125,7 +126,7 @@ enum Command {
     /// behind it. The owner's file stays as it is, and no rewriting of it lets a container start unguarded. podman's networks are changed in place, and
     /// copies are kept. `bulkhead follow` keeps both up to date. Where systemd runs, units for it and for the agent are installed too; none is started.
     ///
-    /// Unless --enforce is given, nothing is dropped and no container waits: look at what would be blocked, then install again with it.
+    /// Until --enforce is given, nothing is dropped and no container waits: look at what would be blocked, then install again with it.
     Install(setup::InstallArgs),
     /// Take Bulkhead out of this node's networks, detach every program, remove the pins. Needs no agent; stop it first.
     ///
@@ -147,7 +148,8 @@ enum Command {
         /// A topic or a verb; without one, all of them are listed.
         topic: Option<String>,
     },
-    /// Detach every program, remove the input rule and the pins: nothing is guarded afterwards. Needs no agent; stop it first.
+    /// Detach every program, remove the input rule and the pins: nothing is guarded afterwards. Needs no agent; stop it first. Networks stay as they are:
+    /// where `bulkhead install` or the chart put the CNI plugin into them, `bulkhead uninstall` takes that out too.
     ///
     /// What others attached stays. Without --all it says what it would do, and does nothing.
     Detach(DetachArgs),
@@ -600,6 +602,12 @@ fn take_away(DetachArgs { all, pins, state }: &DetachArgs) -> Result<(), Report>
         && let Err(error) = bypass::record_detach(pins, state)
     {
         eprintln!("who did this could not be recorded: {error}");
+    }
+    // A record that cannot be read keeps nobody from doing what the walls are gone for already.
+    if Record::load(Path::new(RECORD)).ok().flatten().is_some_and(|record| record.enforces()) {
+        eprintln!(
+            "the CNI plugin is in this node's networks still: no container starts there until an agent runs, or `bulkhead uninstall` takes it out"
+        );
     }
     Ok(())
 }

@@ -33,7 +33,9 @@ const FOLLOW: (&str, &str) = ("bulkhead-follow.service", include_str!("../deploy
 
 #[derive(Args)]
 #[command(
-    after_help = "It may be run again, with other options too: what is there already is left as it is.\n\nExamples:\n  bulkhead install --dry-run\n  bulkhead install --runtime containerd\n  bulkhead install --runtime podman --network shop --enforce"
+    after_help = "It may be run again, with other options too: what is there already is left as it is. Options that are not given then are those of before; \
+                  --anew forgets them.\n\nExamples:\n  bulkhead install --dry-run\n  bulkhead install --runtime containerd\n  \
+                  bulkhead install --runtime podman --network shop\n  bulkhead install --enforce"
 )]
 pub(crate) struct InstallArgs {
     /// The container runtime, where a node has several: it says where networks and plugins are, and how it chooses among networks.
@@ -48,29 +50,34 @@ pub(crate) struct InstallArgs {
     /// Network whose containers are meant; may be given several times. All, unless said. For podman alone: the others take one network.
     #[arg(long, value_name = "NAME")]
     network: Vec<String>,
-    /// Enforce from the start. Without it containers start whatever becomes of Bulkhead, and the agent of the unit judges and counts, but drops
-    /// nothing.
+    /// Have containers wait for their policy when they start, and the agent of the unit drop what is forbidden.
     #[arg(long)]
     enforce: bool,
-    /// Namespace of containers whose runtime names none.
-    #[arg(long, value_name = "NAME", default_value = "default", value_parser = namespace)]
-    namespace: String,
+    /// Containers start whatever becomes of Bulkhead, and the agent of the unit judges and counts, but drops nothing. So it is at first, unless said.
+    #[arg(long, conflicts_with = "enforce")]
+    observe: bool,
+    /// Take nothing for given that an earlier `install` was told.
+    #[arg(long)]
+    anew: bool,
+    /// Namespace of containers whose runtime names none, `default` unless said.
+    #[arg(long, value_name = "NAME", value_parser = namespace)]
+    namespace: Option<String>,
     /// Namespace whose containers start whatever becomes of Bulkhead, and are guarded as soon as an agent knows of them; may be given several times. For
     /// those without which the node does not come up.
     #[arg(long, value_name = "NAMESPACE", value_parser = namespace)]
     exempt: Vec<String>,
-    /// How long a container waits for its policy when it starts, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
-    timeout: u64,
-    /// What becomes of it then.
-    #[arg(long, value_enum, default_value_t)]
-    on_timeout: OnTimeout,
-    /// The agent's --cni-socket.
-    #[arg(long, value_name = "PATH", default_value = cni::SOCKET)]
-    cni_socket: PathBuf,
-    /// The agent's --pins.
-    #[arg(long, default_value = PINS)]
-    pins: PathBuf,
+    /// How long a container waits for its policy when it starts, in seconds, 10 unless said.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=300))]
+    timeout: Option<u64>,
+    /// What becomes of it then, `fail` unless said.
+    #[arg(long, value_enum)]
+    on_timeout: Option<OnTimeout>,
+    /// The agent's --cni-socket, where that is given.
+    #[arg(long, value_name = "PATH")]
+    cni_socket: Option<PathBuf>,
+    /// The agent's --pins, where that is given.
+    #[arg(long)]
+    pins: Option<PathBuf>,
     /// Directory of systemd's units, for the agent's and for that of `bulkhead follow`. Where systemd runs, /etc/systemd/system.
     #[arg(long, value_name = "DIR")]
     units: Option<PathBuf>,
@@ -123,10 +130,9 @@ pub(crate) struct FollowArgs {
     record: PathBuf,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OnTimeout {
     /// It does not start.
-    #[default]
     Fail,
     /// It starts with its link shut.
     Pending,
@@ -165,24 +171,49 @@ fn namespace(text: &str) -> Result<String, &'static str> {
     cni::config::name(text).then(|| text.to_owned()).ok_or("letters, digits, `-`, `_` and `.`")
 }
 
-/// Our entry in a chain: what differs from the plugin's defaults.
-fn entry(args: &InstallArgs) -> Map<String, Value> {
+/// Our entry in a chain: what differs from the plugin's defaults. What is not said is as it was `before`.
+fn entry(args: &InstallArgs, before: Map<String, Value>) -> Map<String, Value> {
     let path = |path: &Path| json!(path.display().to_string());
-    let fields = [
-        ("type", true, json!(cni::PLUGIN)),
-        ("mode", true, json!(if args.enforce { "enforce" } else { "observe" })),
-        ("namespace", args.namespace != "default", json!(args.namespace)),
-        ("exempt", !args.exempt.is_empty(), json!(args.exempt)),
-        ("timeoutSeconds", args.timeout != 10, json!(args.timeout)),
-        ("onTimeout", args.on_timeout == OnTimeout::Pending, json!("pending")),
-        ("socket", args.cni_socket != Path::new(cni::SOCKET), path(&args.cni_socket)),
-        ("pins", args.pins != Path::new(PINS), path(&args.pins)),
+    let mode = match (args.enforce, args.observe) {
+        (true, _) => Some("enforce"),
+        (_, true) => Some("observe"),
+        _ if before.contains_key("mode") => None,
+        _ => Some("observe"),
+    };
+    let exempt = Some(&args.exempt).filter(|exempt| !exempt.is_empty());
+    let on_timeout = args.on_timeout.map(|what| if what == OnTimeout::Pending { "pending" } else { "fail" });
+    let given = [
+        ("type", Some(json!(cni::PLUGIN)), Value::Null),
+        ("mode", mode.map(Value::from), Value::Null),
+        ("namespace", args.namespace.as_deref().map(Value::from), json!("default")),
+        ("exempt", exempt.map(|exempt| json!(exempt)), Value::Null),
+        ("timeoutSeconds", args.timeout.map(Value::from), json!(10)),
+        ("onTimeout", on_timeout.map(Value::from), json!("fail")),
+        ("socket", args.cni_socket.as_deref().map(path), json!(cni::SOCKET)),
+        ("pins", args.pins.as_deref().map(path), json!(PINS)),
     ];
-    fields.into_iter().filter(|(_, differs, _)| *differs).map(|(key, _, value)| (key.to_owned(), value)).collect()
+    let mut entry = before;
+    for (key, given, usual) in given {
+        match given {
+            Some(given) if given == usual => _ = entry.remove(key),
+            Some(given) => _ = entry.insert(key.to_owned(), given),
+            None => {}
+        }
+    }
+    entry
 }
 
 pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
-    let runtime = runtime(args.runtime)?;
+    let plugin = env::current_exe().into_diagnostic()?.with_file_name(cni::PLUGIN);
+    if !plugin.is_file() {
+        return Err(miette!("{} is not there: it comes with this program", plugin.display()));
+    }
+    // What is there is not touched by somebody else meanwhile; who only looks makes nothing, not even a directory.
+    let _locked = if args.dry_run { None } else { Some(install::lock(&args.record).into_diagnostic()?) };
+    let before = Record::load(&args.record).into_diagnostic()?;
+    let told = before.as_ref().filter(|_| !args.anew);
+
+    let runtime = runtime(args.runtime.or(told.and_then(|told| told.runtime)))?;
     let placement = runtime.placement();
     if placement == Placement::First && !args.network.is_empty() {
         return Err(miette!("{} attaches containers to one network, its first: leave --network out", runtime.name()));
@@ -194,19 +225,13 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
             "{configuration} has containerd attach containers to several networks: to ours and to its owner's"
         ));
     }
-    let ours = env::current_exe().into_diagnostic()?;
-    let plugin = ours.with_file_name(cni::PLUGIN);
-    if !plugin.is_file() {
-        return Err(miette!("{} is not there: it comes with this program", plugin.display()));
-    }
-    let plugins = args.plugins.clone().unwrap_or_else(|| runtime.plugins(Path::new("/")));
-    let networks = args.networks.clone().unwrap_or_else(|| PathBuf::from(runtime.networks()));
+    let of_it = told.filter(|told| told.runtime == Some(runtime));
+    let networks = args.networks.clone().or_else(|| of_it.map(|told| told.networks.clone()));
+    let networks = networks.unwrap_or_else(|| PathBuf::from(runtime.networks()));
+    let there = || of_it.and_then(|told| told.plugin.parent()).map(Path::to_owned);
+    let plugins = args.plugins.clone().or_else(there).unwrap_or_else(|| runtime.plugins(Path::new("/")));
     let usual = || Path::new("/run/systemd/system").is_dir().then(|| PathBuf::from(UNITS));
     let units = if args.no_units { None } else { args.units.clone().or_else(usual) };
-
-    // What is there is not touched by somebody else meanwhile; who only looks makes nothing, not even a directory.
-    let _locked = if args.dry_run { None } else { Some(install::lock(&args.record).into_diagnostic()?) };
-    let before = Record::load(&args.record).into_diagnostic()?;
     if let Some(before) = &before
         && (before.networks != networks || before.placement != placement || before.plugin != plugins.join(cni::PLUGIN))
     {
@@ -217,15 +242,27 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
             before.plugin.display()
         ));
     }
+    let entry = entry(args, told.map(|told| told.entry.clone()).unwrap_or_default());
+    let only = told.filter(|_| args.network.is_empty()).map_or_else(|| args.network.clone(), |told| told.only.clone());
+
+    let made = before.as_ref().map(|before| before.made.clone()).unwrap_or_default();
+    let record =
+        Record { runtime: Some(runtime), placement, networks, only, entry, plugin: plugins.join(cni::PLUGIN), made };
+    put(args, record, units.as_deref(), &plugin)
+}
+
+/// Puts everything in its place, units too where that is said, and says what is left to do.
+fn put(args: &InstallArgs, mut record: Record, units: Option<&Path>, plugin: &Path) -> Result<(), Report> {
+    let enforces = record.enforces();
+    let mut made: BTreeSet<PathBuf> = record.made.into_iter().collect();
     let mut steps = Steps::default();
-    let mut made: BTreeSet<PathBuf> = before.map(|before| before.made.into_iter().collect()).unwrap_or_default();
-    steps.copy(&plugin, &plugins.join(cni::PLUGIN));
-    if let Some(units) = &units {
-        steps.copy(&ours, &args.program);
+    steps.copy(plugin, &record.plugin);
+    if let Some(units) = units {
+        steps.copy(&env::current_exe().into_diagnostic()?, &args.program);
         for (name, text) in [AGENT, FOLLOW] {
             let text = text
                 .replace(PROGRAM, &args.program.display().to_string())
-                .replace(NETWORKS, &networks.display().to_string())
+                .replace(NETWORKS, &record.networks.display().to_string())
                 .replace(RECORD, &args.record.display().to_string())
                 .replace(ENVIRONMENT, &args.environment.display().to_string());
             steps.write(&units.join(name), text.into_bytes(), 0o644);
@@ -233,19 +270,12 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
         }
         let text = format!(
             "# Written by `bulkhead install`, which is how it is changed. Options of your own stand in agent.env.\nMODE={}\n",
-            if args.enforce { "" } else { "--observe" }
+            if enforces { "" } else { "--observe" }
         );
         steps.write(&args.environment, text.into_bytes(), 0o644);
         made.insert(args.environment.clone());
     }
-    let record = Record {
-        placement,
-        networks,
-        only: args.network.clone(),
-        entry: entry(args),
-        plugin: plugins.join(cni::PLUGIN),
-        made: made.into_iter().collect(),
-    };
+    record.made = made.into_iter().collect();
     // Before anything is changed: what cannot be used is said now.
     let changes = record.changes().into_diagnostic().wrap_err("nothing was installed")?;
     let mut text = String::new();
@@ -261,7 +291,7 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
         steps.run(&mut done).into_diagnostic().wrap_err_with(half)?;
         record.steps(&changes, &args.record).run(&mut done).into_diagnostic().wrap_err_with(half)?;
     }
-    let held = if args.enforce {
+    let held = if enforces {
         "its containers wait for their policy when they start"
     } else {
         "its containers are told to the agent when they start, and nothing waits"
@@ -278,21 +308,22 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
             record.networks.display()
         );
     }
-    text += &next(args, units.as_deref());
+    text += &next(enforces, units.is_some());
     out(&text)
 }
 
 /// What is left to do.
-fn next(args: &InstallArgs, units: Option<&Path>) -> String {
-    let mode = if args.enforce { "enforces" } else { "observes, until `bulkhead install --enforce`" };
+fn next(enforces: bool, units: bool) -> String {
+    let mode = if enforces { "enforces" } else { "observes, until `bulkhead install --enforce`" };
     match units {
-        Some(_) => format!(
+        // Those that run are what was before: their options, and their programs.
+        true => format!(
             "next: write /etc/bulkhead/policies and /etc/bulkhead/workloads.yaml, then\n  \
-             systemctl daemon-reload && systemctl enable --now bulkhead bulkhead-follow\nthe node then {mode}\n"
+             systemctl daemon-reload && systemctl enable bulkhead bulkhead-follow && systemctl restart bulkhead bulkhead-follow\nthe node then {mode}\n"
         ),
-        None => format!(
+        false => format!(
             "next: have `bulkhead agent{}` and `bulkhead follow` run, before the container runtime starts\nthe node then {mode}\n",
-            if args.enforce { "" } else { " --observe" }
+            if enforces { "" } else { " --observe" }
         ),
     }
 }

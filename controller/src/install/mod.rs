@@ -22,8 +22,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use self::place::{Changes, Directory, Placement, Refused, is_network};
 pub use self::steps::{Step, Steps};
+use self::{
+    place::{Changes, Directory, Placement, Refused, is_network},
+    runtime::Runtime,
+};
 use crate::store::file::{self, FileError};
 
 /// Name of the record's file.
@@ -36,6 +39,9 @@ const MAX_BYTES: u64 = 1 << 20;
 /// What was installed, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// The container runtime; records before 2026-11-29 do not say it.
+    #[serde(default)]
+    pub runtime: Option<Runtime>,
     /// How the runtime chooses among networks.
     pub placement: Placement,
     /// Directory of networks.
@@ -95,6 +101,12 @@ impl Record {
     pub fn store(&self, directory: &Path) -> Result<(), InstallError> {
         at(directory, fs::create_dir_all(directory))?;
         Ok(file::store(directory, RECORD, self)?)
+    }
+
+    /// Whether containers wait for their policy when they start.
+    #[must_use]
+    pub fn enforces(&self) -> bool {
+        self.entry.get("mode").is_some_and(|mode| mode == "enforce")
     }
 
     /// Namespaces whose containers start whatever becomes of us.

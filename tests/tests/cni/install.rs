@@ -71,12 +71,24 @@ fn what_is_installed_is_shown_first_and_goes_again() {
     let said = files.good(&words(&observe));
     assert!(!said.contains("write  ") && !said.contains("copy  "), "{said}");
     let mut enforce = observe.clone();
-    enforce.extend(["--enforce", "--timeout", "30"].map(str::to_owned));
+    enforce.extend(["--enforce", "--timeout", "30", "--exempt", "kube-system"].map(str::to_owned));
     let said = files.good(&words(&enforce));
     assert!(said.contains("the node then enforces"), "{said}");
     let list: Value = serde_json::from_str(&files.read(FIRST)).unwrap();
-    assert_eq!(list["plugins"][2], json!({ "type": "bulkhead-cni", "mode": "enforce", "timeoutSeconds": 30 }));
+    let told = json!({ "type": "bulkhead-cni", "mode": "enforce", "timeoutSeconds": 30, "exempt": ["kube-system"] });
+    assert_eq!(list["plugins"][2], told);
     assert_eq!(fs::read_to_string(files.at("install.env")).unwrap().lines().last(), Some("MODE="));
+
+    // What is not said again stays as it was, runtime and directories too.
+    let entry = || serde_json::from_str::<Value>(&files.read(FIRST)).unwrap()["plugins"][2].clone();
+    assert!(!files.good(&["install", "--no-units"]).contains("write  "));
+    files.good(&["install", "--no-units", "--timeout", "10", "--observe"]);
+    assert_eq!(entry(), json!({ "type": "bulkhead-cni", "mode": "observe", "exempt": ["kube-system"] }));
+    files.good(&["install", "--no-units", "--enforce"]);
+    assert_eq!(entry(), json!({ "type": "bulkhead-cni", "mode": "enforce", "exempt": ["kube-system"] }));
+    // Unless it is said that all is.
+    files.good(&words(&files.install("containerd", &["--anew"])));
+    assert_eq!(entry(), json!({ "type": "bulkhead-cni", "mode": "observe" }));
 
     // While the runtime has an attachment, the plugin stays for its DEL.
     fs::write(files.at("cache/results/cbr0-c0ffee-eth0"), "{}").unwrap();
