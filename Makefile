@@ -1,4 +1,4 @@
-# Everything here works on a new machine: each target first runs tests/setup/setup.sh, which installs what is missing.
+# Everything here works on a new machine: what builds, tests or measures first runs tests/setup/setup.sh, which installs what is missing for it.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-clean lab lab-down test test-long bench dist lint clean
 
@@ -46,11 +46,12 @@ test-long: export BULKHEAD_LONG := 1
 test-long: test ## every test, in its long variant where it has one
 
 SUITE ?= datapath
-bench: setup ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts, kubernetes: of agents on a cluster; ARGS: see cargo run -p bulkhead-bench -- --help)
+bench: ## time per packet of the eBPF programs (SUITE=policy: of the compiler, cni: of container starts, kubernetes: of agents on a cluster; ARGS: see cargo run -p bulkhead-bench -- --help)
+	@tests/setup/setup.sh $(if $(filter cni kubernetes,$(SUITE)),--test)
 	cargo build --profile $(PROFILE) $(CARGO_FLAGS)
 	@cargo run --profile $(PROFILE) --quiet $(CARGO_FLAGS) --bin bulkhead-bench -- $(SUITE) $(ARGS)
 
-dist: ## one tarball to install from: static programs, units, a dashboard, examples, checksums and a bill of materials, below target/dist
+dist: ## one tarball to install from: static programs, units, chart, a dashboard, examples, checksums and a bill of materials, below target/dist
 	@tests/setup/setup.sh --dist
 	@CARGO_FLAGS="$(CARGO_FLAGS)" controller/deploy/dist.sh
 

@@ -10,12 +10,11 @@ dist=${CARGO_TARGET_DIR:-target}/dist
 stage=$dist/$name
 
 rm -rf "$dist"
-mkdir -p "$stage/deploy"
+mkdir -p "$stage"
 controller/deploy/programs.sh "$stage"
-cp README.md LICENSE-APACHE dataplane-ebpf/LICENSE-MIT dataplane-ebpf/LICENSE-GPL-2.0 "$stage/"
-cp controller/deploy/*.service "$stage/deploy/"
-cp -r controller/deploy/grafana "$stage/deploy/"
-cp -r policy-examples "$stage/"
+# Where they are in the tree, since texts name them so.
+cp --parents --recursive README.md ARCHITECTURE.md CONTRIBUTING.md bench/README.md bench/policy.svg LICENSE-APACHE dataplane-ebpf/LICENSE-MIT \
+  dataplane-ebpf/LICENSE-GPL-2.0 controller/deploy/*.service controller/deploy/grafana controller/deploy/kubernetes policy-examples "$stage/"
 # Of the commit, so that files and list are the same each time.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
@@ -34,6 +33,12 @@ try=$(mktemp --directory)
 trap 'rm -rf "$try"' EXIT
 tar --extract --gzip --directory "$try" --file "$dist/$name.tar.gz"
 (cd "$try/$name" && sha256sum --check --quiet SHA256SUMS)
+# What a text leads to is there.
+find "$try/$name" -name '*.md' | while read -r text; do
+  { grep --only-matching --perl-regexp '\]\((?!https?:|#)\K[^)#]+' "$text" || true; } | sort --unique | while read -r link; do
+    [ -f "$(dirname "$text")/$link" ] || { echo "dist: ${text#"$try/$name/"} leads to $link, which is not there" && exit 1; }
+  done
+done
 env --ignore-environment "$try/$name/bulkhead" --version
 env --ignore-environment CNI_COMMAND=VERSION "$try/$name/bulkhead-cni" </dev/null
 echo

@@ -20,7 +20,9 @@ GO_MIN=1.25
 
 usage() {
   cat <<'USAGE'
-usage: tests/setup/setup.sh [--dry-run] [--build | --lint | --test | --lab | --dist]
+usage: tests/setup/setup.sh [--dry-run] [--build] [--lint] [--test] [--lab] [--dist]
+
+With none of them, what `make demo` needs. Several may be given.
 
   --dry-run  print the steps that are missing, take none of them
   --build    what a build of the image's programs needs, musl too, and no more: the kernel is not asked whether it could run what is built
@@ -506,28 +508,32 @@ finish # what follows needs a compiler
 ebpf_sources
 finish
 bpf_linker
-if $build; then
+if $build || $dist; then
   static_programs
-elif $lint; then
+fi
+if $lint; then
   rust_lint_tools
-  helm
   cargo_tool cargo-deny cargo-deny "$CARGO_DENY" "licences, sources and bans of the dependencies"
   cargo_tool typos-cli typos "$TYPOS" "spelling"
-elif $dist; then
-  static_programs
+fi
+if $dist; then
   cargo_tool cargo-cyclonedx "cargo-cyclonedx cyclonedx" "$CARGO_CYCLONEDX" "the list of what the programs are made of"
-else
-  if $tests; then
-    schemathesis
-  fi
-  if $tests || $lab; then
-    flannel_plugin
-    kubernetes
-    helm
-  fi
-  if $tests; then
-    service_monitors
-  fi
+fi
+if $tests; then
+  schemathesis
+fi
+if $tests || $lab; then
+  flannel_plugin
+  kubernetes
+fi
+if $lint || $tests || $lab; then
+  helm
+fi
+if $tests; then
+  service_monitors
+fi
+# What is only built or looked through needs nothing of it.
+if $tests || $lab || ! { $build || $lint || $dist; }; then
   kernel
 fi
 finish

@@ -49,6 +49,16 @@ helm lint --quiet --kube-version "$kubernetes" chart
 # What values turn on has to be rendered somewhere.
 helm template bulkhead chart --kube-version "$kubernetes" --set bpffs.mount=true --set serviceMonitor.enabled=true --set metrics.address=0.0.0.0 --set 'cni.exempt={kube-system}' \
   --set 'agent.args={--xdp=generic}' --set apiServer.host=192.0.2.1 --set apiServer.port=6443 --set serviceMonitor.labels.release=prometheus --set startupTaint=bulkhead.io/starting >/dev/null
+helm template bulkhead chart --kube-version "$kubernetes" --set cni.runtime=k3s >"$out/k3s"
+for directory in /var/lib/rancher/k3s/agent/etc/cni/net.d /var/lib/rancher/k3s/data/cni; do
+  grep --quiet "path: $directory," "$out/k3s" || { echo "render: with cni.runtime=k3s nothing has $directory" && exit 1; }
+done
+# Values that are misspelt, unknown, of another type or out of range are refused.
+for value in cni.runtim=k3s cni.runtime=podman image.tag=20261129 cni.timeoutSeconds=301; do
+  if helm template bulkhead chart --kube-version "$kubernetes" --set "$value" >"$out/refused" 2>&1 || ! grep --quiet schema "$out/refused"; then
+    cat "$out/refused" && echo "render: --set $value is not refused by the chart's schema" && exit 1
+  fi
+done
 for file in crds bulkhead enforce uninstall; do
   if [ "${1:-}" = --check ]; then
     diff --unified "$file.yaml" "$out/$file.yaml"

@@ -68,6 +68,8 @@ pub(crate) fn answers(guarded: &Guarded, pod: &str) {
     let [service] = &services[..] else { panic!("{services:?}") };
     let endpoints = spec["endpoints"].as_array().unwrap();
     let [endpoint] = &endpoints[..] else { panic!("{endpoints:?}") };
+    // Namespaces and services of metrics are those of workloads.
+    assert_eq!(endpoint["honorLabels"], true, "{endpoint}");
     let ports = service["spec"]["ports"].as_array().unwrap();
     assert!(ports.iter().any(|port| port["name"] == endpoint["port"]), "{endpoint} of {ports:?}");
 

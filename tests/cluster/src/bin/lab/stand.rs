@@ -33,7 +33,7 @@ pub(crate) fn run() -> Result<()> {
     println!("the shop and its policies ...");
     shop::open(&cluster, Path::new(TREE))?;
     println!("Bulkhead enforces ...");
-    helm(&cluster, &["upgrade", "bulkhead", &chart, NAMESPACE, "--reuse-values", "--set=observe=false"])?;
+    helm(&cluster, &["upgrade", "bulkhead", &chart, NAMESPACE, "--reset-then-reuse-values", "--set=observe=false"])?;
     rolled_out(&cluster)?;
     shop::check(&cluster)?;
     // At once, since somebody waits for it.

@@ -95,7 +95,7 @@ Change something, and call again:
 
   kubectl --namespace shop get networkpolicies
   kubectl --namespace shop label pod web app=cart --overwrite
-  helm --namespace bulkhead-system upgrade bulkhead {chart} --reuse-values --set observe=true
+  helm --namespace bulkhead-system upgrade bulkhead {chart} --reset-then-reuse-values --set observe=true
 
 make lab-down removes it.
 ",
