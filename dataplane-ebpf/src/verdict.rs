@@ -10,9 +10,9 @@ mod established;
 pub use self::established::established;
 use crate::{
     abi::{
-        Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, EndpointInfo, EndpointWord,
-        Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, PortTable, ROW_WORDS, ServiceKey, ServiceWord,
-        TRANSLATED, VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
+        Action, AddressWord, BACKENDS, Backend, Class, Contact, ContactKey, Direction, ENDPOINT_ADDRESSES,
+        EndpointInfo, EndpointWord, Entry, Flow, LIST_CHAIN, LIST_ENTRIES, Mode, PORT_INTERVALS, PortTable, ROW_WORDS,
+        ServiceKey, ServiceWord, TRANSLATED, VIEW_CHAIN, View, endpoint_counter, mark, node, tenant,
     },
     direct,
     family::{Family, V4, V6, same},
@@ -247,11 +247,25 @@ fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo, len: u32) -> Parsed<Re
     Ok(if honest { Reason::Resolution } else { Reason::SpoofedResolution })
 }
 
+/// Whether somebody with this address can be on the endpoint's link: it is known in the segment, of its overlay, or of the /64 of an own address, whose other
+/// half names the interface (RFC 4291).
+#[inline(always)]
+fn on_link<T: Tables>(tables: &T, info: &EndpointInfo, address: [u32; 4]) -> bool {
+    let mut near = V6::address(tables, info.segment, address).is_some()
+        || V6::prefix(tables, info.segment, address).flags() & AddressWord::OVERLAY != 0;
+    for i in 0..ENDPOINT_ADDRESSES {
+        if i >= info.ipv6_count as usize {
+            break;
+        }
+        near |= info.ipv6[i][0] == address[0] && info.ipv6[i][1] == address[1];
+    }
+    near
+}
+
 /// Neighbour discovery and multicast listener reports that a workload sends: solicitations and reports from `::` or a link-local address,
 /// advertisements of own addresses only, its own MAC in every option; nothing that routers say. `None` for other traffic.
 ///
-/// No list is asked about it, so that it carries nothing else: it goes to who is on the link, or is known in the segment, and has short options alone. A
-/// router would pass it on.
+/// No list is asked about it, so that it carries nothing else: it goes to whoever can be on the link, and has short options alone. A router would pass it on.
 #[inline(always)]
 fn solicitation<T: Tables, F: Frame + ?Sized>(
     tables: &T,
@@ -281,9 +295,7 @@ fn solicitation<T: Tables, F: Frame + ?Sized>(
     let destination_fits = if options == 0 {
         to >> 24 == 0xff
     } else {
-        to >> 16 == 0xff02
-            || to & 0xffc0_0000 == 0xfe80_0000
-            || V6::address(tables, info.segment, ip.destination).is_some()
+        to >> 16 == 0xff02 || to & 0xffc0_0000 == 0xfe80_0000 || on_link(tables, info, ip.destination)
     };
     if ip.hop_limit != hop_limit || ip.fragment || !source_fits || !target_fits || !destination_fits {
         return Ok(Some(Reason::SpoofedResolution));

@@ -1130,6 +1130,8 @@ fn neighbour_discovery() {
     let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x42, 0xaff, 0xfef4, 0x105);
     let stranger = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99);
     let outside = Ipv6Addr::new(0x2001, 0xdb8, 0xff, 0, 0, 0, 0, 1);
+    // On its link, and nobody knows who it is.
+    let beside = Ipv6Addr::from(u128::from(A.v6) ^ 0xff00);
     // A group whose members may be behind routers.
     let wide = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x99);
     let says = |source: Ipv6Addr| Frame::eth(A.mac, multicast_mac(all_nodes())).ipv6(source, all_nodes());
@@ -1164,6 +1166,8 @@ fn neighbour_discovery() {
         sends(&to(B.v6.into()).nd_ns(B.v6, &source)).settled(Resolution),
         sends(&to(NODE_A.v6.into()).nd_na(A.v6, 0x60, &own)).settled(Resolution),
         sends(&to(stranger.into()).nd_ns(stranger, &source)).settled(Resolution),
+        sends(&to(beside.into()).nd_na(A.v6, 0x60, &own)).settled(Resolution),
+        sends(&to(unknown(Family::V6)).nd_na(A.v6, 0x60, &own)).settled(Resolution),
         sends(&to(outside.into()).nd_ns(outside, &source)).settled(SpoofedResolution),
         sends(&to(outside.into()).nd_na(A.v6, 0x60, &own)).settled(SpoofedResolution),
         sends(&to(outside.into()).nd_rs(&source)).settled(SpoofedResolution),

@@ -627,7 +627,7 @@ impl Machine {
         Opinion { effect, ..Verdict { begins, ..verdict }.into() }
     }
 
-    /// Whether a message that resolves addresses stays where it is for: on the link, or with somebody who is known.
+    /// Whether a message that resolves addresses stays where it is for: with groups of the link, and whoever can be on it.
     fn stays(&self, endpoint: &Endpoint, destination: IpAddr, message: Message) -> bool {
         if hop_limit(message) == 1 {
             return to_group(destination);
@@ -636,7 +636,13 @@ impl Machine {
         let is_known = peer.workload.is_some() || peer.node.is_some();
         let is_service = self.world.services.iter().any(|front| front.addresses.contains(&destination));
         let on_link = ["ff02::/16", "fe80::/10"].iter().any(|text| Prefix::literal(text).contains(destination));
-        on_link || is_known || is_service
+        let network = |address: IpAddr| match address {
+            IpAddr::V6(v6) => Some(u128::from(v6) >> 64),
+            IpAddr::V4(_) => None,
+        };
+        let beside =
+            endpoint.addresses.iter().any(|own| network(*own).is_some_and(|own| network(destination) == Some(own)));
+        on_link || is_known || is_service || peer.overlay || beside
     }
 
     /// Whether nobody can tell any more who called: it is gone, and the address that was put in place of its own names others as well.

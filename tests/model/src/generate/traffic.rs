@@ -805,6 +805,8 @@ fn neighbour(near: &Endpoint, outgoing: bool, which: u8, wrong: u8) -> Ip {
         // Where a router would pass it on to, and where a neighbour is.
         8 => Ipv6Addr::new(0x2001, 0xdb8, 6, 0, 0, 0, 0, 1),
         9 => gateway,
+        10 => Ipv6Addr::from(u128::from(own) ^ 0xff00),
+        11 => Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 0x99),
         _ => group,
     };
     Ip {
@@ -868,7 +870,7 @@ fn turn() -> impl Strategy<Value = Move> {
         1 => any::<bool>().prop_map(Move::Foreign),
         2 => (any::<bool>(), broken).prop_map(|(outgoing, broken)| Move::Broken(outgoing, broken)),
         2 => (any::<(bool, bool)>(), 0..7_u8).prop_map(|((outgoing, request), wrong)| Move::Arp(outgoing, request, wrong)),
-        4 => (any::<bool>(), 0..7_u8, 0..14_u8).prop_map(|(outgoing, which, wrong)| Move::Neighbour(outgoing, which, wrong)),
+        4 => (any::<bool>(), 0..7_u8, 0..16_u8).prop_map(|(outgoing, which, wrong)| Move::Neighbour(outgoing, which, wrong)),
         2 => any::<bool>().prop_map(Move::Group),
         1 => Just(Move::Encapsulated),
         3 => any::<bool>().prop_map(Move::Unheard),
