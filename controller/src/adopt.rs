@@ -202,12 +202,12 @@ fn by_addresses(link: &ContainerLink, (joined, node): (&Workloads, &str)) -> Res
                     && !endpoint.placeholder
                     && endpoint.addresses.iter().collect::<BTreeSet<_>>() == own
             });
-            here.map(move |endpoint| (name, endpoint))
+            here.map(move |endpoint| (name, workload, endpoint))
         });
-    let (name, endpoint) = match (found.next(), found.next()) {
+    let (name, workload, endpoint) = match (found.next(), found.next()) {
         (Some(one), None) => one,
         (None, _) => return Err("no result of a runtime and no workload of the file has its addresses".to_owned()),
-        (Some((one, _)), Some((other, _))) => return Err(format!("both {one} and {other} have its addresses")),
+        (Some((one, ..)), Some((other, ..))) => return Err(format!("both {one} and {other} have its addresses")),
     };
     let interface = Interface {
         name: link.inside.clone(),
@@ -218,7 +218,9 @@ fn by_addresses(link: &ContainerLink, (joined, node): (&Workloads, &str)) -> Res
     // No runtime calls a container so: neither DEL nor GC of one is about this. It goes with its link.
     let key = Key { container: format!("link {} {}", link.link, link.index), ifname: link.inside.clone() };
     let Qualified { namespace, name } = name.clone().into();
-    let (uid, labels, interfaces) = (None, BTreeMap::new(), vec![interface]);
+    // Of a pod it is the one that is listed now: when the next one of its name is, this one keeps its labels and its own name.
+    let uid = workload.uid.as_deref().map(str::to_owned);
+    let (labels, interfaces) = (BTreeMap::new(), vec![interface]);
     Ok(request(LISTED, Attached { key, namespace, name, uid, labels, interfaces }))
 }
 

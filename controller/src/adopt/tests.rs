@@ -1,11 +1,15 @@
-use std::{fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink, sync::Arc};
 
 use bulkhead_dataplane::cni::config;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{attachments::Attachments, diagnostic::source, workloads};
+use crate::{
+    attachments::Attachments,
+    diagnostic::source,
+    workloads::{self, WorkloadName},
+};
 
 const FILE: &str = "apiVersion: bulkhead/v1
 kind: Workloads
@@ -158,6 +162,12 @@ fn a_workload_without_a_link_is_found_by_exactly_its_addresses() {
     {
         assert!(who(&link("veth1", 1, None, others), &all, &[]).is_err(), "{others:?}");
     }
+    // Of a pod it is that one, and not the next one of its name.
+    let mut cluster = file();
+    let pod = cluster.workloads.get_mut(&WorkloadName::new("shop", "listed")).unwrap();
+    Arc::make_mut(pod).uid = Some("first".into());
+    let of_pod = identify(&exact, &all, &[], (&cluster, "n1")).unwrap();
+    assert_eq!(told(&of_pod).uid.as_deref(), Some("first"));
     // Once it has a link it is nobody else; the word of a runtime takes the place of what stands for it.
     let mut attachments = Attachments::default();
     let add = |attachments: &mut Attachments, request: &Request| {

@@ -1,6 +1,14 @@
 //! What runtimes tell of containers beside what a cluster says of pods.
 
-use std::{any::Any, fs, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bulkhead_controller::{
     adopt::Scope,
@@ -144,11 +152,15 @@ fn a_container_has_the_labels_of_its_pod_from_its_start() {
 
 /// A cluster that stays as it is.
 #[derive(Debug)]
-struct Still(Arc<Workloads>);
+struct Still {
+    workloads: Arc<Workloads>,
+    /// Whether what it says may be older than a pod.
+    is_behind: AtomicBool,
+}
 
 impl Source for Still {
     fn read(&self) -> Files {
-        let workloads = (LIVE.to_owned(), Ok(Listing::Live(Arc::clone(&self.0))));
+        let workloads = (LIVE.to_owned(), Ok(Listing::Live(Arc::clone(&self.workloads))));
         Files { policies: Ok([].into()), workloads }
     }
 
@@ -159,16 +171,42 @@ impl Source for Still {
     fn quiet(&self) -> Duration {
         Duration::ZERO
     }
+
+    fn vouches(&self, _attached: &Attached) -> Result<(), String> {
+        if self.is_behind.load(Relaxed) { Err("no watch began".to_owned()) } else { Ok(()) }
+    }
 }
 
 /// An agent of such a cluster.
 fn agent(home: &Home, pods: &[[&str; 5]]) -> Agent<MemoryNode> {
+    agent_of(home, pods).0
+}
+
+/// The same, and the cluster.
+fn agent_of(home: &Home, pods: &[[&str; 5]]) -> (Agent<MemoryNode>, Arc<Still>) {
     let mut workloads = cluster(pods);
     Arc::make_mut(workloads.nodes.get_mut("n1").unwrap()).addresses.insert("192.0.2.1".parse().unwrap());
-    let source = Arc::new(Still(Arc::new(workloads)));
+    let still = Arc::new(Still { workloads: Arc::new(workloads), is_behind: AtomicBool::new(false) });
     let scope = Scope { cache: Some(home.path("cache")), ..Scope::default() };
+    let source = Arc::clone(&still) as Arc<dyn Source>;
     let settings = Settings { source, cni: Some(home.path("state/cni.sock")), scope, ..home.settings() };
-    Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}"))
+    (Agent::start(home.node().unwrap(), settings).unwrap_or_else(|error| panic!("{error}")), still)
+}
+
+/// Policies that are older than it may be wanting: also for what started shut, and is opened by whoever knows it.
+#[test]
+fn nobody_is_let_in_by_what_may_be_old() {
+    let home = Home::new();
+    let (mut agent, still) = agent_of(&home, &[["web", "u1", "n1", "", "app: web"]]);
+    let mut add = || {
+        let ask = Ask::Add(attached("web", "u1", "10.0.0.1"));
+        agent.attach(&[Request { version: VERSION, network: "cbr0".to_owned(), waits: true, ask }]).remove(0)
+    };
+    still.is_behind.store(true, Relaxed);
+    let Answer::Refused { message, .. } = add() else { panic!("it starts") };
+    assert!(message.contains("no watch began"), "{message}");
+    still.is_behind.store(false, Relaxed);
+    assert_eq!(add(), Answer::Done);
 }
 
 /// Its pod may have been deleted in the moment before: without labels no policy would select it.
