@@ -126,6 +126,7 @@ pub(crate) fn all() -> Vec<Case> {
             workload(&mut cases, family, subject);
         }
         services(&mut cases, family);
+        decapsulated(&mut cases, family);
     }
     for family in Family::ALL {
         for subject in [Subject::UnderlayXdp, Subject::Underlay] {
@@ -283,6 +284,27 @@ fn services(cases: &mut Vec<Case>, family: Family) {
     cases.push(base("service_established", from, call(ACK), Driver::None, Vec::new()));
     // The mark, which tells whose it is, is taken off.
     cases.push(base("translated", out, translated(ACK), Driver::SameFlow, vec![(Reason::Rule, false)]));
+}
+
+/// What comes out of a tunnel, of which UDP could be a tunnel's again.
+fn decapsulated(cases: &mut Vec<Case>, family: Family) {
+    let subject = Subject::OverlayIn;
+    for (name, flags) in [("decapsulated", ACK), ("decapsulated_udp", None)] {
+        cases.push(Case {
+            name,
+            subject,
+            family,
+            tables: Tables::Usual,
+            before: Vec::new(),
+            packet: packet(subject, world::allowed(family), true, 40_004, flags),
+            mark: mark::VERIFIED,
+            driver: Driver::None,
+            flows: Flows::Kept,
+            action: NEXT,
+            counts: Vec::new(),
+            target: None,
+        });
+    }
 }
 
 fn underlay(cases: &mut Vec<Case>, family: Family, subject: Subject) {

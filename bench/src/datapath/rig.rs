@@ -23,6 +23,7 @@ use super::world::{self, Tables};
 pub(crate) enum Subject {
     FromWorkload,
     ToWorkload,
+    OverlayIn,
     OverlayOut,
     Underlay,
     UnderlayXdp,
@@ -33,6 +34,7 @@ impl Subject {
         match self {
             Self::FromWorkload => "from_workload",
             Self::ToWorkload => "to_workload",
+            Self::OverlayIn => "overlay_in",
             Self::OverlayOut => "overlay_out",
             Self::Underlay => "underlay",
             Self::UnderlayXdp => "underlay_xdp",
@@ -169,7 +171,8 @@ impl Rig {
             (ran.verdict, ran.duration)
         } else {
             // What the link's stub says.
-            let value = if subject == Subject::OverlayOut { world::SEGMENT } else { self.slot };
+            let of_device = matches!(subject, Subject::OverlayIn | Subject::OverlayOut);
+            let value = if of_device { world::SEGMENT } else { self.slot };
             // Any interface: the packet came in by one.
             let context =
                 SkbContext { cb: [value, 0, mark, flows, peer_at], mark, ingress_ifindex: 1, ..SkbContext::default() };
