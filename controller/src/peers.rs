@@ -93,12 +93,13 @@ impl Peers {
         {
             return name.to_string();
         }
-        let name = if self.own.contains(&address) {
+        // Also where a node answers for it.
+        let name = if METADATA.contains(&address) {
+            "metadata"
+        } else if self.own.contains(&address) {
             "node"
         } else if self.nodes.contains(&address) {
             "nodes"
-        } else if METADATA.contains(&address) {
-            "metadata"
         } else if self.neither.iter().any(|prefix| prefix.contains(address)) {
             UNKNOWN
         } else {

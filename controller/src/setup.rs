@@ -33,8 +33,8 @@ const FOLLOW: (&str, &str) = ("bulkhead-follow.service", include_str!("../deploy
 
 #[derive(Args)]
 #[command(
-    after_help = "It may be run again, with other options too: what is there already is left as it is. Options that are not given then are those of before; \
-                  --anew forgets them.\n\nExamples:\n  bulkhead install --dry-run\n  bulkhead install --runtime containerd\n  \
+    after_help = "It may be run again, with other options too: what is there already is left as it is. Options that are not given then are those of before, but \
+                  for --no-units, --units, --program and --environment; --anew forgets them.\n\nExamples:\n  bulkhead install --dry-run\n  bulkhead install --runtime containerd\n  \
                   bulkhead install --runtime podman --network shop\n  bulkhead install --enforce"
 )]
 pub(crate) struct InstallArgs {
@@ -225,7 +225,10 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
             "{configuration} has containerd attach containers to several networks: to ours and to its owner's"
         ));
     }
-    let of_it = told.filter(|told| told.runtime == Some(runtime));
+    // A record that does not say it is of the same one where nobody says another.
+    let is_same =
+        |told: &Record| told.runtime.map_or(args.runtime.is_none() && told.placement == placement, |of| of == runtime);
+    let of_it = told.filter(|told| is_same(told));
     let networks = args.networks.clone().or_else(|| of_it.map(|told| told.networks.clone()));
     let networks = networks.unwrap_or_else(|| PathBuf::from(runtime.networks()));
     let there = || of_it.and_then(|told| told.plugin.parent()).map(Path::to_owned);
@@ -236,7 +239,7 @@ pub(crate) fn install(args: &InstallArgs) -> Result<(), Report> {
         && (before.networks != networks || before.placement != placement || before.plugin != plugins.join(cni::PLUGIN))
     {
         return Err(miette!(
-            help = "bulkhead uninstall, and then install anew",
+            help = "leave --runtime, --networks and --plugins out for what is there; for another place, bulkhead uninstall, and then install anew",
             "it is installed in {} with the plugin {}",
             before.networks.display(),
             before.plugin.display()

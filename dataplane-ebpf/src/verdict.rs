@@ -234,7 +234,7 @@ pub fn node_observes<T: Tables>(tables: &T, now: u64) -> bool {
     tables.node(node::OBSERVE) != 0 || now < tables.node(node::BYPASS)
 }
 
-/// A workload's ARP may state its own addresses only; a probe (RFC 5227) states none. It says nothing beside that: the frame is no longer than the
+/// A workload's ARP may state its own addresses only; a probe (RFC 5227) states none. Nor does it say much beside that: the frame is no longer than the
 /// shortest of Ethernet.
 #[inline(always)]
 fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo, len: u32) -> Parsed<Reason> {
@@ -247,8 +247,8 @@ fn arp<F: Frame + ?Sized>(frame: &F, info: &EndpointInfo, len: u32) -> Parsed<Re
     Ok(if honest { Reason::Resolution } else { Reason::SpoofedResolution })
 }
 
-/// Whether somebody with this address can be on the endpoint's link: it is known in the segment, of its overlay, or of the /64 of an own address, whose other
-/// half names the interface (RFC 4291).
+/// Whether somebody with this address may be on the endpoint's link: it is known in the segment, of its overlay (some of which is behind the node where that
+/// routes), or of the /64 of an own address, whose other half names the interface (RFC 4291).
 #[inline(always)]
 fn on_link<T: Tables>(tables: &T, info: &EndpointInfo, address: [u32; 4]) -> bool {
     let mut near = V6::address(tables, info.segment, address).is_some()
@@ -265,7 +265,8 @@ fn on_link<T: Tables>(tables: &T, info: &EndpointInfo, address: [u32; 4]) -> boo
 /// Neighbour discovery and multicast listener reports that a workload sends: solicitations and reports from `::` or a link-local address,
 /// advertisements of own addresses only, its own MAC in every option; nothing that routers say. `None` for other traffic.
 ///
-/// No list is asked about it, so that it carries nothing else: it goes to whoever can be on the link, and has short options alone. A router would pass it on.
+/// No list is asked about it, so that it carries little else, and goes where it can be meant for: a router would pass it on into the world. It has short
+/// options alone.
 #[inline(always)]
 fn solicitation<T: Tables, F: Frame + ?Sized>(
     tables: &T,

@@ -166,7 +166,7 @@ pub struct Rehearsal {
 /// What the network of a node says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Discovered {
-    /// Addresses of the node's own interfaces, loopback and link-local ones left out.
+    /// Addresses of the node's own interfaces, those of loopback left out, and link-local ones of IPv6 but for bridges'.
     pub addresses: Vec<IpAddr>,
     /// VXLAN devices.
     pub overlays: Vec<DiscoveredOverlay>,

@@ -54,8 +54,10 @@ impl Blocked {
     /// Looks and writes for ever. What was blocked before it began is not written.
     pub(super) async fn follow(mut self) {
         loop {
+            // What is seen while they are read is looked at twice rather than never.
+            let asked = Instant::now();
             if let Ok(contacts) = self.handle.denied().await {
-                self.look(&contacts.records).await;
+                self.look(&contacts.records, asked).await;
             }
             if self.looked.is_some() {
                 self.write().await;
@@ -64,10 +66,10 @@ impl Blocked {
         }
     }
 
-    /// Takes what is new of what was seen.
-    async fn look(&mut self, contacts: &[ContactRecord]) {
+    /// Takes what is new of what was seen, for which was `asked` then.
+    async fn look(&mut self, contacts: &[ContactRecord], asked: Instant) {
         let before = mem::take(&mut self.counted);
-        let since = self.looked.replace(Instant::now()).map(|looked| looked.elapsed());
+        let since = self.looked.replace(asked).map(|before| before.elapsed());
         let mut news = Vec::new();
         for contact in contacts.iter().filter(|contact| is_blocked(contact)) {
             let key = key(contact);

@@ -21,7 +21,7 @@ use crate::{
     judge::Judges,
     model::{Isolation, METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
-    workloads::{FrontendPort, WorkloadName},
+    workloads::{FrontendPort, Node, WorkloadName},
 };
 
 /// One side of a connection.
@@ -258,7 +258,7 @@ fn party_name(model: &Model, party: Party<'_>, full: bool) -> String {
     if let Some((name, _)) = model.externals.iter().find(|(_, cidrs)| holds(cidrs, address)) {
         return if full { name.to_string() } else { name.name.clone() };
     }
-    if let Some((name, _)) = model.nodes.iter().find(|(_, node)| node.addresses.contains(&address)) {
+    if let Some((name, _)) = model.nodes.iter().find(|(_, node)| has(node, address)) {
         return format!("node {name}");
     }
     [Entity::Metadata, Entity::World]
@@ -276,10 +276,15 @@ fn workload<'a>(model: &'a Model, party: Party<'_>) -> Option<(&'a WorkloadName,
     }
 }
 
+/// Whether an address counts as a node's. One of a cloud's metadata service does not, also where a node answers for it.
+fn has(node: &Node, address: IpAddr) -> bool {
+    node.addresses.contains(&address) && !METADATA.contains(&address)
+}
+
 /// Whether an address that no workload has belongs to an entity that does not depend on who asks.
 fn is(model: &Model, entity: Entity, address: IpAddr) -> bool {
     let metadata = METADATA.contains(&address);
-    let node = || model.nodes.values().any(|node| node.addresses.contains(&address));
+    let node = || model.nodes.values().any(|node| has(node, address));
     match entity {
         Entity::Metadata => metadata,
         Entity::Nodes => node(),
@@ -303,13 +308,11 @@ fn matches(model: &Model, peer: &Peer, party: Party<'_>, node: &str) -> bool {
     let Party::Address(address) = party else { return false };
     match peer {
         Peer::Service(_) | Peer::Backends(_) | Peer::Workloads { .. } => false,
-        Peer::Nodes(labels) => {
-            model.nodes.values().any(|node| node.addresses.contains(&address) && labels.matches(&node.labels))
-        }
+        Peer::Nodes(labels) => model.nodes.values().any(|node| has(node, address) && labels.matches(&node.labels)),
         Peer::Namespaces { other, .. } => *other,
         Peer::Any => true,
         Peer::Cidrs(cidrs) => holds(cidrs, address),
-        Peer::Entity(Entity::Node) => model.nodes.get(node).is_some_and(|node| node.addresses.contains(&address)),
+        Peer::Entity(Entity::Node) => model.nodes.get(node).is_some_and(|node| has(node, address)),
         Peer::Entity(entity) => is(model, *entity, address),
     }
 }

@@ -1085,7 +1085,7 @@ fn address_resolution() {
             gets(&Frame::eth(BRIDGE, A.mac).arp_request(B.mac, B.v4, A.v4).truncate(41)).settled(Malformed),
         ]);
     }
-    // Nothing travels in the padding.
+    // Not more than padding.
     let long = Frame::eth(A.mac, [0xff; 6]).arp_request(A.mac, A.v4, B.v4);
     Lab::open().check([
         sends(&long.clone().payload(18)).settled(Resolution),
