@@ -35,7 +35,7 @@ tar --extract --gzip --directory "$try" --file "$dist/$name.tar.gz"
 (cd "$try/$name" && sha256sum --check --quiet SHA256SUMS)
 # What a text leads to is there.
 find "$try/$name" -name '*.md' | while read -r text; do
-  { grep --only-matching --perl-regexp '\]\((?!https?:|#)\K[^)#]+' "$text" || true; } | sort --unique | while read -r link; do
+  { grep --only-matching --perl-regexp '\]\((?!https?:|#)\K[^)#]+' "$text" || [ $? -eq 1 ]; } | sort --unique | while read -r link; do
     [ -f "$(dirname "$text")/$link" ] || { echo "dist: ${text#"$try/$name/"} leads to $link, which is not there" && exit 1; }
   done
 done

@@ -603,11 +603,15 @@ fn take_away(DetachArgs { all, pins, state }: &DetachArgs) -> Result<(), Report>
     {
         eprintln!("who did this could not be recorded: {error}");
     }
-    // A record that cannot be read keeps nobody from doing what the walls are gone for already.
-    if Record::load(Path::new(RECORD)).ok().flatten().is_some_and(|record| record.enforces()) {
-        eprintln!(
-            "the CNI plugin is in this node's networks still: no container starts there until an agent runs, or `bulkhead uninstall` takes it out"
-        );
+    let remedy = "no container starts there until an agent runs, or `bulkhead uninstall` takes it out";
+    match Record::load(Path::new(RECORD)) {
+        Ok(Some(record)) if record.enforces() => {
+            eprintln!("the CNI plugin is in this node's networks still: {remedy}");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            eprintln!("whether the CNI plugin is in this node's networks is not known: {error}; if it is, {remedy}");
+        }
     }
     Ok(())
 }

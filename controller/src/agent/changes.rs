@@ -152,15 +152,20 @@ impl<N: Node> Agent<N> {
         true
     }
 
-    /// Whether a node got or lost an address that somebody's runtime gave to a container here: as long as it is a node's it is nobody else's.
+    /// Whether a node got or lost an address that a workload has, as the source or its runtime says: as long as it is a node's it is nobody else's, and what
+    /// is compiled has forgotten whose it was.
     fn disputes(&self, changes: &Changes) -> bool {
         let of = |node: Option<&Arc<workloads::Node>>| node.map(|node| node.addresses.clone()).unwrap_or_default();
         let moved = |(name, after): (&String, &Option<Arc<workloads::Node>>)| {
             &of(self.listed.nodes.get(name)) ^ &of(after.as_ref())
         };
         let moved: BTreeSet<_> = changes.nodes.iter().flat_map(moved).collect();
+        // Seldom, so that looking at all of them is no matter.
+        let listed = self.listed.workloads.values().flat_map(|workload| &workload.endpoints);
         let given = self.attachments.iter().flat_map(|attachment| &attachment.attached.interfaces);
-        !moved.is_empty() && given.flat_map(|interface| &interface.addresses).any(|address| moved.contains(address))
+        let listed = listed.flat_map(|endpoint| &endpoint.addresses);
+        let mut all = listed.chain(given.flat_map(|interface| &interface.addresses));
+        !moved.is_empty() && all.any(|address| moved.contains(address))
     }
 
     /// What files say, if each is one Kubernetes policy and nothing else, and was so.

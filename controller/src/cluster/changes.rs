@@ -111,9 +111,6 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
     if news.all || !told.into_iter().all(is_defined) {
         return None;
     }
-    if disputed(news, claims, objects) {
-        return None;
-    }
     // Mostly it is a policy.
     if news.pods.is_empty() && news.others.is_empty() && news.namespaces.is_empty() {
         return Some(Changes::default());
@@ -188,15 +185,6 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
         workloads: workloads.collect(),
         frontends: frontends.collect(),
         nodes: nodes.collect(),
-    })
-}
-
-/// Whether a node got or lost an address that pods say they have: as long as it is a node's it is nobody else's.
-fn disputed(news: &News, claims: &Claims, objects: &impl Objects) -> bool {
-    news.of(NODES).any(|(key, before)| {
-        let addresses = |seen: Option<&Seen>| seen.map(Seen::addresses).into_iter().flatten().collect::<BTreeSet<_>>();
-        let (before, after) = (addresses(before), addresses(objects.get(NODES, key)));
-        before.symmetric_difference(&after).any(|address| claims.of(*address).next().is_some())
     })
 }
 

@@ -538,9 +538,9 @@ impl Machine {
             let port = if direction == Direction::Egress { destination } else { source };
             let segment = passage.endpoint.segment;
             let remote = world.peer(segment, passage.remote, false);
-            let is_service = world.services.iter().any(|front| front.addresses.contains(&passage.remote));
             // In an overlay an address that nobody is known to have may be a node's.
-            let at_node = remote.node.is_some() || remote.overlay && remote.workload.is_none() && !is_service;
+            let at_node = remote.node.is_some()
+                || remote.overlay && remote.workload.is_none() && !world.is_service(passage.remote);
             let translation = world.translation(segment, passage.remote, Want::Port(Protocol::Udp, port));
             if world.tunnel_ports.contains(&port) && at_node || translation.is_some_and(|to| world.tunnels(&to)) {
                 let effect = if ip.fragment.is_none() { Effect::Forget(key(passage, ip)) } else { Effect::Nothing };
@@ -634,7 +634,6 @@ impl Machine {
         }
         let peer = self.world.peer(endpoint.segment, destination, false);
         let is_known = peer.workload.is_some() || peer.node.is_some();
-        let is_service = self.world.services.iter().any(|front| front.addresses.contains(&destination));
         let on_link = ["ff02::/16", "fe80::/10"].iter().any(|text| Prefix::literal(text).contains(destination));
         let network = |address: IpAddr| match address {
             IpAddr::V6(v6) => Some(u128::from(v6) >> 64),
@@ -642,14 +641,14 @@ impl Machine {
         };
         let beside =
             endpoint.addresses.iter().any(|own| network(*own).is_some_and(|own| network(destination) == Some(own)));
-        on_link || is_known || is_service || peer.overlay || beside
+        on_link || is_known || self.world.is_service(destination) || peer.overlay || beside
     }
 
     /// Whether nobody can tell any more who called: it is gone, and the address that was put in place of its own names others as well.
     fn unknown(&self, passage: &Passage<'_>, flow: &Flow) -> bool {
         let address = passage.remote;
-        let shared = self.world.peer(passage.endpoint.segment, address, false).node.is_some()
-            || self.world.services.iter().any(|front| front.addresses.contains(&address));
+        let shared =
+            self.world.peer(passage.endpoint.segment, address, false).node.is_some() || self.world.is_service(address);
         flow.sender == Sender::Gone && shared
     }
 

@@ -252,6 +252,12 @@ impl World {
             .find(|id| self.endpoint(id).is_some_and(|(_, e)| e.segment == segment && e.addresses.contains(&address)))
     }
 
+    /// Whether some service has the address.
+    #[must_use]
+    pub fn is_service(&self, address: IpAddr) -> bool {
+        self.services.iter().any(|front| front.addresses.contains(&address))
+    }
+
     /// Who an address is. `passing` says that the packet came to this node from elsewhere and does not name a local
     /// sender.
     #[must_use]
