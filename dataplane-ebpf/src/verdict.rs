@@ -1117,15 +1117,21 @@ fn asked<A: Family, T: Tables>(
                 choice = tables.choose(among);
             }
             tunnelled = choice.has(Choice::TUNNEL);
-            if choice.has(Choice::SOME) && !incoming {
-                decision = choice.decision();
-                would = decision;
+            // Where nobody is known to answer the address stands for itself; whoever answers all the same is judged behind the node.
+            let known = choice.has(Choice::SOME);
+            if !incoming && (known || !all) {
                 flags = flags & !Flow::ENCAPSULATED | Flow::SERVICE;
-                let later = choice.has(Choice::LATER);
+                if known {
+                    decision = choice.decision();
+                }
+                let later = choice.has(Choice::LATER) || !known;
                 if later {
                     flags |= Flow::PROVISIONAL;
                 }
-                if view.audited(initiator) && !(later && decision.allows()) {
+                if known || later && decision.allows() {
+                    would = decision;
+                }
+                if known && view.audited(initiator) && !(later && decision.allows()) {
                     among.would = true;
                     would = tables.choose(among).decision();
                 }

@@ -85,9 +85,10 @@ impl ServiceChange {
         let word = |key: &ServiceKey, id: u32| (*key, ServiceWord::new(key.tag(), id).0);
         let leads = |backends: &Pool<Backends>, id: u32| backends.get(id).is_some_and(|some| some.len != 0);
         let mut change = Self::default();
-        for (key, old) in from.iter().filter(|(key, _)| of_nodes(key) == nodes && !to.contains_key(key)) {
+        for key in from.keys().filter(|key| of_nodes(key) == nodes && !to.contains_key(key)) {
             change.delete.push(*key);
-            change.wait |= !addresses.is_empty() && leads(backends, *old);
+            // One that leads nowhere, too: what is known of its address would have the last word without it.
+            change.wait |= !addresses.is_empty();
         }
         for (key, id) in to.iter().filter(|(key, id)| of_nodes(key) == nodes && from.get(key) != Some(id)) {
             let old = from.get(key).filter(|_| !addresses.is_empty());

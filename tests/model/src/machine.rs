@@ -509,7 +509,10 @@ impl Machine {
             return Call { decision, others: BTreeSet::new(), ..call };
         }
         let peer = other_end(&self.world, endpoint.segment, remote, &flow.sender);
-        self.world.decide(reading, workload, flow.initiator, &peer, flow.want).into()
+        let decision = self.world.decide(reading, workload, flow.initiator, &peer, flow.want);
+        let provisional =
+            flow.initiator == Direction::Egress && self.world.is_unanswered(endpoint.segment, remote, flow.want);
+        Call { provisional, ..decision.into() }
     }
 
     /// `own`: the local address is one of the endpoint's, so that there is a flow to speak of.

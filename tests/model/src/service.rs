@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use crate::{
     World,
     policy::{Decision, Direction, Reading, Want, Why},
-    world::{Backend, Entity, Front, Protocol, Segment, Workload},
+    world::{Backend, Entity, Front, FrontPort, Protocol, Segment, Workload},
 };
 
 /// What nodes make of a call to an address of a service.
@@ -40,16 +40,8 @@ impl World {
     /// What becomes of a call; `None` where the address stands for itself, as that of a service without backends does.
     #[must_use]
     pub fn translation(&self, segment: Segment, address: IpAddr, want: Want) -> Option<Translation> {
-        let Want::Port(protocol, port) = want else { return None };
-        let node = self.nodes.iter().position(|node| node.addresses.contains(&address));
-        let called = |front: &Front| {
-            let ports = front.ports.iter().filter(|p| p.protocol == protocol);
-            let mut ports = ports.filter(|p| {
-                front.addresses.contains(&address) && p.port == port || node.is_some() && p.node_port == Some(port)
-            });
-            ports.next().map(|p| p.target)
-        };
-        let (front, target) = self.services.iter().find_map(|front| Some((front, called(front)?)))?;
+        let Want::Port(protocol, _) = want else { return None };
+        let (front, target) = self.called(address, want)?;
         let backends = front.backends.iter().filter_map(|backend| {
             let own = match backend {
                 Backend::Address(address) => vec![*address],
@@ -62,8 +54,37 @@ impl World {
             own.into_iter().find(|own| own.is_ipv4() == address.is_ipv4())
         });
         let backends: Vec<_> = backends.map(|backend| (backend, Want::Port(protocol, target))).collect();
-        let here = node.is_none_or(|node| node == self.here);
-        (!backends.is_empty()).then_some(Translation { backends, here })
+        (!backends.is_empty()).then_some(Translation { backends, here: self.translates(address) })
+    }
+
+    /// Whether a call is to a service of which no backend is known, and this node would choose one: if it knows one all the same, a later wall of this node
+    /// has the last word.
+    pub(crate) fn is_unanswered(&self, segment: Segment, address: IpAddr, want: Want) -> bool {
+        let is_called = self.called(address, want).is_some() && self.translates(address);
+        is_called && self.translation(segment, address, want).is_none()
+    }
+
+    /// Whether this node is the one that chooses among the backends of the address.
+    fn translates(&self, address: IpAddr) -> bool {
+        self.node_of(address).is_none_or(|node| node == self.here)
+    }
+
+    fn node_of(&self, address: IpAddr) -> Option<usize> {
+        self.nodes.iter().position(|node| node.addresses.contains(&address))
+    }
+
+    /// The service that has the address and port, and the port of its backends.
+    fn called(&self, address: IpAddr, want: Want) -> Option<(&Front, u16)> {
+        let Want::Port(protocol, port) = want else { return None };
+        let at_node = self.node_of(address).is_some();
+        let target = |front: &Front| {
+            let mut ports = front.ports.iter().filter(|p| p.protocol == protocol);
+            let is_called = |p: &&FrontPort| {
+                front.addresses.contains(&address) && p.port == port || at_node && p.node_port == Some(port)
+            };
+            ports.find(is_called).map(|p| p.target)
+        };
+        self.services.iter().find_map(|front| Some((front, target(front)?)))
     }
 
     /// Whether the way to the address passes a wall of this node behind the caller's own: a local workload's, or the

@@ -638,8 +638,8 @@ fn a_call_may_end_at_some_backend_or_must_at_all() {
         (&["db-1", "192.0.2.1"], "the own node", (false, true), (false, true), (false, false)),
         // Itself.
         (&["cart-1", "web-1"], "itself", (true, true), (true, true), (false, false)),
-        // Nobody: the address stands for itself.
-        (&[], "nobody", (false, false), (false, false), (false, false)),
+        // Nobody that is known: the address stands for itself, and a wall follows for whoever answers all the same.
+        (&[], "nobody", (false, true), (false, true), (false, false)),
     ] {
         assert_eq!(call(backends, "10.96.3.4"), cluster, "{ways}");
         if backends.iter().all(|backend| backend.contains('-')) {
