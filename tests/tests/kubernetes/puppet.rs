@@ -1,6 +1,7 @@
 //! A node that is only in the API server and on the wire: nobody runs there, and what it sends is made here, packet by packet.
 
 use std::{
+    fs,
     io::ErrorKind,
     net::{Ipv4Addr, UdpSocket},
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 use bulkhead_cluster::Node;
 use bulkhead_fixtures::{Frame, VXLAN_PORT, tcp};
 use bulkhead_topology::{Mac, traffic::fresh_port};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use bulkhead_tests::guarded::{Guarded, pod};
 
@@ -54,8 +55,12 @@ impl<'a> Puppet<'a> {
 
     /// Says in the API server, as flannel does, that it is a node with this range of pods.
     pub(crate) fn register(&self, range: &str) {
+        self.guarded.apply(&self.object(range).to_string());
+    }
+
+    fn object(&self, range: &str) -> Value {
         let data = format!(r#"{{"VNI":{VNI},"VtepMAC":"02:00:00:00:00:{:02x}"}}"#, self.number);
-        let node = json!({
+        json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": { "name": self.name(), "annotations": {
@@ -65,13 +70,7 @@ impl<'a> Puppet<'a> {
                 "flannel.alpha.coreos.com/public-ip": self.socket.local_addr().unwrap().ip(),
             } },
             "spec": { "podCIDR": range, "podCIDRs": [range] },
-        });
-        self.guarded.apply(&node.to_string());
-    }
-
-    /// Is no node any more.
-    pub(crate) fn leave(&self) {
-        self.guarded.kubectl(&["delete", "node", &self.name()]);
+        })
     }
 
     /// Sends a frame to a node by the tunnel.
@@ -103,6 +102,14 @@ impl<'a> Puppet<'a> {
             }
         }
     }
+}
+
+/// Nodes of the same names come in place of these, with other ranges, and all in one call: as long as it is one, a node keeps its range.
+pub(crate) fn replace(guarded: &Guarded, nodes: [(&Puppet<'_>, &str); 2]) {
+    let items = nodes.map(|(node, range)| node.object(range));
+    let file = guarded.cluster.directory().join("nodes.json");
+    fs::write(&file, json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string()).unwrap();
+    guarded.kubectl(&["replace", "--force", "--filename", file.to_str().unwrap()]);
 }
 
 /// How many tunnel packets a node has dropped for a reason.
