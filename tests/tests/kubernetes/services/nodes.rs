@@ -76,16 +76,19 @@ pub(super) fn node_port_local(shop: &Shop) {
     ]);
 }
 
-/// For the caller it is a port of the node, and the pod is asked by its own port: from outside and from other nodes by the caller's address, from its own
-/// node by the pod that calls.
+/// For the caller it is a port of the node, and the pod is asked by its own port: from outside and from other nodes by the caller's address, of their pods by
+/// the node's, from its own node by the pod that calls.
 pub(super) fn host_port(shop: &Shop) {
     let port = shop.node(0, HOST_PORT);
     shop.expect(&[
         (Caller::Outside, &port, &[NOBODY]),
         (Caller::Node(1), &port, &[NOBODY]),
         (Caller::Pod("ops"), &port, &["cart-1"]),
+        // May call every node, and the pod: but from another node it comes with that one's address.
+        (Caller::Pod("ops-2"), &port, &[NOBODY]),
         // May call the pod, but no node.
         (Caller::Pod("web-1"), &port, &[NOBODY]),
+        (Caller::Pod("web-2"), &port, &[NOBODY]),
         // May call every node, but not the pod.
         (Caller::Pod("guest"), &port, &[NOBODY]),
     ]);
@@ -94,10 +97,13 @@ pub(super) fn host_port(shop: &Shop) {
     shop.expect(&[
         (Caller::Outside, &port, &["cart-1"]),
         (Caller::Node(1), &port, &["cart-1"]),
+        (Caller::Pod("ops-2"), &port, &["cart-1"]),
         (Caller::Pod("web-1"), &port, &[NOBODY]),
+        (Caller::Pod("web-2"), &port, &[NOBODY]),
         (Caller::Pod("guest"), &port, &[NOBODY]),
     ]);
     assert_eq!(shop.seen_as(Caller::Outside, &port), [outside].into());
+    assert_eq!(shop.seen_as(Caller::Pod("ops-2"), &port), [shop.address_of_node(1)].into());
 }
 
 /// Those of kubelet pass, since a node may reach its own pods: nobody else reaches one whom no policy opens.

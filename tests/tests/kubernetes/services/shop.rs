@@ -27,7 +27,9 @@ impl Shop {
         let cart = |name: &str, node, part: &str, ports: &str| {
             server(name, node, ports).replace(&format!("app: {name}"), &format!("app: cart, part: '{part}'"))
         };
-        let web = |name: &str, node| server(name, node, "").replace(&format!("app: {name}"), "app: web");
+        let replica = |app: &str, name: &str, node| {
+            server(name, node, "").replace(&format!("app: {name}"), &format!("app: {app}"))
+        };
         let host_port = format!(", ports: [{{ containerPort: 8080, hostPort: {HOST_PORT} }}]");
         let host = pod(
             "host",
@@ -40,17 +42,18 @@ impl Shop {
             cart("cart-1", "n1", "1", &host_port),
             cart("cart-2", "n2", "2", ""),
             server("db", "n2", ""),
-            web("web-1", "n1"),
-            web("web-2", "n2"),
+            replica("web", "web-1", "n1"),
+            replica("web", "web-2", "n2"),
             server("guest", "n1", ""),
             server("vip", "n1", ""),
             server("ops", "n1", ""),
+            replica("ops", "ops-2", "n2"),
             host.replace("  nodeName:", "  hostNetwork: true\n  nodeName:"),
         ];
         // Before any pod, so that all are isolated from their first packet.
         guarded.apply(&[NAMESPACE, POLICIES, "---\n", SERVICES].concat());
         guarded.apply(&pods.concat());
-        guarded.wait_for(&["cart-1", "cart-2", "db", "web-1", "web-2", "guest", "vip", "ops", "host"]);
+        guarded.wait_for(&["cart-1", "cart-2", "db", "web-1", "web-2", "guest", "vip", "ops", "ops-2", "host"]);
         Some(Self { guarded })
     }
 
