@@ -2,7 +2,6 @@
 
 mod latency;
 mod news;
-mod probe;
 mod scale;
 mod start;
 mod traffic;
@@ -14,6 +13,7 @@ use bulkhead_cluster::Cluster;
 use bulkhead_tests::{
     guarded::{Guarded, NAMESPACE, pod},
     inside::Pod,
+    probe::Server,
 };
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -22,8 +22,6 @@ use kube::{
     api::{DeleteParams, ListParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-
-use self::probe::server;
 
 /// UDP port on which the servers answer.
 const PORT: u16 = 9000;
@@ -75,6 +73,7 @@ struct Stage {
     callers: [Pod; 2],
     /// Servers, called `s1` and `s2`.
     servers: [Pod; 2],
+    _answers: Vec<Server>,
 }
 
 /// Measures, and prints a table for each part.
@@ -109,8 +108,8 @@ impl Stage {
         guarded.wait_for(&["a", "b", "s1", "s2"]);
         let of = |pod: &str, node: usize| Pod::new(guarded.cluster.node(node), &guarded.address(pod));
         let (callers, servers) = ([of("a", 0)?, of("b", 1)?], [of("s1", 0)?, of("s2", 1)?]);
-        servers.iter().try_for_each(|pod| server(pod, PORT))?;
-        Ok(Self { guarded, callers, servers })
+        let answers = servers.iter().map(|pod| Server::start(pod, PORT)).collect::<Result<_>>()?;
+        Ok(Self { guarded, callers, servers, _answers: answers })
     }
 
     /// Takes away the policies of a part. In one call: kubectl asks for five of them a second.

@@ -6,7 +6,8 @@
 //!
 //! A [`chain::Chain`] makes containers on a node as a runtime with CNI plugins does.
 //!
-//! A [`guarded::Guarded`] is a real Kubernetes with flannel whose nodes are guarded; an [`inside::Pod`] runs something in the network of one of its pods.
+//! A [`guarded::Guarded`] is a real Kubernetes with flannel whose nodes are guarded; an [`inside::Pod`] runs something in the network of one of its pods, as calls
+//! do that [`probe`] makes.
 //!
 //! [`test_run`] needs no network at all: it asks the loaded programs about single packets.
 
@@ -15,6 +16,7 @@ pub mod chain;
 pub mod guarded;
 pub mod inside;
 mod lab;
+pub mod probe;
 mod proxy;
 pub mod systemd;
 pub mod test_run;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
+use bulkhead_tests::probe::{Flow, Pace, until};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::{
     Api, Client,
@@ -20,7 +21,6 @@ use serde_json::json;
 use super::{
     PORT, Stage,
     news::{News, became},
-    probe::{Flow, until},
 };
 use crate::cni::at;
 
@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn run(stage: &mut Stage, repetitions: usize, smoke: bool) -> Result<()> {
     let [a, b] = &stage.callers;
     let [s1, s2] = &stage.servers;
-    let flows = [Flow::start(a, s2.address, PORT)?, Flow::start(b, s1.address, PORT)?];
+    let flows = [Flow::start(a, s2.address, PORT, Pace::FINE)?, Flow::start(b, s1.address, PORT, Pace::FINE)?];
     let others: &[usize] = if smoke { &OTHERS[..1] } else { &OTHERS };
     let repetitions = if smoke { 2 } else { repetitions };
     let news = News::watch(stage, OPEN, |event: &WatchEvent<NetworkPolicy>| matches!(event, WatchEvent::Added(_)))?;

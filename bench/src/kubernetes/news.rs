@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use bulkhead_tests::probe::Flow;
 use futures_util::TryStreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
@@ -15,7 +16,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Stage, probe::Flow};
+use super::Stage;
 
 /// What was told of an object that opens a path and shuts it.
 #[derive(Clone)]

@@ -15,7 +15,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_tests::guarded::{Guarded, eventually};
+use bulkhead_tests::{
+    guarded::{Guarded, eventually},
+    probe::{Flow, PATIENCE, Pace, until},
+};
 use clap::Args;
 use k8s_openapi::api::{core::v1::Pod, networking::v1::NetworkPolicy};
 use kube::{
@@ -28,7 +31,6 @@ use self::{churn::Churn, process::Process};
 use super::{
     PORT, Stage,
     news::{News, became},
-    probe::{Flow, until},
 };
 use crate::cni::at;
 
@@ -73,7 +75,7 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
     let size = Size { nodes, pods, namespaces: pods.div_ceil(25) };
     // The policies of the part before must be gone before the agents are: what is in force stays without them.
     let [caller, _] = &stage.callers;
-    let flow = [Flow::start(caller, stage.servers[0].address, PORT)?];
+    let flow = [Flow::start(caller, stage.servers[0].address, PORT, Pace::FINE)?];
     until(&flow, true)?;
     for node in 0..2 {
         stage.guarded.end_agent(node);
@@ -211,7 +213,7 @@ async fn wait_for(client: &Client, pods: usize) -> Result<()> {
         {
             return Ok(());
         }
-        ensure!(begin.elapsed() < super::probe::PATIENCE, "the API server does not know all pods");
+        ensure!(begin.elapsed() < PATIENCE, "the API server does not know all pods");
         tokio::time::sleep(PAUSE).await;
     }
 }

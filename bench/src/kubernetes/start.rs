@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_cluster::Node;
-use bulkhead_tests::guarded::AGNHOST;
+use bulkhead_tests::{
+    guarded::AGNHOST,
+    probe::{Flow, PATIENCE, Pace},
+};
 use clap::Args;
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
@@ -22,10 +25,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{
-    Stage,
-    probe::{Flow, PATIENCE},
-};
+use super::Stage;
 use crate::cni::at;
 
 /// UDP port on which a started pod answers.
@@ -135,7 +135,7 @@ fn start(stage: &Stage) -> Result<(Duration, Duration)> {
         let log = node.file(Path::new(LOGS).join(format!("shop_started_{uid}")).join("main/0.log"));
         let ran = first_line(&log)?.duration_since(called)?;
         let address = addresses(node)?.into_iter().find(|address| !given.contains(address)).context("no address was given")?;
-        let flow = Flow::start(caller, address, PORT)?;
+        let flow = Flow::start(caller, address, PORT, Pace::FINE)?;
         let answered = loop {
             if let Some(answered) = flow.first_answered(begin) {
                 break answered;

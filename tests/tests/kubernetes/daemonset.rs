@@ -11,7 +11,7 @@ use bulkhead_tests::{
 
 use crate::{
     lasting::{self, caller, calls},
-    mesh::{Mesh, member},
+    mesh::{Mesh, Probes, member},
     monitor,
 };
 
@@ -129,7 +129,7 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     guarded.becomes("old", &port, false);
     guarded.apply(&[member("web", "n1"), member("guest", "n1"), member("near", "n2")].concat());
     let mesh = Mesh::begin(&guarded);
-    mesh.goes_on(&guarded, "at first");
+    let probes = Probes::begin(&guarded);
 
     for (number, hasty) in HASTY.iter().enumerate() {
         match number {
@@ -164,8 +164,9 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     eventually("the taint of a node that joins is gone, others are not", || {
         taints(&guarded, "n2") == "example.com/other"
     });
-    mesh.goes_on(&guarded, "after all agents were replaced");
-    mesh.assert_unchanged(&guarded);
+    mesh.goes_on("after all agents were replaced");
+    probes.end(&guarded);
+    mesh.assert_unchanged();
     for pod in HASTY {
         let calls = calls(&guarded, pod);
         assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}");

@@ -6,7 +6,7 @@ use bulkhead_cluster::Cluster;
 
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod};
 
-use crate::mesh::{Mesh, member};
+use crate::mesh::{Mesh, Probes, member};
 
 /// Calls `db` again and again, and prints of each call whether it was answered.
 pub(crate) fn caller(name: &str, node: &str, db: &str) -> String {
@@ -39,7 +39,7 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
     guarded.apply(&[NAMESPACE, &members.concat(), POLICY].concat());
     let mesh = Mesh::begin(&guarded);
     let db = guarded.address("db");
-    mesh.goes_on(&guarded, "at first");
+    let probes = Probes::begin(&guarded);
 
     guarded.cluster.stop_api_server().unwrap();
     eventually("the agents say that they may be behind", || {
@@ -51,7 +51,7 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
     eventually("the agents follow again", || {
         (0..2).all(|node| guarded.metric(node, "bulkhead_source_behind", &[]) == 0.0)
     });
-    mesh.goes_on(&guarded, "after the API server came back");
+    mesh.goes_on("after the API server came back");
 
     // The next one does not know whom the runtime told of, either.
     fs::remove_file(guarded.cluster.node(1).file("/run/bulkhead/attachments.json")).unwrap();
@@ -59,7 +59,8 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
     let log = guarded.log(1);
     assert!(["shop/db", "shop/near"].iter().all(|pod| found_again(&log, pod)), "{log}");
     assert_eq!(guarded.metric(1, "bulkhead_links_unknown", &[]), 0.0, "{log}");
-    mesh.goes_on(&guarded, "after an agent was killed");
+    mesh.goes_on("after an agent was killed");
+    probes.end(&guarded);
 
     // flannel writes its conflist anew while pods start.
     for number in 0..3 {
@@ -67,12 +68,12 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
         guarded.cluster.node_mut(0).restart_flannel().unwrap();
     }
     guarded.wait_for(&["hasty-0", "hasty-1", "hasty-2"]);
-    mesh.goes_on(&guarded, "after flannel was restarted");
+    mesh.goes_on("after flannel was restarted");
     eventually("those that came have called", || {
         ["hasty-0", "hasty-1", "hasty-2"].iter().all(|pod| calls(&guarded, pod).len() > 2)
     });
 
-    mesh.assert_unchanged(&guarded);
+    mesh.assert_unchanged();
     for pod in ["hasty-0", "hasty-1", "hasty-2"] {
         let calls = calls(&guarded, pod);
         assert!(calls.iter().all(|call| call == "silent"), "{pod}: {calls:?}\n{}", guarded.log(0));

@@ -17,6 +17,7 @@ mod open;
 mod parted;
 mod plain;
 mod puppet;
+mod said;
 mod sctp;
 mod services;
 mod shop;

@@ -1,7 +1,7 @@
 //! A node and the API server that do not hear each other.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,27 +14,16 @@ use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
 use crate::{
     hand::Hand,
     lasting::{caller, lines},
+    said::Said,
     shop::{hasty, is_hasty},
 };
 
 /// How long an agent waits to hear of a pod that is about to start.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// What the calls of a pod of the shop on the first node came to, without asking the API server for it. One that was started anew has a log for each time.
+/// What the calls of a pod of the shop came to, without asking its kubelet, which the API server may not reach.
 fn calls(guarded: &Guarded, pod: &str) -> Vec<String> {
-    calls_on(guarded, 0, pod)
-}
-
-/// The same on any node.
-fn calls_on(guarded: &Guarded, node: usize, pod: &str) -> Vec<String> {
-    let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", pod, "--output=jsonpath={.metadata.uid}"]);
-    let logs = guarded.cluster.node(node).file(format!("/var/log/pods/shop_{pod}_{uid}/main"));
-    let logs = fs::read_dir(logs).into_iter().flatten();
-    let mut logs: Vec<_> = logs.map(|log| log.unwrap().path()).collect();
-    logs.sort();
-    // Before each line stand its time, its stream and whether it is whole.
-    let said = logs.iter().map(|log| fs::read_to_string(log).unwrap());
-    said.flat_map(|said| lines(said.lines().filter_map(|line| line.rsplit(' ').next()))).collect()
+    lines(Said::by(guarded, pod).lines().iter().map(String::as_str))
 }
 
 /// Kills what holds the namespaces of a pod: kubelet makes it anew, with another address.
@@ -79,9 +68,9 @@ fn a_parted_node_keeps_its_verdicts() {
         guarded.apply(&if may { also(text, name) } else { text });
     }
     let unchanged = |what: &str| {
-        let before = to_far.map(|(node, name, _)| calls_on(&guarded, node, name).len());
-        for ((node, name, may), before) in to_far.into_iter().zip(before) {
-            let called = || calls_on(&guarded, node, name);
+        let before = to_far.map(|(_, name, _)| calls(&guarded, name).len());
+        for ((_, name, may), before) in to_far.into_iter().zip(before) {
+            let called = || calls(&guarded, name);
             eventually(&format!("{name} calls: {what}"), || called().len() > before + 3);
             // A caller may be known later than it calls.
             let calls: Vec<_> = called().into_iter().skip_while(|call| may && call != "answered").collect();
@@ -89,8 +78,8 @@ fn a_parted_node_keeps_its_verdicts() {
             assert!(calls.len() > 3 && calls.iter().all(|call| call == said), "{name}, {what}: {calls:?}");
         }
     };
-    for (node, name, _) in to_far {
-        eventually("all call", || calls_on(&guarded, node, name).len() > 3);
+    for (_, name, _) in to_far {
+        eventually("all call", || calls(&guarded, name).len() > 3);
     }
     unchanged("before");
     let before = ["web", "late"].map(count);
