@@ -30,6 +30,14 @@ impl<'a> Hand<'a> {
         Self { node, name, arguments, network: serde_json::from_slice(&network).unwrap(), result: None }
     }
 
+    /// Has our plugin wait for an agent no longer than this.
+    pub(crate) fn patient(mut self, seconds: u64) -> Self {
+        let plugins = self.network["plugins"].as_array_mut().unwrap();
+        let ours = plugins.iter_mut().find(|plugin| plugin["type"] == "bulkhead-cni").unwrap();
+        ours["timeoutSeconds"] = seconds.into();
+        self
+    }
+
     fn call(&self, verb: &str, plugin: &Value) -> Result<String, Value> {
         let mut config = plugin.clone();
         for field in ["name", "cniVersion"] {

@@ -6,7 +6,10 @@ use bulkhead_cluster::Cluster;
 
 use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod};
 
-use crate::mesh::{Mesh, Probes, member};
+use crate::{
+    hand::Hand,
+    mesh::{Mesh, Probes, member},
+};
 
 /// Calls `db` again and again, and prints of each call whether it was answered.
 pub(crate) fn caller(name: &str, node: &str, db: &str) -> String {
@@ -39,13 +42,24 @@ fn verdicts_outlive_api_server_agent_and_flannel() {
     guarded.apply(&[NAMESPACE, &members.concat(), POLICY].concat());
     let mesh = Mesh::begin(&guarded);
     let db = guarded.address("db");
+    let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", "guest", "--output=jsonpath={.metadata.uid}"]);
     let probes = Probes::begin(&guarded);
 
     guarded.cluster.stop_api_server().unwrap();
     eventually("the agents say that they may be behind", || {
         (0..2).all(|node| guarded.metric(node, "bulkhead_source_behind", &[]) == 1.0)
     });
+    let links = guarded.links(0);
     guarded.kill_agent_without_source(0);
+    // It has run, and policy may have changed since: an agent that was there all the time would let it start again.
+    let mut hand = Hand::new(guarded.cluster.node(0), "hand", "guest", &uid).patient(2);
+    let refused = hand.add().unwrap_err();
+    let said = refused["msg"].as_str().unwrap();
+    // Which of both depends on whether the agent has come so far.
+    let waited = ["the policy of this container was not in force in time", "no Bulkhead agent answers at "];
+    assert!(waited.iter().any(|waited| said.contains(waited)), "{refused}");
+    hand.del();
+    assert_eq!(guarded.links(0), links, "of who was refused");
     guarded.cluster.start_api_server().unwrap();
     guarded.wait_for_agents();
     eventually("the agents follow again", || {

@@ -18,6 +18,9 @@ use crate::{
     shop::{hasty, is_hasty},
 };
 
+/// How soon an agent knows that nothing comes any more where packets vanish, as README.md has it, and what a busy machine may add.
+const NOTICES: Duration = Duration::from_secs(30);
+const SLACK: Duration = Duration::from_secs(15);
 /// How long an agent waits to hear of a pod that is about to start.
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -97,7 +100,9 @@ fn a_parted_node_keeps_its_verdicts() {
     kill_sandbox(&guarded, 0, "again");
     let calls_of_again = count("again");
     eventually("the agent says that it may be behind", || guarded.metric(0, "bulkhead_source_behind", &[]) == 1.0);
-    println!("it says that it may be behind after {:.1?}", start.elapsed());
+    let noticed = start.elapsed();
+    println!("it says that it may be behind after {noticed:.1?}");
+    assert!(noticed < NOTICES + SLACK, "{noticed:?}");
     assert_eq!(guarded.metric(1, "bulkhead_source_behind", &[]), 0.0, "the other node");
     // A runtime that starts it all the same waits, and hears what to do about it.
     let uid = guarded.kubectl(&["--namespace=shop", "get", "pod", "new", "--output=jsonpath={.metadata.uid}"]);
