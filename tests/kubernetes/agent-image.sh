@@ -28,7 +28,7 @@ tar --create --file "$work/archive/layer.tar" --directory "$root" --owner=0 --gr
 layer=$(sha256sum "$work/archive/layer.tar" | cut -d ' ' -f 1)
 machine=$(uname -m)
 case $machine in x86_64) machine=amd64 ;; aarch64) machine=arm64 ;; esac
-printf '{"architecture":"%s","os":"linux","config":{"Env":["PATH=/usr/local/bin:/usr/sbin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
+printf '{"architecture":"%s","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
   "$machine" "$layer" >"$work/archive/config.json"
 printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":["layer.tar"]}]' "$reference" >"$work/archive/manifest.json"
 tar --create --file "$archive" --directory "$work/archive" .

@@ -17,6 +17,8 @@ mount --bind "$directory/kubelet" /var/lib/kubelet
 # The links in /sys/class/net are those of whoever mounts it. The control groups stay the machine's.
 mkdir /run/cgroup
 mount --rbind /sys/fs/cgroup /run/cgroup
+# What lay below would still be in the list of mounts.
+umount --recursive --lazy /sys
 mount -t sysfs sysfs /sys
 mount --rbind /run/cgroup /sys/fs/cgroup
 umount --recursive --lazy /run/cgroup

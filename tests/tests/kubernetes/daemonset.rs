@@ -197,4 +197,31 @@ fn the_manifests_guard_a_cluster_and_give_it_back() {
     guarded.apply(&server("new", "n1"));
     guarded.wait_for(&["new"]);
     assert!(guarded.connects("new", &port), "who starts now is nobody's");
+    a_node_without_bpffs_gets_one(&guarded, &port);
+}
+
+/// Whether a node has a file system for pins.
+fn has_bpffs(node: &Node) -> bool {
+    let mounts = node.command("cat").arg("/proc/mounts").output().unwrap();
+    String::from_utf8(mounts.stdout).unwrap().lines().any(|line| line.contains(" /sys/fs/bpf bpf "))
+}
+
+/// The chart mounts it where nobody has, on one node of two. It stays when its pods go, and with it all that is in force.
+fn a_node_without_bpffs_gets_one(guarded: &Guarded, port: &str) {
+    let [there, missing] = guarded.cluster.nodes() else { panic!("two nodes") };
+    assert!(missing.command("umount").arg("/sys/fs/bpf").status().unwrap().success());
+    assert!(has_bpffs(there) && !has_bpffs(missing));
+    guarded.apply(&monitor::rendered(guarded, "observe=false,crds=false,bpffs.mount=true"));
+    rolled_out(guarded);
+    // Each node stops one of its own.
+    for from in ["guest", "near"] {
+        guarded.becomes(from, port, false);
+    }
+    assert!(guarded.connects("web", port));
+    guarded.kubectl(&["--namespace=bulkhead-system", "delete", "daemonset/bulkhead", "--cascade=foreground"]);
+    for (number, node) in [there, missing].into_iter().enumerate() {
+        assert!(has_bpffs(node) && node.file(PINS).exists(), "{}", node.name);
+        assert_eq!(guarded.metrics(number), None, "no agent is left on {}", node.name);
+    }
+    assert!(["guest", "near"].iter().all(|from| !guarded.connects(from, port)) && guarded.connects("web", port));
 }

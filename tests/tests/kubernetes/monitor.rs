@@ -17,19 +17,18 @@ pub(crate) const TAINT: &str = "bulkhead.io/starting";
 /// What the DaemonSet runs in, as the plain manifests have it.
 const NAMESPACE: &str = "bulkhead-system";
 
-/// Renders the chart as for a cluster with Prometheus' operator, where nodes join with a taint and forward directly.
-fn rendered(guarded: &Guarded) -> String {
+/// The chart with some values.
+pub(crate) fn rendered(guarded: &Guarded, values: &str) -> String {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controller/deploy/kubernetes/chart");
     let mut helm = Command::new(guarded.cluster.helm());
     helm.args(["template", "bulkhead"]).arg(chart).args(["--namespace", NAMESPACE, "--kube-version", "1.34"]);
-    helm.args(["--set", "observe=false,direct=true,serviceMonitor.enabled=true,metrics.address=0.0.0.0"]);
-    helm.args(["--set", &format!("startupTaint={TAINT}")]);
+    helm.args(["--set", values]);
     let output = helm.stderr(Stdio::inherit()).output().unwrap_or_else(|error| panic!("{helm:?}: {error}"));
     assert!(output.status.success(), "{helm:?}: {}", output.status);
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Applies the chart with its monitor, as strictly as the API server can be: what the definition does not know is an error.
+/// Applies the chart with its monitor, for nodes that join with a taint and forward directly, as strictly as the API server can be: what the definition does not know is an error.
 pub(crate) fn apply(guarded: &Guarded) {
     let definition = guarded.cluster.program("operator/servicemonitors.yaml");
     let name = "customresourcedefinition/servicemonitors.monitoring.coreos.com";
@@ -37,7 +36,9 @@ pub(crate) fn apply(guarded: &Guarded) {
     guarded.kubectl(&["apply", "--server-side", "--filename", definition.to_str().unwrap()]);
     guarded.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", name]);
 
-    let (text, file) = (rendered(guarded), guarded.cluster.directory().join("monitor.yaml"));
+    let values = "observe=false,direct=true,serviceMonitor.enabled=true,metrics.address=0.0.0.0";
+    let text = rendered(guarded, &format!("{values},startupTaint={TAINT}"));
+    let file = guarded.cluster.directory().join("monitor.yaml");
     let apply = |text: &str, words: &[&str]| {
         fs::write(&file, text).unwrap();
         let apply = ["apply", "--validate=strict", "--filename", file.to_str().unwrap()];
