@@ -10,7 +10,7 @@ use bulkhead_tests::{
     guarded::{DEFINITIONS, Guarded, NAMESPACE, eventually, server},
 };
 
-use crate::{agree, flood::Flood};
+use crate::{agree, dump::Dump, flood::Flood};
 
 /// Who the agents are.
 const AGENTS: &str = "system:serviceaccount:bulkhead-system:bulkhead";
@@ -155,6 +155,20 @@ fn events_written(guarded: &Guarded) -> (usize, usize) {
     (written.count(), usize::try_from(times.sum::<u64>()).unwrap())
 }
 
+/// What kubectl prints of Intents and Guards is enough to say what is so.
+fn as_without_a_cluster(guarded: &Guarded) {
+    let dump = Dump::of(guarded, &["namespaces,nodes,pods,services,endpointslices,intents", "guards"]);
+    let (passes, why) = dump.explain("web", "db");
+    assert!(!passes && why.contains("stop"), "{why}");
+    assert!(!dump.explain("guest", "db").0, "the Intent isolates it");
+    let open = "not-isolated: nothing isolates `shop/guest[Pod]` at ingress and egress";
+    assert_eq!(dump.lint(), [open], "the others are of the Intent");
+    let dump = dump.without("guards");
+    let (passes, why) = dump.explain("web", "db");
+    assert!(passes && why.contains("shop"), "{why}");
+    assert!(!dump.explain("guest", "db").0, "the Intent isolates it");
+}
+
 /// What kubectl prints of the only object of a kind: the columns' names, and what is in them.
 fn table(guarded: &Guarded, words: &[&str]) -> [Vec<String>; 2] {
     let table = guarded.kubectl(words);
@@ -211,6 +225,7 @@ fn objects_of_ours_are_enforced_and_say_how_they_stand() {
     let [header, line] = table(&guarded, &["get", "guards"]);
     assert_eq!(header, ["NAME", "PRIORITY", "MODE", "ACCEPTED", "PUBLISHED", "AGE"]);
     assert_eq!(line[..5], ["stop", "7", "enforce", "True", "2/2"]);
+    as_without_a_cluster(&guarded);
     guarded.kubectl(&["delete", "guard", "stop"]);
     guarded.becomes("web", &db, true);
 

@@ -4,6 +4,7 @@ mod admin;
 mod agree;
 mod crd;
 mod daemonset;
+mod dump;
 mod flood;
 mod forged;
 mod hand;

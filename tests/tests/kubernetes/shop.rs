@@ -1,17 +1,14 @@
 //! Pods on two nodes under policies that kubectl applies.
 
-use std::{fs, process::Command, thread};
+use std::thread;
 
 use bulkhead_cluster::Cluster;
 use bulkhead_fixtures::skip;
 use bulkhead_topology::traffic::{Capture, Frame};
 
-use bulkhead_tests::{
-    bulkhead,
-    guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server},
-};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod, server};
 
-use crate::netpol;
+use crate::{dump::Dump, netpol};
 
 fn shop() -> String {
     [NAMESPACE.to_owned(), server("db", "n2"), server("web", "n1"), server("guest", "n1"), server("near", "n2")]
@@ -48,7 +45,7 @@ fn a_policy_from_kubectl_holds_on_both_nodes() {
     };
     eventually("the caller's node counts it", || blocked(0, "guest", "egress", "guests") > 0.0);
     eventually("the callee's node counts it", || blocked(1, "db", "ingress", "db") > 0.0);
-    as_without_a_cluster(&guarded, &["db", "web", "guest", "near"]);
+    as_without_a_cluster(&guarded);
 
     // Labels decide, and they change.
     guarded.kubectl(&["--namespace=shop", "label", "pod", "guest", "app=web", "--overwrite"]);
@@ -60,32 +57,19 @@ fn a_policy_from_kubectl_holds_on_both_nodes() {
     assert_eq!(guarded.metric(0, "bulkhead_unenforced_starts_total", &[]), 0.0, "{}", guarded.log(0));
 }
 
-/// Each calls each, and what comes of it is what `explain` says by what kubectl prints of this cluster; `simulate` reads it too.
-fn as_without_a_cluster(guarded: &Guarded, pods: &[&str]) {
-    let dump = guarded.cluster.directory().join("dump");
-    fs::create_dir(&dump).unwrap();
-    for kind in ["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies"] {
-        let printed = guarded.kubectl(&["get", kind, "--all-namespaces", "--output=json"]);
-        fs::write(dump.join(format!("{kind}.json")), printed).unwrap();
-    }
-    let said = |words: &[&str]| {
-        let output = Command::new(bulkhead().unwrap()).args(words).arg(&dump).output().unwrap();
-        let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
-        (output.status.code(), text)
-    };
-    for from in pods {
-        for to in pods.iter().filter(|to| *to != from) {
-            let passes = guarded.connects(from, &format!("{}:8080", guarded.address(to)));
-            let [caller, called] = [from, to].map(|pod| format!("shop/{pod}"));
-            let (code, text) = said(&["explain", "--from", &caller, "--to", &called, "--port", "8080"]);
-            assert_eq!(code, Some(i32::from(!passes)), "{from} to {to}: {text}");
-        }
-    }
-    let (code, text) = said(&["simulate", "--output", "list"]);
-    assert_eq!(code, Some(0), "{text}");
+/// `explain`, `simulate` and `lint` say of what kubectl prints of this cluster what is so.
+fn as_without_a_cluster(guarded: &Guarded) {
+    let dump = Dump::of(guarded, &["namespaces", "nodes", "pods", "services", "endpointslices", "networkpolicies"]);
+    dump.explains_what_is(guarded, &["db", "web", "guest", "near"]);
+    let (code, [text, noted]) = dump.said(&["simulate", "--output", "list"]);
+    assert_eq!(code, Some(0), "{text}{noted}");
     let paths = |path: &str| text.lines().filter(|line| line.starts_with(path)).collect::<Vec<_>>();
     assert_eq!(paths("shop/web[Pod] => shop/db["), ["shop/web[Pod] => shop/db[Pod] : TCP 8080"], "{text}");
     assert_eq!(paths("shop/guest[Pod] => shop/db["), [""; 0], "{text}");
+    let open = [("db", "egress"), ("guest", "ingress"), ("near", "ingress"), ("web", "ingress and egress")];
+    let mut found = dump.lint();
+    found.sort();
+    assert_eq!(found, open.map(|(pod, at)| format!("not-isolated: nothing isolates `shop/{pod}[Pod]` at {at}")));
 }
 
 /// The same by IPv4 and IPv6, by addresses of pods and of a Service.
