@@ -5,6 +5,7 @@
 
 mod churn;
 mod etcd;
+mod minutes;
 mod objects;
 mod process;
 
@@ -27,7 +28,7 @@ use kube::{
 };
 use serde_json::json;
 
-use self::{churn::Churn, process::Process};
+use self::{churn::Churn, minutes::Minutes, process::Process};
 use super::{
     PORT, Stage,
     news::{News, became},
@@ -37,6 +38,7 @@ use crate::cni::at;
 /// Time to come to rest, and between two changes.
 const REST: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
+const MINUTE: Duration = Duration::from_secs(60);
 /// Pods of a page of the list that is read for comparison, as the agent has it.
 const PAGE: usize = 500;
 /// Label of who may call the server.
@@ -51,10 +53,10 @@ pub(super) struct Options {
     /// Generated nodes, in `scale`.
     #[arg(long, default_value_t = 100)]
     nodes: usize,
-    /// Generated pods, in `scale`; a namespace and a policy for each 25.
+    /// Generated pods, in `scale`; a namespace and a policy for each 25 of them.
     #[arg(long, default_value_t = 5000)]
     pods: usize,
-    /// Seconds during which a tenth of the pods is replaced each minute, in `scale`.
+    /// Seconds during which a tenth of the pods is replaced each minute, in `scale`. Whether memory grows is seen after three minutes.
     #[arg(long, default_value_t = 60)]
     churn: u64,
 }
@@ -70,13 +72,20 @@ struct Size {
 /// Measures, and prints a table. Generated objects stay.
 pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<()> {
     let (nodes, pods, churn) = if smoke { (10, 200, 2) } else { (options.nodes, options.pods, options.churn) };
+    let (rest, minute) = if smoke { (Duration::ZERO, Duration::from_millis(500)) } else { (REST, MINUTE) };
     ensure!((1..=objects::MOST).contains(&nodes), "{nodes} nodes: there are addresses for 1 to {}", objects::MOST);
     ensure!((1..=nodes * objects::DENSITY).contains(&pods), "{pods} pods: a node has at most {}", objects::DENSITY);
-    let size = Size { nodes, pods, namespaces: pods.div_ceil(25) };
+    let size = Size { nodes, pods, namespaces: pods.div_ceil(objects::CROWD) };
     // The policies of the part before must be gone before the agents are: what is in force stays without them.
     let [caller, _] = &stage.callers;
     let flow = [Flow::start(caller, stage.servers[0].address, PORT, Pace::FINE)?];
     until(&flow, true)?;
+    // An agent that has just begun where there is next to nothing.
+    stage.guarded.end_agent(NODE);
+    stage.guarded.forget(NODE);
+    stage.guarded.kill_agent(NODE);
+    thread::sleep(rest);
+    let empty = agent(&stage.guarded)?.memory()?.resident;
     for node in 0..2 {
         stage.guarded.end_agent(node);
     }
@@ -133,6 +142,11 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
             mib(memory.peak),
             verdict(memory.peak <= 400 << 20)
         );
+        println!(
+            "resident for each pod          {:>7.2} KiB  ({:.0} MiB without them)",
+            memory.resident.saturating_sub(empty) as f64 / 1024.0 / pods as f64,
+            mib(empty)
+        );
         println!("maps                           {:>7.1} MiB", mib(process.maps()?));
         println!("requests to the API server     {}", requests(&stage.guarded.cluster.requests()?[before..]));
     }
@@ -141,11 +155,15 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
     let quiet = Duration::from_secs(if smoke { 1 } else { churn });
     let still = flips(stage, (&flow, &news), quiet, &process)?;
     // A tenth a minute.
+    let before = stage.guarded.cluster.requests()?.len();
     let churning = Churn::start(stage, size, Duration::from_secs(600).div_f64(pods as f64))?;
+    let minutes = Minutes::start(agent(&stage.guarded)?, minute);
     let moving = flips(stage, (&flow, &news), Duration::from_secs(churn), &process);
     let replaced = churning.stop()?;
-    let moving = moving?;
+    let (moving, minutes) = (moving?, minutes.stop()?);
+    let asked = requests(&stage.guarded.cluster.requests()?[before..]);
     ensure!(replaced > 0, "no pod was replaced");
+    ensure!(!smoke || !minutes.is_empty(), "nobody looked at the agent's memory");
     if smoke {
         println!("an agent starts in a cluster of generated pods, and follows while they come and go");
         return Ok(());
@@ -166,6 +184,8 @@ pub(super) fn run(stage: &mut Stage, options: &Options, smoke: bool) -> Result<(
         );
     }
     println!("replaced {replaced} pods, {:.1} a second", replaced as f64 / churn as f64);
+    println!("resident after each minute of that, MiB   {}", minutes::told(&minutes));
+    println!("requests to the API server meanwhile   {asked}");
     for (name, flips) in [("nothing else happens", &still), ("pods come and go", &moving)] {
         let heard = &flips.heard;
         let (p50, p99) = (at(heard, 50), at(heard, 99));
@@ -203,7 +223,7 @@ async fn wait_for(client: &Client, pods: usize) -> Result<()> {
             .request_text(
                 http::Request::get(format!(
                     "/api/v1/namespaces/{}/pods",
-                    objects::namespace_name((pods - 1) % pods.div_ceil(25))
+                    objects::namespace_name((pods - 1) % pods.div_ceil(objects::CROWD))
                 ))
                 .body(Vec::new())?,
             )
@@ -245,8 +265,11 @@ fn synced(guarded: &Guarded, begin: Instant) -> Result<(Process, Duration)> {
         took = begin.elapsed();
         answers
     });
-    let process = Process(guarded.agent_pid(NODE).context("the agent has ended")?);
-    Ok((process, took))
+    Ok((agent(guarded)?, took))
+}
+
+fn agent(guarded: &Guarded) -> Result<Process> {
+    Ok(Process(guarded.agent_pid(NODE).context("the agent has ended")?))
 }
 
 /// How often what was asked for, all pages of a list for one.

@@ -1,6 +1,8 @@
-//! Pods that come and go: each is deleted, and another one of its application made at its address, as it runs.
+//! Pods that come and go: each is deleted, and one of its application's next edition made, with another address of its node, as it runs.
 
 use std::{
+    cell::RefCell,
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,7 +19,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Size, Stage};
+use super::{Size, Stage, objects};
 
 /// Replacements on the way at once.
 const AT_ONCE: usize = 8;
@@ -46,14 +48,15 @@ impl Churn {
 
 async fn churn(client: Client, size: Size, every: Duration, over: &AtomicBool) -> Result<usize> {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let addresses = RefCell::new(Addresses::new(size));
     let begin = tokio::time::Instant::now();
     let worker = || async {
         while !over.load(Ordering::Relaxed) {
             let turn = next.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep_until(begin + every.mul_f64(turn as f64)).await;
-            // All over the cluster, and not one node after the other.
-            let at = turn.wrapping_mul(7919) % size.pods;
-            replace(&client, size, at, turn / size.pods).await.with_context(|| format!("replace pod {at}"))?;
+            let Some((at, edition)) = size.replaced(turn) else { continue };
+            let what = || format!("replace pod {at}");
+            replace(&client, size, (at, edition), &addresses).await.with_context(what)?;
             done.fetch_add(1, Ordering::Relaxed);
         }
         Ok::<_, anyhow::Error>(())
@@ -62,12 +65,48 @@ async fn churn(client: Client, size: Size, every: Duration, over: &AtomicBool) -
     Ok(done.load(Ordering::Relaxed))
 }
 
-async fn replace(client: &Client, size: Size, at: usize, edition: usize) -> Result<()> {
+/// Which addresses of the nodes' ranges pods have, as the nodes give them: one that was given back is given again after all others.
+struct Addresses {
+    nodes: usize,
+    /// By pod.
+    given: Vec<usize>,
+    /// By node.
+    free: Vec<VecDeque<usize>>,
+}
+
+impl Addresses {
+    fn new(size: Size) -> Self {
+        let pods = |node| (size.pods + size.nodes - 1 - node) / size.nodes;
+        let free = (0..size.nodes).map(|node| (pods(node)..objects::HOSTS).collect()).collect();
+        Self { nodes: size.nodes, given: (0..size.pods).map(|at| at / size.nodes).collect(), free }
+    }
+
+    /// That of a pod.
+    fn of(&self, at: usize) -> usize {
+        self.given[at]
+    }
+
+    /// The pod is gone, and the next one in its place gets another.
+    fn change(&mut self, at: usize) -> usize {
+        let free = &mut self.free[at % self.nodes];
+        free.push_back(self.given[at]);
+        self.given[at] = free.pop_front().unwrap_or(self.given[at]);
+        self.given[at]
+    }
+}
+
+async fn replace(
+    client: &Client,
+    size: Size,
+    (at, edition): (usize, usize),
+    addresses: &RefCell<Addresses>,
+) -> Result<()> {
     let name = |pod: &serde_json::Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let (namespace, old, _) = size.pod(at, edition);
-    let (_, mut new, status) = size.pod(at, edition + 1);
+    let (namespace, old, _) = size.pod(at, edition, addresses.borrow().of(at));
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     api.delete(&name(&old), &DeleteParams::default().grace_period(0)).await?;
+    let host = addresses.borrow_mut().change(at);
+    let (_, mut new, status) = size.pod(at, edition + 1, host);
     let called = name(&new);
     if let Some(metadata) = new["metadata"].as_object_mut() {
         // The API server says these itself.

@@ -15,6 +15,11 @@ const FIRST: usize = 3 * 4;
 pub(super) const MOST: usize = 1024 - FIRST;
 /// Most pods of a node.
 pub(super) const DENSITY: usize = 60;
+/// Addresses of pods in a node's range: two before them are the network's and the gateway's, and the last is the broadcast's.
+pub(super) const HOSTS: usize = 61;
+/// Pods of a namespace, of so many applications each.
+pub(super) const CROWD: usize = 25;
+const APPLICATIONS: usize = 5;
 
 impl Size {
     /// All of them but the pods.
@@ -23,17 +28,25 @@ impl Size {
         nodes.chain((0..self.namespaces).flat_map(|at| [namespace(at), account(at), policy(at)]))
     }
 
-    /// Address of a pod.
-    fn address(self, at: usize) -> String {
-        let host = (FIRST + at % self.nodes) * 64 + 2 + at / self.nodes;
-        format!("10.244.{}.{}", host >> 8, host & 0xff)
+    /// Which pod is replaced in a turn, and which edition of it: one application is rolled out after the other, all over the cluster. None where the last
+    /// namespace has fewer.
+    pub(super) fn replaced(self, turn: usize) -> Option<(usize, usize)> {
+        let index = turn % (self.namespaces * CROWD);
+        let replicas = CROWD / APPLICATIONS;
+        let set = index / replicas * 7919 % (self.namespaces * APPLICATIONS);
+        let at = set + self.namespaces * APPLICATIONS * (index % replicas);
+        (at < self.pods).then_some((at, turn / (self.namespaces * CROWD)))
     }
 
-    /// A pod as its namespace's name, what somebody asks for, and what the kubelet says of it then. `edition` is another one each time it is made anew.
-    pub(super) fn pod(self, at: usize, edition: usize) -> (String, Value, Value) {
-        let (namespace, address) = (namespace_name(at % self.namespaces), self.address(at));
-        let app = format!("app-{}", at / self.namespaces % 5);
-        let name = format!("{app}-6d5f8c7b9-{at:06}-{edition}");
+    /// A pod as its namespace's name, what somebody asks for, and what the kubelet says of it then. `edition` is another one each time it is made anew, and
+    /// `host` counts addresses of its node's range.
+    pub(super) fn pod(self, at: usize, edition: usize, host: usize) -> (String, Value, Value) {
+        let host = (FIRST + at % self.nodes) * 64 + 2 + host;
+        let (namespace, address) =
+            (namespace_name(at % self.namespaces), format!("10.244.{}.{}", host >> 8, host & 0xff));
+        let set = at % (self.namespaces * APPLICATIONS);
+        let (app, hash) = (format!("app-{}", set / self.namespaces), hash(set, edition));
+        let name = format!("{app}-{hash}-{at:06}-{edition}");
         let variable = |number| json!({ "name": format!("SETTING_NUMBER_{number}"), "value": format!("http://backend-{number}.example.internal:8080/path/to/{app}") });
         let variables: Vec<_> = (0..16).map(variable).collect();
         let probe = json!({ "httpGet": { "path": "/healthz", "port": "http", "scheme": "HTTP" }, "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3 });
@@ -47,14 +60,14 @@ impl Size {
             "securityContext": { "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] } },
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
         });
-        let fields = json!({ "f:metadata": { "f:labels": { ".": {}, "f:app": {}, "f:team": {}, "f:pod-template-hash": {} }, "f:ownerReferences": {} }, "f:spec": { "f:containers": { "k:{\"name\":\"main\"}": { ".": {}, "f:args": {}, "f:env": { ".": {} }, "f:image": {}, "f:imagePullPolicy": {}, "f:livenessProbe": {}, "f:ports": {}, "f:readinessProbe": {}, "f:resources": {}, "f:volumeMounts": {} } }, "f:nodeName": {}, "f:volumes": {} } });
+        let fields = json!({ "f:metadata": { "f:labels": { ".": {}, "f:app": {}, "f:team": {}, "f:version": {}, "f:pod-template-hash": {} }, "f:ownerReferences": {} }, "f:spec": { "f:containers": { "k:{\"name\":\"main\"}": { ".": {}, "f:args": {}, "f:env": { ".": {} }, "f:image": {}, "f:imagePullPolicy": {}, "f:livenessProbe": {}, "f:ports": {}, "f:readinessProbe": {}, "f:resources": {}, "f:volumeMounts": {} } }, "f:nodeName": {}, "f:volumes": {} } });
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": name, "namespace": namespace, "uid": uid(3, at), "creationTimestamp": CREATED,
-                "labels": { "app": app, "team": format!("team-{}", at % 50), "pod-template-hash": "6d5f8c7b9" },
+                "labels": { "app": app, "team": format!("team-{}", at % 50), "version": format!("1.42.{edition}"), "pod-template-hash": hash },
                 "annotations": { "prometheus.io/scrape": "true", "prometheus.io/port": "9090", "example.com/checksum": uid(4, at) },
-                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-6d5f8c7b9"), "uid": uid(5, at), "controller": true, "blockOwnerDeletion": true }],
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("{app}-{hash}"), "uid": uid(5, set), "controller": true, "blockOwnerDeletion": true }],
                 "managedFields": [{ "manager": "kube-controller-manager", "operation": "Update", "apiVersion": "v1", "time": CREATED, "fieldsType": "FieldsV1", "fieldsV1": fields }],
             },
             "spec": {
@@ -85,12 +98,19 @@ impl Size {
     /// All pods, as they run.
     pub(super) fn pods(self) -> impl Iterator<Item = Object> {
         (0..self.pods).map(move |at| {
-            let (namespace, mut pod, status) = self.pod(at, 0);
+            let (namespace, mut pod, status) = self.pod(at, 0, at / self.nodes);
             pod["status"] = status;
             let key = format!("/registry/pods/{namespace}/{}", pod["metadata"]["name"].as_str().unwrap_or_default());
             (key, pod)
         })
     }
+}
+
+/// What a controller calls the edition of an application by, which has one in each namespace.
+fn hash(set: usize, edition: usize) -> String {
+    // Golden ratio: distinct numbers become such that look like nothing.
+    let mixed = (set as u64 | ((edition as u64) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    format!("{:010x}", mixed >> 24)
 }
 
 fn uid(kind: usize, at: usize) -> String {
