@@ -76,7 +76,8 @@ pub fn unguarded<'a>(
         listed.contains(address)
             || segments.iter().flat_map(|segment| &segment.prefixes).any(|prefix| prefix.contains(*address))
     };
-    let is_guarded = |link: &&ContainerLink| guarded.contains(link.link.as_str());
+    // The guard of one that was renamed stands, although no endpoint is said to have it by that name.
+    let is_guarded = |link: &&ContainerLink| link.guarded || guarded.contains(link.link.as_str());
     let among: BTreeSet<&String> =
         containers.links.iter().filter(is_guarded).filter_map(|link| link.bridge.as_ref()).chain(bridges).collect();
     let ours = |link: &&ContainerLink| {

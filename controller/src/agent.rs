@@ -217,6 +217,7 @@ impl<N: Node> Agent<N> {
         overlay.forget(&written);
         let mut told = cni::load(&settings)?;
         told.forget(&node.gone(&told.links())?);
+        told.rename(&node.renamed(&told.links())?);
         let recall = Recall::look(&mut node, &settings, last.iter().chain(&staged))?;
         let mut adoption = Adoption::default();
         let mut memory = Memory::default();

@@ -120,6 +120,15 @@ impl Attachments {
         });
     }
 
+    /// Calls links by the names that they have now.
+    pub fn rename(&mut self, renamed: &BTreeMap<(String, u32), String>) {
+        for interface in self.0.iter_mut().flat_map(|known| &mut known.attached.interfaces) {
+            if let Some(name) = renamed.get(&(interface.link.clone(), interface.ifindex)) {
+                interface.link.clone_from(name);
+            }
+        }
+    }
+
     /// The workloads of the file, with what is attached on this node.
     ///
     /// # Errors

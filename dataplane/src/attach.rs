@@ -381,19 +381,46 @@ impl Links {
     /// # Errors
     /// As [`Self::attach`].
     pub(crate) fn shut_both(&self, maps: &Maps, link: &str) -> Result<(), NodeError> {
+        self.follow(&[link].into())?;
         closed(link).iter().try_for_each(|guard| self.shut(maps, guard))
     }
 
-    /// The same, in the place of what guards the link, without a gap. Whether nothing passes now: there may be a side on which nothing hung, and nothing
-    /// can be hung, and what others put before ours may not be overtaken.
+    /// Has pins be called as their links are now, those of links whose name is wanted: one that was renamed is the same link, and goes on with what hangs
+    /// there. A hook takes no program twice, so that it could not be attached by the new name.
+    ///
+    /// # Errors
+    /// When the pins cannot be read or renamed.
+    pub(crate) fn follow(&self, wanted: &BTreeSet<&str>) -> Result<(), NodeError> {
+        let here = network::namespace()?;
+        let index = |link: &&str| if_nametoindex(*link).ok();
+        let wanted: BTreeMap<u32, &str> = wanted.iter().filter_map(|link| Some((index(link)?, *link))).collect();
+        for pin in self.attachments()?.into_iter().filter(|pin| pin.namespace == here) {
+            let Some(&link) = wanted.get(&pin.ifindex).filter(|link| **link != pin.link) else { continue };
+            if !self.gone(&pin, here)? {
+                tracing::info!("link {} is called {link} now, and keeps what guards it", pin.link);
+                let name = pin.to_string();
+                self.pins.rename(Kind::Link, &name, &Pin { link: link.to_owned(), ..pin }.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::shut_both`], in the place of what guards the link, without a gap. Whether nothing passes now: there may be a side on which nothing hung,
+    /// and nothing can be hung, and what others put before ours may not be overtaken.
     ///
     /// # Errors
     /// What hangs there can be made another one neither by attaching nor where it is. It goes on naming its endpoint.
     pub(crate) fn close(&self, maps: &Maps, link: &str, hanging: &[&Attachment]) -> Result<bool, NodeError> {
         let mut shut = true;
         for guard in closed(link) {
-            let Err(error) = self.attach(maps, &guard) else { continue };
-            match hanging.iter().find(|found| found.place.hook() == Some(guard.hook)) {
+            let found = hanging.iter().find(|found| found.place.hook() == Some(guard.hook));
+            let attached = match found {
+                // By the name that the link has now it would be attached beside what hangs there.
+                Some(found) if found.link != link => Err("it is pinned by another name").doing(|| guard.to_string()),
+                _ => self.attach(maps, &guard),
+            };
+            let Err(error) = attached else { continue };
+            match found {
                 Some(found) => {
                     self.renew(maps, &guard, found)?;
                     shut &= found.behind.is_none();
@@ -423,6 +450,7 @@ impl Links {
     /// # Errors
     /// When the pins cannot be read or the kernel refuses.
     pub(crate) fn unshut(&self, link: &str) -> Result<(), NodeError> {
+        self.follow(&[link].into())?;
         let (found, here) = (self.list()?, network::namespace()?);
         for guard in closed(link) {
             let shuts =
@@ -558,19 +586,20 @@ impl Links {
         let Some((parent, side)) = pin.place.filter() else {
             return Ok(false);
         };
+        // It may be called otherwise than when it was pinned.
+        let link = network::name_of(pin.ifindex)?.ok_or("its link is gone").doing(doing)?;
         let refused = |why: &dyn fmt::Display| NodeError::Kernel {
             doing: doing(),
             why: format!(
                 "{why}; without TCX (kernel 6.6) a clsact filter of priority {PRIORITY} must be added, which an `ingress` qdisc (bandwidth plugin) or \
-                 a filter of another kind at that priority excludes: see `tc qdisc show dev {link}` and `tc filter show dev {link} ingress`",
-                link = pin.link
+                 a filter of another kind at that priority excludes: see `tc qdisc show dev {link}` and `tc filter show dev {link} ingress`"
             ),
         };
         let mut ours: BTreeSet<u32> = self.stubs()?.into_keys().collect();
         ours.extend(self.open(&pin.to_string())?.map(|fd| sys::program_id(&fd)).transpose().doing(doing)?);
 
         if !filters::has_clsact(pin.ifindex).doing(doing)? {
-            tc::qdisc_add_clsact(&pin.link).map_err(|error| refused(&error))?;
+            tc::qdisc_add_clsact(&link).map_err(|error| refused(&error))?;
             self.record(stub, &Pin { place: Place::Clsact, ..pin.clone() })?;
         }
         let there = filters::list(pin.ifindex, parent).doing(doing)?;
@@ -584,9 +613,9 @@ impl Links {
                 return Ok(false);
             }
             Some(filter) => {
-                let link = SchedClassifierLink::attached(&pin.link, side, filter.priority, filter.handle.into(), None)
+                let hung = SchedClassifierLink::attached(&link, side, filter.priority, filter.handle.into(), None)
                     .doing(doing)?;
-                let attached = program.attach_to_link(link).map_err(|error| refused(&error))?;
+                let attached = program.attach_to_link(hung).map_err(|error| refused(&error))?;
                 self.record(stub, pin)?;
                 attached
             }
@@ -595,7 +624,7 @@ impl Links {
                 self.record(stub, pin)?;
                 let options = NlOptions { priority: PRIORITY, handle: TcHandle::AUTO_ASSIGN, classid: None };
                 program
-                    .attach_with_options(&pin.link, side, TcAttachOptions::Netlink(options))
+                    .attach_with_options(&link, side, TcAttachOptions::Netlink(options))
                     .map_err(|error| refused(&error))?
             }
         };
@@ -927,15 +956,15 @@ impl Links {
         let Some(fd) = self.open(&name)? else { return Ok(false) };
         match pin.place {
             Place::Clsact | Place::ClsactIngress | Place::ClsactEgress => {
-                // A link of another namespace cannot be reached from here, and one whose index is another link's now is gone.
+                // A link of another namespace cannot be reached from here.
                 if network::namespace()? != pin.namespace {
                     return Err(NodeError::Kernel {
                         doing: doing(),
                         why: format!("it is in another network namespace (inode {}); detach there", pin.namespace),
                     });
                 }
-                if if_nametoindex(pin.link.as_str()).is_ok_and(|ifindex| ifindex == pin.ifindex) {
-                    self.remove_filters(pin, &fd)?;
+                if let Some(link) = network::name_of(pin.ifindex)? {
+                    self.remove_filters(&Pin { link, ..pin.clone() }, &fd)?;
                 }
             }
             _ => {

@@ -326,6 +326,8 @@ pub struct Network {
     pub broken: BTreeMap<String, String>,
     /// Links that are not there any more.
     pub gone: BTreeSet<String>,
+    /// Links that have another name now, by the one that they had.
+    pub renamed: BTreeMap<String, String>,
     /// What [`Node::containers`] answers.
     pub containers: Containers,
     /// Links that are guarded, and with which slot.
@@ -411,6 +413,11 @@ impl Node for MemoryNode {
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         let network = self.links.network();
         Ok(links.iter().filter(|(name, _)| network.gone.contains(name)).cloned().collect())
+    }
+
+    fn renamed(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeMap<(String, u32), String>, NodeError> {
+        let network = self.links.network();
+        Ok(links.iter().filter_map(|link| Some((link.clone(), network.renamed.get(&link.0)?.clone()))).collect())
     }
 
     fn containers(&mut self) -> Result<Containers, NodeError> {

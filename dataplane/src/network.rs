@@ -11,10 +11,12 @@ mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::CStr,
     fs, io,
     os::unix::fs::MetadataExt as _,
 };
 
+use nix::errno::Errno;
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressMessage,
@@ -36,7 +38,10 @@ use self::{
     netlink::Netlink,
     overlay::Network,
 };
-use crate::node::{Discovered, NodeError, Port, Wire};
+use crate::{
+    node::{Discovered, NodeError, Port, Wire},
+    sys::Doing as _,
+};
 
 /// Addresses of this node, VXLAN devices, and the inner prefixes that permanent entries bind to other nodes' VTEPs.
 ///
@@ -246,6 +251,20 @@ async fn get(netlink: &mut Netlink, index: u32, attribute: impl Into<Option<Link
     message.attributes.extend(attribute.into());
     let answer = netlink.get(RouteNetlinkMessage::GetLink(message)).await?;
     Link::read(&answer).ok_or_else(|| io::Error::other("the kernel answered with something else than a link"))
+}
+
+/// What the link of this index is called; `None` where there is none.
+pub(crate) fn name_of(index: u32) -> Result<Option<String>, NodeError> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer is as large as the call demands. (That of `nix` does not see that it failed.)
+    if unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null() {
+        return match Errno::last() {
+            Errno::ENXIO | Errno::ENODEV => Ok(None),
+            error => Err(error).doing(|| format!("look for link {index}")),
+        };
+    }
+    let name = CStr::from_bytes_until_nul(&name).doing(|| format!("read the name of link {index}"))?;
+    Ok(Some(name.to_string_lossy().into_owned()))
 }
 
 /// Identity of the calling thread's network namespace: the inode number that `readlink /proc/self/ns/net` shows.

@@ -1,6 +1,10 @@
 //! The one trait through which the intent half sees a node. Plain data only, so that the privileged half can become a process of its own.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use bulkhead_ebpf::{
     abi::{Direction, Mode},
@@ -73,11 +77,17 @@ pub trait Node: Send {
         Ok(standing.map(|endpoint| endpoint.name).filter(|name| endpoints.contains(name)).collect())
     }
 
-    /// Which of these links, by name and index, are not there any more.
+    /// Which of these links, by name and index, are not there any more. One that was renamed is.
     ///
     /// # Errors
     /// [`NodeError::Kernel`].
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError>;
+
+    /// Which of these links have another name now, and which.
+    ///
+    /// # Errors
+    /// [`NodeError::Kernel`].
+    fn renamed(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeMap<(String, u32), String>, NodeError>;
 
     /// Veth pairs of this network namespace whose other end is in another one: behind each of them somebody may run.
     ///

@@ -203,6 +203,15 @@ impl Pins {
         absent_is_fine(fs::remove_file(&path)).doing(|| format!("remove {}", path.display()))
     }
 
+    /// Gives a pin another name; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn rename(&self, kind: Kind, from: &str, to: &str) -> Result<(), NodeError> {
+        let (from, to) = (self.path(kind, from), self.path(kind, to));
+        absent_is_fine(fs::rename(&from, &to)).doing(|| format!("rename {} to {}", from.display(), to.display()))
+    }
+
     /// Puts a new object in the place of a pin, at once.
     ///
     /// # Errors

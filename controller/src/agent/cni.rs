@@ -295,16 +295,22 @@ impl<N: Node> Agent<N> {
         directory(&self.settings).map_or(Ok(()), write)
     }
 
-    /// Forgets containers that are gone although nobody said so.
+    /// Forgets containers that are gone although nobody said so, and calls links as they are called now.
     pub(super) fn sweep_attachments(&mut self) {
-        match self.node.gone(&self.attachments.links()) {
-            Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => {
+        let links = self.attachments.links();
+        let found = self.node.gone(&links).and_then(|gone| Ok((gone, self.node.renamed(&links)?)));
+        match found {
+            Ok((gone, renamed)) if gone.is_empty() && renamed.is_empty() => {}
+            Ok((gone, renamed)) => {
                 for (link, _) in &gone {
                     tracing::info!(link, "the container behind it is gone, and no runtime said so");
                 }
+                for ((link, _), name) in &renamed {
+                    tracing::info!(link, "it is called {name} now, and its container stays guarded");
+                }
                 let before = self.attachments.clone();
                 self.attachments.forget(&gone);
+                self.attachments.rename(&renamed);
                 // Whatever becomes of the files, their addresses are free.
                 let after = self.attachments.clone();
                 if let Err(found) = self.compile_attached(&before, &after) {

@@ -187,6 +187,25 @@ fn the_next_agent_knows_who_runs() {
     assert_eq!(guarded(&mut second), ["veth-db", "veth-web"]);
 }
 
+/// A link that was renamed is the same one, while an agent runs and while none does.
+#[test]
+fn a_link_is_known_by_its_new_name() {
+    let home = home();
+    let mut first = agent(&home);
+    assert_eq!(first.attach(&[add("a", "cart-1", "veth-a", "10.0.0.7")]), [Answer::Done]);
+    let rename = |from: &str, to: &str| home.links.network().renamed = [(from.to_owned(), to.to_owned())].into();
+    rename("veth-a", "veth-b");
+    first.refresh();
+    assert_eq!(guarded(&mut first), ["veth-b", "veth-db", "veth-web"]);
+    let check = |link| request(Ask::Check(attached("a", "cart-1", link, "10.0.0.7")));
+    assert_eq!(first.attach(&[check("veth-b")]), [Answer::Done]);
+    drop(first);
+    rename("veth-b", "veth-c");
+    let mut second = agent(&home);
+    assert_eq!(guarded(&mut second), ["veth-c", "veth-db", "veth-web"]);
+    assert_eq!(second.attach(&[check("veth-c")]), [Answer::Done]);
+}
+
 /// Whose containers nobody knows any more would lose their guards: no agent starts then, and what is pinned stays.
 #[test]
 fn an_agent_that_cannot_tell_who_runs_does_not_start() {

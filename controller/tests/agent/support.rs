@@ -1,7 +1,7 @@
 //! What several tests need.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     sync::{Arc, Mutex},
@@ -101,6 +101,10 @@ impl Node for Wrapped {
 
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         self.node.gone(links)
+    }
+
+    fn renamed(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeMap<(String, u32), String>, NodeError> {
+        self.node.renamed(links)
     }
 
     fn containers(&mut self) -> Result<Containers, NodeError> {

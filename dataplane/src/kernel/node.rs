@@ -15,7 +15,7 @@ use bulkhead_ebpf::{
     abi::{self, node, program},
     mark::Layout,
 };
-use nix::{errno::Errno, net::if_::if_nametoindex};
+use nix::net::if_::if_nametoindex;
 
 use super::{
     KernelStore,
@@ -23,7 +23,7 @@ use super::{
     standing::{Standing, Stood},
 };
 use crate::{
-    attach::{self, Classifiers, Guard, Hook, Links, Shutting},
+    attach::{self, Attachment, Classifiers, Guard, Hook, Links, Shutting},
     desired::{Desired, Endpoint, EndpointName},
     expedite, gate, input_rule,
     load::{Maps, Programs, Sizes},
@@ -302,26 +302,39 @@ impl KernelNode {
     }
 
     /// Shuts links that are not to be let go, and says which nothing passes. The word of who had them is 0 by now, so that nothing passes them before either.
+    /// Whom a link belongs to that was renamed may be known by its old name: unless nothing is to be dropped it is shut, too.
     fn close(
         &self,
-        guards: &[(Guard, Option<EndpointName>)],
+        guarded: &BTreeSet<u32>,
         there: &Standing<'_>,
+        observe: bool,
     ) -> Result<BTreeSet<String>, NodeError> {
-        let guarded: BTreeSet<&str> = guards.iter().map(|(guard, _)| guard.link.as_str()).collect();
-        let (links, maps) = (&self.links, self.publisher.store().maps());
+        let renamed = if observe { BTreeSet::new() } else { there.old_names() };
+        let kept = renamed.into_iter().chain(self.kept_shut.iter().map(String::as_str));
         let mut shut = BTreeSet::new();
-        for link in self.kept_shut.iter().filter(|link| !guarded.contains(link.as_str())) {
-            let hanging = there.hanging(link);
-            if hanging.is_empty() {
-                continue;
-            }
-            let closed = links.close(maps, link, &hanging);
-            // One that went meanwhile needs nothing.
-            if if_nametoindex(link.as_str()) != Err(Errno::ENODEV) && closed? {
-                shut.insert(link.clone());
+        for link in kept {
+            for (index, hanging) in there.hanging(link) {
+                if !guarded.contains(&index) && self.close_link(index, &hanging)? {
+                    shut.insert(link.to_owned());
+                }
             }
         }
         Ok(shut)
+    }
+
+    /// Whether nothing passes the link now. One that went meanwhile needs nothing.
+    fn close_link(&self, index: u32, hanging: &[&Attachment]) -> Result<bool, NodeError> {
+        let Some(name) = network::name_of(index)? else { return Ok(false) };
+        let closed = self.links.close(self.publisher.store().maps(), &name, hanging);
+        if network::name_of(index)?.is_some() { closed } else { Ok(false) }
+    }
+
+    /// Brings pins to the names that links have now, of all that are asked about and did not stand by that name.
+    fn follow(&self, desired: &Desired, boundary: &[Guard], stood: &Stood) -> Result<(), NodeError> {
+        let endpoints = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
+        let others = boundary.iter().map(|guard| &guard.link).chain(&self.kept_shut).map(String::as_str);
+        let wanted: BTreeSet<&str> = endpoints.chain(others).filter(|link| !stood.has(link)).collect();
+        if wanted.is_empty() { Ok(()) } else { self.links.follow(&wanted) }
     }
 
     /// Brings the gate to what is guarded.
@@ -496,12 +509,13 @@ impl Node for KernelNode {
             wires.insert(endpoint.link.clone(), wire);
             Ok(wire)
         };
+        let boundary = self.boundary(desired, &discovered.overlays);
+        self.follow(desired, &boundary, &stood)?;
         let before = tunnel_ports(self.publisher.store())?;
         let shutting = self.begin_shut(desired);
         let (attach, removed, mut published) = self.write(desired, &mut wire)?;
 
-        let mut guards: Vec<(Guard, Option<EndpointName>)> =
-            self.boundary(desired, &discovered.overlays).into_iter().map(|guard| (guard, None)).collect();
+        let mut guards: Vec<(Guard, Option<EndpointName>)> = boundary.into_iter().map(|guard| (guard, None)).collect();
         for endpoint in attach {
             for (hook, program) in [(Hook::Ingress, program::FROM_WORKLOAD), (Hook::Egress, program::TO_WORKLOAD)] {
                 guards.push((
@@ -524,7 +538,7 @@ impl Node for KernelNode {
         drop(shutting);
         self.attach(&guards, &there)?;
         self.say_overlay_links(&guards, &indexes)?;
-        published.shut = self.close(&guards, &there)?;
+        published.shut = self.close(&indexes.values().copied().collect(), &there, desired.manner.observe)?;
         self.stood.guards = guards.iter().map(|(guard, _)| guard.clone()).collect();
         let ports = ports(desired);
         // A node that only observes lets in what no program has marked, too.
@@ -616,14 +630,22 @@ impl Node for KernelNode {
 
     fn gone(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeSet<(String, u32)>, NodeError> {
         let mut gone = BTreeSet::new();
-        for (name, index) in links {
-            match if_nametoindex(name.as_str()) {
-                Ok(there) if there == *index => {}
-                Ok(_) | Err(Errno::ENODEV) => _ = gone.insert((name.clone(), *index)),
-                Err(error) => return Err(error).doing(|| format!("look for link {name}")),
+        for link in links {
+            if network::name_of(link.1)?.is_none() {
+                gone.insert(link.clone());
             }
         }
         Ok(gone)
+    }
+
+    fn renamed(&mut self, links: &BTreeSet<(String, u32)>) -> Result<BTreeMap<(String, u32), String>, NodeError> {
+        let mut renamed = BTreeMap::new();
+        for link in links {
+            if let Some(name) = network::name_of(link.1)?.filter(|name| *name != link.0) {
+                renamed.insert(link.clone(), name);
+            }
+        }
+        Ok(renamed)
     }
 
     fn containers(&mut self) -> Result<Containers, NodeError> {

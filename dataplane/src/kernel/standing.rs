@@ -90,11 +90,25 @@ impl<'a> Standing<'a> {
         Ok(Self { known, found, here, kept })
     }
 
-    /// What hangs before a link for an endpoint, or shuts it. Of links that are known nothing is told.
-    pub(super) fn hanging(&self, link: &str) -> Vec<&Attachment> {
+    /// What hangs before a link for an endpoint, or shuts it, by the link's index: before the one that has the name, and before one that had it and was
+    /// renamed. Of links that are known nothing is told.
+    pub(super) fn hanging(&self, link: &str) -> BTreeMap<u32, Vec<&Attachment>> {
         let index = if_nametoindex(link);
-        let of = |found: &&Attachment| found.link == link && found.namespace == self.here && Ok(found.ifindex) == index;
-        self.found.iter().filter(of).filter(|found| found.alive && found.endpoint.is_some()).collect()
+        let mut hanging: BTreeMap<u32, Vec<&Attachment>> = BTreeMap::new();
+        for found in self.of_endpoints().filter(|found| found.link == link || Ok(found.ifindex) == index) {
+            hanging.entry(found.ifindex).or_default().push(found);
+        }
+        hanging
+    }
+
+    /// Names that links of endpoints had, and do not have any more.
+    pub(super) fn old_names(&self) -> BTreeSet<&str> {
+        let renamed = |found: &&Attachment| if_nametoindex(found.link.as_str()) != Ok(found.ifindex);
+        self.of_endpoints().filter(renamed).map(|found| found.link.as_str()).collect()
+    }
+
+    fn of_endpoints(&self) -> impl Iterator<Item = &Attachment> {
+        self.found.iter().filter(|found| found.namespace == self.here && found.alive && found.endpoint.is_some())
     }
 
     pub(super) fn holds(&self, guard: &Guard) -> bool {

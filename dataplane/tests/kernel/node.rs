@@ -546,6 +546,98 @@ fn who_cannot_be_guarded_any_more_is_shut_in_place_of_the_guard() {
     assert!(is_open(), "nobody asked for it to be kept shut");
 }
 
+/// A link that is renamed is the same link: it goes on with what guards it where somebody asks for it by its new name, and is shut where nobody does.
+#[test]
+fn a_link_that_is_renamed_is_never_let_go() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    for classifiers in [Classifiers::Auto, Classifiers::Clsact] {
+        let topology = Topology::builder().nodes(2).workload("web", 0).workload("late", 0).build().unwrap();
+        let late = topology.workload("late");
+        let mut guarded = Guarded::new(topology.node(0), XdpMode::Off);
+        guarded.classifiers = classifiers;
+        let netns = &guarded.node.netns;
+        let server = TcpEcho::start(netns, (guarded.node.overlay4.gateway, 9999).into()).unwrap();
+        let is_open = || late.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+        assert!(is_open());
+        let (all, some) = (desired(&topology, 0, true), without_late(&desired(&topology, 0, true)));
+        let called = |name: &str| {
+            let mut all = all.clone();
+            let mut endpoints = all.endpoints.iter_mut();
+            name.clone_into(&mut endpoints.find(|endpoint| endpoint.name.workload == "late").unwrap().link);
+            all
+        };
+        let publish = |node: &mut KernelNode, desired: &Desired| netns.run(|| node.publish(desired));
+        // Whether it is guarded, and shut.
+        let stands = |node: &mut KernelNode| {
+            let links = netns.run(|| node.containers()).unwrap().links;
+            let found = links.into_iter().find(|found| found.index == late.link.index).unwrap();
+            (found.guarded, found.shut)
+        };
+        let pinned = |name: &str| {
+            let names = guarded.directory.pins().names(Kind::Link).unwrap();
+            names.into_iter().filter(|pin| pin.starts_with(&format!("{name}-"))).count()
+        };
+        let mut node = guarded.open(BUDGET).unwrap();
+        publish(&mut node, &all).unwrap();
+        let before = pinned(&late.link.name);
+
+        // It has the same guard by its new name, and nothing beside.
+        netns.rename_link(&late.link.name, "second0").unwrap();
+        let known = BTreeSet::from([(late.link.name.clone(), late.link.index)]);
+        assert_eq!(netns.run(|| node.gone(&known)).unwrap(), BTreeSet::new());
+        let renamed = netns.run(|| node.renamed(&known)).unwrap();
+        assert_eq!(renamed.into_values().collect::<Vec<_>>(), ["second0"]);
+        publish(&mut node, &called("second0")).unwrap();
+        assert_eq!([late.link.name.as_str(), "second0"].map(pinned), [0, before], "{classifiers:?}");
+        assert_eq!(stands(&mut node), (true, false), "{classifiers:?}");
+        assert!(guarded.read().endpoints.iter().all(|endpoint| endpoint.attached), "{:?}", guarded.read());
+        assert!(!is_open(), "{classifiers:?}");
+        drop(node);
+
+        // While no agent runs: by the name that it has, then by one that it had.
+        netns.rename_link("second0", "third0").unwrap();
+        for (now, asked) in [("third0", "third0"), ("fourth0", "third0")] {
+            if now != asked {
+                netns.rename_link(asked, now).unwrap();
+            }
+            let mut node = guarded.open(BUDGET).unwrap();
+            assert_eq!(stands(&mut node), (true, false), "{classifiers:?}, {now}");
+            node.keep_shut([asked.to_owned()].into());
+            for _ in 0..2 {
+                let published = publish(&mut node, &some).unwrap();
+                assert_eq!(published.shut, [asked.to_owned()].into(), "{classifiers:?}, {now}");
+                assert_eq!(stands(&mut node), (false, true), "{classifiers:?}, {now}");
+                assert!(!is_open(), "{classifiers:?}, {now}");
+            }
+            node.keep_shut(BTreeSet::new());
+            publish(&mut node, &called(now)).unwrap();
+            assert_eq!(stands(&mut node), (true, false), "{classifiers:?}, {now}");
+        }
+
+        // Nobody asks for it by any name.
+        netns.rename_link("fourth0", "fifth0").unwrap();
+        let mut node = guarded.open(BUDGET).unwrap();
+        for _ in 0..2 {
+            publish(&mut node, &some).unwrap();
+            assert_eq!(stands(&mut node), (false, true), "{classifiers:?}");
+            assert!(!is_open(), "{classifiers:?}");
+        }
+        netns.run(|| node.unshut("fifth0")).unwrap();
+        assert!(is_open(), "{classifiers:?}: where nothing is to be dropped it is opened");
+
+        // To take everything away is to take that away too.
+        publish(&mut node, &called("fifth0")).unwrap();
+        assert!(!is_open(), "{classifiers:?}");
+        drop(node);
+        netns.rename_link("fifth0", "sixth0").unwrap();
+        netns.run(|| kernel::detach(&guarded.directory.0)).unwrap();
+        assert!(is_open(), "{classifiers:?}");
+    }
+}
+
 /// What stood after a publish is not looked at by the next one: who looks is [`Node::status`], and what it misses is put up again.
 #[test]
 fn what_somebody_took_away_is_missed_and_put_up_again() {

@@ -203,6 +203,54 @@ impl Drop for Sender {
     }
 }
 
+/// A link that somebody renames is the same one: its container is never without a guard, whether an agent runs or not, and then has its own again.
+#[test]
+fn no_wall_falls_when_a_link_is_renamed() {
+    let Some(directory) = plugins() else { return };
+    let lab = lab(&["web-1", "guest-1"]);
+    let _servers = (db(&lab, 8080), db(&lab, 9999));
+    let db = lab.topology.workload("db").v4;
+    let mut agent = Agent::start(&lab, 0, &[]).unwrap();
+    let before = pinned(&lab, 0);
+    let chain = Chain::new(&lab, 0, &directory, "1.0.0", 100);
+    let [mut web, mut guest] = ["web-1", "guest-1"].map(Container::new);
+    chain.add(&mut web).unwrap();
+    chain.add(&mut guest).unwrap();
+    let node = lab.topology.node(0);
+    let mark = |frame: &Frame| frame.bytes.windows(MARK.len()).any(|bytes| bytes == MARK);
+    let witness = Capture::count(&node.netns, &node.bridge.name, mark).unwrap();
+    let sender = Sender::start(&guest.netns, db);
+    sender.goes_on();
+
+    let rename = |from: [&str; 2], to: [&str; 2]| {
+        from.iter().zip(to).for_each(|(from, to)| node.netns.rename_link(from, to).unwrap());
+    };
+    let holds = |agent: &Agent, names: [&str; 2]| {
+        eventually("they are guarded by their new names", || names.iter().all(|name| guards(&lab, name)));
+        eventually("all is as it was", || chain.ask("CHECK", &web, none()).is_ok());
+        sender.goes_on();
+        assert_eq!(witness.counts().frames, 0, "{names:?}: {}", agent.log());
+        calls(&web.netns, db.into(), 8080, PATIENCE, Outcome::Answered);
+        calls(&web.netns, db.into(), 9999, BRIEF, Outcome::TimedOut);
+        assert_eq!((unknown(agent), started(agent)), (0.0, 0.0), "{}", agent.log());
+    };
+    let (first, second) = (["first0", "first1"], ["second0", "second1"]);
+    rename([&web.link(), &guest.link()], first);
+    holds(&agent, first);
+    agent.kill().unwrap();
+    rename(first, second);
+    agent = Agent::start(&lab, 0, &[]).unwrap();
+    holds(&agent, second);
+    drop(sender);
+    // The witness does see what passes.
+    let passing = Sender::start(&web.netns, db);
+    assert!(witness.wait_for(10, PATIENCE));
+    drop(passing);
+    chain.del(&web);
+    chain.del(&guest);
+    assert_eq!(pinned(&lab, 0), before);
+}
+
 /// An agent that starts without what the one before was told opens nothing, not for a moment: whom a runtime's result explains keeps its guard, and whoever is
 /// nobody is shut until somebody knows it. So does one of another version.
 #[test]

@@ -140,6 +140,16 @@ impl Netns {
         command
     }
 
+    /// Gives a link another name; while it is down before Linux 6.2, which asks for that.
+    pub fn rename_link(&self, from: &str, to: &str) -> Result<()> {
+        let live = format!("ip link set {from} name {to} 2>/dev/null");
+        let script = format!("{live} || {{ ip link set {from} down && {live} && ip link set {to} up; }}");
+        let done = self.command("sh").args(["-c", &script]).status();
+        let done =
+            done.and_then(|status| if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) });
+        done.map_err(Error::os(format!("{}: rename {from} to {to}", self.name())))
+    }
+
     /// Writes a sysctl of the namespace; `key` with slashes, such as `net/ipv4/ip_forward`.
     pub fn set_sysctl(&self, key: &str, value: &str) -> Result<()> {
         self.run(|| write_sysctl(self.name(), key, value))
