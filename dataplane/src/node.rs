@@ -95,8 +95,8 @@ pub trait Node: Send {
     /// [`NodeError::Kernel`].
     fn containers(&mut self) -> Result<Containers, NodeError>;
 
-    /// Hangs programs before a link that let nothing pass, until a publish guards an endpoint there. What guards the link already stays. Needs the
-    /// programs of an earlier publish.
+    /// Hangs programs before a link that let nothing pass, until a publish guards an endpoint there. Where that one fails, the next one lets nothing pass
+    /// either unless the endpoint is in it. What guards the link already stays. Needs the programs of an earlier publish.
     ///
     /// # Errors
     /// [`NodeError::Kernel`].
@@ -158,7 +158,7 @@ pub struct Published {
     pub writes: usize,
     /// Grace periods waited for.
     pub grace_periods: usize,
-    /// Links of [`Node::keep_shut`] that nothing passes.
+    /// Links, [`Node::keep_shut`]'s among them, that no endpoint has any more and that nothing passes.
     pub shut: BTreeSet<String>,
 }
 

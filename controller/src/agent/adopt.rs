@@ -262,7 +262,8 @@ impl<N: Node> Agent<N> {
         let mut shut = link.shut;
         let mut why = why;
         let done = match (link.shut, self.settings.manner.observe) {
-            (false, false) if kept => self.node.shut(&link.link).map(|()| shut = true),
+            // It may have been tried to guard one that was shut, in vain.
+            (was, false) if was || kept => self.node.shut(&link.link).map(|()| shut = true),
             (true, true) => self.node.unshut(&link.link).map(|()| shut = false),
             _ => Ok(()),
         };

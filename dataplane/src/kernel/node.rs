@@ -133,6 +133,8 @@ pub struct KernelNode {
     held: BTreeSet<String>,
     /// Links that are shut rather than let go.
     kept_shut: BTreeSet<String>,
+    /// Links that were shut, and that a publish was about to guard. Where nothing comes of it the next one must not let them go.
+    opening: BTreeSet<String>,
     /// Ports of the input rule, where it stood when it was last looked at.
     ruled: BTreeSet<u16>,
     /// What was made of the gate last: the ports that it lets through, or that there is none. `None` before anything was.
@@ -167,6 +169,7 @@ impl KernelNode {
             inside: KnownInside::default(),
             held: BTreeSet::new(),
             kept_shut: BTreeSet::new(),
+            opening: BTreeSet::new(),
             ruled: BTreeSet::new(),
             gated: None,
             _lock: lock,
@@ -309,8 +312,11 @@ impl KernelNode {
         there: &Standing<'_>,
         observe: bool,
     ) -> Result<BTreeSet<String>, NodeError> {
-        let renamed = if observe { BTreeSet::new() } else { there.old_names() };
-        let kept = renamed.into_iter().chain(self.kept_shut.iter().map(String::as_str));
+        let mut kept: BTreeSet<&str> = self.kept_shut.iter().map(String::as_str).collect();
+        if !observe {
+            kept.extend(there.old_names());
+            kept.extend(self.opening.iter().map(String::as_str));
+        }
         let mut shut = BTreeSet::new();
         for link in kept {
             for (index, hanging) in there.hanging(link) {
@@ -536,6 +542,8 @@ impl Node for KernelNode {
             tracing::debug!("not loaded beforehand: {error}");
         }
         drop(shutting);
+        let shut = there.shut().into_iter().chain(self.held.iter().map(String::as_str));
+        self.opening.extend(shut.filter(|link| indexes.contains_key(*link)).map(str::to_owned));
         self.attach(&guards, &there)?;
         self.say_overlay_links(&guards, &indexes)?;
         published.shut = self.close(&indexes.values().copied().collect(), &there, desired.manner.observe)?;
@@ -558,6 +566,7 @@ impl Node for KernelNode {
             self.links.retain_beside(&self.stood.guards, &there.known)?;
         }
 
+        self.opening.clear();
         self.publisher.release(&removed)?;
         let usage = Some(self.publisher.usage()?);
         *meant(&self.meant) = Meant { guards: self.stood.guards.clone(), gated: self.gated.clone().flatten(), usage };

@@ -107,6 +107,11 @@ impl<'a> Standing<'a> {
         self.of_endpoints().filter(renamed).map(|found| found.link.as_str()).collect()
     }
 
+    /// Links that something shuts.
+    pub(super) fn shut(&self) -> BTreeSet<&str> {
+        self.of_endpoints().filter(|found| found.shuts()).map(|found| found.link.as_str()).collect()
+    }
+
     fn of_endpoints(&self) -> impl Iterator<Item = &Attachment> {
         self.found.iter().filter(|found| found.namespace == self.here && found.alive && found.endpoint.is_some())
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
-    attach::Classifiers,
+    attach::{Classifiers, Guard, Hook, Links},
     desired::{
         Address, Desired, Endpoint, EndpointName, Entry, Interval, Manner, Overlay, Peers, PolicySet, Prefix, Rule,
         RuleId, SelectorId, SetId, View,
@@ -23,9 +23,10 @@ use bulkhead_dataplane::{
     node::{Node as _, NodeError, Published, Status},
     pieces::Pieces,
     pins::Kind,
+    sys,
 };
 use bulkhead_ebpf::{
-    abi::{Action, Class, Direction, Mode},
+    abi::{Action, Class, Direction, Mode, program::UNDERLAY},
     reason::Reason,
 };
 use bulkhead_topology::{
@@ -544,6 +545,60 @@ fn who_cannot_be_guarded_any_more_is_shut_in_place_of_the_guard() {
     assert!(!is_open());
     publish(&mut node, &some).unwrap();
     assert!(is_open(), "nobody asked for it to be kept shut");
+}
+
+/// Whoever was shut until a publish that guards him, and has his guard when that fails for another reason, is not let go by the one that takes it back.
+#[test]
+fn who_was_shut_is_not_let_go_by_a_publish_that_failed() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("late", 0).build().unwrap();
+    let late = topology.workload("late");
+    let guarded = Guarded::new(topology.node(0), XdpMode::Generic);
+    let netns = &guarded.node.netns;
+    let server = TcpEcho::start(netns, (guarded.node.overlay4.gateway, 9999).into()).unwrap();
+    let is_open = || late.client().deadline(BRIEF).tcp(server.addr()).unwrap().is_answered();
+    let (all, some) = (desired(&topology, 0, true), without_late(&desired(&topology, 0, true)));
+    let mut node = guarded.open(BUDGET).unwrap();
+    let publish = |node: &mut KernelNode, desired: &Desired| netns.run(|| node.publish(desired));
+    let stands = |node: &mut KernelNode| {
+        let links = netns.run(|| node.containers()).unwrap().links;
+        let found = links.into_iter().find(|found| found.index == late.link.index).unwrap();
+        (found.guarded, found.shut)
+    };
+    // Somebody's XDP program, where ours has been taken away.
+    let (pins, others) = (guarded.directory.pins(), Directory::new());
+    let (maps, theirs) = (Maps::create(&others.pins(), &SLOTS).unwrap(), Links::new(&others.pins(), Classifiers::Auto));
+    let link = guarded.node.underlay.link.name.clone();
+    let guard = Guard { link, hook: Hook::XdpGeneric, program: UNDERLAY, value: 0 };
+    for held in [false, true] {
+        publish(&mut node, &some).unwrap();
+        assert!(is_open());
+        if held {
+            node.hold([late.link.name.clone()].into());
+        } else {
+            netns.run(|| node.shut(&late.link.name)).unwrap();
+        }
+        let ours = pins.names(Kind::Link).unwrap().into_iter().find(|name| name.ends_with("xdp_generic")).unwrap();
+        sys::link_detach(&sys::obj_get(&pins.path(Kind::Link, &ours)).unwrap()).unwrap();
+        netns.run(|| theirs.attach(&maps, &guard)).unwrap();
+        assert_eq!(netns.run(|| node.status()).unwrap().missing.len(), 1);
+        for _ in 0..2 {
+            let why = refused(publish(&mut node, &all));
+            assert!(why.contains("another XDP program is on the link"), "{why}");
+            assert_eq!(stands(&mut node), (true, false), "held: {held}");
+            node.hold(BTreeSet::new());
+        }
+        netns.run(|| theirs.detach_all()).unwrap();
+        publish(&mut node, &some).unwrap();
+        assert_eq!(stands(&mut node), (false, true), "held: {held}");
+        assert!(!is_open(), "held: {held}");
+        // Who has been an endpoint since is let go as anybody else.
+        publish(&mut node, &all).unwrap();
+        publish(&mut node, &some).unwrap();
+    }
 }
 
 /// A link that is renamed is the same link: it goes on with what guards it where somebody asks for it by its new name, and is shut where nobody does.
