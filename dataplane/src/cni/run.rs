@@ -43,8 +43,7 @@ pub fn run(variable: impl Fn(&str) -> Option<String>, input: impl Read) -> Resul
 }
 
 fn request(config: &Config, ask: Ask) -> Request {
-    let waits = config.mode == Mode::Enforce && matches!(ask, Ask::Add(_));
-    Request { version: protocol::VERSION, network: config.network.clone(), waits, ask }
+    Request { version: protocol::VERSION, network: config.network.clone(), waits: false, ask }
 }
 
 fn patience(config: &Config, for_agent: bool) -> Patience {
@@ -101,7 +100,7 @@ fn add(config: &Config, subject: &Subject) -> Result<Output, Error> {
 
 /// Holds until the policy is in force.
 fn guard(config: &Config, attached: Attached) -> Result<(), Error> {
-    let asked = request(config, Ask::Add(attached));
+    let asked = Request { waits: true, ..request(config, Ask::Add(attached)) };
     let error = match ask::ask(&config.socket, &asked, patience(config, true)) {
         Err(error) if matches!(error.code, Code::AgentAway | Code::TimedOut) => error,
         done => return done,

@@ -16,6 +16,7 @@ use bulkhead_dataplane::cni::{
     protocol::{Answer, Ask, Attached, Key, Reply, Request, VERSION},
 };
 use bulkhead_fixtures::skip;
+use bulkhead_topology::Netns;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -227,6 +228,40 @@ fn exempt_namespaces_wait_for_nobody() {
     assert!(run(&environment, config.to_string().as_bytes()).1);
     config["exempt"] = json!(["../boot"]);
     refused(&environment, config.to_string().as_bytes(), 7, "`../boot` cannot be a namespace");
+}
+
+/// Whose namespace is exempt runs whatever the agent says: it is told that nobody waits, so that it shuts nobody who runs.
+#[test]
+fn only_for_those_who_wait_it_is_said_so() {
+    if !skip::root() {
+        return;
+    }
+    let (near, far) = (Netns::new("near").unwrap(), Netns::new("far").unwrap());
+    let made = ["link", "add", "veth0", "type", "veth", "peer", "name", "eth0", "netns", far.name()];
+    assert!(near.command("ip").args(made).status().unwrap().success());
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("cni.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut config = config();
+    (config["socket"], config["exempt"]) = (json!(socket), json!(["kube-system"]));
+    config["prevResult"]["interfaces"][1] = json!({ "name": "eth0", "sandbox": far.path() });
+    for (namespace, waits) in [("kube-system", false), ("shop", true)] {
+        let mut plugin = near.command(env!("CARGO_BIN_EXE_bulkhead-cni"));
+        plugin.envs(environment()).env("CNI_NETNS", far.path());
+        plugin.env("CNI_ARGS", format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=pod"));
+        let mut child = plugin.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        let told: Request = serde_json::from_str(&line).unwrap();
+        assert!(matches!(&told.ask, Ask::Add(attached) if attached.interfaces[0].link == "veth0"), "{line}");
+        assert_eq!(told.waits, waits, "{namespace}");
+        let reply = Reply { version: VERSION, answer: Answer::Done };
+        // Who waits for nothing may be gone.
+        let _ = writeln!(stream, "{}", serde_json::to_string(&reply).unwrap());
+        assert!(child.wait().unwrap().success(), "{namespace}");
+    }
 }
 
 /// An agent that ends while it is asked, another that speaks another version, and one that says nothing.
