@@ -664,6 +664,7 @@ impl Node for KernelNode {
             container.shut = attach::is_shut(&attachments, here, container.index);
             container.guarded = attach::has_endpoint(&attachments, here, container.index);
         }
+        self.inside.forget_unguarded(&found);
         Ok(found)
     }
 

@@ -29,12 +29,18 @@ struct Inside {
     addresses: Vec<IpAddr>,
 }
 
-/// Far ends that were read, by the index of the near end and the id of their namespace. They are read once: one that has addresses keeps them for our
-/// purposes as long as the pair is there.
+/// Far ends that were read, by the index of the near end and the id of their namespace. They are read until their container is guarded: by then it has the
+/// addresses by which it is known, and keeps them for our purposes as long as the pair is there.
 #[derive(Debug, Default)]
 pub struct KnownInside(BTreeMap<(u32, i32), Inside>);
 
 impl KnownInside {
+    /// Has the far ends of those that are not guarded read again the next time: they may have had some of their addresses alone.
+    pub fn forget_unguarded(&mut self, containers: &Containers) {
+        let guarded = |index: u32| containers.links.iter().any(|link| link.index == index && link.guarded);
+        self.0.retain(|(index, _), _| guarded(*index));
+    }
+
     /// All pairs that lead out of the calling thread's network namespace. `shut` and `guarded` of none are set.
     ///
     /// # Errors

@@ -601,6 +601,33 @@ fn who_was_shut_is_not_let_go_by_a_publish_that_failed() {
     }
 }
 
+/// A container gets its addresses one by one, and may be looked at in between: who it is, is asked of all of them as long as nobody knows.
+#[test]
+fn addresses_are_read_until_their_container_is_guarded() {
+    if !ready() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock();
+    let topology = Topology::builder().nodes(2).workload("web", 0).workload("late", 0).build().unwrap();
+    let guarded = Guarded::new(topology.node(0), XdpMode::Off);
+    let mut node = guarded.open(BUDGET).unwrap();
+    guarded.node.netns.run(|| node.publish(&without_late(&desired(&topology, 0, true)))).unwrap();
+    let [web, late] = ["web", "late"].map(|name| topology.workload(name));
+    let mut addresses = |of: &Workload| {
+        let links = guarded.node.netns.run(|| node.containers()).unwrap().links;
+        links.into_iter().find(|found| found.link == of.link.name).unwrap().addresses
+    };
+    let before = [web, late].map(&mut addresses);
+    let more: IpAddr = "2001:db8::99".parse().unwrap();
+    for of in [web, late] {
+        let words = ["address", "add", "2001:db8::99/128", "dev", "eth0", "nodad"];
+        assert!(of.netns.command("ip").args(words).status().unwrap().success());
+    }
+    assert_eq!(addresses(web), before[0], "that is known");
+    let now = addresses(late);
+    assert!(now.contains(&more) && now.len() == before[1].len() + 1, "{now:?}");
+}
+
 /// A link that is renamed is the same link: it goes on with what guards it where somebody asks for it by its new name, and is shut where nobody does.
 #[test]
 fn a_link_that_is_renamed_is_never_let_go() {
