@@ -680,7 +680,12 @@ impl Links {
     }
 
     fn open(&self, name: &str) -> Result<Option<OwnedFd>, NodeError> {
-        let path = self.pins.path(Kind::Link, name);
+        self.open_pin(Kind::Link, name)
+    }
+
+    /// What is pinned there; `None` where somebody has removed it since it was listed.
+    fn open_pin(&self, kind: Kind, name: &str) -> Result<Option<OwnedFd>, NodeError> {
+        let path = self.pins.path(kind, name);
         match sys::obj_get(&path) {
             Ok(fd) => Ok(Some(fd)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -764,9 +769,8 @@ impl Links {
             if !wanted(says) {
                 continue;
             }
-            let path = self.pins.path(Kind::Stub, &name);
-            let id =
-                sys::obj_get(&path).and_then(|fd| sys::program_id(&fd)).doing(|| format!("open {}", path.display()))?;
+            let Some(fd) = self.open_pin(Kind::Stub, &name)? else { continue };
+            let id = sys::program_id(&fd).doing(|| format!("look at {name}"))?;
             stubs.insert(id, (name, says));
         }
         Ok(stubs)

@@ -548,6 +548,24 @@ fn names_with_dots_can_be_pinned() {
     assert!(!pair.passes(Hook::Ingress));
 }
 
+/// A stub that a publish sweeps while somebody reads: it was listed, and is not there any more.
+#[test]
+fn a_stub_that_goes_meanwhile_keeps_nobody_from_reading() {
+    if !ready() {
+        return;
+    }
+    let (pair, program) = (Pair::new(), drops(7));
+    let kernel = Kernel::new(&[(FROM_WORKLOAD, &program)]);
+    let links = kernel.links(Classifiers::Auto);
+    pair.near.run(|| links.attach(&kernel.maps, &pair.guard(Hook::Ingress, FROM_WORKLOAD, 7))).unwrap();
+    let before = pair.near.run(|| links.list()).unwrap();
+    assert_eq!(before.len(), 1);
+    let pins = kernel.directory.pins();
+    let gone = pins.path(Kind::Stub, &pins.names(Kind::Stub).unwrap()[0].replace("-7-", "-8-"));
+    std::os::unix::fs::symlink("swept", &gone).unwrap();
+    assert_eq!(pair.near.run(|| links.list()).unwrap(), before);
+}
+
 #[test]
 fn xdp_in_either_mode() {
     if !ready() {
