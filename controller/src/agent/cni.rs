@@ -8,7 +8,7 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::{
-        protocol::{Answer, Ask, Attached, Request, VERSION},
+        protocol::{Answer, Ask, Attached, Interface, Request, VERSION},
         spool,
     },
     desired::{EndpointName, Segment},
@@ -54,6 +54,13 @@ fn links<'a>(asked: impl Iterator<Item = (&'a Request, &'a Option<Answer>)>) -> 
         _ => None,
     });
     interfaces.flatten().map(|interface| interface.link.clone()).collect()
+}
+
+/// The link of a container that has gone before it was heard of.
+fn of_gone<'a>(request: &'a Request, gone: &BTreeSet<(String, u32)>) -> Option<&'a Attached> {
+    let Ask::Add(attached) = &request.ask else { return None };
+    let is_gone = |interface: &Interface| gone.contains(&(interface.link.clone(), interface.ifindex));
+    attached.interfaces.iter().any(is_gone).then_some(attached)
 }
 
 const LOG: &str = "the agent's log and `bulkhead status` say more";
@@ -153,11 +160,16 @@ impl<N: Node> Agent<N> {
 
     /// What would be attached, compiled, and what of it cannot be.
     fn told(&mut self, requests: &[Request]) -> (Attachments, Vec<Option<Answer>>) {
+        let gone = self.gone(requests);
         let mut next = self.attachments.clone();
         let refusals = requests.iter().map(|request| {
             if request.version != VERSION {
                 let message = format!("the plugin speaks version {}, this agent version {VERSION}", request.version);
                 return Some(refused(message, "put the plugin of the agent's release in its place"));
+            }
+            if let Some(attached) = of_gone(request, &gone) {
+                let message = format!("the links of container {} are gone", attached.key.container);
+                return Some(refused(message, "nothing is to be done: its runtime has taken it down"));
             }
             if let Ask::Add(attached) = &request.ask
                 && request.waits
@@ -189,6 +201,18 @@ impl<N: Node> Agent<N> {
         });
         let refusals = refusals.collect();
         (next, refusals)
+    }
+
+    /// Links of these ADDs that are not there any more.
+    fn gone(&mut self, requests: &[Request]) -> BTreeSet<(String, u32)> {
+        let of = |request: &Request| match &request.ask {
+            Ask::Add(attached) => attached.interfaces.clone(),
+            _ => Vec::new(),
+        };
+        let links = requests.iter().flat_map(of).map(|interface| (interface.link, interface.ifindex));
+        let gone = self.node.gone(&links.collect());
+        gone.inspect_err(|error| tracing::warn!("whether containers still run is not known: {error}"))
+            .unwrap_or_default()
     }
 
     fn compile_attached(&mut self, before: &Attachments, after: &Attachments) -> Result<(), Diagnostics> {
@@ -334,6 +358,13 @@ impl<N: Node> Agent<N> {
             tracing::error!(
                 "a container stays shut, since what the plugin wrote of it cannot be read: {file}: {why}; {aside}"
             );
+        }
+        let gone = self.gone(&requests);
+        let (went, requests): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request| of_gone(request, &gone).is_some());
+        for attached in went.iter().filter_map(|request| of_gone(request, &gone)) {
+            tracing::info!(container = attached.key.container, "it started shut and is gone, and no runtime said so");
+            spool::forget(&socket, &attached.key);
         }
         let answers = if requests.is_empty() { Vec::new() } else { self.attach(&requests) };
         let mut stay = BTreeMap::new();

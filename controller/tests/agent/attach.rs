@@ -269,6 +269,26 @@ impl Write for Said {
     }
 }
 
+/// Whose link is gone is attached to nothing, and one that started shut is forgotten: it would be published again and again, in vain.
+#[test]
+fn whose_link_is_gone_is_not_attached() {
+    let home = home();
+    let node = Wrapped::new(&home);
+    let publishes = Arc::clone(&node.shut);
+    let settings = Settings { cni: Some(home.path("state/cni.sock")), ..home.settings() };
+    let mut agent = Agent::start(node, settings).unwrap();
+    publishes.lock().unwrap().clear();
+    let gone = add("a", "cart-1", "veth-a", "10.0.0.7");
+    home.links.network().gone.insert("veth-a".to_owned());
+    fs::create_dir(home.path("state/shut")).unwrap();
+    fs::write(home.path("state/shut/a,eth0.json"), serde_json::to_vec(&gone).unwrap()).unwrap();
+    agent.refresh();
+    assert_eq!(fs::read_dir(home.path("state/shut")).unwrap().count(), 0);
+    refused(&agent.attach(&[gone])[0], "the links of container a are gone");
+    assert_eq!(publishes.lock().unwrap().len(), 0);
+    assert_eq!(agent.attach(&[add("b", "cart-1", "veth-b", "10.0.0.7")]), [Answer::Done]);
+}
+
 /// Of who starts shut and stays so the log says it once, as long as the reason is the same.
 #[test]
 fn who_stays_shut_is_told_once() {
