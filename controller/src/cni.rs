@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::net::{UnixListener, UnixStream},
+    os::{
+        fd::AsFd as _,
+        unix::net::{UnixListener, UnixStream},
+    },
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -15,6 +18,7 @@ use std::{
 
 use bulkhead_dataplane::cni::protocol::{Answer, Ask, MAX_BYTES, Reply, Request, VERSION};
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
 };
@@ -61,12 +65,30 @@ struct Desk {
     waker: Sender<Wake>,
     source: Arc<dyn Source>,
     arriving: Arriving,
-    waiting: Mutex<Vec<(Request, Sender<Answer>)>>,
+    waiting: Mutex<Vec<Question>>,
     asking: AtomicUsize,
 }
 
+/// What somebody wants to know.
+struct Question {
+    request: Request,
+    reply: Sender<Answer>,
+    asker: Arc<UnixStream>,
+}
+
+impl Question {
+    /// Whether nobody waits any more for what was asked by somebody who does. His runtime has given the container up, and its DEL may be through: nobody
+    /// would take back what came of the ADD. Where the container starts shut instead it is written down, and asked for anew.
+    fn is_given_up(&self) -> bool {
+        let mut asker = [PollFd::new(self.asker.as_fd(), PollFlags::empty())];
+        let looked = poll(&mut asker, PollTimeout::ZERO);
+        let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
+        self.request.waits && looked.is_ok() && asker[0].revents().is_some_and(|found| found.intersects(ended))
+    }
+}
+
 impl Desk {
-    fn ask(self: &Arc<Self>, request: Request) -> Option<Answer> {
+    fn ask(self: &Arc<Self>, request: Request, asker: &Arc<UnixStream>) -> Option<Answer> {
         let _arrival = match &request.ask {
             Ask::Add(attached) if request.waits => Some(self.arriving.begin(attached)),
             _ => None,
@@ -81,19 +103,28 @@ impl Desk {
             return Some(Answer::Refused { message, remedy });
         }
         let (reply, answer) = mpsc::channel();
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((request, reply));
+        let question = Question { request, reply, asker: Arc::clone(asker) };
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(question);
         let desk = Arc::clone(self);
         self.waker.send(Wake::Ask(Box::new(move |agent| desk.serve(agent)))).ok()?;
         answer.recv().ok()
     }
 
+    /// Questions whose answers somebody waits for, or that nobody need wait for.
+    fn take(&self) -> Vec<Question> {
+        let mut waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.retain(|question| !question.is_given_up());
+        waiting
+    }
+
     /// For the first of those that wait; then the others find their questions answered.
     fn serve(&self, agent: &mut dyn Control) {
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = self.take();
         if waiting.is_empty() {
             return;
         }
-        let (requests, replies): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        let (requests, replies): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|Question { request, reply, .. }| (request, reply)).unzip();
         for (reply, answer) in replies.iter().zip(agent.attach(&requests)) {
             // Whoever asked may be gone.
             let _ = reply.send(answer);
@@ -131,11 +162,12 @@ fn accept(listener: &UnixListener, desk: &Arc<Desk>) {
     }
 }
 
-fn converse(mut stream: UnixStream, desk: &Arc<Desk>) -> io::Result<()> {
+fn converse(stream: UnixStream, desk: &Arc<Desk>) -> io::Result<()> {
+    let stream = Arc::new(stream);
     let user = getsockopt(&stream, PeerCredentials)?.uid();
     if user != 0 && user != geteuid().as_raw() {
         return say(
-            &mut stream,
+            &stream,
             Answer::Refused {
                 message: format!("user {user} may not attach containers"),
                 remedy: "run as root".to_owned(),
@@ -145,9 +177,9 @@ fn converse(mut stream: UnixStream, desk: &Arc<Desk>) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = Vec::new();
-    BufReader::new(stream.try_clone()?).take(MAX_BYTES).read_until(b'\n', &mut line)?;
+    BufReader::new(&*stream).take(MAX_BYTES).read_until(b'\n', &mut line)?;
     let answer = match serde_json::from_slice::<Request>(&line) {
-        Ok(request) => desk.ask(request),
+        Ok(request) => desk.ask(request, &stream),
         Err(error) => Some(Answer::Refused {
             message: format!("the agent does not understand the plugin: {error}"),
             remedy: "agent and plugin must be of one release: put the plugin of the agent's release in its place"
@@ -155,14 +187,82 @@ fn converse(mut stream: UnixStream, desk: &Arc<Desk>) -> io::Result<()> {
         }),
     };
     match answer {
-        Some(answer) => say(&mut stream, answer),
+        Some(answer) => say(&stream, answer),
         // The agent stops: who asked finds the connection closed, and asks the next one.
         None => Ok(()),
     }
 }
 
-fn say(stream: &mut UnixStream, answer: Answer) -> io::Result<()> {
+fn say(mut stream: &UnixStream, answer: Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(&Reply { version: VERSION, answer })?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{any::Any, collections::BTreeMap, sync::mpsc::Receiver};
+
+    use bulkhead_dataplane::cni::protocol::{Attached, Key};
+
+    use super::*;
+    use crate::{input::Files, source::Heard};
+
+    /// A source that does not know who a container is until it is told to.
+    #[derive(Debug)]
+    struct Late(Mutex<Receiver<()>>);
+
+    impl Source for Late {
+        fn read(&self) -> Files {
+            unreachable!("nobody reads it")
+        }
+
+        fn watch(&self, _heard: Heard) -> Option<Box<dyn Any>> {
+            None
+        }
+
+        fn quiet(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn complete(&self, _attached: &Attached) -> Result<(), String> {
+            self.0.lock().unwrap().recv().map_err(|error| error.to_string())
+        }
+    }
+
+    fn add(waits: bool) -> Request {
+        let attached = Attached {
+            key: Key { container: "a".to_owned(), ifname: "eth0".to_owned() },
+            namespace: "shop".to_owned(),
+            name: "web-1".to_owned(),
+            uid: None,
+            labels: BTreeMap::new(),
+            interfaces: Vec::new(),
+        };
+        Request { version: VERSION, network: "lab".to_owned(), waits, ask: Ask::Add(attached) }
+    }
+
+    /// A runtime that waited in vain takes the container down: an ADD that came after the DEL would guard what is gone.
+    #[test]
+    fn an_add_that_was_given_up_is_not_carried_out() {
+        for (waits, hangs_up, taken) in [(true, true, 0), (true, false, 1), (false, true, 1)] {
+            let (known, late) = mpsc::channel();
+            let (waker, wakes) = mpsc::channel();
+            let source = Arc::new(Late(Mutex::new(late)));
+            let (arriving, waiting, asking) = (Arriving::default(), Mutex::default(), AtomicUsize::new(0));
+            let desk = Arc::new(Desk { waker, source, arriving, waiting, asking });
+            let (plugin, ours) = UnixStream::pair().unwrap();
+            let asked = {
+                let desk = Arc::clone(&desk);
+                thread::spawn(move || desk.ask(add(waits), &Arc::new(ours)))
+            };
+            let plugin = Some(plugin).filter(|_| !hangs_up);
+            known.send(()).unwrap();
+            wakes.recv().unwrap();
+            // Whoever is not answered hears that nobody answers.
+            assert_eq!(desk.take().len(), taken, "waits: {waits}, hangs up: {hangs_up}");
+            assert_eq!(asked.join().unwrap(), None);
+            drop(plugin);
+        }
+    }
 }

@@ -56,7 +56,7 @@ fn links<'a>(asked: impl Iterator<Item = (&'a Request, &'a Option<Answer>)>) -> 
     interfaces.flatten().map(|interface| interface.link.clone()).collect()
 }
 
-/// The link of a container that has gone before it was heard of.
+/// Who an ADD is about, where a link of it is gone.
 fn of_gone<'a>(request: &'a Request, gone: &BTreeSet<(String, u32)>) -> Option<&'a Attached> {
     let Ask::Add(attached) = &request.ask else { return None };
     let is_gone = |interface: &Interface| gone.contains(&(interface.link.clone(), interface.ifindex));
