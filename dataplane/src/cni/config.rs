@@ -9,7 +9,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{Code, Error, PINS, SOCKET};
@@ -64,8 +64,16 @@ struct Written {
     args: Args,
     #[serde(default)]
     runtime_config: RuntimeConfig,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "list")]
     valid_attachments: Option<Vec<Valid>>,
+    /// The same as the specification calls it. libcni writes both.
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "list")]
+    attachments: Option<Vec<Valid>>,
+}
+
+/// What is written there; `null` is how Go writes an empty list.
+fn list<'de, D: Deserializer<'de>>(written: D) -> Result<Option<Vec<Valid>>, D::Error> {
+    Option::deserialize(written).map(|written| Some(written.unwrap_or_default()))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -193,7 +201,7 @@ impl Config {
             exempt: written.exempt,
             labels,
             previous: written.prev_result,
-            valid: written.valid_attachments,
+            valid: written.valid_attachments.or(written.attachments),
         })
     }
 }

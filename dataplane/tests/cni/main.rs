@@ -362,6 +362,19 @@ fn del_without_an_agent_leaves_no_file() {
     config["cni.dev/valid-attachments"] = json!([{ "containerID": "runs", "ifname": "eth0" }]);
     assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
     assert_eq!(left(), ["runs,eth0.json"]);
+
+    // What the specification calls it, and what Go writes where a runtime knows none.
+    config.as_object_mut().unwrap().remove("cni.dev/valid-attachments");
+    config["cni.dev/attachments"] = json!([{ "containerID": "runs", "ifname": "eth0" }]);
+    assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true));
+    assert_eq!(left(), ["runs,eth0.json"]);
+    for key in ["cni.dev/attachments", "cni.dev/valid-attachments"] {
+        written("runs");
+        config.as_object_mut().unwrap().remove("cni.dev/attachments");
+        config[key] = Value::Null;
+        assert_eq!(run(&environment, config.to_string().as_bytes()), (Value::Null, true), "{key}");
+        assert_eq!(left(), Vec::<String>::new(), "{key}");
+    }
 }
 
 proptest! {
