@@ -557,13 +557,12 @@ pub fn holds(cidrs: &Cidrs, address: IpAddr) -> bool {
     any(&cidrs.cidrs) && !any(&cidrs.except)
 }
 
-/// Addresses as a peer.
 /// Who answers a port outside, by the port that answers.
 fn by_port(outside: &BTreeSet<Outside>, port: &FrontendPort) -> BTreeMap<u16, BTreeSet<IpAddr>> {
     let mut by_port: BTreeMap<u16, BTreeSet<IpAddr>> = BTreeMap::new();
-    for Outside { address, ports } in outside {
-        if let Some(number) = port.target_of(ports) {
-            by_port.entry(number).or_default().insert(*address);
+    for outside in outside {
+        if let Some(number) = port.answered_by(outside) {
+            by_port.entry(number).or_default().insert(outside.address);
         }
     }
     by_port
@@ -573,6 +572,7 @@ fn addresses(outside: &BTreeSet<Outside>) -> BTreeSet<IpAddr> {
     outside.iter().map(|outside| outside.address).collect()
 }
 
+/// Addresses as a peer.
 fn hosts(addresses: &BTreeSet<IpAddr>) -> Peer {
     Peer::Cidrs(Cidrs { cidrs: addresses.iter().map(|&address| address.into()).collect(), except: Vec::new() })
 }

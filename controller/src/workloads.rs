@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use self::frontends::FrontendFields;
-pub use self::frontends::{Frontend, FrontendPort, Outside, Target};
+pub use self::frontends::{Frontend, FrontendPort, Listens, Outside, Target};
 pub use crate::names::WorkloadName;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source, suggest},

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    index::{By, Index, pods_of, service_of},
+    index::{By, Index, service_of},
     kinds::{Key, NAMESPACES, NODES, PODS, SERVICES, SLICES},
 };
 use crate::{
@@ -94,8 +94,6 @@ impl Claims {
 /// Objects as they are now.
 pub(super) trait Objects {
     fn get(&self, kind: usize, key: &Key) -> Option<&Seen>;
-    /// The name of one that is there.
-    fn name(&self, kind: usize, key: &Key) -> Option<&Key>;
     /// Those of a namespace.
     fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)>;
     fn all(&self, kind: usize) -> impl Iterator<Item = (&Key, &Seen)>;
@@ -126,7 +124,7 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
     let claimed = concerned.iter().filter_map(|key| pod(key)).flat_map(Seen::claims);
     let mut pods: BTreeSet<&Key> = concerned.clone();
     pods.extend(claimed.flat_map(|address| claims.of(address)));
-    let services = services(news, (&concerned, &addresses), index, objects);
+    let services = services(news, &addresses, index, objects);
     let addresses_of = |services: &BTreeSet<Key>| -> BTreeSet<IpAddr> {
         services.iter().filter_map(|name| objects.get(SERVICES, name)).flat_map(Seen::addresses).collect()
     };
@@ -142,12 +140,9 @@ pub(super) fn changes(news: &News, (claims, index): (&Claims, &Index), objects: 
         let Some(service) = objects.get(SERVICES, name) else { continue };
         let inside = objects.of_namespace(PODS, &name.namespace);
         pods.extend(inside.filter(|(_, pod)| service.selects(pod)).map(|(key, _)| key));
-        let slices = index.slices.of(name).filter_map(|key| Some((key, objects.get(SLICES, key)?)));
-        for (key, slice) in slices {
+        for slice in index.slices.of(name).filter_map(|key| objects.get(SLICES, key)) {
             others.push(slice);
             pods.extend(slice.addresses().into_iter().flat_map(|address| claims.of(address)));
-            let there = pods_of(key, slice).filter_map(|name| objects.name(PODS, &name));
-            pods.extend(there);
         }
     }
     let mut pods: Vec<&Key> = pods.into_iter().collect();
@@ -210,12 +205,7 @@ fn moved<'a>(news: &News, objects: &'a impl Objects) -> Option<Vec<&'a Key>> {
 
 /// Services that are others now, that share an address with such a one or with a node that is, or at which somebody answers who is, or at one of these
 /// addresses.
-fn services(
-    news: &News,
-    (concerned, addresses): (&BTreeSet<&Key>, &BTreeSet<IpAddr>),
-    index: &Index,
-    objects: &impl Objects,
-) -> BTreeSet<Key> {
+fn services(news: &News, addresses: &BTreeSet<IpAddr>, index: &Index, objects: &impl Objects) -> BTreeSet<Key> {
     let mut services = BTreeSet::new();
     for (key, before) in &news.pods {
         let now = objects.get(PODS, key);
@@ -223,8 +213,7 @@ fn services(
         let inside = objects.of_namespace(SERVICES, &key.namespace);
         services.extend(inside.filter(|(_, service)| selecting(service)).map(|(name, _)| name.clone()));
     }
-    let naming = concerned.iter().flat_map(|key| index.naming.of(key));
-    let slices = naming.chain(addresses.iter().flat_map(|address| index.answering.of(address)));
+    let slices = addresses.iter().flat_map(|address| index.answering.of(address));
     services.extend(slices.filter_map(|key| service_of(key, objects.get(SLICES, key)?)));
 
     let is_and_was = |kind| {

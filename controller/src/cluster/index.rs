@@ -1,4 +1,4 @@
-//! Which objects say something of an address, a pod or a service: whom news concern is found without a look at all others. Pure.
+//! Which objects say something of an address or a service: whom news concern is found without a look at all others. Pure.
 
 use std::{collections::BTreeSet, mem, net::IpAddr};
 
@@ -46,8 +46,6 @@ pub(super) struct Index {
     pub(super) nodes: By<IpAddr>,
     /// Slices by their services.
     pub(super) slices: By<Key>,
-    /// Slices by the pods that they name.
-    pub(super) naming: By<Key>,
     /// Slices by the addresses that answer.
     pub(super) answering: By<IpAddr>,
 }
@@ -63,8 +61,6 @@ impl Index {
             SLICES => {
                 let service = |seen: Option<&Seen>| seen.and_then(|seen| service_of(name, seen)).into_iter().collect();
                 self.slices.change(name, &service(before), &service(after));
-                let pods = |seen: Option<&Seen>| seen.into_iter().flat_map(|seen| pods_of(name, seen)).collect();
-                self.naming.change(name, &pods(before), &pods(after));
                 self.answering.change(name, &addresses(before), &addresses(after));
             }
             _ => {}
@@ -74,11 +70,5 @@ impl Index {
 
 /// Service of a slice.
 pub(super) fn service_of(name: &Key, slice: &Seen) -> Option<Key> {
-    slice.answering().map(|(service, _)| Key::new(name.namespace.as_str(), service))
-}
-
-/// Pods that a slice names.
-pub(super) fn pods_of<'a>(name: &'a Key, slice: &'a Seen) -> impl Iterator<Item = Key> + 'a {
-    let named = slice.answering().into_iter().flat_map(|(_, pods)| pods);
-    named.map(|pod| Key::new(name.namespace.as_str(), pod))
+    slice.service().map(|service| Key::new(name.namespace.as_str(), service))
 }

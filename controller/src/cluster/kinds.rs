@@ -28,7 +28,7 @@ pub(super) const SLICES: usize = 4;
 /// Places of those that people write for Bulkhead.
 pub(super) const OURS: [usize; 2] = [9, 10];
 
-/// All of them. Slices of services with a selector are left out: who answers there is said by the selector.
+/// All of them. Slices that Kubernetes makes of what the selectors of services match are left out: the selectors say it.
 pub(super) const KINDS: [Kind; 11] = [
     object("v1", "Namespace", "namespaces"),
     object("v1", "Node", "nodes"),

@@ -324,10 +324,6 @@ impl changes::Objects for Store {
         seen(&self.kinds[kind].objects, key)
     }
 
-    fn name(&self, kind: usize, key: &Key) -> Option<&Key> {
-        self.kinds[kind].objects.get_key_value(key).map(|(name, _)| name)
-    }
-
     fn of_namespace<'a>(&'a self, kind: usize, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Seen)> {
         let first = Key::new(namespace.to_owned(), String::new());
         let inside = self.kinds[kind].objects.range(first..).take_while(move |(key, _)| key.namespace == namespace);

@@ -11,8 +11,9 @@ use std::{
 
 use bulkhead_dataplane::{
     cni::protocol::{Ask, Attached, Interface, Key as ContainerKey, Request, VERSION},
-    desired::Manner,
+    desired::{Manner, ServiceAddress},
     memory::{Links, MemoryNode, MemoryStore},
+    node::Discovered,
 };
 use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
@@ -24,8 +25,10 @@ use super::{
 use crate::{
     adopt::Scope,
     agent::{Agent, Settings},
+    compile::compile,
     control::Control,
     input::{Files, Listing},
+    model::Model,
     source::{Changes, Heard, Source},
     workloads::Workloads,
 };
@@ -38,6 +41,9 @@ const RESOLVING: &str = "kube-system";
 /// The agent's, and two others.
 const MACHINES: [&str; 3] = ["n1", "n2", "n3"];
 const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::1", "2001:db8::2"];
+/// What slices may say beside these: an address outside, and one that a node may have.
+const ANSWERING: [&str; 8] =
+    ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::1", "2001:db8::2", "203.0.113.5", "192.0.2.12"];
 
 /// What an API server or a runtime tells.
 #[derive(Clone, Debug)]
@@ -100,21 +106,24 @@ fn service_of() -> impl Strategy<Value = Told> {
     })
 }
 
+/// One of any service: one with a selector may have such slices too, and each may have several.
 fn slice_of() -> impl Strategy<Value = Told> {
-    let names = select(&["s0", "s1"]);
-    let pod = proptest::option::of(select(&["p0", "p1"]));
-    (select(&SPACES), names, select(&ADDRESSES), pod).prop_map(|(space, service, address, pod)| {
-        let mut metadata = named(space, service);
+    let names = (select(&["s0", "s1"]), select(&["s0", "s1"]));
+    let endpoint = (select(&ANSWERING), proptest::option::of(select(&["p0", "p1"])));
+    let endpoints = proptest::collection::vec(endpoint, 1..3);
+    (select(&SPACES), names, endpoints, select(&[80, 8080])).prop_map(|(space, (name, service), endpoints, port)| {
+        let mut metadata = named(space, name);
         metadata["labels"] = json!({ "kubernetes.io/service-name": service });
-        let mut endpoint = json!({ "addresses": [address] });
-        if let Some(pod) = pod {
-            endpoint["targetRef"] = json!({ "kind": "Pod", "name": pod });
-        }
-        let ports = json!([{ "name": "", "port": 80, "protocol": "TCP" }]);
-        Told::Is(
-            SLICES,
-            json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": [endpoint], "ports": ports }),
-        )
+        let endpoint = |(address, pod): (&str, Option<&str>)| {
+            let mut endpoint = json!({ "addresses": [address] });
+            if let Some(pod) = pod {
+                endpoint["targetRef"] = json!({ "kind": "Pod", "name": pod });
+            }
+            endpoint
+        };
+        let endpoints: Vec<_> = endpoints.into_iter().map(endpoint).collect();
+        let ports = json!([{ "name": "", "port": port, "protocol": "TCP" }]);
+        Told::Is(SLICES, json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": endpoints, "ports": ports }))
     })
 }
 
@@ -329,6 +338,14 @@ fn what_a_disk_does_not_take_is_in_force_all_the_same() {
     assert!(revision.inputs.policies.contains_key("networkpolicy/a/first"), "{:?}", revision.inputs.policies.keys());
 }
 
+/// Where calls to port 80 of an address end, by the tables of the agent's node.
+fn ends(known: &Workloads, address: &str) -> Vec<String> {
+    let model = Model::build(&[], known).unwrap_or_else(|found| panic!("{found}"));
+    let desired = compile(&model, "n1", &Discovered::default(), 0).unwrap_or_else(|found| panic!("{found}"));
+    let at = ServiceAddress { segment: 0, address: address.parse().ok(), protocol: 6, port: 80 };
+    desired.services[&at].iter().map(|backend| format!("{}:{}", backend.address, backend.port)).collect()
+}
+
 fn listed(files: &Files) -> Workloads {
     match &files.workloads.1 {
         Ok(Listing::Live(workloads)) => (**workloads).clone(),
@@ -466,6 +483,42 @@ fn an_answer_brings_no_pod_back() {
         let address = p0.and_then(|pod| pod.endpoints.first()).map(|endpoint| endpoint.addresses[0].to_string());
         assert_eq!(address.as_deref(), has, "case {at}");
     }
+}
+
+/// A pod that calls is not sent to itself because a slice calls somebody else by its name.
+#[test]
+fn calls_to_a_service_end_at_the_addresses_in_its_slices() {
+    let followed = Followed::new();
+    let web = |mut pod: Value| {
+        pod["metadata"]["labels"] = json!({ "app": "web" });
+        Told::Is(PODS, pod)
+    };
+    followed.tell(&web(placed("p0", "", Some("10.0.0.1"))));
+    followed.tell(&web(placed("p1", "", None)));
+    let service = |selector: Value| {
+        let spec = json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }], "selector": selector });
+        Told::Is(SERVICES, json!({ "metadata": named("a", "s0"), "spec": spec }))
+    };
+    let slice = |name: &str, address: &str, pod: &str, port: u16| {
+        let mut metadata = named("a", name);
+        metadata["labels"] = json!({ "kubernetes.io/service-name": "s0" });
+        let endpoint = json!({ "addresses": [address], "targetRef": { "kind": "Pod", "name": pod } });
+        let ports = json!([{ "port": port }]);
+        Told::Is(
+            SLICES,
+            json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": [endpoint], "ports": ports }),
+        )
+    };
+    let ends = || ends(&listed(&followed.read()), "10.96.0.1");
+    followed.tell(&service(json!({})));
+    followed.tell(&slice("x", "203.0.113.5", "p0", 80));
+    assert_eq!(ends(), ["203.0.113.5:80"]);
+    // It may be the address of that pod, of which nobody has said it yet.
+    followed.tell(&slice("x", "203.0.113.6", "p1", 80));
+    assert_eq!(ends(), ["203.0.113.6:80"]);
+    followed.tell(&service(json!({ "app": "web" })));
+    followed.tell(&slice("y", "203.0.113.5", "p0", 81));
+    assert_eq!(ends(), ["10.0.0.1:80", "203.0.113.5:81", "203.0.113.6:80"]);
 }
 
 /// What comes and goes in a large cluster does not have all of it put together.

@@ -7,7 +7,7 @@ use bulkhead_dataplane::desired::{Backend, Segment, ServiceAddress};
 use super::network::Underlay;
 use crate::{
     model::Model,
-    workloads::{Frontend, FrontendPort, Outside},
+    workloads::{Frontend, FrontendPort},
 };
 
 /// Every port of every service address, in each segment in use on the node.
@@ -72,9 +72,9 @@ fn backends(
             }
         }
     }
-    backends.extend(frontend.outside.iter().filter_map(|Outside { address, ports }| {
-        let judged_later = underlay.is_encapsulated(segment, (*address).into());
-        Some(Backend { address: *address, port: port.target_of(ports)?, judged_later })
+    backends.extend(frontend.outside.iter().filter_map(|outside| {
+        let judged_later = underlay.is_encapsulated(segment, outside.address.into());
+        Some(Backend { address: outside.address, port: port.answered_by(outside)?, judged_later })
     }));
     backends
 }

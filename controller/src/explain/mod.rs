@@ -208,8 +208,7 @@ fn translated<'a>(model: &'a Model, question: Question<'a>) -> Vec<Question<'a>>
         family.then_some((Party::Workload(name), port.target_of(&workload.ports)?))
     });
     let outside = frontend.outside.iter().filter(|outside| outside.address.is_ipv4() == address.is_ipv4());
-    let outside =
-        outside.filter_map(|outside| Some((Party::Address(outside.address), port.target_of(&outside.ports)?)));
+    let outside = outside.filter_map(|outside| Some((Party::Address(outside.address), port.answered_by(outside)?)));
     workloads.chain(outside).map(|(to, value)| Question { to, value, ..question }).collect()
 }
 

@@ -8,7 +8,7 @@ use super::{Check, Finding, quoted};
 use crate::{
     ports::point,
     simulate::{Party, Range, Simulation, display, text::party},
-    workloads::{Frontend, FrontendPort, Outside},
+    workloads::{Frontend, FrontendPort},
 };
 
 /// Backends of a port by name, each with the port on which it listens; of one outside the range in which it is.
@@ -45,10 +45,11 @@ fn backends(simulation: &Simulation<'_>, frontend: &Frontend, port: &FrontendPor
         let target = port.target_of(&workload.ports)?;
         simulation.meets(&group, v6).then_some((group, (None, target)))
     });
-    let outside = frontend.outside.iter().filter_map(|Outside { address, ports }| {
+    let outside = frontend.outside.iter().filter_map(|outside| {
+        let address = outside.address;
         let mut ranges = simulation.outside(Direction::Egress).iter();
-        let range = ranges.find(|range| range.is_ipv6() == v6 && (range.first()..=range.last()).contains(address))?;
-        Some((address.to_string(), (Some(*range), port.target_of(ports)?)))
+        let range = ranges.find(|range| range.is_ipv6() == v6 && (range.first()..=range.last()).contains(&address))?;
+        Some((address.to_string(), (Some(*range), port.answered_by(outside)?)))
     });
     workloads.chain(outside).collect()
 }

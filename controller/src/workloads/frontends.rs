@@ -41,14 +41,23 @@ pub struct Frontend {
 pub struct Outside {
     /// Where it answers.
     pub address: IpAddr,
-    /// Its named ports: those of a pod. Two pods of one node have one address and names of their own.
-    pub ports: Arc<PortNames>,
+    /// On which ports.
+    pub listens: Listens,
+}
+
+/// On which ports a backend answers that is no workload with an address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Listens {
+    /// Where the service's ports lead. These are its named ports, those of a pod: two pods of one node have one address and names of their own.
+    Named(Arc<PortNames>),
+    /// Nowhere but here, by the service's port that is called: an `EndpointSlice` says for those in it where they listen.
+    At(Arc<BTreeMap<(Transport, u16), u16>>),
 }
 
 impl From<IpAddr> for Outside {
     /// Nobody that names ports.
     fn from(address: IpAddr) -> Self {
-        Self { address, ports: Arc::default() }
+        Self { address, listens: Listens::Named(Arc::default()) }
     }
 }
 
@@ -81,6 +90,15 @@ impl FrontendPort {
         match &self.target {
             Target::Number(number) => Some(*number),
             Target::Named(name) => ports.get(name)?.iter().find(|port| port.0 == self.transport).map(|port| port.1),
+        }
+    }
+
+    /// Port on which one outside listens, if it answers this one.
+    #[must_use]
+    pub fn answered_by(&self, outside: &Outside) -> Option<u16> {
+        match &outside.listens {
+            Listens::Named(ports) => self.target_of(ports),
+            Listens::At(ports) => ports.get(&(self.transport, self.port)).copied(),
         }
     }
 }

@@ -17,8 +17,8 @@ use bulkhead_controller::{
     policy::{self, Policy},
     ports::{Ports, Transport},
     workloads::{
-        Endpoint, Frontend, FrontendPort, Node, NodeSegment, Outside, PortNames, Target, Workload, WorkloadName,
-        Workloads,
+        Endpoint, Frontend, FrontendPort, Listens, Node, NodeSegment, Outside, PortNames, Target, Workload,
+        WorkloadName, Workloads,
     },
 };
 use bulkhead_dataplane::{
@@ -492,11 +492,14 @@ fn some_frontend() -> impl Strategy<Value = Frontend> {
     });
     let addresses = prop::sample::subsequence(&["10.96.0.1", "10.96.0.2", "10.96.0.10", "2001:db8:96::1"][..], 1..=2);
     let backends = prop::collection::btree_set(workload_name(), 0..4);
-    // A pod in its node's network has names for ports, and who is outside has none.
-    let named = || Arc::new(PortNames::from([("http".to_owned(), vec![(Transport::Tcp, 9100)])]));
+    // A pod in its node's network has names for ports, who is outside has none, and who is in a slice listens where that says, whoever has the address.
+    let named = Listens::Named(Arc::new(PortNames::from([("http".to_owned(), vec![(Transport::Tcp, 9100)])])));
+    let at = Listens::At(Arc::new([((Transport::Tcp, 80), 9200)].into()));
     let outside = prop_oneof![
         Just(Outside::from(address("192.0.2.12"))),
-        Just(named()).prop_map(|ports| Outside { address: address("192.0.2.12"), ports })
+        Just(Outside { address: address("192.0.2.12"), listens: named }),
+        prop::sample::select(vec!["203.0.113.5", "10.0.0.2", "10.0.1.2", "192.0.2.12"])
+            .prop_map(move |text| Outside { address: address(text), listens: at.clone() }),
     ];
     let outside = prop::option::weighted(0.3, outside);
     (addresses, prop::collection::vec(port, 1..3), backends, outside).prop_map(

@@ -12,7 +12,7 @@ use super::{
     KINDS, Metadata, NAMESPACE_NAME, Object, Objects, Seen,
     owners::{Owners, owner},
     pods::{APP_NAME, Pod, SERVICE_OF, Template},
-    services::{Service, ServicePort, Slice},
+    services::{Service, ServicePort, Slice, SliceEndpoint},
 };
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place},
@@ -20,7 +20,7 @@ use crate::{
     model::ServiceName,
     ports::Transport,
     workloads::{
-        Endpoint, Frontend, FrontendPort, Node, Outside, Owner, SERVICE_LABEL, Target, Workload, WorkloadName,
+        Endpoint, Frontend, FrontendPort, Listens, Node, Outside, Owner, SERVICE_LABEL, Target, Workload, WorkloadName,
         Workloads, segment_of,
     },
 };
@@ -251,8 +251,7 @@ impl<'a> Join<'a> {
         }
         for service in services {
             let name = ServiceName::from(&service.metadata.name);
-            let slices = slices.get(&name).filter(|_| service.selector.is_empty());
-            let mut frontend = self.frontend(service, slices.map_or(&[], Vec::as_slice));
+            let mut frontend = self.frontend(service, slices.get(&name).map_or(&[], Vec::as_slice));
             // A load balancer made of nodes has their addresses: who calls one calls the node, where a pod forwards it.
             frontend.addresses.retain(|address| !nodes.contains(address));
             let shared = taken.refuse_shared(service, &frontend, &mut self.found);
@@ -277,40 +276,58 @@ impl<'a> Join<'a> {
         slices
     }
 
-    /// What a service is; `slices` are those of one without a selector.
+    /// What a service is. Whoever is in a slice of it answers, whether it has a selector or not: kube-proxy asks nothing else.
     fn frontend(&self, service: &Service, slices: &[&Slice]) -> Frontend {
+        let selects = !service.selector.is_empty();
+        // Those made of what the selector matches say it once more, and later.
+        let slices: Vec<_> = slices.iter().copied().filter(|slice| slice.beside || !selects).collect();
+        let told: &[&Slice] = if selects { &[] } else { &slices };
         let mut frontend = Frontend {
             place: service.metadata.place.clone(),
             addresses: service.cluster.union(&service.external).copied().collect(),
-            ports: service.ports.iter().map(|port| target(port, slices)).collect(),
+            ports: service.ports.iter().map(|port| target(port, told)).collect(),
             workloads: BTreeSet::new(),
             outside: BTreeSet::new(),
         };
-        if service.selector.is_empty() {
-            self.answer_by_slices(slices, &service.metadata.name.namespace, &mut frontend);
-        } else {
+        if selects {
             self.answer_by_labels(service, &mut frontend);
         }
+        slices.into_iter().for_each(|slice| self.answer_by_slice(service, slice, &mut frontend));
         frontend
     }
 
-    fn answer_by_slices(&self, slices: &[&Slice], namespace: &str, frontend: &mut Frontend) {
-        for endpoint in slices.iter().flat_map(|slice| &slice.endpoints) {
-            let pod = endpoint.pod.as_ref().and_then(|pod| {
-                let name = WorkloadName::new(namespace.to_owned(), pod.clone());
-                self.pods.contains_key(&name).then_some(name)
-            });
-            if let Some(name) = pod.filter(|name| !self.pods[name].template.host) {
+    /// Those in a slice are who has their addresses: nothing is sent to the pod that somebody says they are.
+    fn answer_by_slice(&self, service: &Service, slice: &Slice, frontend: &mut Frontend) {
+        let listens = (!slice.ports.is_empty()).then(|| Arc::new(listening(service, slice)));
+        // A workload answers where the service says.
+        let is_told = |name: &WorkloadName| {
+            let (Some(listens), Some(workload)) = (&listens, self.workloads.get(name)) else { return true };
+            let at = |port: &FrontendPort| listens.get(&(port.transport, port.port)).copied();
+            frontend.ports.iter().all(|port| port.target_of(&workload.ports) == at(port))
+        };
+        for endpoint in &slice.endpoints {
+            if let Some(name) = self.named(&service.metadata.name.namespace, endpoint) {
                 frontend.workloads.insert(name);
                 continue;
             }
-            for address in &endpoint.addresses {
-                match self.addresses.get(address) {
-                    Some((name, _)) => _ = frontend.workloads.insert(name.clone()),
-                    None => _ = frontend.outside.insert((*address).into()),
+            for &address in &endpoint.addresses {
+                match (self.addresses.get(&address), &listens) {
+                    (Some((name, _)), _) if is_told(name) => _ = frontend.workloads.insert(name.clone()),
+                    (_, None) => _ = frontend.outside.insert(address.into()),
+                    (_, Some(at)) => {
+                        _ = frontend.outside.insert(Outside { address, listens: Listens::At(Arc::clone(at)) });
+                    }
                 }
             }
         }
+    }
+
+    /// The pod that one in a slice is said to be, where its name is all that tells: objects that somebody wrote may have no addresses, those of a cluster do.
+    fn named(&self, namespace: &str, endpoint: &SliceEndpoint) -> Option<WorkloadName> {
+        let name = WorkloadName::new(namespace, endpoint.pod.as_deref().filter(|_| !self.live)?);
+        let pod = self.pods.get(&name).filter(|pod| !pod.template.host)?;
+        let nobodys = || endpoint.addresses.iter().all(|address| !self.addresses.contains_key(address));
+        (endpoint.addresses.is_empty() || pod.addresses.is_empty() && nobodys()).then_some(name)
     }
 
     /// Those in the service's namespace that have its labels. One in its node's own network answers there, and is no workload with an address.
@@ -325,8 +342,9 @@ impl<'a> Join<'a> {
             if !workload.host {
                 frontend.workloads.insert(name.clone());
             } else if let Some(pod) = self.pods.get(name) {
-                let ports = || Arc::clone(&pod.template.ports);
-                frontend.outside.extend(pod.addresses.iter().map(|&(address, _)| Outside { address, ports: ports() }));
+                let listens = || Listens::Named(Arc::clone(&pod.template.ports));
+                let at = pod.addresses.iter().map(|&(address, _)| Outside { address, listens: listens() });
+                frontend.outside.extend(at);
             }
         }
     }
@@ -435,6 +453,16 @@ fn target(port: &ServicePort, slices: &[&Slice]) -> FrontendPort {
     let found = ports.find(|(name, transport, _)| *name == port.name && *transport == port.port.transport);
     let target = found.map_or_else(|| port.port.target.clone(), |(_, _, number)| Target::Number(*number));
     FrontendPort { target, ..port.port.clone() }
+}
+
+/// Where those of a slice listen, by the service's ports.
+fn listening(service: &Service, slice: &Slice) -> BTreeMap<(Transport, u16), u16> {
+    let called = service.ports.iter().filter_map(|ServicePort { name, port, .. }| {
+        let (_, _, number) =
+            slice.ports.iter().find(|(of, transport, _)| of == name && *transport == port.transport)?;
+        Some(((port.transport, port.port), *number))
+    });
+    called.collect()
 }
 
 pub(super) fn is_resolver(service: &Metadata) -> bool {
@@ -604,7 +632,7 @@ mod tests {
         );
         assert_eq!(addresses(&web.workloads), ["shop/a", "shop/c"]);
         assert_eq!(addresses(outside(web)), ["192.0.2.1"], "what is in its node's network answers there");
-        let answers = |of: &Outside| web.ports.iter().map(|port| port.target_of(&of.ports)).collect::<Vec<_>>();
+        let answers = |of: &Outside| web.ports.iter().map(|port| port.answered_by(of)).collect::<Vec<_>>();
         assert_eq!(
             answers(web.outside.first().unwrap()),
             [Some(9100), Some(53), Some(8443)],
@@ -645,6 +673,54 @@ mod tests {
         }
         let found = workloads(&format!("{BACKENDS}{service}"));
         assert_eq!(frontend(&found, "shop/db").ports[0].target, Target::Number(5432));
+    }
+
+    /// kube-proxy sends to the addresses in all slices of a service, and asks for nobody's name.
+    #[test]
+    fn whoever_is_in_a_slice_answers_beside_those_that_the_selector_matches() {
+        let slice = |name: &str, label: &str, endpoint: &str, port: u16| {
+            format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+                 metadata: {{ name: {name}, namespace: shop, labels: {{ kubernetes.io/service-name: web{label} }} }}\n\
+                 endpoints: [{{ {endpoint} }}]\nports: [{{ port: {port} }}]\n"
+            )
+        };
+        let web = |selector: &str, slices: &[String]| {
+            let service = format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{ name: web, namespace: shop }}\n\
+                 spec: {{ clusterIP: 10.96.0.6, selector: {{ {selector} }}, ports: [{{ port: 80, targetPort: 8080 }}] }}\n"
+            );
+            let frontend = frontend(&workloads(&format!("{BACKENDS}{service}{}", slices.concat())), "shop/web").clone();
+            let port = &frontend.ports[0];
+            let at = |of: &Outside| port.answered_by(of).map(|port| format!("{}:{port}", of.address));
+            let outside: Vec<_> = frontend.outside.iter().filter_map(at).collect();
+            (addresses(&frontend.workloads), outside)
+        };
+        let says = |workloads: &[&str], outside: &[&str]| -> (Vec<String>, Vec<String>) {
+            (addresses(workloads), addresses(outside))
+        };
+        let own = ", endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io";
+        let other = ", endpointslice.kubernetes.io/managed-by: somebody";
+        let (old, beside) = ("addresses: [10.244.9.9]", "addresses: [203.0.113.5]");
+        let slices = [slice("s1", own, old, 8080), slice("s2", "", beside, 90), slice("s3", other, beside, 91)];
+        let both = ["192.0.2.1:8080", "203.0.113.5:90", "203.0.113.5:91"];
+        assert_eq!(web("app: web", &slices), says(&["shop/a", "shop/c"], &both));
+        assert_eq!(web("", &slices[..1]), says(&[], &["10.244.9.9:8080"]), "what a selector has left behind");
+        for (endpoint, workloads, outside) in [
+            ("addresses: [203.0.113.5], targetRef: { kind: Pod, name: a }", &[][..], &["203.0.113.5:80"][..]),
+            ("addresses: [10.244.1.5], targetRef: { kind: Pod, name: e }", &["shop/a"], &[]),
+            ("addresses: [10.244.1.6], targetRef: { kind: Pod, name: e }", &["shop/e"], &[]),
+            ("targetRef: { kind: Pod, name: a }", &["shop/a"], &[]),
+        ] {
+            let unknown = "---\napiVersion: v1\nkind: Pod\nmetadata: { name: e, namespace: shop }\nspec: {}\n";
+            let slices = [slice("s1", "", endpoint, 80), unknown.to_owned()];
+            assert_eq!(web("", &slices), says(workloads, outside), "{endpoint}");
+        }
+        // Each of them listens where its own slice says.
+        let known = "addresses: [10.244.1.5]";
+        let slices = [slice("s1", "", known, 80), slice("s2", "", known, 81)];
+        assert_eq!(web("", &slices), says(&["shop/a"], &["10.244.1.5:81"]));
+        assert_eq!(web("app: nobody", &slices[..1]), says(&[], &["10.244.1.5:80"]));
     }
 
     #[test]

@@ -66,10 +66,12 @@ impl Seen {
         }
     }
 
-    /// Of a slice: its service, and pods that answer there.
-    pub(crate) fn answering(&self) -> Option<(&str, impl Iterator<Item = &str>)> {
-        let Object::Slice(_, slice) = &self.0 else { return None };
-        Some((&slice.service, slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_deref())))
+    /// Service of a slice.
+    pub(crate) fn service(&self) -> Option<&str> {
+        match &self.0 {
+            Object::Slice(_, slice) => Some(&slice.service),
+            _ => None,
+        }
     }
 
     /// Addresses of a service or node, and those that answer by a slice.

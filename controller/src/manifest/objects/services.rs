@@ -14,6 +14,8 @@ use crate::{
 
 /// Label of an `EndpointSlice`: the service to which it belongs.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label of an `EndpointSlice`: who keeps it, and the one that makes slices of what selectors of services match.
+const MANAGED_BY: (&str, &str) = ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
 
 /// A service.
 #[derive(Debug, PartialEq)]
@@ -24,7 +26,7 @@ pub(super) struct Service {
     /// Its addresses for those outside.
     pub(super) external: BTreeSet<IpAddr>,
     pub(super) ports: Vec<ServicePort>,
-    /// Labels of the pods that answer; without any, slices say it.
+    /// Labels of the pods that answer; without any, slices alone say it.
     pub(super) selector: Labels,
 }
 
@@ -43,6 +45,8 @@ pub(super) struct ServicePort {
 pub(super) struct Slice {
     /// Name of the service, in the namespace of the slice.
     pub(super) service: String,
+    /// It is not made of what the service's selector matches: whoever is in it answers beside that.
+    pub(super) beside: bool,
     pub(super) endpoints: Vec<SliceEndpoint>,
     /// Where all of them listen, by the name of the service's port.
     pub(super) ports: Vec<(String, Transport, u16)>,
@@ -52,7 +56,7 @@ pub(super) struct Slice {
 #[derive(Debug, PartialEq)]
 pub(super) struct SliceEndpoint {
     pub(super) addresses: Vec<IpAddr>,
-    /// The pod that it is.
+    /// The pod that it is said to be.
     pub(super) pod: Option<String>,
 }
 
@@ -135,6 +139,8 @@ pub(super) fn slice(metadata: Option<Metadata>, object: &mut Fields<'_>, found: 
     }
     slice.ports = slice_ports(object, found);
     let metadata = metadata?;
+    let (label, maker) = MANAGED_BY;
+    slice.beside = metadata.labels.get(label).is_none_or(|by| by != maker);
     match metadata.labels.get(SERVICE_NAME) {
         Some(service) => slice.service.clone_from(service),
         None => return Some(Object::Unused("kind `EndpointSlice` without a service")),
