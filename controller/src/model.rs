@@ -459,8 +459,8 @@ impl Model {
 
     /// Whether these are outside addresses that answer for a resolver.
     fn answers(&self, cidrs: &Cidrs) -> bool {
-        let resolving = self.frontends.values().filter(|frontend| !frontend.addresses.is_disjoint(&self.resolvers));
-        resolving.into_iter().any(|frontend| hosts(&addresses(&frontend.outside)) == Peer::Cidrs(cidrs.clone()))
+        let mut resolving = self.frontends.values().filter(|frontend| frontend.resolver);
+        resolving.any(|frontend| hosts(&addresses(&frontend.outside)) == Peer::Cidrs(cidrs.clone()))
     }
 
     /// Every prefix that a policy mentions.
@@ -819,7 +819,7 @@ impl Builder<'_> {
         // Calls to a service address are judged by who answers in the end.
         let mut answering = Vec::new();
         for (name, frontend) in &self.model.frontends {
-            if !frontend.addresses.is_disjoint(&self.model.resolvers) {
+            if frontend.resolver {
                 let dns = |port: &&FrontendPort| port.port == 53 && port.transport != Transport::Sctp;
                 let workloads = (!frontend.workloads.is_empty()).then(|| name.clone());
                 let ports = frontend.ports.iter().filter(dns);

@@ -312,7 +312,7 @@ impl Reader<'_> {
             workloads.insert(name, workload);
         }
         let namespaces = self.namespaces(&document.namespaces);
-        let frontends = self.frontends(&document.services, &nodes, &workloads);
+        let frontends = self.frontends(&document.services, &resolvers, &nodes, &workloads);
         let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false }
     }

@@ -160,6 +160,7 @@ impl World {
             ports: vec![port],
             workloads: backends.collect(),
             outside: BTreeSet::new(),
+            resolver: false,
         };
         (ServiceName::new(own.clone(), "first".to_owned()), frontend)
     }

@@ -203,8 +203,7 @@ fn moved<'a>(news: &News, objects: &'a impl Objects) -> Option<Vec<&'a Key>> {
     objects.all(PODS).filter_map(of).map(|(key, is_there)| is_there.then_some(key)).collect()
 }
 
-/// Services that are others now, that share an address with such a one or with a node that is, or at which somebody answers who is, or at one of these
-/// addresses.
+/// Services that are others now, that share an address with a node that is, or at which somebody answers who is, or at one of these addresses.
 fn services(news: &News, addresses: &BTreeSet<IpAddr>, index: &Index, objects: &impl Objects) -> BTreeSet<Key> {
     let mut services = BTreeSet::new();
     for (key, before) in &news.pods {
@@ -224,7 +223,7 @@ fn services(news: &News, addresses: &BTreeSet<IpAddr>, index: &Index, objects: &
     };
     services.extend(is_and_was(SLICES).filter_map(|(key, slice)| service_of(key, slice)));
     services.extend(news.of(SERVICES).map(|(key, _)| key.clone()));
-    let shared = is_and_was(SERVICES).chain(is_and_was(NODES)).flat_map(|(_, seen)| seen.addresses());
-    services.extend(shared.flat_map(|address| index.services.of(&address)).cloned());
+    let of_nodes = is_and_was(NODES).flat_map(|(_, seen)| seen.addresses());
+    services.extend(of_nodes.flat_map(|address| index.services.of(&address)).cloned());
     services
 }

@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::BTreeSet,
     path::Path,
     slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,8 +28,10 @@ use crate::{
     agent::{Agent, Settings},
     compile::compile,
     control::Control,
+    diagnostic::source,
     input::{Files, Listing},
     model::Model,
+    policy,
     source::{Changes, Heard, Source},
     workloads::Workloads,
 };
@@ -338,11 +341,11 @@ fn what_a_disk_does_not_take_is_in_force_all_the_same() {
     assert!(revision.inputs.policies.contains_key("networkpolicy/a/first"), "{:?}", revision.inputs.policies.keys());
 }
 
-/// Where calls to port 80 of an address end, by the tables of the agent's node.
-fn ends(known: &Workloads, address: &str) -> Vec<String> {
+/// Where calls to a port of an address end, by the tables of the agent's node.
+fn ends(known: &Workloads, address: &str, port: u16) -> Vec<String> {
     let model = Model::build(&[], known).unwrap_or_else(|found| panic!("{found}"));
     let desired = compile(&model, "n1", &Discovered::default(), 0).unwrap_or_else(|found| panic!("{found}"));
-    let at = ServiceAddress { segment: 0, address: address.parse().ok(), protocol: 6, port: 80 };
+    let at = ServiceAddress { segment: 0, address: address.parse().ok(), protocol: 6, port };
     desired.services[&at].iter().map(|backend| format!("{}:{}", backend.address, backend.port)).collect()
 }
 
@@ -485,6 +488,45 @@ fn an_answer_brings_no_pod_back() {
     }
 }
 
+/// kube-proxy may send to either, and at a port that only one has to that one; but no service is asked for names because it took the resolver's address.
+#[test]
+fn services_that_share_a_port_are_answered_by_all_of_theirs() {
+    let followed = Followed::new();
+    for (space, name, app, address) in
+        [("a", "p0", "web", "10.0.0.1"), ("a", "p1", "db", "10.0.0.2"), (RESOLVING, "p2", "dns", "10.0.0.3")]
+    {
+        let mut pod = placed(name, "", Some(address));
+        pod["metadata"]["namespace"] = space.into();
+        pod["metadata"]["labels"] = json!({ "app": app });
+        followed.tell(&Told::Is(PODS, pod));
+    }
+    let service = |space: &str, name: &str, app: &str, address: &str, ports: &[u16]| {
+        let ports: Vec<_> = ports.iter().map(|port| json!({ "name": format!("p{port}"), "port": port })).collect();
+        let spec = json!({ "externalIPs": [address], "ports": ports, "selector": { "app": app } });
+        let mut service = json!({ "metadata": named(space, name), "spec": spec });
+        if space == RESOLVING {
+            service["metadata"]["labels"] = json!({ "k8s-app": "kube-dns" });
+            service["spec"]["clusterIP"] = address.into();
+        }
+        Told::Is(SERVICES, service)
+    };
+    followed.tell(&service("a", "s0", "web", "198.51.100.1", &[80]));
+    followed.tell(&service("a", "s1", "db", "198.51.100.1", &[80, 443]));
+    let known = listed(&followed.read());
+    assert_eq!(ends(&known, "198.51.100.1", 80), ["10.0.0.1:80", "10.0.0.2:80"]);
+    assert_eq!(ends(&known, "198.51.100.1", 443), ["10.0.0.2:443"]);
+
+    followed.tell(&service(RESOLVING, "s0", "dns", "10.96.0.10", &[53]));
+    followed.tell(&service("a", "s1", "db", "10.96.0.10", &[53]));
+    let intent = "apiVersion: bulkhead/v1\nkind: Intent\nnamespace: a\ndns: cluster\nservices: { web: {} }\n";
+    let policies = policy::parse(&source("i.yaml", intent)).unwrap_or_else(|found| panic!("{found}"));
+    let model = Model::build(&policies, &listed(&followed.read())).unwrap_or_else(|found| panic!("{found}"));
+    let peers: BTreeSet<_> = model.rules.iter().map(|rule| rule.peer.to_string()).collect();
+    let leading: Vec<_> = peers.iter().filter(|peer| peer.starts_with("backends ")).collect();
+    assert_eq!(leading, ["backends kube-system/s0"]);
+    assert_eq!(ends(&listed(&followed.read()), "10.96.0.10", 53), ["10.0.0.2:53", "10.0.0.3:53"]);
+}
+
 /// A pod that calls is not sent to itself because a slice calls somebody else by its name.
 #[test]
 fn calls_to_a_service_end_at_the_addresses_in_its_slices() {
@@ -509,7 +551,7 @@ fn calls_to_a_service_end_at_the_addresses_in_its_slices() {
             json!({ "metadata": metadata, "addressType": "IPv4", "endpoints": [endpoint], "ports": ports }),
         )
     };
-    let ends = || ends(&listed(&followed.read()), "10.96.0.1");
+    let ends = || ends(&listed(&followed.read()), "10.96.0.1", 80);
     followed.tell(&service(json!({})));
     followed.tell(&slice("x", "203.0.113.5", "p0", 80));
     assert_eq!(ends(), ["203.0.113.5:80"]);

@@ -34,6 +34,8 @@ pub struct Frontend {
     pub workloads: BTreeSet<WorkloadName>,
     /// Who else answers.
     pub outside: BTreeSet<Outside>,
+    /// It is the service of a DNS resolver, and not merely at its address.
+    pub resolver: bool,
 }
 
 /// A backend that is no workload with an address: an address outside, or a pod in the network of its node.
@@ -126,6 +128,7 @@ struct PortFields {
 
 /// What is taken, and where.
 struct Taken<'a> {
+    resolvers: &'a BTreeSet<IpAddr>,
     nodes: &'a BTreeMap<String, Arc<Node>>,
     workloads: &'a BTreeMap<WorkloadName, Workload>,
     /// Of workloads and nodes.
@@ -138,6 +141,7 @@ impl Reader<'_> {
     pub(super) fn frontends(
         &mut self,
         services: &[FrontendFields],
+        resolvers: &BTreeSet<IpAddr>,
         nodes: &BTreeMap<String, Arc<Node>>,
         workloads: &BTreeMap<WorkloadName, Workload>,
     ) -> BTreeMap<ServiceName, Frontend> {
@@ -150,7 +154,8 @@ impl Reader<'_> {
             addresses
                 .extend(node.addresses.iter().map(|&address| (address, (format!("node {name}"), node.place.clone()))));
         }
-        let mut taken = Taken { nodes, workloads, addresses, ports: BTreeMap::new(), node_ports: BTreeMap::new() };
+        let mut taken =
+            Taken { resolvers, nodes, workloads, addresses, ports: BTreeMap::new(), node_ports: BTreeMap::new() };
         let mut frontends: BTreeMap<ServiceName, Frontend> = BTreeMap::new();
         for fields in services {
             let (name, frontend) = self.frontend(fields, &mut taken);
@@ -219,7 +224,8 @@ impl Reader<'_> {
             let help = "write `addresses: [10.96.3.4]`, or remove it: workloads are called by their own addresses";
             self.error(&fields.name, format!("service `{name}` has neither an address nor a nodePort"), help);
         }
-        (name, Frontend { place: self.at(&fields.name), addresses, ports, workloads, outside })
+        let resolver = !addresses.is_disjoint(taken.resolvers);
+        (name, Frontend { place: self.at(&fields.name), addresses, ports, workloads, outside, resolver })
     }
 
     fn backends(

@@ -339,6 +339,7 @@ pub(crate) fn frontend(addresses: &[&str], ports: Vec<FrontendPort>, workloads: 
         ports,
         workloads,
         outside: BTreeSet::new(),
+        resolver: addresses.contains(&"10.96.0.10"),
     }
 }
 

@@ -225,8 +225,8 @@ fn workloads(from: &Model, to: &Model) -> Vec<Edit> {
 
 /// All of it but where it stands.
 fn frontend(frontend: &Frontend) -> impl PartialEq {
-    let Frontend { place: _, addresses, ports, workloads, outside } = frontend;
-    (addresses, ports, workloads, outside)
+    let Frontend { place: _, addresses, ports, workloads, outside, resolver } = frontend;
+    (addresses, ports, workloads, outside, resolver)
 }
 
 /// All of it but where it stands.

@@ -244,19 +244,13 @@ impl<'a> Join<'a> {
             Object::Service(service) => Some(service),
             _ => None,
         });
-        let mut services: Vec<_> = services.collect();
-        if self.live {
-            // What several say that they have is the oldest one's.
-            services.sort_by(|a, b| a.metadata.created.cmp(&b.metadata.created));
-        }
         for service in services {
             let name = ServiceName::from(&service.metadata.name);
             let mut frontend = self.frontend(service, slices.get(&name).map_or(&[], Vec::as_slice));
             // A load balancer made of nodes has their addresses: who calls one calls the node, where a pod forwards it.
             frontend.addresses.retain(|address| !nodes.contains(address));
-            let shared = taken.refuse_shared(service, &frontend, &mut self.found);
-            frontend.addresses.retain(|address| !shared.contains(address));
-            if is_resolver(&service.metadata) {
+            taken.note_shared(service, &frontend, &mut self.found);
+            if frontend.resolver {
                 resolvers.extend(&service.cluster);
             }
             frontends.insert(name, frontend);
@@ -288,6 +282,7 @@ impl<'a> Join<'a> {
             ports: service.ports.iter().map(|port| target(port, told)).collect(),
             workloads: BTreeSet::new(),
             outside: BTreeSet::new(),
+            resolver: is_resolver(&service.metadata) && !service.cluster.is_empty(),
         };
         if selects {
             self.answer_by_labels(service, &mut frontend);
@@ -386,9 +381,8 @@ struct Taken {
 }
 
 impl Taken {
-    /// A port leads to one service: else nobody knows who answers. Addresses that are another's.
-    fn refuse_shared(&mut self, service: &Service, frontend: &Frontend, found: &mut Diagnostics) -> BTreeSet<IpAddr> {
-        let mut others = BTreeSet::new();
+    /// A port leads to one service. Where it does not, nobody knows who answers, and it may be anyone of all that have it.
+    fn note_shared(&mut self, service: &Service, frontend: &Frontend, found: &mut Diagnostics) {
         let name = service.metadata.full_name();
         for ServicePort { place, port, .. } in &service.ports {
             let FrontendPort { transport, port: number, node_port, .. } = port;
@@ -399,7 +393,6 @@ impl Taken {
                     Entry::Occupied(first) => {
                         let port = format!("port {number}/{transport} of {address}");
                         found.push(shared(&port, place, &name, first.get()));
-                        others.insert(address);
                     }
                 }
             }
@@ -409,7 +402,6 @@ impl Taken {
                 found.push(shared(&format!("nodePort {node_port}/{transport}"), place, &name, &first));
             }
         }
-        others
     }
 }
 
@@ -818,18 +810,20 @@ mod tests {
         assert_eq!(addresses(&frontend.addresses), ["10.96.0.9", "192.0.2.80"]);
     }
 
+    /// kube-proxy may send to any of them.
     #[test]
-    fn of_two_services_with_one_address_the_older_one_has_it() {
-        let service = |name: &str, created: &str| {
+    fn two_services_with_one_address_both_have_it() {
+        let service = |name: &str, more: &str| {
             format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, creationTimestamp: '2026-01-01T00:00:{created}Z' }}\n\
-                 spec: {{ externalIPs: [198.51.100.7], ports: [{{ port: 80 }}] }}\n---\n"
+                "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name} }}\n\
+                 spec: {{ externalIPs: [198.51.100.7], ports: [{{ name: http, port: 80 }}{more}] }}\n---\n"
             )
         };
-        let (found, notes) = cluster(&[service("a", "02"), service("b", "01")].concat());
+        let (found, notes) = cluster(&[service("a", ""), service("b", ", { name: https, port: 443 }")].concat());
         assert_eq!(notes.0.len(), 1, "{notes}");
-        assert!(frontend(&found, "default/a").addresses.is_empty());
-        assert_eq!(addresses(&frontend(&found, "default/b").addresses), ["198.51.100.7"]);
+        for name in ["default/a", "default/b"] {
+            assert_eq!(addresses(&frontend(&found, name).addresses), ["198.51.100.7"]);
+        }
     }
 
     /// One pod that comes must not change how the services of all others are called.
