@@ -9,6 +9,9 @@ use std::{
 /// Labels of a namespace, workload or node.
 pub type Labels = BTreeMap<String, String>;
 
+/// Label of every namespace: its name.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
 /// Requirements, all of which must be fulfilled; without any everybody fulfils them. Equal ones are equal however they were written: each is there once,
 /// in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

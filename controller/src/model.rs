@@ -4,6 +4,7 @@ mod events;
 mod ports;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -18,7 +19,7 @@ use crate::{
     few::Few,
     guard::{self, Guard},
     intent::{Cidrs, Entity, Intent, Line, PeerName},
-    labels::Selector,
+    labels::{Labels, NAMESPACE_NAME, Selector},
     network_policy::NetworkPolicy,
     policy::Policy,
     ports::{Ports, Transport},
@@ -248,7 +249,7 @@ impl Scope {
     pub fn holds(&self, model: &Model, namespace: &str) -> bool {
         match self {
             Self::Named(name) => name == namespace,
-            Self::Labelled(selector) => selector.matches(model.namespace(namespace)),
+            Self::Labelled(selector) => selector.matches(&model.namespace(namespace)),
         }
     }
 }
@@ -389,11 +390,11 @@ impl Model {
         }
     }
 
-    /// Labels of a namespace.
+    /// Labels of a namespace: one that nobody has listed has its name.
     #[must_use]
-    pub fn namespace(&self, name: &str) -> &BTreeMap<String, String> {
-        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-        self.namespaces.get(name).unwrap_or(NONE)
+    pub fn namespace(&self, name: &str) -> Cow<'_, Labels> {
+        let unlisted = || Cow::Owned(Labels::from([(NAMESPACE_NAME.to_owned(), name.to_owned())]));
+        self.namespaces.get(name).map_or_else(unlisted, Cow::Borrowed)
     }
 
     /// All that isolates a workload in a direction, or would if it were enforced: first what does.

@@ -20,7 +20,7 @@ pub use crate::names::WorkloadName;
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, Source, suggest},
     intent::valid_name,
-    labels::Labels,
+    labels::{Labels, NAMESPACE_NAME},
     model::ServiceName,
     ports::{Transport, listening, port_name},
     yaml::{self, Checked, Entries, at},
@@ -58,7 +58,7 @@ pub struct Workloads {
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// Workloads by name. There are many, and several who know them.
     pub workloads: BTreeMap<WorkloadName, Arc<Workload>>,
-    /// Labels of namespaces; one that is not listed has none.
+    /// Labels of namespaces, their names among them. One that is not listed has its name alone.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Service addresses, by the name of the service. (A service that an Intent lists may be called the same and be another.)
     pub frontends: BTreeMap<ServiceName, Frontend>,
@@ -311,7 +311,13 @@ impl Reader<'_> {
             }
             workloads.insert(name, workload);
         }
-        let namespaces = self.namespaces(&document.namespaces);
+        let mut namespaces = self.namespaces(&document.namespaces);
+        for name in workloads.keys() {
+            namespaces.entry(name.namespace.clone()).or_default();
+        }
+        for (name, labels) in &mut namespaces {
+            labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+        }
         let frontends = self.frontends(&document.services, &resolvers, &nodes, &workloads);
         let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false }
@@ -326,6 +332,10 @@ impl Reader<'_> {
             if let Some(first) = first.insert(name.clone(), place.clone()) {
                 let error = Diagnostic::error(&place, format!("namespace `{name}` is listed twice"));
                 self.found.push(error.note(&first, "first here").help("keep one of the two"));
+            }
+            if let Some(other) = fields.labels.get(NAMESPACE_NAME).filter(|other| **other != name) {
+                let message = format!("`{NAMESPACE_NAME}` of namespace `{name}` is its name, not `{other}`");
+                self.error(&fields.name, message, "leave the label out: every namespace has it");
             }
             namespaces.insert(name, fields.labels.clone());
         }

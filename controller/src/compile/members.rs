@@ -107,8 +107,8 @@ impl Members {
         name: &WorkloadName,
         workload: &Workload,
     ) -> BTreeSet<SelectorId> {
-        let labels = model.namespace(&name.namespace).iter();
-        let by_label = labels.filter_map(|(label, value)| self.by_label.get(label)?.get(value));
+        let labels = model.namespace(&name.namespace);
+        let by_label = labels.iter().filter_map(|(label, value)| self.by_label.get(label)?.get(value));
         let by_namespace = self.by_namespace.get(name.namespace.as_str());
         let asked = by_label.chain(by_namespace).chain([&self.others]).flatten();
         let names = |id: &&SelectorId| selector(**id).is_some_and(|some| some.has_member(model, name, workload));

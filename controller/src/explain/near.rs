@@ -130,7 +130,7 @@ fn scope(model: &Model, scope: &Scope, namespace: &str) -> String {
         Scope::Named(name) => {
             format!("{namespace} is not {name}; without a namespaceSelector a rule is about its own")
         }
-        Scope::Labelled(selector) => labelled(selector, model.namespace(namespace), namespace),
+        Scope::Labelled(selector) => labelled(selector, &model.namespace(namespace), namespace),
     }
 }
 

@@ -18,7 +18,7 @@ impl Subjects {
     /// Whether a workload fulfils all conditions.
     #[must_use]
     pub fn hold(&self, model: &Model, name: &WorkloadName, workload: &Workload) -> bool {
-        self.namespaces.matches(model.namespace(&name.namespace))
+        self.namespaces.matches(&model.namespace(&name.namespace))
             && self.workloads.matches(&workload.labels)
             && (self.services.is_empty()
                 || self.services.iter().any(|(service, _)| model.is_member(service, name, workload)))

@@ -28,8 +28,6 @@ use crate::{
 const DEFAULT_NAMESPACE: &str = "default";
 /// Annotation of a pod that the kubelet runs from a file: its unique id there, which is the one that CNI plugins are told.
 pub(crate) const MIRROR: &str = "kubernetes.io/config.mirror";
-/// Label of every namespace: its name.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// A kind of object that is read.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::{
 use super::{Model, Peer, PolicyName, Rule, Scope, ServiceName, Wall, Workload, opened, select};
 use crate::{
     intent::Entity,
-    labels::{Labels, Requirement, Selector},
+    labels::{Labels, NAMESPACE_NAME, Requirement, Selector},
     network_policy::NetworkPolicy,
     workloads::{self, Frontend, Node, WorkloadName},
 };
@@ -149,8 +149,7 @@ impl Model {
                 Box::new(listed.filter_map(|name| self.workloads.get_key_value(name)))
             }
             Peer::Namespaces { label, value, other: false } => {
-                let some = self.labelled.get(label).and_then(|by_value| by_value.get(value));
-                Box::new(some.into_iter().flatten().flat_map(|name| self.of_namespace(name)))
+                Box::new(self.labelled_so(label, value).flat_map(|name| self.of_namespace(name)))
             }
             Peer::Namespaces { label, value, other: true } => {
                 let some = self.inhabited().filter(move |name| self.namespace(name).get(label) != Some(value));
@@ -170,7 +169,7 @@ impl Model {
                 let mut asked = selector.requirements();
                 // Then those found are those asked for.
                 let alone = matches!((asked.next(), asked.next()), (Some(Requirement::In(..)), None));
-                let is_one = move |name: &&str| alone || selector.matches(self.namespace(name));
+                let is_one = move |name: &&str| alone || selector.matches(&self.namespace(name));
                 Box::new(self.matching(selector).filter(is_one))
             }
         }
@@ -179,12 +178,18 @@ impl Model {
     /// At least all namespaces with workloads that have labels, each once.
     fn matching<'a>(&'a self, selector: &'a Selector) -> Box<dyn Iterator<Item = &'a str> + 'a> {
         let values = selector.requirements().find_map(|requirement| match requirement {
-            Requirement::In(label, values) => Some((self.labelled.get(label), values)),
+            Requirement::In(label, values) => Some((label, values)),
             _ => None,
         });
-        let Some((by_value, values)) = values else { return Box::new(self.inhabited()) };
-        let names = by_value.into_iter().flat_map(|by_value| values.iter().filter_map(|value| by_value.get(value)));
-        Box::new(names.flatten().map(String::as_str))
+        let Some((label, values)) = values else { return Box::new(self.inhabited()) };
+        Box::new(values.iter().flat_map(move |value| self.labelled_so(label, value)))
+    }
+
+    /// Namespaces whose label has this value, each once; of those that nobody has listed the one of this name.
+    fn labelled_so<'a>(&'a self, label: &str, value: &'a str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let listed = self.labelled.get(label).and_then(|by_value| by_value.get(value));
+        let unlisted = label == NAMESPACE_NAME && !self.namespaces.contains_key(value);
+        listed.into_iter().flatten().map(String::as_str).chain(unlisted.then_some(value))
     }
 
     /// Namespaces that have workloads.

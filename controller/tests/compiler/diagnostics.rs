@@ -198,7 +198,7 @@ fn workloads_files() {
         "nodes: [{ name: n1, addresses: [192.0.2.256, 127.0.0.1] }]\n".to_owned(),
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 0, vtep: 192.0.2.1 }] }]\n".to_owned(),
         "nodes: [{ name: n1, addresses: [192.0.2.1], segments: [{ vni: 1, vtep: 192.0.2.1, prefixes: [10.244.1.5/24] }] }]\n".to_owned(),
-        "namespaces: [{ name: shop, labels: { tenant: a } }, { name: a b }, { name: shop }]\n".to_owned(),
+        "namespaces: [{ name: shop, labels: { tenant: a } }, { name: a b }, { name: shop }, { name: ops, labels: { kubernetes.io/metadata.name: shop } }]\n".to_owned(),
         format!("{node}---\nkind: Workloads\napiVersion: bulkhead/v1\n"),
         with("nod: n2"),
         with("mode: observe"),

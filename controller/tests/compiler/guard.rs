@@ -152,6 +152,21 @@ fn the_first_rule_decides_and_comes_before_intents() {
     assert_eq!(leaves(&desired, "db", "203.0.113.9", 9100), open(), "the other direction");
 }
 
+/// As in Kubernetes, whether somebody lists the namespace or not.
+#[test]
+fn every_namespace_has_its_name_as_a_label() {
+    for (namespace, expected) in [("ops", [true, false]), ("mill", [false, true])] {
+        let from = format!("{{ namespaces: {{ matchLabels: {{ kubernetes.io/metadata.name: {namespace} }} }} }}");
+        let policy = format!(
+            "---\napiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {{ name: a }}\n\
+             spec: {{ subject: {{ namespaces: {{}} }}, priority: 7, ingress: [{{ action: Deny, from: [{from}] }}] }}\n"
+        );
+        let desired = desired(&policy, WORKLOADS, "n1").unwrap();
+        let denied = ["10.0.0.5", "10.0.0.4"].map(|from| enters(&desired, "web", from, 80).0 == Action::Deny);
+        assert_eq!(denied, expected, "from {namespace}");
+    }
+}
+
 /// Of what Kubernetes leaves open, every node makes the same: it must not depend on which it heard of first.
 #[test]
 fn of_one_priority_a_name_comes_first() {

@@ -10,7 +10,7 @@ use bulkhead_controller::{
     compile::{Change, Compiler, Extent, Misfits, compile},
     diagnostic::{Diagnostics, Place, Source, source},
     intent::{Cidrs, Entity},
-    labels::{Labels, Requirement, Selector},
+    labels::{Labels, NAMESPACE_NAME, Requirement, Selector},
     manifest::Manifests,
     model::{Model, Peer, Scope, ServiceName},
     network_policy::{NetworkPolicy, Rule},
@@ -161,7 +161,8 @@ impl Cluster {
             workloads.nodes.insert(name.to_owned(), Arc::new(node));
         }
         for (at, namespace) in NAMESPACES[..2].iter().enumerate() {
-            workloads.namespaces.insert((*namespace).to_owned(), labels(&[("tenant", &format!("t{at}"))]));
+            let own = labels(&[("tenant", &format!("t{at}")), (NAMESPACE_NAME, namespace)]);
+            workloads.namespaces.insert((*namespace).to_owned(), own);
         }
         let discovered = Discovered::default();
         Self { workloads, policies: BTreeMap::new(), documents: Vec::new(), discovered, now: NOW }
@@ -446,8 +447,11 @@ fn cidrs() -> impl Strategy<Value = Cidrs> {
 }
 
 fn peer() -> impl Strategy<Value = Peer> {
-    let scope =
-        prop_oneof![namespace().prop_map(Scope::Named), selector("tenant", ["t0", "t1"]).prop_map(Scope::Labelled),];
+    let scope = prop_oneof![
+        2 => namespace().prop_map(Scope::Named),
+        2 => selector("tenant", ["t0", "t1"]).prop_map(Scope::Labelled),
+        1 => selector(NAMESPACE_NAME, ["a", "c"]).prop_map(Scope::Labelled),
+    ];
     let entities = [Entity::Cluster, Entity::World, Entity::Node, Entity::Nodes, Entity::Metadata];
     prop_oneof![
         6 => (scope, selector("app", ["web", "db"]))
@@ -514,14 +518,16 @@ fn some_frontend() -> impl Strategy<Value = Frontend> {
 /// Anything.
 pub(crate) fn event() -> impl Strategy<Value = Event> {
     let tenant = prop::option::of(prop::sample::select(&["t0", "t1"][..]));
-    let tenant = tenant.prop_map(|tenant| tenant.map(|value| labels(&[("tenant", value)])));
     let documents = prop::sample::subsequence((0..DOCUMENTS.len()).collect::<Vec<_>>(), 0..=DOCUMENTS.len());
     prop_oneof![
         12 => (workload_name(), some_workload()).prop_map(|(name, workload)| Event::Workload(name, workload)),
         3 => workload_name().prop_map(Event::NoWorkload),
         8 => some_policy().prop_map(Event::Policy),
         3 => service_name().prop_map(Event::NoPolicy),
-        3 => (namespace(), tenant).prop_map(|(name, labels)| Event::Labels(name, labels)),
+        3 => (namespace(), tenant).prop_map(|(name, tenant)| {
+            let own = tenant.map(|tenant| labels(&[("tenant", tenant), (NAMESPACE_NAME, &name)]));
+            Event::Labels(name, own)
+        }),
         3 => (service_name(), some_frontend()).prop_map(|(name, frontend)| Event::Service(name, frontend)),
         1 => service_name().prop_map(Event::NoService),
         2 => (documents, any::<bool>(), any::<bool>()).prop_map(|(documents, devices, later)| Event::Replace {

@@ -9,14 +9,14 @@ use std::{
 use bulkhead_ebpf::abi::Mode;
 
 use super::{
-    KINDS, Metadata, NAMESPACE_NAME, Object, Objects, Seen,
+    KINDS, Metadata, Object, Objects, Seen,
     owners::{Owners, owner},
     pods::{APP_NAME, Pod, SERVICE_OF, Template},
     services::{Service, ServicePort, Slice, SliceEndpoint},
 };
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place},
-    labels::Labels,
+    labels::{Labels, NAMESPACE_NAME},
     model::ServiceName,
     ports::Transport,
     workloads::{
