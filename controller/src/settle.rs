@@ -370,7 +370,10 @@ impl File<'_> {
                 (_, None) => {
                     let names = self.kept.iter().flat_map(Version::names);
                     let (partly, isolated): (Vec<_>, Vec<_>) = names.partition(|name| isolation::is_partly(name));
-                    let until = [("isolated until it is", isolated), ("what can be read of it is", partly)];
+                    let until = [
+                        ("isolated until it is", isolated),
+                        ("what can be read of it is, and a Deny or Pass that cannot be denies all", partly),
+                    ];
                     let until = until.iter().filter(|(_, names)| !names.is_empty());
                     let until: String = until.map(|(so, names)| format!("; {so}: {}", names.join(", "))).collect();
                     let why = if self.changed { "it never was good" } else { "it was, and does not fit any more" };

@@ -1,9 +1,8 @@
 //! What holds of an admin policy that cannot be read in full. Pure.
 //!
-//! Kubernetes asks to fail closed on peers that are not known (the types of `policy.networking.k8s.io`). Rules are judged in their order: without a rule that
-//! lets through more is denied than was meant, and without one that denies or passes on those behind it would let through what it keeps from them. Those
-//! are left out too, so that the policy itself lets nothing through that it would not as a whole. What it denies to peers that cannot be read others may let
-//! through; ports that cannot be read of a denial are all ports.
+//! Kubernetes asks to fail closed on what is not known (the types of `policy.networking.k8s.io`): a rule that lets through is about nobody then, here about
+//! those of its peers that can be read, and one that denies or passes on denies all. Of a denial whose peers can be read that is less: it is of all ports
+//! where some cannot be. An action that is not known may be a denial too.
 
 use bulkhead_ebpf::abi::Direction;
 use serde_json::{Value as Json, json};
@@ -36,15 +35,13 @@ pub(super) fn partly(api_version: &str, kind: &str, node: Node<'_>) -> Option<Ob
             alone["spec"][list] = json!([rule]);
             is_read(&alone)
         };
-        // Whether all that denies or passes on so far is there in full.
-        let mut whole = true;
-        let part = |rule: &Json| {
-            let may_let_through = rule["action"] != "Deny";
-            if reads(rule) && (whole || !may_let_through) {
-                return rule.clone();
+        let part = |rule: &Json| match rule["action"].as_str() {
+            _ if reads(rule) => rule.clone(),
+            Some("Accept" | "Allow") => readable(rule, field, reads),
+            action => {
+                let wide = without_limits(rule);
+                if action == Some("Deny") && reads(&wide) { wide } else { everybody(field) }
             }
-            whole &= ["Accept", "Allow"].iter().any(|action| rule["action"] == *action);
-            if whole || !may_let_through { readable(rule, field, reads) } else { nobody(field) }
         };
         policy["spec"][list] = rules.iter().map(part).collect();
     }
@@ -56,17 +53,22 @@ pub(super) fn partly(api_version: &str, kind: &str, node: Node<'_>) -> Option<Ob
     })
 }
 
-/// What can be read of a rule, in its place: rules are called by where they stand.
+/// A rule about all ports.
+fn without_limits(rule: &Json) -> Json {
+    let mut wide = rule.clone();
+    if let Some(fields) = wide.as_object_mut() {
+        fields.retain(|field, _| !LIMITS.contains(&field.as_str()));
+    }
+    wide
+}
+
+/// What can be read of a rule that lets through, in its place: rules are called by where they stand.
 fn readable(rule: &Json, field: &str, reads: impl Fn(&Json) -> bool) -> Json {
-    let mut some = rule.clone();
-    let limits = LIMITS.map(|limits| (limits, some.as_object_mut().and_then(|rule| rule.remove(limits))));
-    // What is null is not there.
-    let limits = limits.map(|(list, items)| (list, items.filter(|items| !items.is_null())));
-    let denies = rule["action"] == "Deny";
-    let peers = (field, rule.get(field).cloned());
+    let mut some = without_limits(rule);
     // Peers first: which ports can be named depends on them.
-    for (list, items) in [peers].into_iter().chain(limits) {
-        let Some(items) = items else { continue };
+    for list in [field].into_iter().chain(LIMITS) {
+        // What is null is not there.
+        let Some(items) = rule.get(list).filter(|items| !items.is_null()) else { continue };
         let with = |items: Vec<Json>| {
             let mut with = some.clone();
             with[list] = items.into();
@@ -74,15 +76,21 @@ fn readable(rule: &Json, field: &str, reads: impl Fn(&Json) -> bool) -> Json {
         };
         let all = items.as_array().map(Vec::as_slice).unwrap_or_default();
         let items: Vec<_> = all.iter().filter(|item| reads(&with(vec![(*item).clone()]))).cloned().collect();
-        if list != field && denies && (items.is_empty() || items.len() < all.len()) {
-            continue;
-        }
         if items.is_empty() {
             return nobody(field);
         }
         some = with(items);
     }
     if reads(&some) { some } else { nobody(field) }
+}
+
+/// A rule that denies all: every peer that a policy can name.
+fn everybody(field: &str) -> Json {
+    let mut peers = vec![json!({ "namespaces": {} })];
+    if field == admin::side(Direction::Egress).1 {
+        peers.extend([json!({ "nodes": {} }), json!({ "networks": ["0.0.0.0/0", "::/0"] })]);
+    }
+    json!({ "action": "Deny", field: peers })
 }
 
 /// A rule that is about nobody.

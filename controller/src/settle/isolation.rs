@@ -1,5 +1,5 @@
 //! What of a policy file that never was good holds all the same. The services, or the pods of NetworkPolicies, that can be read of it are isolated:
-//! nobody may call them, and they may call nobody, until the file is good. Of admin policies what can be read holds.
+//! nobody may call them, and they may call nobody, until the file is good. Of admin policies what can be read holds, and denials that cannot deny all.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

@@ -1,13 +1,17 @@
 //! One bad file does not hold back the others.
 
+use std::net::IpAddr;
+
 use bulkhead_controller::{
     diagnostic::{Diagnostic, Diagnostics},
+    explain::{Party, Question, Verdict, explain},
     guard::Whom,
     input::{Files, Inputs, Listing},
     model::Model,
     network_policy::NetworkPolicy,
     settle::{Blame, Memory, Settled, settle, settle_with},
 };
+use bulkhead_ebpf::abi::Class;
 
 use crate::support::{INTENT, WORKLOADS};
 
@@ -234,7 +238,7 @@ fn an_admin_policy_that_never_was_good_holds_as_far_as_it_can_be_read() {
     let first = isolated(Ok(&text), None);
     let said = first.refused.to_string();
     assert!(said.contains("`domainNames` cannot be enforced"), "{said}");
-    let remains = "it never was good; what can be read of it is: clusternetworkpolicy edge";
+    let remains = "it never was good; what can be read of it is, and a Deny or Pass that cannot be denies all: clusternetworkpolicy edge";
     assert!(said.ends_with(remains), "{said}");
     let nobody = "workloads [bulkhead.io/nobody,!bulkhead.io/nobody]/*";
     let expected = [
@@ -243,25 +247,35 @@ fn an_admin_policy_that_never_was_good_holds_as_far_as_it_can_be_read() {
         "true:1 egress[2] Deny cidr 198.51.100.0/24 any".to_owned(),
     ];
     assert_eq!(rules(&first), expected);
-    // What lets through is no more than the whole policy would: not behind what denies or passes on and cannot be read.
+    // Whom what denies or passes on is about besides nobody knows: it may be everybody.
     let accept = "  - { action: Accept, to: [{ networks: [192.0.2.0/24] }] }\n";
     let pass = "  - { action: Pass, to: [{ networks: [203.0.113.0/24] }] }\n";
     let unread = "  - { action: ACTION, to: [{ networks: [198.18.0.0/15] }, { internet: {} }], protocols: null }\n";
+    let shut = &["Deny 198.51", "Deny */*", "Deny []", "Deny 0.0.0", "Allow 192.0", "Pass 203.0"][..];
     for (action, expected) in [
-        ("Accept", ["Deny 198.51", "Allow 198.18", "Allow 192.0", "Pass 203.0"]),
-        ("Deny", ["Deny 198.51", "Deny 198.18", "Deny nobody", "Deny nobody"]),
-        ("Pass", ["Deny 198.51", "Deny nobody", "Deny nobody", "Deny nobody"]),
-        ("Drop", ["Deny 198.51", "Deny nobody", "Deny nobody", "Deny nobody"]),
+        ("Accept", &["Deny 198.51", "Allow 198.18", "Allow 192.0", "Pass 203.0"][..]),
+        ("Deny", shut),
+        ("Pass", shut),
+        ("Drop", shut),
     ] {
         let rest = [deny, &unread.replace("ACTION", action), accept, pass].concat();
         let settled = isolated(Ok(&admin(&format!("{subject}  egress:\n{rest}"))), None);
         let short = |rule: &String| {
             let words: Vec<_> = rule.split(' ').collect();
-            let peer = if rule.contains("nobody") { "nobody" } else { &words[4][..words[4].len().min(6)] };
-            format!("{} {}", words[2], peer.trim_end_matches('.'))
+            format!("{} {}", words[2], words[4][..words[4].len().min(6)].trim_end_matches('.'))
         };
         assert_eq!(rules(&settled).iter().map(short).collect::<Vec<_>>(), expected, "{action}");
+        let db = settled.built.workloads.keys().next().unwrap();
+        let far = [[192, 0, 2, 9], [203, 0, 113, 9], [8, 8, 8, 8]].map(|address| {
+            let to = Party::Address(IpAddr::from(address));
+            let question = Question { from: Party::Workload(db), to, class: Class::Tcp, value: 443 };
+            matches!(explain(&settled.built, question, 0).unwrap().egress, Verdict::Denied(_))
+        });
+        assert_eq!(far, [action != "Accept"; 3], "{action}");
     }
+    let ingress = "  - { action: Deny, from: [{ pods: { podSelector: {} } }, { internet: {} }] }\n";
+    let settled = isolated(Ok(&admin(&format!("{subject}  ingress:\n{ingress}"))), None);
+    assert_eq!(rules(&settled), ["true:1 ingress[0] Deny workloads */* any"]);
     // A denial is of all ports where some cannot be read.
     let ports = "  - { action: Deny, to: [{ networks: [198.18.0.0/15] }], protocols: [{ tcp: { destinationPort: { number: 22 } } }, { quic: {} }] }\n";
     let wide = isolated(Ok(&admin(&format!("{subject}  egress:\n{ports}"))), None);

@@ -8,7 +8,7 @@ use bulkhead_controller::{
     explain::{Explainer, Party, Question, Verdict, explain, parse_point},
     model::Model,
     policy,
-    workloads::{self, WorkloadName},
+    workloads::{self, WorkloadName, Workloads},
 };
 use bulkhead_dataplane::{
     desired::{Desired, Entry, Peers, SelectorId},
@@ -161,9 +161,15 @@ fn every_namespace_has_its_name_as_a_label() {
             "---\napiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {{ name: a }}\n\
              spec: {{ subject: {{ namespaces: {{}} }}, priority: 7, ingress: [{{ action: Deny, from: [{from}] }}] }}\n"
         );
-        let desired = desired(&policy, WORKLOADS, "n1").unwrap();
-        let denied = ["10.0.0.5", "10.0.0.4"].map(|from| enters(&desired, "web", from, 80).0 == Action::Deny);
-        assert_eq!(denied, expected, "from {namespace}");
+        let policies = policy::parse(&source("policy.yaml", policy)).unwrap();
+        let listed = workloads::parse(&source("workloads.yaml", WORKLOADS)).unwrap();
+        let told = Workloads { namespaces: [].into(), ..listed.clone() };
+        for workloads in [listed, told] {
+            let model = Model::build(&policies, &workloads).unwrap();
+            let desired = compile(&model, "n1", &Discovered::default(), NOW).unwrap();
+            let denied = ["10.0.0.5", "10.0.0.4"].map(|from| enters(&desired, "web", from, 80).0 == Action::Deny);
+            assert_eq!(denied, expected, "from {namespace}, listed: {:?}", workloads.namespaces.keys());
+        }
     }
 }
 
