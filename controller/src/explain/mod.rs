@@ -2,6 +2,7 @@
 
 pub mod near;
 mod report;
+mod translated;
 mod walls;
 mod who;
 
@@ -21,7 +22,7 @@ use crate::{
     judge::Judges,
     model::{Isolation, METADATA, Model, Peer, Rule, ServiceName, Wall, Workload, holds, local_prefixes},
     ports::{Ports, Stretch, point},
-    workloads::{FrontendPort, Node, WorkloadName},
+    workloads::{Node, WorkloadName},
 };
 
 /// One side of a connection.
@@ -34,7 +35,7 @@ pub enum Party<'a> {
 }
 
 /// What is asked: may `from` begin this with `to`?
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question<'a> {
     /// Who begins.
     pub from: Party<'a>,
@@ -116,6 +117,8 @@ pub struct Explanation<'a> {
     pub nearest: Option<Near<'a>>,
     /// The service address that was asked about, where some of its backends may be called and some may not.
     mixed: Option<Mixed<'a>>,
+    /// Why the caller must be allowed to more than one of several backends.
+    every: Option<String>,
 }
 
 /// A service address of which only some backends may be called.
@@ -153,7 +156,7 @@ pub struct Explainer<'a>(Judges<'a>);
 pub fn explain<'a>(model: &'a Model, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics> {
     let explainer = Explainer::new(model);
     let mut explanation = explainer.explain(question, now)?;
-    let backends = translated(model, question);
+    let backends = translated::backends(model, question);
     let mut shut = Vec::new();
     for backend in backends.iter().filter(|_| explanation.allowed()) {
         if !answer(&explainer.0, *backend, now)?.allowed() {
@@ -174,7 +177,8 @@ impl<'m> Explainer<'m> {
     }
 
     /// Answers a question by the rules of the model that hold at `now`, in nanoseconds of Unix time; on the tables of no node. One about a service
-    /// address is about who answers there: about one who may be called, if there is any.
+    /// address or the port of a node that leads to a service is about who answers there: about one to whom the caller may not go where he must be
+    /// allowed to all, else about one who may be called, if there is any.
     ///
     /// # Errors
     /// Policies that do not fit the tables, and tables that say something else than the policies.
@@ -182,34 +186,27 @@ impl<'m> Explainer<'m> {
     where
         'm: 'a,
     {
-        let mut first = None;
-        for question in translated(self.0.model(), question) {
-            let answer = answer(&self.0, question, now)?;
-            if answer.allowed() {
+        let model = self.0.model();
+        let backends = translated::backends(model, question);
+        let elsewhere = translated::elsewhere(model, question).filter(|_| !backends.is_empty());
+        let (count, mut open, mut shut) = (backends.len(), None, None);
+        for backend in backends {
+            let for_good = elsewhere.is_some() || translated::is_for_good(model, backend.to);
+            if open.is_some() && !for_good {
+                continue;
+            }
+            let mut answer = answer(&self.0, backend, now)?;
+            if for_good && !answer.egress.allows() {
+                answer.every = elsewhere.or_else(|| (count > 1).then(|| translated::outside(question.to)));
                 return Ok(answer);
             }
-            first.get_or_insert(answer);
+            let kept = if answer.allowed() { &mut open } else { &mut shut };
+            kept.get_or_insert(answer);
         }
-        first.map_or_else(|| answer(&self.0, question, now), Ok)
+        let Some(mut answer) = open.or(shut) else { return answer(&self.0, question, now) };
+        answer.every = elsewhere;
+        Ok(answer)
     }
-}
-
-/// What is asked of each backend; nothing when it is not about a service address and its port.
-fn translated<'a>(model: &'a Model, question: Question<'a>) -> Vec<Question<'a>> {
-    let Party::Address(address) = question.to else { return Vec::new() };
-    let Some(frontend) = model.frontend_at(address).and_then(|name| model.frontends.get(name)) else {
-        return Vec::new();
-    };
-    let called = |port: &&FrontendPort| (port.transport.class(), port.port) == (question.class, question.value);
-    let Some(port) = frontend.ports.iter().find(called) else { return Vec::new() };
-    let workloads = frontend.workloads.iter().filter_map(|name| {
-        let workload = model.workloads.get(name)?;
-        let family = workload.addresses().any(|own| own.is_ipv4() == address.is_ipv4());
-        family.then_some((Party::Workload(name), port.target_of(&workload.ports)?))
-    });
-    let outside = frontend.outside.iter().filter(|outside| outside.address.is_ipv4() == address.is_ipv4());
-    let outside = outside.filter_map(|outside| Some((Party::Address(outside.address), port.answered_by(outside)?)));
-    workloads.chain(outside).map(|(to, value)| Question { to, value, ..question }).collect()
 }
 
 fn answer<'a>(judges: &Judges<'a>, question: Question<'a>, now: u64) -> Result<Explanation<'a>, Diagnostics> {
@@ -232,7 +229,7 @@ fn answer<'a>(judges: &Judges<'a>, question: Question<'a>, now: u64) -> Result<E
             _ => name,
         }
     });
-    Ok(Explanation { question, names, egress, ingress, would_be, passed, nearest, mixed: None })
+    Ok(Explanation { question, names, egress, ingress, would_be, passed, nearest, mixed: None, every: None })
 }
 
 /// Name of a peer as metrics and texts show it: never an address where anything better is known.
@@ -426,6 +423,9 @@ impl<'a> Explanation<'a> {
             self.passed.iter().map(|rule| format!("{} ({})", rule.name, rule.place.origin())).collect();
         if !passed.is_empty() {
             text.push_str(&format!("; passed on by {}", passed.into_iter().collect::<Vec<_>>().join(" and ")));
+        }
+        if let Some(every) = &self.every {
+            text.push_str(&format!("; {every}"));
         }
         if let Some(why) = self.would_block(model) {
             text.push_str(&format!("; audit: would be blocked {why}"));

@@ -94,6 +94,9 @@ impl<'a> Explanation<'a> {
             let of = format!("{} of the {backends} backends of {address}", shut.len());
             line(&mut text, &format!("blocked as often as chance leads there: {of}: {names}"));
         }
+        if let Some(every) = &self.every {
+            line(&mut text, every);
+        }
         for rule in &self.passed {
             line(&mut text, &format!("passed on by {} ({})", rule.name, rule.place.origin()));
         }

@@ -10,3 +10,4 @@ mod named;
 mod recipes;
 mod reference;
 mod shrinking;
+mod translated;
