@@ -35,7 +35,7 @@ use std::{
 };
 
 use bulkhead_ebpf::{
-    abi::{Counter, Direction, EndpointInfo},
+    abi::{ContactKey, Counter, Direction, EndpointInfo},
     reason::REASONS,
 };
 use foldhash::HashSet;
@@ -60,7 +60,7 @@ use crate::{
     desired::{Desired, Endpoint, EndpointName},
     names::{NamedEndpoint, Names, SlotOwner, Total},
     node::{NodeError, Published, TableUse, Wire},
-    store::{EndpointInfos, Store},
+    store::{ContactTable, EndpointInfos, Store},
 };
 
 /// Where a publish can be stopped; the tables are complete up to there.
@@ -280,7 +280,11 @@ impl<S: Store> Publisher<S> {
         };
 
         let removed = self.removed(desired, &state, &target);
-        if let Some(names) = self.renamed(desired, &state, &target)?.filter(|names| *names != self.names) {
+        if let Some((names, changing)) =
+            self.renamed(desired, &state, &target)?.filter(|(names, _)| *names != self.names)
+        {
+            // Before it is known who has them now: whoever is stopped in between goes on from the owners of before.
+            self.forget_contacts(&changing)?;
             if let Some(directory) = &self.directory {
                 names.save(directory)?;
             }
@@ -321,8 +325,24 @@ impl<S: Store> Publisher<S> {
             .collect()
     }
 
-    /// Names as they shall be: those of before that tables still refer to, and those of the target. `None` where all that is to be there is.
-    fn renamed(&self, desired: &Desired, state: &State, target: &Target) -> Result<Option<Names>, NodeError> {
+    /// What was denied of whom slots had before must not be told of whom they have now. No link refers to them meanwhile.
+    fn forget_contacts(&mut self, slots: &HashSet<u32>) -> Result<(), NodeError> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let contacts = self.store.entries::<ContactTable>()?.into_iter().map(|(key, _)| key);
+        let keys: Vec<ContactKey> = contacts.filter(|key| slots.contains(&u32::from(key.slot))).collect();
+        if keys.is_empty() { Ok(()) } else { self.store.delete::<ContactTable>(&keys) }
+    }
+
+    /// Names as they shall be: those of before that tables still refer to, and those of the target; and slots that change hands. `None` where all that is
+    /// to be there is.
+    fn renamed(
+        &self,
+        desired: &Desired,
+        state: &State,
+        target: &Target,
+    ) -> Result<Option<(Names, HashSet<u32>)>, NodeError> {
         if self.has_names(desired, state, target) {
             return Ok(None);
         }
@@ -373,7 +393,7 @@ impl<S: Store> Publisher<S> {
             .collect();
         names.rules.retain(|hash, _| rules.contains(hash));
         names.endpoints.retain(|identity, _| endpoints.contains(identity));
-        Ok(Some(names))
+        Ok(Some((names, changing)))
     }
 
     /// Whether names say all of a target. What they say of others goes with the next change.

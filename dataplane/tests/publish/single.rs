@@ -1,13 +1,18 @@
 //! Single cases: what a publish costs, what it keeps, what it refuses.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    ops::ControlFlow,
+};
 
 use bulkhead_dataplane::{
     desired::{Desired, Endpoint, PolicySet, SetId},
     listed::Listed,
     memory::{Links, MemoryNode, MemoryStore},
     names::{FILE, endpoint_identity, rule_hash},
-    node::{Node, NodeError, Port, Published, Reading, Wire},
+    node::{ContactRecord, Node, NodeError, Port, Published, Reading, Wire},
     publish::{CrashPoint, Publisher},
     read,
     store::{
@@ -461,6 +466,42 @@ fn a_slot_that_changes_hands_takes_no_counts_along() {
     rig.publish(&only(0)).unwrap();
     count(&rig, 2);
     assert_eq!(counted(&rig), [(0, 2), (1, 0)]);
+}
+
+/// Nobody is blamed for what was denied of whom his slot had before.
+#[test]
+fn a_slot_that_changes_hands_takes_no_contacts_along() {
+    let mut rig = Rig::with_limit::<EndpointInfos>(3);
+    let both = |at| Build::default().endpoint(0, &[], &["a"], &[]).endpoint(at, &[], &["a"], &[]).0;
+    let deny = |rig: &mut Rig, slot: u32, port| {
+        let key = ContactKey { slot: slot as u16, port, reason: Reason::Isolated as u8, ..ContactKey::default() };
+        rig.store.put::<ContactTable>(&[(key, Contact { packets: 1, ..Contact::default() })]).unwrap();
+    };
+    let told = |rig: &Rig| -> BTreeSet<(Option<String>, u16)> {
+        let contacts = read::with_names(rig.directory.path(), |names| read::contacts(&rig.store, names)).unwrap();
+        let of = |contact: ContactRecord| (contact.endpoint.map(|name| name.workload.clone()), contact.port);
+        contacts.records.into_iter().map(of).collect()
+    };
+    let of = |workload: &str, port| (Some(workload.to_owned()), port);
+    rig.publish(&both(1)).unwrap();
+    let (stays, slot) = (rig.slots[&name(0)], rig.slots[&name(1)]);
+    deny(&mut rig, 0, 4789);
+    deny(&mut rig, stays, 80);
+    deny(&mut rig, slot, 5432);
+    let others = [(None, 4789), of("w0", 80)];
+    let all = others.iter().cloned().chain([of("w1", 5432)]).collect();
+    assert_eq!(told(&rig), all);
+    // It is told of whom it was for as long as nobody else has the slot, by the next agent too, and when he is back.
+    rig.publish(&Build::default().endpoint(0, &[], &["a"], &[]).0).unwrap();
+    assert_eq!(told(&rig), all);
+    let mut rig = rig.fork();
+    rig.publish(&both(1)).unwrap();
+    assert_eq!((rig.slots[&name(1)], told(&rig)), (slot, all));
+    rig.publish(&Build::default().endpoint(0, &[], &["a"], &[]).0).unwrap();
+    rig.publish(&both(2)).unwrap();
+    assert_eq!((rig.slots[&name(2)], told(&rig)), (slot, others.iter().cloned().collect()));
+    deny(&mut rig, slot, 5432);
+    assert_eq!(told(&rig), others.into_iter().chain([of("w2", 5432)]).collect());
 }
 
 /// Who reads again and again looks at slots of nobody once, and tells all the same what is told to who reads for the first time.
