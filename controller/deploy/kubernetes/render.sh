@@ -53,8 +53,11 @@ helm template bulkhead chart --kube-version "$kubernetes" --set cni.runtime=k3s 
 for directory in /var/lib/rancher/k3s/agent/etc/cni/net.d /var/lib/rancher/k3s/data/cni; do
   grep --quiet "path: $directory," "$out/k3s" || { echo "render: with cni.runtime=k3s nothing has $directory" && exit 1; }
 done
+for address in 127.0.0.1 :: ::1 '[::]' fd00::9; do
+  helm template bulkhead chart --kube-version "$kubernetes" --set "metrics.address=$address" >/dev/null
+done
 # Values that are misspelt, unknown, of another type or out of range are refused.
-for value in cni.runtim=k3s cni.runtime=podman image.tag=20261129 cni.timeoutSeconds=301; do
+for value in cni.runtim=k3s cni.runtime=podman image.tag=20261129 cni.timeoutSeconds=301 metrics.address=localhost; do
   if helm template bulkhead chart --kube-version "$kubernetes" --set "$value" >"$out/refused" 2>&1 || ! grep --quiet schema "$out/refused"; then
     cat "$out/refused" && echo "render: --set $value is not refused by the chart's schema" && exit 1
   fi
