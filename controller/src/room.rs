@@ -94,7 +94,7 @@ fn unit(table: &str) -> String {
         "LISTS" => "blocks of rules",
         "PORTS" => "policy sets",
         "ROWS" => "kinds of peers",
-        "RULE_COUNTERS" | "COUNTER_KEYS" => "counters of rules",
+        "RULE_COUNTERS" | "COUNTERS" => "counters of rules",
         "PREFIXES4" | "PREFIXES6" => "prefixes",
         _ => "distinct peers",
     };
@@ -107,7 +107,7 @@ fn help(table: &str) -> &'static str {
         "LISTS" | "PORTS" => {
             "policies that open the same ports to the same peers share; write neighbouring ports as one range, and fewer kinds of peers for each port"
         }
-        "RULE_COUNTERS" | "COUNTER_KEYS" => {
+        "RULE_COUNTERS" | "COUNTERS" => {
             "each rule is counted for each workload of the node: write fewer rules, or one for several peers"
         }
         "PREFIXES4" | "PREFIXES6" => "write neighbouring prefixes as one",
@@ -186,4 +186,17 @@ fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
     groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_tables_of_counters_are_told_as_such() {
+        for table in ["RULE_COUNTERS", "COUNTERS"] {
+            assert_eq!(unit(table), format!("counters of rules ({table})"));
+            assert!(help(table).contains("counted for each workload"));
+        }
+    }
 }

@@ -13,7 +13,10 @@ use bulkhead_ebpf::{
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use crate::desired::{Desired, EndpointName, Segment};
+use crate::{
+    desired::{Desired, EndpointName, Segment},
+    store::{ContactTable, Table as _},
+};
 
 /// What the intent half asks of a node. Calls block; no call panics on what the kernel or a file says.
 pub trait Node: Send {
@@ -428,6 +431,14 @@ pub struct TableUse {
     pub used: usize,
     /// Configured.
     pub limit: usize,
+}
+
+impl TableUse {
+    /// Whether it fills in time on every node: the oldest entry makes room for the next.
+    #[must_use]
+    pub fn is_to_fill(&self) -> bool {
+        self.table == ContactTable::NAME
+    }
 }
 
 /// Who else uses bits of `skb->mark` that are ours.

@@ -558,7 +558,8 @@ fn troubles(report: &Report) -> Vec<String> {
     if !status.input_rule {
         add("the input rule is missing: tunnel packets are not checked before the socket".to_owned());
     }
-    for table in status.tables.iter().filter(|table| table.used * 100 >= table.limit * FULL) {
+    let is_full = |table: &&TableUse| !table.is_to_fill() && table.used * 100 >= table.limit * FULL;
+    for table in status.tables.iter().filter(is_full) {
         add(format!("table {} has {} of {} entries in use", table.table, table.used, table.limit));
     }
     for user in &report.marks.users {

@@ -9,7 +9,7 @@ use std::{
 use bulkhead_controller::show::Observation;
 use bulkhead_dataplane::{
     memory::MemoryStore,
-    store::{ContactTable, Store as _},
+    store::{ContactTable, Store as _, Views},
 };
 use bulkhead_ebpf::{
     abi::{Contact, ContactKey, Direction},
@@ -42,6 +42,23 @@ pub(crate) fn slot(served: &Served, workload: &str) -> u16 {
     let name = format!("shop/{workload}#0");
     let endpoint = served.status().node.endpoints.into_iter().find(|endpoint| endpoint.name == name).unwrap();
     endpoint.slot.try_into().unwrap()
+}
+
+/// What fills in time on every node is no trouble; what leaves no room for the next container is.
+#[test]
+fn a_table_that_is_full_is_a_trouble_unless_it_is_to_fill() {
+    let home = home();
+    let served = Served::new(&home);
+    let slot = slot(&served, "web-1");
+    home.store.set_limit::<ContactTable>(4);
+    (1..=4).for_each(|port| denied(&home.store, slot, port, 1));
+    let status = served.status();
+    let table = |name: &str| status.node.tables.iter().find(|table| table.table == name).unwrap();
+    assert_eq!((table("CONTACTS").used, table("CONTACTS").limit), (4, 4));
+    assert_eq!(status.troubles, [""; 0]);
+    home.store.set_limit::<Views>(usize::try_from(table("VIEWS").used).unwrap() + 1);
+    let troubles = served.status().troubles;
+    assert!(troubles.len() == 1 && troubles[0].starts_with("table VIEWS has "), "{troubles:?}");
 }
 
 #[test]

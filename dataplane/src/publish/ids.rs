@@ -474,8 +474,21 @@ impl Counters {
         self.keys.values().chain(self.fresh.iter().filter_map(|given| given.before.as_ref()))
     }
 
-    pub(crate) fn used(&self) -> usize {
+    /// Those that were given to somebody. Most of them are kept for who is gone, until others want them.
+    pub(crate) fn given(&self) -> usize {
         self.keys.len() * 2
+    }
+
+    /// Those of pairs that blocks refer to, which no other name can have meanwhile.
+    pub(crate) fn used(&self, blocks: &Blocks) -> usize {
+        let mut is_used = vec![false; self.pairs];
+        // What no rule decides has the first pair, which is never given.
+        for index in blocks.at.values().flat_map(|block| block.iter()).filter(|index| **index >= 2) {
+            if let Some(pair) = is_used.get_mut(*index as usize / 2) {
+                *pair = true;
+            }
+        }
+        is_used.into_iter().filter(|used| *used).count() * 2
     }
 
     pub(crate) fn fresh(&self) -> &[Assigned] {

@@ -238,7 +238,7 @@ fn assign_counters<S: Store>(
         None => 0,
     };
     let (counters, blocks) = (&mut state.counters, &state.blocks);
-    debug_assert!(counters.used() <= store.limit::<store::CounterKeys>());
+    debug_assert!(counters.given() <= store.limit::<store::CounterKeys>());
     let mut indexes = counters.assign(&wanted, || blocks.counters(), rank)?.into_iter();
     let mut index = |number: &Option<_>| number.and_then(|_| indexes.next()).unwrap_or(0);
     Ok(counted.into_iter().map(|(of, numbers)| (of, numbers.iter().map(&mut index).collect())).collect())

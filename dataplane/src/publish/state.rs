@@ -85,7 +85,7 @@ impl State {
             of(store::Rows::NAME, self.rows.used(), rows_limit(store) - 1),
             of("selectors", self.selectors.used(), SELECTORS),
             of(Blocks::TABLE, self.blocks.used(), store.limit::<store::RuleCounters>() - 1),
-            of(Counters::TABLE, self.counters.used(), store.limit::<store::CounterKeys>() - 2),
+            of(Counters::TABLE, self.counters.used(&self.blocks), store.limit::<store::CounterKeys>() - 2),
             of(store::Addresses4::NAME, places[0], store.limit::<store::Addresses4>()),
             of(store::Addresses6::NAME, places[1], store.limit::<store::Addresses6>()),
             of(store::Prefixes4::NAME, places[2], store.limit::<store::Prefixes4>()),
