@@ -35,7 +35,7 @@ use bulkhead_controller::{
     diagnostic::{Diagnostics, Drawn},
     input::Locations,
     install::Record,
-    run::{Api, Life},
+    run::{Api, Life, open_many_files},
     show,
     source::Source,
 };
@@ -455,6 +455,9 @@ fn enforce(args: &AgentArgs) -> Result<Result<(), Diagnostics>, Report> {
         |socket: &Path| socket.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new(".")).to_owned();
     let sockets = vec![parent(&args.socket), parent(&args.cni_socket)];
     let (state, pins) = (args.state.clone(), args.pins.clone());
+    if let Err(error) = open_many_files() {
+        tracing::warn!("no more files may be open at once than before: {error}");
+    }
     match args.grace_periods {
         GracePeriods::Expedited => {
             if let Err(error) = expedite::allow() {

@@ -32,7 +32,7 @@ use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
 };
-use rustix::process::nice;
+use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
 
 /// Changes of links come in swarms.
 const SWARM: Duration = Duration::from_millis(100);
@@ -50,6 +50,15 @@ const MARKS: Duration = Duration::from_secs(300);
 /// How long an address for metrics may stay taken. A program that an agent was about to start when it was killed holds the agent's sockets until it
 /// has begun.
 const RELEASE: Duration = Duration::from_secs(2);
+
+/// Lets this process have as many files open as it may: connections of all who ask, links and tables.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_many_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+}
 
 /// A question to the agent, or something for it to do.
 pub type Ask = Box<dyn FnOnce(&mut dyn Control) + Send>;
@@ -338,7 +347,7 @@ fn step_timer() -> io::Result<TimerFd> {
 /// Serves from a thread of its own.
 fn serve(open: Option<TcpListener>, api: Option<&Api>, handle: &Handle) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let open = open.map(|listener| (listener, api::open_routes(handle.clone())));
+    let open = open.map(|listener| (listener, api::open_routes(handle)));
     let api = match api {
         Some(Api { socket, appliers, state }) => {
             Some((socket.listener()?, api::routes(handle.clone(), state), appliers.clone()))
@@ -348,15 +357,13 @@ fn serve(open: Option<TcpListener>, api: Option<&Api>, handle: &Handle) -> io::R
     let serve = async move {
         let metrics = async {
             match open {
-                Some((listener, routes)) => server::serve_open(listener, routes).await,
+                Some((listener, routes)) => server::serve_open(listener, routes, Limits::OPEN).await,
                 None => Ok(()),
             }
         };
         let api = async {
             match api {
-                Some((listener, routes, appliers)) => {
-                    server::serve(listener, routes, appliers, Limits::default()).await
-                }
+                Some((listener, routes, appliers)) => server::serve(listener, routes, appliers, Limits::API).await,
                 None => Ok(()),
             }
         };
@@ -377,6 +384,15 @@ fn serve(open: Option<TcpListener>, api: Option<&Api>, handle: &Handle) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_process_may_have() {
+        let limit = getrlimit(Resource::Nofile);
+        let few = limit.current.map_or(1024, |current| current / 2);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(few), ..limit }).unwrap();
+        open_many_files().unwrap();
+        assert_eq!(getrlimit(Resource::Nofile), Rlimit { current: limit.maximum, ..limit });
+    }
 
     #[test]
     fn the_kernel_tells_steps_of_the_clock() {

@@ -21,7 +21,7 @@ const WAITING: usize = 64;
 /// Questions that take a processor for long, at once.
 const HEAVY: usize = 1;
 /// Longest wait for an answer. Changes wait longer: who is not told whether one was made has to look.
-const PATIENCE: Duration = Duration::from_secs(8);
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 const LONG_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The agent, from another thread.
@@ -37,6 +37,12 @@ impl Handle {
     #[must_use]
     pub fn new(waker: Sender<Wake>) -> Self {
         Self { waker, waiting: Arc::new(Semaphore::new(WAITING)), heavy: Arc::new(Semaphore::new(HEAVY)) }
+    }
+
+    /// The same agent, with places of its own for so many questions: others cannot take these away.
+    #[must_use]
+    pub(super) fn apart(&self, questions: usize) -> Self {
+        Self { waiting: Arc::new(Semaphore::new(questions)), ..self.clone() }
     }
 
     /// Asks the agent.

@@ -30,13 +30,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tower::{ServiceBuilder, timeout::TimeoutLayer};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    handle::Handle,
+    handle::{Handle, PATIENCE},
     identity::Told,
     plans::Plans,
     problem::{Fault, Kind, Problem},
@@ -49,10 +49,18 @@ const REQUEST: Duration = Duration::from_secs(90);
 /// Who may follow what happens at once: for each the node is looked at again and again.
 const FOLLOWERS: usize = 16;
 
+/// Questions of those who may apply that may wait for the agent at once, and of those who probe it: who reads cannot take these places away.
+const APPLYING: usize = 16;
+const PROBING: usize = 64;
+/// Questions of the one scrape that is answered at a time. It asks one after the other, and has each place a moment longer than its answer.
+const SCRAPING: usize = 4;
+
 /// What handlers share.
 #[derive(Clone)]
 pub(crate) struct App {
     handle: Handle,
+    /// For those who may apply.
+    changes: Handle,
     plans: Plans,
     told: Told,
     followers: Arc<Semaphore>,
@@ -108,7 +116,9 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// All paths of the API. Each request must carry an [`identity::Identity`] among its extensions.
 pub fn routes(handle: Handle, state: &Path) -> Router {
     let followers = Arc::new(Semaphore::new(FOLLOWERS));
-    let app = App { handle, plans: Plans::default(), told: Told::default(), followers, state: state.to_owned() };
+    let changes = handle.apart(APPLYING);
+    let app =
+        App { handle, changes, plans: Plans::default(), told: Told::default(), followers, state: state.to_owned() };
     let (routes, document) = router().split_for_parts();
     let late = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(|_: BoxError| async {
@@ -125,15 +135,24 @@ pub fn routes(handle: Handle, state: &Path) -> Router {
 }
 
 /// Metrics and health, for everybody who reaches the address.
-pub fn open_routes(handle: Handle) -> Router {
-    Router::new()
-        .route("/metrics", get(scrape))
-        .route("/healthz", get(healthy))
-        .route("/readyz", get(ready))
-        .with_state(handle)
+pub fn open_routes(handle: &Handle) -> Router {
+    let scrapes = Scrapes { handle: handle.apart(SCRAPING), one: Arc::new(Semaphore::new(1)) };
+    let scraped = Router::new().route("/metrics", get(scrape)).with_state(scrapes);
+    let probed = Router::new().route("/healthz", get(healthy)).route("/readyz", get(ready));
+    scraped.merge(probed.with_state(handle.apart(PROBING)))
 }
 
-async fn scrape(State(handle): State<Handle>) -> Response {
+/// Scrapes, one at a time: to read all tables takes long.
+#[derive(Clone)]
+struct Scrapes {
+    handle: Handle,
+    one: Arc<Semaphore>,
+}
+
+async fn scrape(State(Scrapes { handle, one }): State<Scrapes>) -> Response {
+    let Ok(Ok(_place)) = timeout(PATIENCE, one.acquire()).await else {
+        return Problem::new(Kind::Busy, "others are reading metrics; ask again").into_response();
+    };
     match handle.metrics().await {
         Ok(text) => status::text(text),
         Err(problem) => problem.into_response(),

@@ -130,10 +130,10 @@ pub(super) async fn plan(
     Body(request): Body<PlanRequest>,
 ) -> Answer<PlanBody> {
     let names: Vec<String> = request.documents.iter().map(|edit| file_name(&edit.name)).collect();
-    let basis = app.handle.ask(|agent| agent.basis()).await?;
+    let basis = app.changes.ask(|agent| agent.basis()).await?;
     let overlay = edited(&basis, request.documents, &who)?;
     let plan = app
-        .handle
+        .changes
         .work(move || {
             let pointer = |file: &str| {
                 let index = names.iter().position(|name| name == file);
@@ -143,7 +143,7 @@ pub(super) async fn plan(
         })
         .await?;
     let desired = plan.desired.clone();
-    let rehearsed = app.handle.ask(move |agent| agent.rehearse(&desired)).await?;
+    let rehearsed = app.changes.ask(move |agent| agent.rehearse(&desired)).await?;
     let rehearsal = rehearsed.map_err(|error| {
         let found = no_room(&error, &plan.desired, &plan.model, &stays(Some(plan.basis.revision)));
         problem(found.map_or(PutError::Node(error), PutError::Invalid))
@@ -201,7 +201,7 @@ pub(super) async fn apply(
         confirm_within: confirm_within.map(Duration::from_secs),
         basis: Some(plan.basis),
     };
-    let done = app.handle.change(move |agent| agent.put(put)).await?;
+    let done = app.changes.change(move |agent| agent.put(put)).await?;
     done.map(|head| Json((&head).into())).map_err(problem)
 }
 
@@ -308,7 +308,7 @@ async fn edit(
     text: Option<String>,
     reason: String,
 ) -> Result<RevisionBody, Problem> {
-    let basis = app.handle.ask(|agent| agent.basis()).await?;
+    let basis = app.changes.ask(|agent| agent.basis()).await?;
     let there = basis.overlay.documents.get(&name).map(|document| etag(&document.text));
     if text.is_none() && there.is_none() {
         return Err(no_document(&name));
@@ -329,7 +329,7 @@ async fn edit(
         confirm_within: None,
         basis: Some(basis.fingerprint),
     };
-    let done = app.handle.change(move |agent| agent.put(put)).await?;
+    let done = app.changes.change(move |agent| agent.put(put)).await?;
     let pointer = |place: &str| if place == file { "/text".to_owned() } else { String::new() };
     done.map(|head| (&head).into()).map_err(|error| match error {
         PutError::Invalid(found) => Problem::documents(&found, pointer),

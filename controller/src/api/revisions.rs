@@ -100,7 +100,7 @@ pub(super) async fn confirm(
     Within(number): Within<u64>,
 ) -> Answer<RevisionBody> {
     let by = author(&who);
-    let confirmed = app.handle.change(move |agent| agent.confirm(number, &by)).await?;
+    let confirmed = app.changes.change(move |agent| agent.confirm(number, &by)).await?;
     confirmed.map(|head| Json((&head).into())).map_err(problem)
 }
 
@@ -137,7 +137,7 @@ pub(super) async fn rollback(
         let why = format!("revision {} never was in force", to.head.number);
         return Err(Problem::fault(Kind::Conflict, "/revision", why));
     }
-    let basis = app.handle.ask(|agent| agent.basis()).await?;
+    let basis = app.changes.ask(|agent| agent.basis()).await?;
     let put = Put {
         overlay: Overlay::back_to(&to.inputs, &to.documents, &basis.files),
         author: author(&who),
@@ -146,6 +146,6 @@ pub(super) async fn rollback(
         confirm_within: confirm_within.map(Duration::from_secs),
         basis: Some(basis.fingerprint),
     };
-    let done = app.handle.change(move |agent| agent.put(put)).await?;
+    let done = app.changes.change(move |agent| agent.put(put)).await?;
     done.map(|head| Json((&head).into())).map_err(problem)
 }

@@ -1,4 +1,4 @@
-//! The socket: who may connect, how many at once, and how long they may take.
+//! The socket and the open address: who may connect, how many at once, and how long they may take.
 
 use std::{
     fs, io,
@@ -12,8 +12,8 @@ use axum::{Router, body::Body, http::Request};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::{TcpListener, UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
@@ -27,19 +27,43 @@ use super::{
 /// What a connection may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections of those who may read.
-    pub readers: usize,
-    /// Connections of those who may apply: readers cannot take these away.
-    pub appliers: usize,
+    /// Connections of everybody who may connect.
+    pub common: usize,
+    /// Connections of those whom the others must not shut out.
+    pub reserved: usize,
     /// For the head of a request, and between two requests.
     pub head: Duration,
     /// For a connection as a whole.
     pub life: Duration,
+    /// Whether a connection may ask more than once.
+    pub again: bool,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { readers: 240, appliers: 16, head: Duration::from_secs(10), life: Duration::from_secs(3600) }
+impl Limits {
+    /// Of the socket; places are reserved for those who may apply.
+    pub const API: Self =
+        Self { common: 240, reserved: 16, head: Duration::from_secs(10), life: Duration::from_secs(3600), again: true };
+    /// Of the address for metrics and health; places are reserved for the node itself, from which probes come.
+    pub const OPEN: Self =
+        Self { common: 32, reserved: 8, head: Duration::from_secs(10), life: Duration::from_secs(60), again: false };
+}
+
+/// Places for connections.
+struct Places {
+    common: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(limits: Limits) -> Self {
+        let [common, reserved] = [limits.common, limits.reserved].map(|places| Arc::new(Semaphore::new(places)));
+        Self { common, reserved }
+    }
+
+    /// One, if there is one left.
+    fn take(&self, is_reserved: bool) -> Option<OwnedSemaphorePermit> {
+        let reserved = is_reserved.then(|| Arc::clone(&self.reserved).try_acquire_owned().ok()).flatten();
+        reserved.or_else(|| Arc::clone(&self.common).try_acquire_owned().ok())
     }
 }
 
@@ -120,32 +144,47 @@ pub async fn serve(
     appliers: Appliers,
     limits: Limits,
 ) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
-    let readers = Arc::new(Semaphore::new(limits.readers));
-    let reserved = Arc::new(Semaphore::new(limits.appliers));
+    let (listener, places) = (UnixListener::from_std(listener)?, Places::new(limits));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("a connection was refused: {error}");
-                tokio::time::sleep(RECOVER).await;
-                continue;
-            }
-        };
+        let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
         let Ok(peer) = stream.peer_cred() else { continue };
         let identity = appliers.identify(peer);
-        let place = match identity.applies {
-            true => Arc::clone(&reserved).try_acquire_owned().or_else(|_| Arc::clone(&readers).try_acquire_owned()),
-            false => Arc::clone(&readers).try_acquire_owned(),
-        };
-        match place {
-            Ok(place) => _ = tokio::spawn(answer(stream, routes.clone(), identity, place, limits)),
-            Err(_) => refuse(stream).await,
+        match places.take(identity.applies) {
+            Some(place) => _ = tokio::spawn(answer(stream, routes.clone(), Some(identity), place, limits)),
+            None => refuse(stream).await,
         }
     }
 }
 
-async fn refuse(mut stream: UnixStream) {
+/// Serves what needs no identity on an address, metrics and health, until it fails.
+///
+/// # Errors
+/// The address cannot be used by the runtime.
+pub async fn serve_open(listener: std::net::TcpListener, routes: Router, limits: Limits) -> io::Result<()> {
+    let (listener, places) = (TcpListener::from_std(listener)?, Places::new(limits));
+    loop {
+        let Some((stream, peer)) = accepted(listener.accept().await).await else { continue };
+        let is_own = stream.local_addr().is_ok_and(|local| local.ip() == peer.ip());
+        match places.take(is_own) {
+            Some(place) => _ = tokio::spawn(answer(stream, routes.clone(), None, place, limits)),
+            None => refuse(stream).await,
+        }
+    }
+}
+
+/// A connection, where there is one.
+async fn accepted<T>(connection: io::Result<T>) -> Option<T> {
+    match connection {
+        Ok(connection) => Some(connection),
+        Err(error) => {
+            tracing::warn!("a connection was refused: {error}");
+            tokio::time::sleep(RECOVER).await;
+            None
+        }
+    }
+}
+
+async fn refuse(mut stream: impl AsyncWrite + Unpin) {
     // Who has gone already need not be told.
     let _ = timeout(GRUDGING, stream.write_all(full().as_bytes())).await;
 }
@@ -162,27 +201,28 @@ fn full() -> String {
     )
 }
 
-async fn answer(stream: UnixStream, routes: Router, identity: Identity, _place: OwnedSemaphorePermit, limits: Limits) {
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    routes: Router,
+    identity: Option<Identity>,
+    _place: OwnedSemaphorePermit,
+    limits: Limits,
+) {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(identity.clone());
+        if let Some(identity) = &identity {
+            request.extensions_mut().insert(identity.clone());
+        }
         routes.clone().oneshot(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
+        .keep_alive(limits.again)
         .serve_connection(TokioIo::new(stream), service);
     match timeout(limits.life, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("a connection ended: {error}"),
         Err(_) => tracing::debug!("a connection lasted too long"),
     }
-}
-
-/// Serves what needs no identity on an address: metrics and health.
-///
-/// # Errors
-/// The server died.
-pub async fn serve_open(listener: std::net::TcpListener, routes: Router) -> io::Result<()> {
-    axum::serve(TcpListener::from_std(listener)?, routes).await
 }

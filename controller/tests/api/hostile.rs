@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    net::Shutdown,
+    net::{IpAddr, Shutdown, TcpStream},
     os::unix::net::UnixStream,
     process::{Child, Stdio},
     thread,
@@ -193,7 +193,7 @@ fn flood(socket: &str) -> ! {
             refused += 1;
             false
         });
-        refused >= CONNECTIONS - Limits::default().readers
+        refused >= CONNECTIONS - Limits::API.common
     });
     println!("refused {refused} of {CONNECTIONS}");
     loop {
@@ -277,6 +277,100 @@ fn who_follows_and_does_not_read_holds_up_nobody() {
         stream.read_exact(&mut status).unwrap();
         status.ends_with(b"200")
     });
+}
+
+/// A connection to the open address: of the node itself, or as from elsewhere.
+fn open(port: u16, is_own: bool) -> TcpStream {
+    // Who calls another address of lo calls from the first one.
+    let address = if is_own { [127, 0, 0, 1] } else { [127, 0, 0, 2] };
+    let stream = TcpStream::connect((IpAddr::from(address), port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The answer of the open address, empty where it closes the connection without one.
+fn read_open(port: u16, is_own: bool, path: &str) -> String {
+    let mut stream = open(port, is_own);
+    // Who is refused at once cannot be written to, and may not hear why.
+    let _ = write!(stream, "GET {path} HTTP/1.1\r\nhost: bulkhead\r\n\r\n");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+/// Whoever reaches the open address takes few descriptors and for a while, and probes of the node get through.
+#[test]
+fn who_only_connects_to_the_open_address_shuts_out_neither_probes_nor_others_for_ever() {
+    const IDLE: usize = 200;
+    let home = home();
+    let served = Served::new(&home);
+    let mut idle: Vec<TcpStream> = (0..IDLE).map(|_| open(served.open, false)).collect();
+    let mut refused = 0;
+    idle.retain_mut(|stream| {
+        stream.set_nonblocking(true).unwrap();
+        // Those that have a place wait for a request.
+        let waits = stream.peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        stream.set_nonblocking(false).unwrap();
+        waits || {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("too many connections"), "{answer}");
+            refused += 1;
+            false
+        }
+    });
+    println!("{refused} of {IDLE} were refused at first");
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let answer = read_open(served.open, true, path);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    all_is_well(&home, &served);
+    // Of those that had a place none has one for ever.
+    for stream in &mut idle {
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+        refused += usize::from(!answer.is_empty());
+    }
+    assert!(refused > 0, "there is room for {}", Limits::OPEN.common);
+    eventually("others are answered again", || read_open(served.open, false, "/metrics").starts_with("HTTP/1.1 200"));
+}
+
+/// Scrapes and readers without end: whoever probes or applies waits for the agent alone.
+#[test]
+fn those_who_read_take_no_places_from_those_who_probe_and_apply() {
+    let home = home();
+    let served = Served::new(&home);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let handle = served.handle.clone();
+    let busy = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(handle.ask(move |_| wait.recv())).is_err()
+    });
+    let reader = served.somebody(&home, "reader", 4242, false);
+    let applier = served.somebody(&home, "applier", 4243, true);
+    let port = served.open;
+    eventually("it is busy", || reader.get("/v1/status").status == 503);
+    let scrapes: Vec<_> =
+        (0..Limits::OPEN.common).map(|_| thread::spawn(move || read_open(port, false, "/metrics"))).collect();
+    let read = |_| {
+        let reader = reader.clone();
+        thread::spawn(move || reader.get("/v1/status").problem(503).detail)
+    };
+    let readers: Vec<_> = (0..100).map(read).collect();
+    let details: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+    assert!(details.iter().any(|detail| detail.starts_with("too many requests")), "{details:?}");
+    let confirms = thread::spawn(move || applier.post("/v1/revisions/1/confirm", &json!({})).problem(409));
+    let probes = thread::spawn(move || read_open(port, true, "/healthz"));
+    // Without a place they would be refused by then.
+    thread::sleep(Duration::from_millis(500));
+    go.send(()).unwrap();
+    confirms.join().unwrap();
+    let probed = probes.join().unwrap();
+    assert!(probed.starts_with("HTTP/1.1 200") || probed.contains("the agent is busy"), "{probed}");
+    scrapes.into_iter().for_each(|scrape| drop(scrape.join().unwrap()));
+    busy.join().unwrap();
+    all_is_well(&home, &served);
 }
 
 /// The agent has other work: questions wait, some are refused, and none is lost.

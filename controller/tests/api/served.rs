@@ -67,6 +67,8 @@ pub(crate) struct Served {
     pub(crate) client: Client,
     /// How the API reaches the agent.
     pub(crate) handle: Handle,
+    /// Where metrics and health are served, on all addresses of this machine.
+    pub(crate) open: u16,
     stopper: Stopper,
     worker: Option<JoinHandle<()>>,
 }
@@ -85,10 +87,12 @@ impl Served {
     ) -> Self {
         let path = home.path("run/api.sock");
         let socket = Socket::bind(&path, group).unwrap();
-        let life = Life::new(None).unwrap().api(Api { socket, appliers, state: home.state() });
+        let life =
+            Life::new(Some(([0, 0, 0, 0], 0).into())).unwrap().api(Api { socket, appliers, state: home.state() });
         let (handle, stopper, locations) = (life.handle(), life.stopper(), home.locations());
+        let open = life.address().unwrap().port();
         let worker = thread::spawn(move || life.run(&mut agent, &locations).unwrap());
-        Self { client: Client::Socket(path), handle, stopper, worker: Some(worker) }
+        Self { client: Client::Socket(path), handle, open, stopper, worker: Some(worker) }
     }
 
     /// A client that is somebody else.
