@@ -261,6 +261,8 @@ fn put(args: &InstallArgs, mut record: Record, units: Option<&Path>, plugin: &Pa
     let mut steps = Steps::default();
     steps.copy(plugin, &record.plugin);
     if let Some(units) = units {
+        // What the unit of `follow` may write has to be there when it starts.
+        steps.make(&record.networks);
         steps.copy(&env::current_exe().into_diagnostic()?, &args.program);
         for (name, text) in [AGENT, FOLLOW] {
             let text = text

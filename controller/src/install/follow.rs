@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Does not return while something is installed.
 ///
 /// # Errors
-/// The record cannot be read. Everything else is tried again.
+/// The record cannot be read, or what is to be written is mounted read-only. Everything else is tried again.
 pub fn follow(directory: &Path) -> Result<(), InstallError> {
     let (sender, changed) = mpsc::channel();
     let heard = move || {
@@ -46,9 +46,11 @@ pub fn follow(directory: &Path) -> Result<(), InstallError> {
         let mut now = BTreeSet::new();
         match record.changes() {
             Ok(changes) => {
-                let written =
-                    record.steps(&changes, directory).run(|step| tracing::warn!("an owner changed it: {step}"));
-                now.extend(written.err().map(|error| error.to_string()));
+                match record.steps(&changes, directory).run(|step| tracing::warn!("an owner changed it: {step}")) {
+                    // A directory that was made after systemd had mounted what its unit may write. Who is started again gets it.
+                    Err(error) if error.is_read_only() => return Err(error),
+                    written => now.extend(written.err().map(|error| error.to_string())),
+                }
                 now.extend(changes.unguarded.iter().map(|unguarded| format!("not guarded: {unguarded}")));
             }
             Err(error) => _ = now.insert(error.to_string()),
@@ -69,5 +71,53 @@ pub fn follow(directory: &Path) -> Result<(), InstallError> {
         if watched && !record.networks.is_dir() {
             watched = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf, thread};
+
+    use bulkhead_fixtures::skip;
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+    use serde_json::json;
+
+    use super::*;
+    use crate::install::place::Placement;
+
+    const NONE: Option<&str> = None;
+
+    /// Its unit has it started again, and so with a mount of the directory that may be written.
+    #[test]
+    fn what_is_mounted_read_only_ends_it() {
+        if !skip::root() {
+            return;
+        }
+        let (home, networks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let network = json!({ "cniVersion": "1.0.0", "name": "shop", "plugins": [{ "type": "bridge" }] });
+        let entry = json!({ "type": "bulkhead-cni" }).as_object().unwrap().clone();
+        let record = Record {
+            runtime: None,
+            placement: Placement::InPlace,
+            networks: networks.path().to_owned(),
+            only: Vec::new(),
+            entry,
+            plugin: PathBuf::from("/opt/cni/bin/bulkhead-cni"),
+            made: Vec::new(),
+        };
+        record.store(home.path()).unwrap();
+        let follows = thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).unwrap();
+            mount(NONE, networks.path(), Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            fs::write(networks.path().join("10-shop.conflist"), network.to_string()).unwrap();
+            mount(NONE, networks.path(), NONE, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, NONE).unwrap();
+            follow(home.path())
+        });
+        let ended = follows.join().unwrap();
+        assert!(ended.as_ref().is_err_and(InstallError::is_read_only), "{ended:?}");
     }
 }

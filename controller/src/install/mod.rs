@@ -80,6 +80,13 @@ pub enum InstallError {
     },
 }
 
+impl InstallError {
+    /// Whether something cannot be written before it is mounted otherwise.
+    fn is_read_only(&self) -> bool {
+        matches!(self, Self::Io { why, .. } if why.kind() == io::ErrorKind::ReadOnlyFilesystem)
+    }
+}
+
 /// Says which path an error is about.
 fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, InstallError> {
     result.map_err(|why| InstallError::Io { path: path.to_owned(), why })

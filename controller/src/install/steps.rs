@@ -12,6 +12,11 @@ use super::{InstallError, at, mode};
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// A directory is there.
+    Make {
+        /// Which.
+        path: PathBuf,
+    },
     /// A file gets a text.
     Write {
         /// Where.
@@ -38,6 +43,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Make { path } => write!(f, "make   {}", path.display()),
             Self::Write { path, .. } => write!(f, "write  {}", path.display()),
             Self::Copy { from, path } => write!(f, "copy   {} to {}", from.display(), path.display()),
             Self::Remove { path } => write!(f, "remove {}", path.display()),
@@ -49,6 +55,7 @@ impl Step {
     /// Whether it changes anything.
     fn is_needed(&self) -> bool {
         match self {
+            Self::Make { path } => !path.is_dir(),
             Self::Write { path, text, .. } => fs::read(path).map_or(true, |there| there != *text),
             Self::Copy { from, path } => {
                 let same = |there: Vec<u8>| fs::read(from).is_ok_and(|text| text == there);
@@ -60,6 +67,7 @@ impl Step {
 
     fn run(&self) -> Result<(), InstallError> {
         match self {
+            Self::Make { path } => at(path, fs::create_dir_all(path)),
             Self::Write { path, text, mode } => replace(path, text, *mode),
             Self::Copy { from, path } => at(from, fs::read(from)).and_then(|text| replace(path, &text, 0o755)),
             Self::Remove { path } => {
@@ -94,6 +102,11 @@ fn replace(path: &Path, text: &[u8], new: u32) -> Result<(), InstallError> {
 pub struct Steps(Vec<Step>);
 
 impl Steps {
+    /// A directory is to be there.
+    pub fn make(&mut self, path: &Path) {
+        self.0.push(Step::Make { path: path.to_owned() });
+    }
+
     /// A file gets a text.
     pub fn write(&mut self, path: &Path, text: Vec<u8>, mode: u32) {
         self.0.push(Step::Write { path: path.to_owned(), text, mode });
@@ -144,6 +157,7 @@ mod tests {
         fs::write(at("gone/file"), "x").unwrap();
         fs::write(at("program"), "x").unwrap();
         let mut steps = Steps::default();
+        steps.make(&at("net.d"));
         steps.write(&at("old"), b"new".to_vec(), 0o600);
         steps.write(&at("deep/er/new"), b"new".to_vec(), 0o600);
         steps.copy(&at("program"), &at("bin/program"));
@@ -152,7 +166,7 @@ mod tests {
         steps.remove(&at("never was"));
         let mut done = 0;
         steps.run(|_| done += 1).unwrap();
-        assert_eq!((done, steps.needed().len()), (4, 0));
+        assert_eq!((done, steps.needed().len()), (5, 0));
         steps.run(|step| panic!("{step}")).unwrap();
         assert_eq!(fs::read(at("old")).unwrap(), b"new");
         let modes = ["old", "deep/er/new", "bin/program"].map(|name| mode(&at(name), 0));
@@ -160,6 +174,6 @@ mod tests {
         let mut left: Vec<_> =
             fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         left.sort();
-        assert_eq!(left, ["bin", "deep", "old", "program"]);
+        assert_eq!(left, ["bin", "deep", "net.d", "old", "program"]);
     }
 }
