@@ -30,6 +30,14 @@ pub enum ClientError {
         /// What the kernel or the protocol said.
         why: String,
     },
+    /// Somebody may answer there, and not to this user.
+    #[error(
+        "you may not connect to {}: ask as root, or as a user of the group of the agent's `--socket-group`", socket.display()
+    )]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The agent refused.
     #[error("{}", told(.0))]
     Refused(Box<Problem>),
@@ -93,7 +101,7 @@ impl Client {
         let runtime = self.runtime()?;
         runtime.block_on(async {
             let head = timeout(PATIENCE, self.send(Method::GET, path, None)).await;
-            let answer = head.map_err(|_| self.late())?.map_err(|error| self.away(error.to_string()))?;
+            let answer = head.map_err(|_| self.late())?.map_err(|error| self.unreached(&error))?;
             let status = answer.status();
             let mut body = answer.into_body();
             if !status.is_success() {
@@ -120,6 +128,13 @@ impl Client {
         ClientError::Away { socket: self.socket.clone(), why }
     }
 
+    fn unreached(&self, why: &io::Error) -> ClientError {
+        match why.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: self.socket.clone() },
+            _ => self.away(why.to_string()),
+        }
+    }
+
     fn late(&self) -> ClientError {
         self.away("it took too long".to_owned())
     }
@@ -137,7 +152,7 @@ impl Client {
             Ok::<_, io::Error>((status, bytes))
         };
         let answer = self.runtime()?.block_on(async { timeout(PATIENCE, exchange).await });
-        let (status, bytes) = answer.map_err(|_| self.late())?.map_err(|error| self.away(error.to_string()))?;
+        let (status, bytes) = answer.map_err(|_| self.late())?.map_err(|error| self.unreached(&error))?;
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| strange(status, &error));
         }

@@ -1,6 +1,8 @@
 //! What is in force and what happens: asked of the agent, or read from the pins and the state directory when there is none.
 
 use std::{
+    fs,
+    io::ErrorKind,
     ops::ControlFlow,
     path::{Path, PathBuf},
     thread,
@@ -139,9 +141,13 @@ fn unanswered(error: ClientError) -> Report {
 }
 
 fn reader(pins: &Path, state: &Path) -> Result<Reader, Report> {
-    Reader::open(pins, state)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("nothing of this version is in force below {}", pins.display()))
+    Reader::open(pins, state).into_diagnostic().wrap_err_with(|| match fs::read_dir(pins) {
+        Err(error) if error.kind() == ErrorKind::NotFound => format!("nothing is in force below {}", pins.display()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            format!("root alone can read what is in force below {}", pins.display())
+        }
+        _ => format!("what is in force below {} cannot be read", pins.display()),
+    })
 }
 
 fn stored(state: &Path) -> Result<Option<Revision>, Report> {
@@ -160,7 +166,11 @@ fn in_force(state: &Path) -> Result<(Revision, Model), Report> {
 
 /// What is in force, and whether all is well.
 pub(crate) fn status(args: &StatusArgs) -> Result<(String, bool), Report> {
-    let answer = Client::new(&args.socket).get::<StatusBody>("/v1/status").map_err(|error| error.to_string());
+    let answer = match Client::new(&args.socket).get::<StatusBody>("/v1/status") {
+        // Nothing is wrong with the agent, and who may not ask it may not read the pins.
+        Err(error @ ClientError::Forbidden { .. }) => return Err(Report::from_err(error)),
+        answer => answer.map_err(|error| error.to_string()),
+    };
     let (revision, node) = match &answer {
         Ok(agent) => (Ok(Some(agent.revision.clone())), agent.node.clone()),
         Err(_) => {

@@ -3,16 +3,18 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     process::{Child, Command, Stdio},
 };
 
 use bulkhead_controller::show::Observation;
+use bulkhead_fixtures::skip;
 use serde_json::Value;
 
 use crate::{
     home::{Home, eventually},
     node::{denied, slot},
-    served::{CART, Served, audited, home},
+    served::{CART, NOBODY, Served, audited, enterable, home},
 };
 
 fn bulkhead(home: &Home, words: &[&str]) -> Command {
@@ -63,6 +65,40 @@ fn lists_and_status_come_from_the_agent() {
     eventually("the agent has seen it", || !served.status().troubles.is_empty());
     let (text, code) = run(&home, &["status"]);
     assert!(code == Some(2) && text.contains("TROUBLE   not all input is used:"), "{text}");
+}
+
+/// Who may not ask is told that, and not that there is no agent, or no wall.
+#[test]
+fn who_may_not_connect_is_told_who_may() {
+    if !skip::require("root, to be somebody else", nix::unistd::geteuid().is_root()) {
+        return;
+    }
+    let home = home();
+    enterable(&home);
+    let _served = Served::new(&home);
+    // Where nobody may run it.
+    let program = home.path("bulkhead");
+    fs::copy(env!("CARGO_BIN_EXE_bulkhead"), &program).unwrap();
+    let run = |words: &[&str], path: &str| {
+        let mut command = Command::new(&program);
+        command.args(words).arg("--socket").arg(home.path(path)).uid(NOBODY).gid(NOBODY);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let words = said.split(|c: char| c.is_whitespace() || c == '│').filter(|word| !word.is_empty());
+        (output.status.code(), words.collect::<Vec<_>>().join(" "))
+    };
+    for words in [&["status"][..], &["get", "rules"], &["observe"], &["observe", "--follow"]] {
+        let (code, said) = run(words, "run/api.sock");
+        assert!(code == Some(1) && said.contains("you may not connect") && said.contains("--socket-group"), "{said}");
+        assert!(!said.contains("in force") && !said.contains("start it"), "{words:?}: {said}");
+    }
+    let (code, said) = run(&["status", "--pins", "/nowhere"], "run/other.sock");
+    assert!(code == Some(1) && said.contains("nothing is in force below /nowhere"), "{said}");
+    let shut = home.path("shut");
+    fs::create_dir(&shut).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o700)).unwrap();
+    let (code, said) = run(&["status", "--pins", shut.join("pins").to_str().unwrap()], "run/other.sock");
+    assert!(code == Some(1) && said.contains("root alone can read") && !said.contains("nothing"), "{said}");
 }
 
 /// A command that ends with the test.
