@@ -228,10 +228,12 @@ pub struct Known {
 }
 
 /// What was seen on the node, and what names it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Seen {
     /// What names it.
     pub known: Known,
+    /// Names for addresses.
+    pub peers: Unmade,
     /// Flows in the tables.
     pub flows: Vec<FlowRecord>,
     /// Samples of what was denied.

@@ -311,9 +311,9 @@ fn look_at_pins(
     loop {
         // An agent may have published meanwhile.
         let (revision, model) = in_force(&source.state)?;
-        let names = Names::new(&model, &revision.head.node);
         let (flows, contacts) = (reader.flows().into_diagnostic()?, reader.contacts().into_diagnostic()?);
-        news.of(show::observations(&names, &flows, &contacts)).iter().try_for_each(&print)?;
+        let names = || Names::new(&model, &revision.head.node);
+        news.of(&flows, &contacts, names).iter().try_for_each(&print)?;
         if !follow {
             return Ok(());
         }

@@ -675,16 +675,7 @@ impl<'a> Names<'a> {
         let text =
             format!("ALLOWED {from} -> {to} {port}  {at} {grounds}; {packets} packets, {replies} replies{stale}");
         Observation {
-            key: format!(
-                "{} {} {}:{} {}:{} {}",
-                full_name(&flow.endpoint),
-                flow.direction,
-                flow.local,
-                flow.local_port,
-                flow.remote,
-                flow.remote_port,
-                flow.protocol
-            ),
+            key: flow_key(flow),
             last: flow.last,
             verdict: "allowed".to_owned(),
             from,
@@ -693,7 +684,7 @@ impl<'a> Names<'a> {
             reason: flow.reason.label().to_owned(),
             rule: flow.rule.to_string(),
             origin: self.origins.get(&*flow.rule).cloned().unwrap_or_default(),
-            packets: flow.packets[0] + flow.packets[1],
+            packets: packets + replies,
             bytes: flow.bytes[0] + flow.bytes[1],
             text,
         }
@@ -704,11 +695,7 @@ impl<'a> Names<'a> {
     pub fn contact(&self, contact: &ContactRecord) -> Observation {
         let (class, value) = asked(contact);
         let port = point(class, value);
-        let (verdict, word) = match contact.reason {
-            _ if contact.observed => ("observed", "OBSERVED"),
-            Reason::WouldDeny => ("would_deny", "WOULD DENY"),
-            _ => ("blocked", "BLOCKED"),
-        };
+        let (verdict, word) = verdict(contact);
         let (from, to, text) = match &contact.endpoint {
             None => self.at_boundary(contact, word),
             Some(endpoint) => {
@@ -730,15 +717,7 @@ impl<'a> Names<'a> {
             }
         };
         Observation {
-            key: format!(
-                "{} {} {} {} {} {} {verdict}",
-                contact.endpoint.as_deref().map_or_else(|| "node".to_owned(), full_name),
-                contact.direction,
-                contact.peer,
-                contact.protocol,
-                contact.port,
-                contact.reason.label()
-            ),
+            key: contact_key(contact),
             last: contact.last,
             verdict: verdict.to_owned(),
             from,
@@ -795,6 +774,28 @@ impl<'a> Names<'a> {
     }
 }
 
+/// What stays the same while a flow goes on.
+fn flow_key(flow: &FlowRecord) -> String {
+    let FlowRecord { endpoint, direction, local, local_port, remote, remote_port, protocol, .. } = flow;
+    format!("{} {direction} {local}:{local_port} {remote}:{remote_port} {protocol}", full_name(endpoint))
+}
+
+/// What stays the same while it is denied again and again.
+fn contact_key(contact: &ContactRecord) -> String {
+    let ContactRecord { endpoint, direction, peer, protocol, port, reason, .. } = contact;
+    let endpoint = endpoint.as_deref().map_or_else(|| "node".to_owned(), full_name);
+    format!("{endpoint} {direction} {peer} {protocol} {port} {} {}", reason.label(), verdict(contact).0)
+}
+
+/// What became of a contact, for programs and for people.
+fn verdict(contact: &ContactRecord) -> (&'static str, &'static str) {
+    match contact.reason {
+        _ if contact.observed => ("observed", "OBSERVED"),
+        Reason::WouldDeny => ("would_deny", "WOULD DENY"),
+        _ => ("blocked", "BLOCKED"),
+    }
+}
+
 /// What a contact asked for: the class, and the point of its axis.
 fn asked(contact: &ContactRecord) -> (Class, u16) {
     match class_of(contact.protocol) {
@@ -806,8 +807,16 @@ fn asked(contact: &ContactRecord) -> (Class, u16) {
 /// Flows that were allowed and samples of what was denied, as they went on: the latest last.
 #[must_use]
 pub fn observations(names: &Names<'_>, flows: &[FlowRecord], contacts: &Contacts) -> Vec<Observation> {
-    let mut found: Vec<Observation> = flows.iter().map(|flow| names.flow(flow)).collect();
-    found.extend(contacts.records.iter().map(|contact| names.contact(contact)));
+    in_words(names, flows, &contacts.records)
+}
+
+fn in_words<'a>(
+    names: &Names<'_>,
+    flows: impl IntoIterator<Item = &'a FlowRecord>,
+    contacts: impl IntoIterator<Item = &'a ContactRecord>,
+) -> Vec<Observation> {
+    let mut found: Vec<Observation> = flows.into_iter().map(|flow| names.flow(flow)).collect();
+    found.extend(contacts.into_iter().map(|contact| names.contact(contact)));
     found.sort_by_key(|observation| observation.last);
     found
 }
@@ -820,16 +829,27 @@ pub struct News {
 }
 
 impl News {
-    /// What of `found` is new.
-    #[must_use]
-    pub fn of(&mut self, mut found: Vec<Observation>) -> Vec<Observation> {
-        let now = found.iter().map(|observation| (observation.key.clone(), observation.packets)).collect();
-        found.retain(|observation| match self.shown.get(&observation.key) {
-            None => true,
-            Some(&packets) => observation.verdict != "allowed" && observation.packets != packets,
-        });
-        self.shown = now;
-        found
+    /// What of what is there is new. Words and names are made for that alone: they take long.
+    pub fn of<'a>(
+        &mut self,
+        flows: &[FlowRecord],
+        contacts: &Contacts,
+        names: impl FnOnce() -> Names<'a>,
+    ) -> Vec<Observation> {
+        let before = std::mem::take(&mut self.shown);
+        let mut is_new = |key: String, packets: u64, is_told_again: bool| {
+            let is_new = before.get(&key).is_none_or(|shown| is_told_again && *shown != packets);
+            self.shown.insert(key, packets);
+            is_new
+        };
+        let is_news = |flow: &&FlowRecord| is_new(flow_key(flow), flow.packets.iter().sum(), false);
+        let flows: Vec<_> = flows.iter().filter(is_news).collect();
+        let is_news = |contact: &&ContactRecord| is_new(contact_key(contact), contact.packets, true);
+        let contacts: Vec<_> = contacts.records.iter().filter(is_news).collect();
+        if flows.is_empty() && contacts.is_empty() {
+            return Vec::new();
+        }
+        in_words(&names(), flows, contacts)
     }
 }
 

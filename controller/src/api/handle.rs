@@ -104,15 +104,25 @@ impl Handle {
         look: impl FnOnce(&Accounts) -> Result<T, NodeError> + Send + 'static,
     ) -> Result<T, Problem> {
         let accounts = self.ask(|agent| agent.accounts()).await?;
-        let place = self.place()?;
-        let looked = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            look(&accounts)
-        });
         let late = |_| Problem::new(Kind::Busy, "it takes long to read what the node counted; ask again");
-        let looked = tokio::time::timeout(PATIENCE, looked).await.map_err(late)?;
-        let looked = looked.map_err(|error| Problem::new(Kind::Internal, format!("it ended early: {error}")))?;
-        looked.map_err(|error| Problem::new(Kind::Busy, error.to_string()))
+        let looked = tokio::time::timeout(PATIENCE, self.beside(move || look(&accounts))).await.map_err(late)?;
+        looked?.map_err(|error| Problem::new(Kind::Busy, error.to_string()))
+    }
+
+    /// Does what takes a while on a thread of its own, in a place among those who wait.
+    ///
+    /// # Errors
+    /// There is no place.
+    pub(super) async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Problem> {
+        let place = self.place()?;
+        let done = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        done.await.map_err(|error| Problem::new(Kind::Internal, format!("it ended early: {error}")))
     }
 
     /// Metrics in Prometheus's text format.
@@ -130,7 +140,8 @@ impl Handle {
     /// As [`Self::ask`]; the node's.
     pub(super) async fn seen(&self) -> Result<Seen, Problem> {
         let (flows, contacts) = self.look(|accounts| Ok((accounts.flows()?, accounts.contacts()?))).await?;
-        Ok(Seen { known: self.ask(|agent| agent.known()).await?, flows, contacts })
+        let (known, peers) = self.ask(|agent| (agent.known(), agent.peers())).await?;
+        Ok(Seen { known, peers, flows, contacts })
     }
 
     /// Samples of what was denied on the node.

@@ -1,6 +1,10 @@
 //! What is on the node, and what was seen there.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -19,7 +23,8 @@ use super::{
 };
 use crate::{
     accounts::Accounts,
-    show::{self, FlowLine, Names, Observation, RuleLine, ServiceLine, WorkloadLine},
+    control::Seen,
+    show::{self, FlowLine, Names, News, Observation, RuleLine, ServiceLine, WorkloadLine},
 };
 
 /// How often the node is looked at while somebody follows.
@@ -87,8 +92,9 @@ pub(super) async fn rules(State(app): State<App>, _: Identity) -> Answer<Vec<Rul
     )
 )]
 pub(super) async fn flows(State(app): State<App>, _: Identity) -> Answer<Vec<FlowLine>> {
-    let seen = app.handle.seen().await?;
-    Ok(Json(show::flows(&Names::new(&seen.known.model, &seen.known.node), &seen.flows)))
+    let Seen { known, peers, flows, .. } = app.handle.seen().await?;
+    let lines = move || show::flows(&Names::with(&known.model, peers.make()), &flows);
+    app.handle.beside(lines).await.map(Json)
 }
 
 /// Flows that were allowed and samples of what was blocked, each with its reason and line
@@ -102,13 +108,30 @@ pub(super) async fn flows(State(app): State<App>, _: Identity) -> Answer<Vec<Flo
     )
 )]
 pub(super) async fn observations(State(app): State<App>, _: Identity) -> Answer<Vec<Observation>> {
-    let seen = app.handle.seen().await?;
-    Ok(Json(show::observations(&Names::new(&seen.known.model, &seen.known.node), &seen.flows, &seen.contacts)))
+    let Seen { known, peers, flows, contacts } = app.handle.seen().await?;
+    let lines = move || show::observations(&Names::with(&known.model, peers.make()), &flows, &contacts);
+    app.handle.beside(lines).await.map(Json)
 }
 
 /// Passes a line on; `false` when nobody reads, or too slowly.
 async fn pass(lines: &mpsc::Sender<Result<Bytes, Infallible>>, line: Bytes) -> bool {
     matches!(timeout(PATIENCE, lines.send(Ok(line))).await, Ok(Ok(())))
+}
+
+/// Lines of what of it is new.
+fn told(news: Arc<Mutex<News>>, seen: Seen) -> impl FnOnce() -> Vec<Bytes> + Send + 'static {
+    move || {
+        let Seen { known, peers, flows, contacts } = seen;
+        // What was told is told once more where somebody panicked.
+        let mut news = news.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = news.of(&flows, &contacts, || Names::with(&known.model, peers.make()));
+        let line = |observation: Observation| {
+            let mut line = serde_json::to_vec(&observation).ok()?;
+            line.push(b'\n');
+            Some(Bytes::from(line))
+        };
+        found.into_iter().filter_map(line).collect()
+    }
 }
 
 /// The same as it happens, a JSON object a line
@@ -131,20 +154,18 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
             "as many follow already as may; ask again, or look at /v1/observations",
         ));
     };
-    let mut seen = app.handle.seen().await?;
+    let mut seen = Some(app.handle.seen().await?);
     let (lines, reader) = mpsc::channel::<Result<Bytes, Infallible>>(WAITING);
     tokio::spawn(async move {
         let _place = place;
-        let mut news = show::News::default();
+        let news = Arc::new(Mutex::new(News::default()));
         loop {
-            let observations = {
-                let names = Names::new(&seen.known.model, &seen.known.node);
-                show::observations(&names, &seen.flows, &seen.contacts)
+            let told = match seen.take() {
+                Some(seen) => app.handle.beside(told(Arc::clone(&news), seen)).await,
+                None => Ok(Vec::new()),
             };
-            for observation in news.of(observations) {
-                let Ok(mut line) = serde_json::to_vec(&observation) else { continue };
-                line.push(b'\n');
-                if !pass(&lines, line.into()).await {
+            for line in told.unwrap_or_default() {
+                if !pass(&lines, line).await {
                     return;
                 }
             }
@@ -153,7 +174,7 @@ pub(super) async fn stream(State(app): State<App>, _: Identity) -> Result<Respon
                 () = lines.closed() => return,
             }
             match app.handle.seen().await {
-                Ok(now) => seen = now,
+                Ok(now) => seen = Some(now),
                 // An agent that is busy has time again.
                 Err(problem) if problem.status == 503 && !lines.is_closed() => {}
                 Err(_) => return,

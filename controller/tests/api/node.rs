@@ -88,6 +88,19 @@ fn lists_say_what_is_on_the_node() {
     assert!(observations[0]["text"].as_str().unwrap().contains("shop.yaml:6"), "{observations:?} {INTENT}");
 }
 
+/// As it has in the metrics.
+#[test]
+fn who_is_known_by_the_network_alone_has_a_name_where_it_is_observed() {
+    let home = home();
+    home.links.network().discovered.addresses.push("203.0.113.9".parse().unwrap());
+    let served = Served::new(&home);
+    denied(&home.store, slot(&served, "web-1"), 22, 3);
+    let observations: Vec<Value> = served.client.get("/v1/observations").ok();
+    assert_eq!((observations.len(), &observations[0]["from"]), (1, &"node".into()), "{observations:?}");
+    let told = serde_json::to_value(follow(&served).next().unwrap()).unwrap();
+    assert_eq!(told["text"], observations[0]["text"]);
+}
+
 /// Lines of the stream as they come. A read that waits longer than a machine may hang fails.
 pub(crate) fn follow(served: &Served) -> impl Iterator<Item = Observation> + use<> {
     let crate::client::Client::Socket(socket) = &served.client else { unreachable!() };
