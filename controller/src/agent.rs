@@ -50,6 +50,7 @@ use crate::{
     peers::{Made, Unmade},
     room::{no_room, no_room_beside, stays},
     settle::{Blame, Memory, Settled, settle_with},
+    show::time,
     source::Source,
     store::{
         Author, Condition, Draft, Head, Origin, Revision, SetAside, Store, StoreError, file::FileError, now, seconds,
@@ -60,6 +61,8 @@ use crate::{
 /// Names of settings in the database: what holds beside the revision in force, and beside the one that is staged.
 const BESIDE: &str = "beside";
 const BESIDE_STAGED: &str = "beside staged";
+/// Setting: when those bypasses began or were ended that others have written down for the audit log, and that are there.
+const LOGGED: &str = "bypasses in the audit log";
 
 /// What an agent is for.
 #[derive(Clone, Debug)]
@@ -175,6 +178,8 @@ pub struct Agent<N> {
     /// Who else uses our bits of packet marks.
     marks: MarkConflicts,
     bypass: bypass::Watch,
+    /// As in the setting [`LOGGED`].
+    logged: Vec<u64>,
     drift: Drift,
     adoption: Adoption,
 }
@@ -304,6 +309,7 @@ impl<N: Node> Agent<N> {
         let leftover = store.reader().staged()?.map(|staged| staged.head.number);
         let leftover = leftover.filter(|&number| number != revision.head.number);
         let accounts = Accounts::open(node.observer()?, settings.state.clone());
+        let logged = store.reader().setting(LOGGED)?.unwrap_or_default();
         let mut agent = Self {
             node,
             settings,
@@ -336,6 +342,7 @@ impl<N: Node> Agent<N> {
             started: compiled,
             marks: MarkConflicts::default(),
             bypass: bypass::Watch::default(),
+            logged,
             drift: Drift::default(),
             adoption,
         };
@@ -584,12 +591,33 @@ impl<N: Node> Agent<N> {
                     self.record_seen("enforcement.drift", found);
                 }
                 self.stale |= !self.drift.is_whole();
+                self.log_bypasses();
                 if let Some(news) = self.bypass.see(status.bypassed_until, &self.settings.state) {
                     tracing::warn!("{news}");
                     self.record_seen("enforcement.bypass_seen", news);
                 }
             }
             Err(error) => tracing::warn!("what is in force cannot be read: {error}"),
+        }
+    }
+
+    /// Takes to the audit log who bypassed enforcement and who ended that while this agent had the log, however short it was.
+    fn log_bypasses(&mut self) {
+        let records = bypass::unlogged(&self.settings.state);
+        let all: Vec<u64> = records.iter().map(|record| record.at).collect();
+        if all == self.logged {
+            return;
+        }
+        self.end_writing();
+        for record in records.iter().filter(|record| !self.logged.contains(&record.at)) {
+            let mut event = record.event();
+            event.detail.push_str(&format!(" (at {})", time(record.at)));
+            self.keeper.record(&event);
+        }
+        self.logged = all;
+        let kept = self.keeper.lock().store.set(LOGGED, &self.logged);
+        if let Err(error) = kept {
+            tracing::warn!("the next agent may record once more who bypassed enforcement: {error}");
         }
     }
 

@@ -20,6 +20,8 @@ use crate::{
 
 /// Name of the file in the state directory, which holds the latest record.
 pub const FILE: &str = "bypass.json";
+/// Records that are kept for the audit log at most.
+const UNLOGGED: usize = 16;
 /// What two readings of one deadline may differ by, in nanoseconds: the wall clock is corrected meanwhile, jiffies are not.
 const SLACK: u64 = 60_000_000_000;
 
@@ -39,6 +41,21 @@ pub struct Record {
     pub reason: String,
 }
 
+/// The file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    latest: Record,
+    /// Those that came while an agent had the audit log: the next look of an agent takes them there.
+    #[serde(default)]
+    unlogged: Vec<Record>,
+}
+
+/// Records that an agent is to take to the audit log, unless it has; the latest last.
+pub(crate) fn unlogged(state: &Path) -> Vec<Record> {
+    load::<Kept>(state, FILE).ok().flatten().map(|kept| kept.unlogged).unwrap_or_default()
+}
+
 impl Record {
     /// What this process's user does now.
     #[must_use]
@@ -52,6 +69,23 @@ impl Record {
         match self.user.as_str() {
             "" => format!("uid {}", self.uid),
             user => format!("{user} (uid {})", self.uid),
+        }
+    }
+
+    /// As it stands in the audit log.
+    pub(crate) fn event(&self) -> Event {
+        let (action, detail) = match self.until {
+            Some(until) => ("enforcement.bypass", format!("until {}: {}", time(until), self.reason)),
+            None => ("enforcement.bypass_end", self.reason.clone()),
+        };
+        Event {
+            actor: Author { uid: Some(self.uid), name: self.user.clone() },
+            action: action.to_owned(),
+            target: "this node".to_owned(),
+            revision_before: None,
+            revision_after: None,
+            outcome: Outcome::Ok,
+            detail,
         }
     }
 
@@ -84,23 +118,16 @@ pub fn record(record: &Record, state: &Path) -> Result<(), RecordError> {
         Some(until) => tracing::warn!(who, reason, until = time(until), "enforcement is bypassed"),
         None => tracing::warn!(who, reason, "the bypass is ended"),
     }
+    let logged = Log::new(state).record(&record.event());
+    let mut unlogged = unlogged(state);
+    // A living agent writes the log, and takes there what it finds in the file.
+    if matches!(logged, Err(AuditError::InUse { .. })) {
+        unlogged.push(record.clone());
+        unlogged.drain(..unlogged.len().saturating_sub(UNLOGGED));
+    }
     // Whatever becomes of one, the other is tried.
-    let kept = store(state, FILE, record);
-    let (action, detail) = match record.until {
-        Some(until) => ("enforcement.bypass", format!("until {}: {reason}", time(until))),
-        None => ("enforcement.bypass_end", reason.clone()),
-    };
-    let event = Event {
-        actor: Author { uid: Some(record.uid), name: record.user.clone() },
-        action: action.to_owned(),
-        target: "this node".to_owned(),
-        revision_before: None,
-        revision_after: None,
-        outcome: Outcome::Ok,
-        detail,
-    };
-    match Log::new(state).record(&event) {
-        // A living agent writes the log, and records what it sees.
+    let kept = store(state, FILE, &Kept { latest: record.clone(), unlogged });
+    match logged {
         Ok(_) | Err(AuditError::InUse { .. }) => Ok(kept?),
         Err(error) => Err(error.into()),
     }
@@ -190,6 +217,22 @@ mod tests {
         let nobody = Record { user: String::new(), ..someone(Some(AT)) };
         assert!(banner(AT, Some(&nobody)).contains("by uid 1000: "));
         assert!(record(&nobody, &state.path().join("missing")).unwrap_err().to_string().contains("missing"));
+    }
+
+    #[test]
+    fn what_others_do_while_an_agent_has_the_log_is_kept_for_it() {
+        let state = tempfile::tempdir().unwrap();
+        record(&someone(Some(AT)), state.path()).unwrap();
+        assert!(unlogged(state.path()).is_empty(), "it is in the log");
+        let mut agents = Log::new(state.path());
+        agents.record(&someone(None).event()).unwrap();
+        let all: Vec<_> = (1..20).map(|step| Record { at: AT + step, ..someone(None) }).collect();
+        all.iter().for_each(|one| record(one, state.path()).unwrap());
+        assert_eq!(unlogged(state.path()), all[all.len() - UNLOGGED..]);
+        drop(agents);
+        record(&someone(Some(AT)), state.path()).unwrap();
+        assert_eq!(unlogged(state.path()).len(), UNLOGGED, "the next agent takes them to the log");
+        assert!(Record::of(AT, state.path()).is_some());
     }
 
     #[test]

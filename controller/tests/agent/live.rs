@@ -14,6 +14,7 @@ use bulkhead_controller::{
     adopt::Scope,
     agent::{Agent, Settings},
     attachments::{Attachment, Attachments},
+    bypass,
     control::Control as _,
     diagnostic::source,
     input::{Files, LIVE, Listing},
@@ -237,6 +238,39 @@ fn a_node_that_is_bypassed_stands_as_one_that_observes() {
         agent.looked(Ok(Status { bypassed_until, input_rule: true, ..Status::default() }));
         assert_eq!(agent.standing(&[].into()).observe, bypassed_until.is_some());
     }
+}
+
+/// A bypass that nobody looked at is in the audit log all the same: who began it, who ended it, and why.
+#[test]
+fn who_bypasses_between_two_looks_is_recorded_once() {
+    let home = Home::new();
+    let pods = [["web", "u1", "n1", "", "app: web"]];
+    let mut agent = agent(&home, &pods);
+    for (until, reason) in [(Some(1_900_000_000_000_000_000), "the cart is down"), (None, "it is up again")] {
+        bypass::record(&bypass::Record::new(until, reason), &home.state()).unwrap();
+    }
+    let recorded = || {
+        let text = fs::read_to_string(home.state().join("audit.jsonl")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let told = |record: serde_json::Value| {
+            let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+            (text(&record["action"]), record["actor"]["uid"].as_u64(), text(&record["detail"]))
+        };
+        records.map(told).filter(|(action, ..)| action.starts_with("enforcement.bypass")).collect::<Vec<_>>()
+    };
+    assert!(recorded().is_empty());
+    agent.check();
+    let uid = Some(u64::from(nix::unistd::getuid().as_raw()));
+    let all = recorded();
+    let [begin, end] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((begin.0.as_str(), begin.1), ("enforcement.bypass", uid));
+    assert!(begin.2.starts_with("until 2030-") && begin.2.contains("the cart is down (at 20"), "{begin:?}");
+    assert_eq!((end.0.as_str(), end.1), ("enforcement.bypass_end", uid));
+    assert!(end.2.starts_with("it is up again (at 20"), "{end:?}");
+    agent.check();
+    drop(agent);
+    self::agent(&home, &pods).check();
+    assert_eq!(recorded(), all, "nor does the next agent record them again");
 }
 
 /// What the agent has forgotten of a pod that is deleted and still runs nobody says again: with no labels it would have no walls.
