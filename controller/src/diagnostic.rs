@@ -139,6 +139,8 @@ pub struct Diagnostic {
     pub help: Option<String>,
     /// Other places that matter, and why.
     pub notes: Vec<(Place, String)>,
+    /// It is wrong for this node alone: another one may use it as it is.
+    pub is_local: bool,
 }
 
 impl Diagnostic {
@@ -151,13 +153,21 @@ impl Diagnostic {
             message: message.into(),
             help: None,
             notes: Vec::new(),
+            is_local: false,
         }
     }
 
     /// An error that no file is to blame for.
     #[must_use]
     pub fn nowhere(message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, place: None, message: message.into(), help: None, notes: Vec::new() }
+        Self {
+            severity: Severity::Error,
+            place: None,
+            message: message.into(),
+            help: None,
+            notes: Vec::new(),
+            is_local: false,
+        }
     }
 
     /// A warning at a place.
@@ -170,6 +180,12 @@ impl Diagnostic {
     #[must_use]
     pub fn as_warning(self) -> Self {
         Self { severity: Severity::Warning, ..self }
+    }
+
+    /// The same, wrong for this node alone.
+    #[must_use]
+    pub fn as_local(self) -> Self {
+        Self { is_local: true, ..self }
     }
 
     /// Adds how to mend it.

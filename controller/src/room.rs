@@ -45,7 +45,7 @@ pub fn no_room_beside(
 ) -> Option<Diagnostics> {
     let NodeError::Capacity { table, need, limit, .. } = error else { return None };
     let filled = filled((before, desired), model, (table, *need, *limit), so);
-    Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {so}"))).into())
+    Some(filled.unwrap_or_else(|| Diagnostic::nowhere(format!("{error}; {so}"))).as_local().into())
 }
 
 /// What becomes of all that does not fit: what stays in force instead.

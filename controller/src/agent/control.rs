@@ -18,7 +18,7 @@ use crate::{
     audit::{Event, Outcome},
     bypass::Record,
     control::{Basis, Control, Fingerprint, Known, Pending, Put, PutError, Report, Standing},
-    diagnostic::Diagnostics,
+    diagnostic::{Diagnostic, Diagnostics},
     input::{Files, Inputs},
     metrics::Health,
     peers::{Made, Unmade},
@@ -286,9 +286,10 @@ impl<N: Node> Control for Agent<N> {
         // What a cluster says is in force, whether it can be written down or not.
         let unstored = (!self.listed.live).then_some(&self.unstored);
         let failed = [&self.failed].into_iter().chain(unstored).find(|why| !why.is_empty());
+        let misfits = self.misfits.1.0.iter().cloned().map(Diagnostic::as_local);
         Standing {
             differ,
-            found: Diagnostics(self.found.0.iter().chain(&self.misfits.1.0).cloned().collect()),
+            found: Diagnostics(self.found.0.iter().cloned().chain(misfits).collect()),
             refused: if self.found.0.is_empty() && !self.uses_all() { self.refused.clone() } else { String::new() },
             failed: failed.cloned().unwrap_or_default(),
             observe: self.settings.manner.observe || self.bypass.is_on(),

@@ -150,10 +150,6 @@ fn why(name: &str, standing: &Standing) -> String {
 
 /// What is wrong with a policy, each with its path of fields.
 pub(super) fn reasons(name: &str, found: &Diagnostics) -> String {
-    let about = |diagnostic: &&Diagnostic| match &diagnostic.place {
-        Some(place) => place.file() == name || diagnostic.notes.iter().any(|(place, _)| place.file() == name),
-        None => diagnostic.message.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')),
-    };
     let reason = |diagnostic: &Diagnostic| {
         let Diagnostic { place, message, help, notes, .. } = diagnostic;
         let mut text = match place {
@@ -169,7 +165,22 @@ pub(super) fn reasons(name: &str, found: &Diagnostics) -> String {
         }
         text
     };
-    found.0.iter().filter(about).map(reason).collect::<Vec<_>>().join("\n")
+    found.0.iter().filter(|found| is_about(name, found)).map(reason).collect::<Vec<_>>().join("\n")
+}
+
+fn is_about(name: &str, found: &Diagnostic) -> bool {
+    match &found.place {
+        Some(place) => place.file() == name || found.notes.iter().any(|(place, _)| place.file() == name),
+        None => found.message.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')),
+    }
+}
+
+/// What of it is wrong with the policy on whichever node.
+pub(super) fn everywhere(name: &str, found: &Diagnostics) -> Diagnostics {
+    let about = || found.0.iter().filter(|found| is_about(name, found));
+    let is_local = about().any(|found| found.is_local);
+    // What becomes of it has no place, and follows from the rest.
+    Diagnostics(about().filter(|found| !(found.is_local || is_local && found.place.is_none())).cloned().collect())
 }
 
 /// The path of another place, where it is one of an object.
@@ -228,6 +239,24 @@ mod tests {
         assert_eq!(stand["uid-c"], Stands::Refused("it is wrong".to_owned()));
         let text = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+
+    /// One node's lack of room says nothing of the policy.
+    #[test]
+    fn what_is_wrong_for_one_node_is_not_wrong_everywhere() {
+        let name = "intent/shop/a";
+        let at = Place::start(&source(name, "a: 1\n"));
+        let room = Diagnostic::error(&at, "no room").as_local();
+        let instead = Diagnostic::nowhere(format!("{name} is not in force: it never was good"));
+        let wrong = Diagnostic::error(&at, "it is wrong");
+        let of = |found: &[&Diagnostic]| {
+            let found = Diagnostics(found.iter().map(|found| (*found).clone()).collect());
+            (reasons(name, &found).is_empty(), reasons(name, &everywhere(name, &found)))
+        };
+        assert_eq!(of(&[&room, &instead]), (false, String::new()));
+        assert_eq!(of(&[&wrong, &instead]), (false, format!("it is wrong\n{}", instead.message)));
+        assert_eq!(of(&[&room, &wrong, &instead]), (false, "it is wrong".to_owned()));
+        assert_eq!(of(&[]), (true, String::new()));
     }
 
     /// Neither an edition that the agent has not, nor one that it has and the reader not, nor an object of the same name.

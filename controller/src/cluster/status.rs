@@ -26,7 +26,7 @@ use super::{
     events::Events,
     kinds::KINDS,
     lease::{Leases, Peer},
-    report::{Objects, Report, Stands, reasons},
+    report::{Objects, Report, Stands, everywhere, reasons},
     roster::Object,
 };
 use crate::{api::handle::Handle, control::Standing};
@@ -184,10 +184,12 @@ impl Statuses {
         self.denied.retain(|uid, _| exists(uid));
         let (mut settled, mut left) = (true, WRITES);
         for (name, object) in objects {
-            let refused = reasons(name, &standing.found);
+            let is_refused = !reasons(name, &standing.found).is_empty();
+            // What is wrong for this node alone is told of it, as others tell theirs: it is no reason for all of them.
+            let refused = reasons(name, &everywhere(name, &standing.found));
             let differs = standing.differ.contains(name);
             // This agent has not come to it.
-            if differs && refused.is_empty() && standing.refused.is_empty() && standing.failed.is_empty() {
+            if differs && !is_refused && standing.refused.is_empty() && standing.failed.is_empty() {
                 settled = false;
                 continue;
             }

@@ -182,6 +182,9 @@ fn a_policy_that_fills_a_table_is_held_back_alone() {
     assert!(refused.contains("`networkpolicy shop/many` needs 40 of"), "{refused}");
     assert!(refused.contains("many is not in force: it never was good; isolated until it is"), "{refused}");
     assert!(!refused.contains("three"), "{refused}");
+    // Another node may have room.
+    let found = lab.agent.standing(&BTreeMap::new()).found;
+    assert!(found.0.iter().all(|found| found.is_local == found.place.is_some()), "{found:?}");
     assert!(lab.is_reached_by("web", "shop/one") && !lab.is_reached_by("web", "shop/many"), "{:?}", lab.reached("web"));
     lab.run("late", "u3", "10.0.0.3");
     assert!(lab.is_reached_by("late", "shop/three"), "{:?}", lab.reached("late"));
@@ -305,6 +308,7 @@ fn a_pod_whose_policies_do_not_fit_together_is_shut_alone() {
     let standing = lab.agent.standing(&texts.map(|(name, text)| (name.to_owned(), text.into())).into());
     assert_eq!((standing.differ, standing.refused), (BTreeSet::from(["high".to_owned()]), String::new()));
     assert!(standing.found.to_string().contains("intervals, 784 fit"), "{}", standing.found);
+    assert!(standing.found.0.iter().all(|found| found.is_local), "{:?}", standing.found);
 
     // Whatever else happens goes on, and what was shut stays so. A policy that does not fit by itself is held back as ever, and shuts nobody else.
     let wide = policy("wide", "two", &to_ports(1, 400)) + &to_ports(10_001, 400);
