@@ -17,6 +17,9 @@ use crate::{
 /// Name of the file with totals by peer in the state directory.
 const TOTALS: &str = "peers.json";
 
+/// So long metrics tell of a workload that is gone: until it was read what was counted last. What is counted stays, for who comes back by its name.
+const GRACE: u64 = 3600 * 1_000_000_000;
+
 /// Reads and sums up. Clones are handles to the same; calls take as long as the node does, one at a time.
 #[derive(Clone)]
 pub struct Accounts(Arc<Mutex<Inner>>);
@@ -121,11 +124,81 @@ impl Accounts {
 impl Inner {
     fn read(&mut self, peers: &Peers) -> Result<(Vec<Reading>, Contacts), NodeError> {
         let now = now();
-        let readings = self.observer.counters()?;
+        let mut readings = self.observer.counters()?;
+        readings.retain(|reading| reading.gone.is_none_or(|gone| now.saturating_sub(gone) < GRACE));
         let flows = self.observer.flows()?;
         let contacts = self.observer.contacts()?;
         self.totals.update(&readings, &flows, &contacts.records, peers);
         self.read_at = now;
         Ok((readings, contacts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_dataplane::{desired::EndpointName, node::Discovered};
+    use bulkhead_ebpf::reason::Reason;
+
+    use super::*;
+    use crate::{diagnostic::source, model::Model, workloads};
+
+    /// A node that has counted this.
+    struct Counted(Vec<Reading>);
+
+    impl Observer for Counted {
+        fn counters(&self) -> Result<Vec<Reading>, NodeError> {
+            Ok(self.0.clone())
+        }
+
+        fn flows(&self) -> Result<Vec<FlowRecord>, NodeError> {
+            Ok(Vec::new())
+        }
+
+        fn contacts(&self) -> Result<Contacts, NodeError> {
+            Ok(Contacts::default())
+        }
+
+        fn status(&self) -> Result<Status, NodeError> {
+            Ok(Status::default())
+        }
+
+        fn mark_conflicts(&self) -> Result<MarkConflicts, NodeError> {
+            Ok(MarkConflicts::default())
+        }
+    }
+
+    fn reading(workload: &str, gone: Option<u64>) -> Reading {
+        Reading {
+            endpoint: Some(EndpointName { namespace: "shop".to_owned(), workload: workload.to_owned(), index: 0 }),
+            service: "web".to_owned(),
+            gone,
+            direction: "egress",
+            reason: Reason::Isolated,
+            rule: "r".to_owned(),
+            packets: 3,
+            bytes: 300,
+            flows: 1,
+        }
+    }
+
+    /// A job of each minute would add a thousand series a day, for ever.
+    #[test]
+    fn who_is_gone_is_no_metric_any_more_after_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let [late, early] = [60, 7200].map(|ago| Some(now() - ago * 1_000_000_000));
+        let readings = vec![reading("there", None), reading("late", late), reading("early", early)];
+        let accounts = Accounts::open(Box::new(Counted(readings.clone())), directory.path().to_owned());
+        let listed =
+            "apiVersion: bulkhead/v1\nkind: Workloads\nnodes: [{ name: n1, addresses: [192.0.2.1] }]\nworkloads: []\n";
+        let model = Model::build(&[], &workloads::parse(&source("workloads.yaml", listed)).unwrap()).unwrap();
+        let peers = Peers::new(&model, "n1", &Discovered::default());
+        let text = accounts.metrics(Health::default(), &peers).unwrap();
+        accounts.account(&peers).unwrap();
+        let written = std::fs::read_to_string(directory.path().join(TOTALS)).unwrap();
+        for (text, place) in [(text, "metrics"), (written, TOTALS)] {
+            let names = ["there", "late", "early"].map(|workload| text.contains(&format!("\"{workload}\"")));
+            assert_eq!(names, [true, true, false], "{place}: {text}");
+        }
+        assert_eq!(accounts.counters().unwrap(), readings, "what rules have counted stays");
     }
 }

@@ -52,6 +52,9 @@ pub struct NamedEndpoint {
     /// Node's epoch when it was removed, `None` while it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<u32>,
+    /// When that was, nanoseconds of Unix time; of those that went before it was kept it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_at: Option<u64>,
     /// What it counted in slots that others own now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<Total>,

@@ -243,6 +243,8 @@ pub struct Reading {
     pub endpoint: Option<EndpointName>,
     /// Service of the endpoint when it was last published; empty for none.
     pub service: String,
+    /// Since when the workload has no endpoint here any more, nanoseconds of Unix time; `None` while it has one.
+    pub gone: Option<u64>,
     /// Direction of the packets as the workload sees it; on the underlay ingress.
     pub direction: &'static str,
     /// Reason.

@@ -106,14 +106,14 @@ pub fn counters<S: Store>(store: &S, names: &Names, idle: &mut Idle) -> Result<V
             .for_each(|total| add(Some(*identity), total.direction, total.reason, 0, total.counter()));
     }
 
+    let gone = gone(names);
     let reading = |((endpoint, direction, reason, rule), counter): (_, Counter)| {
         let endpoint: Option<u64> = endpoint;
+        let known = endpoint.and_then(|identity| names.endpoints.get(&identity));
         Some(Reading {
             endpoint: endpoint.map(|identity| endpoint_name(names, identity)),
-            service: endpoint
-                .and_then(|identity| names.endpoints.get(&identity))
-                .map(|endpoint| endpoint.service.clone())
-                .unwrap_or_default(),
+            service: known.map(|endpoint| endpoint.service.clone()).unwrap_or_default(),
+            gone: known.and_then(|endpoint| gone.get(&workload(endpoint)).copied().flatten()),
             direction: direction_label(Direction::from_u8(direction)),
             reason: Reason::from_u8(reason)?,
             rule: rule_name(names, rule),
@@ -123,6 +123,24 @@ pub fn counters<S: Store>(store: &S, names: &Names, idle: &mut Idle) -> Result<V
         })
     };
     Ok(sums.into_iter().filter(|(_, counter)| *counter != Counter::default()).filter_map(reading).collect())
+}
+
+/// Namespace and name of an endpoint's workload.
+fn workload(NamedEndpoint { name, .. }: &NamedEndpoint) -> (&str, &str) {
+    (&name.namespace, &name.workload)
+}
+
+/// Since when each workload has no endpoint any more; `None` for those that have one.
+fn gone(names: &Names) -> HashMap<(&str, &str), Option<u64>> {
+    let mut gone: HashMap<_, Option<u64>> = HashMap::new();
+    for endpoint in names.endpoints.values() {
+        // What is not known is long ago.
+        let at = endpoint.gone.map(|_| endpoint.gone_at.unwrap_or(0));
+        gone.entry(workload(endpoint))
+            .and_modify(|latest| *latest = latest.zip(at).map(|(a, b)| a.max(b)))
+            .or_insert(at);
+    }
+    gone
 }
 
 /// First halves of pairs: of a pair only this half says what it is.

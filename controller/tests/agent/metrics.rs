@@ -64,6 +64,7 @@ fn the_boundary_and_tables_have_metrics_of_their_own() {
     let at_boundary = |reason, rule: &str, packets| Reading {
         endpoint: None,
         service: String::new(),
+        gone: None,
         direction: "ingress",
         reason,
         rule: rule.to_owned(),

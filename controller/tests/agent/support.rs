@@ -183,7 +183,7 @@ pub(crate) fn endpoint(workload: &str) -> EndpointName {
 pub(crate) fn reading(workload: &str, direction: &'static str, reason: Reason, rule: &str, packets: u64) -> Reading {
     let service = workload.trim_end_matches("-1").to_owned();
     let (endpoint, rule) = (Some(endpoint(workload)), rule.to_owned());
-    Reading { endpoint, service, direction, reason, rule, packets, bytes: 100 * packets, flows: 1 }
+    Reading { endpoint, service, gone: None, direction, reason, rule, packets, bytes: 100 * packets, flows: 1 }
 }
 
 pub(crate) fn flow(workload: &str, remote: &str, remote_port: u16, packets: [u64; 2], first: u64) -> FlowRecord {

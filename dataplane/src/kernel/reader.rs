@@ -169,6 +169,7 @@ fn counters(store: &KernelStore, names: &Names, gated: bool, idle: &mut Idle) ->
     readings.extend(counted.into_iter().filter(|(packets, ..)| *packets > 0).map(|(packets, reason, rule)| Reading {
         endpoint: None,
         service: String::new(),
+        gone: None,
         direction: "ingress",
         reason,
         rule: rule.to_owned(),

@@ -31,7 +31,7 @@ use std::{
     fmt,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_ebpf::{
@@ -348,15 +348,17 @@ impl<S: Store> Publisher<S> {
         }
         let mut names = self.names.clone();
         let there: BTreeSet<u64> = target.slots.iter().map(|(_, info, _)| info.identity).collect();
-        for (identity, endpoint) in &mut names.endpoints {
-            if !there.contains(identity) {
-                endpoint.gone.get_or_insert(state.epoch.saturating_add(1));
-            }
+        let now = (self.clock)().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+        let gone = names.endpoints.iter_mut().filter(|(identity, _)| !there.contains(*identity));
+        for (_, endpoint) in gone.filter(|(_, endpoint)| endpoint.gone.is_none()) {
+            (endpoint.gone, endpoint.gone_at) = (Some(state.epoch.saturating_add(1)), Some(now));
         }
         for (endpoint, (_, info, _)) in desired.endpoints.iter().zip(&target.slots) {
             let retired = names.endpoints.remove(&info.identity).map(|endpoint| endpoint.retired).unwrap_or_default();
             let Endpoint { name, service, link, .. } = endpoint.clone();
-            names.endpoints.insert(info.identity, NamedEndpoint { name, service, link, gone: None, retired });
+            names
+                .endpoints
+                .insert(info.identity, NamedEndpoint { name, service, link, gone: None, gone_at: None, retired });
         }
 
         // Slots that change hands: what is counted there is the old owner's up to here.

@@ -90,10 +90,9 @@ mod tests {
             let identity = u64::from(slot) * 1000;
             let name = EndpointName { namespace: "shop".to_owned(), workload: format!("web-{slot}"), index: 0 };
             let (service, link) = ("web".to_owned(), format!("veth{slot}"));
-            let gone = Some(10 + slot);
-            names
-                .endpoints
-                .insert(identity, NamedEndpoint { name, service, link: link.clone(), gone, retired: Vec::new() });
+            let (gone, link_before, retired) = (Some(10 + slot), link.clone(), Vec::new());
+            let endpoint = NamedEndpoint { name, service, link: link_before, gone, gone_at: None, retired };
+            names.endpoints.insert(identity, endpoint);
             names.slots.insert(slot, SlotOwner { endpoint: identity, link, base: Vec::new() });
         }
         names

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::IpAddr,
     ops::ControlFlow,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use bulkhead_dataplane::{
@@ -380,6 +381,7 @@ fn counters_outlive_policies_publishers_and_endpoints() {
     rig.publish(&first).unwrap();
     assert_eq!(index(&rig, 0, "b"), of_b);
     // The endpoint goes: its counters stay, with their names, for readers without an agent.
+    rig.publisher.set_clock(|| UNIX_EPOCH + Duration::from_secs(1000));
     rig.publish(&Build::default().endpoint(1, &["b"], &["a"], &[]).0).unwrap();
     let readings =
         read::with_names(rig.directory.path(), |names| read::counters(&rig.store, names, &mut read::Idle::default()))
@@ -387,6 +389,7 @@ fn counters_outlive_policies_publishers_and_endpoints() {
     let reading = |direction, reason, packets| Reading {
         endpoint: Some(name(0)),
         service: "service".to_owned(),
+        gone: Some(1_000_000_000_000),
         direction,
         reason,
         rule: "b".to_owned(),
@@ -721,8 +724,7 @@ fn a_state_that_contradicts_itself_is_an_error() {
 fn a_clock_step_moves_deadlines_and_nothing_else_does() {
     let mut rig = Rig::new();
     let mut desired = Build::default().endpoint(0, &["a"], &["a"], &[]).0;
-    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64
-        + 3_600_000_000_000;
+    let until = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 + 3_600_000_000_000;
     let mut before = desired.endpoints[0].views[0];
     before.until = Some(until);
     desired.endpoints[0].views.insert(0, before);
