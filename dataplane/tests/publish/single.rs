@@ -9,7 +9,7 @@ use std::{
 };
 
 use bulkhead_dataplane::{
-    desired::{Desired, Endpoint, PolicySet, SetId},
+    desired::{Address, Desired, Endpoint, EndpointName, PolicySet, SetId},
     listed::Listed,
     memory::{Links, MemoryNode, MemoryStore},
     names::{FILE, endpoint_identity, rule_hash},
@@ -398,6 +398,45 @@ fn counters_outlive_policies_publishers_and_endpoints() {
         flows: 1,
     };
     assert_eq!(readings, [reading("ingress", Reason::Rule, 5), reading("egress", Reason::Reply, 4)]);
+}
+
+/// It is when the last of its endpoints is.
+#[test]
+fn readers_tell_since_when_a_workload_is_gone() {
+    let mut rig = Rig::new();
+    let one = Build::default().endpoint(0, &[], &["a"], &[]);
+    let mut both = one.clone().endpoint(1, &[], &["a"], &[]).0;
+    let second = EndpointName { index: 1, ..name(0) };
+    let address = Address { endpoint: Some(Box::new(second.clone())), ..Address::default() };
+    both.addresses.insert((1, both.endpoints[1].addresses[0]), address);
+    both.endpoints[1].name = second;
+    rig.publish(&both).unwrap();
+    for slot in rig.slots.values() {
+        let spoofed = endpoint_counter(*slot, Direction::Egress, Reason::SpoofedSource as u8);
+        let counter = Counter { packets: 1, bytes: 60, flows: 0 };
+        rig.store.memory().endpoint_counters.insert(spoofed, counter);
+    }
+    let gone = |rig: &Rig| {
+        let readings = read::with_names(rig.directory.path(), |names| {
+            read::counters(&rig.store, names, &mut read::Idle::default())
+        });
+        let of = |reading: Reading| (reading.endpoint.unwrap().index, reading.gone);
+        readings.unwrap().into_iter().map(of).collect::<BTreeMap<_, _>>()
+    };
+    let there = BTreeMap::from([(0, None), (1, None)]);
+    assert_eq!(gone(&rig), there);
+    rig.publisher.set_clock(|| UNIX_EPOCH + Duration::from_secs(1000));
+    rig.publish(&one.0).unwrap();
+    assert_eq!(gone(&rig), there, "one of two is left");
+    rig.publisher.set_clock(|| UNIX_EPOCH + Duration::from_secs(2000));
+    rig.publish(&Desired::default()).unwrap();
+    let since = Some(2_000_000_000_000);
+    assert_eq!(gone(&rig), BTreeMap::from([(0, since), (1, since)]));
+    rig.publisher.set_clock(|| UNIX_EPOCH + Duration::from_secs(3000));
+    rig.publish(&Build::default().endpoint(2, &[], &["a"], &[]).0).unwrap();
+    assert_eq!(gone(&rig), BTreeMap::from([(0, since), (1, since)]), "it did not go once more");
+    rig.publish(&one.0).unwrap();
+    assert_eq!(gone(&rig), there);
 }
 
 #[test]
