@@ -106,6 +106,7 @@ mod programs {
 
     /// Host side of a workload's veth, TC ingress.
     #[classifier]
+    #[inline(always)]
     fn from_workload(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         if let Some(outcome) = verdict::established(&Maps, &skb.buffer(), &skb.meta(), Direction::Egress) {
@@ -128,6 +129,7 @@ mod programs {
 
     /// Host side of a workload's veth, TC egress.
     #[classifier]
+    #[inline(always)]
     fn to_workload(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         if verdict::unsettled(skb.transit(), skb.mark()) {
@@ -202,6 +204,7 @@ mod programs {
 
     /// Asks the lists about an IPv4 packet of which a program of a workload found no flow that holds.
     #[classifier]
+    #[inline(always)]
     fn decide4(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         conclude(skb, skb.stage(), Maps.kept4())
@@ -209,6 +212,7 @@ mod programs {
 
     /// The same, IPv6.
     #[classifier]
+    #[inline(always)]
     fn decide6(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         conclude(skb, skb.stage(), Maps.kept6())
@@ -216,6 +220,7 @@ mod programs {
 
     /// Forwards directly what a workload sent. What it has no way for takes the node's way.
     #[classifier]
+    #[inline(always)]
     fn forward(context: TcContext) -> i32 {
         run(&context, forward_body, 0, Direction::Egress, NEXT, stage::FROM)
     }
@@ -247,6 +252,7 @@ mod programs {
 
     /// Judges by the sender's policy what was sent to a service address, now that the node has chosen a backend, and goes on where it was going.
     #[classifier]
+    #[inline(always)]
     fn translated(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         let (sender, stage) = (skb.mark() & mark::SLOT, skb.stage());
@@ -266,6 +272,7 @@ mod programs {
 
     /// TC ingress of links that carry the overlay. What cannot be read is foreign and passes without the bit: no tunnel socket takes it.
     #[classifier]
+    #[inline(always)]
     fn underlay(context: TcContext) -> i32 {
         run(&context, underlay_body, 0, Direction::Ingress, NEXT, stage::TO)
     }
@@ -293,6 +300,7 @@ mod programs {
 
     /// TC egress of links that carry the overlay.
     #[classifier]
+    #[inline(always)]
     fn underlay_out(context: TcContext) -> i32 {
         if !Skb::new(context.skb.skb).transit() {
             return NEXT;
@@ -312,6 +320,7 @@ mod programs {
 
     /// TC ingress of a VXLAN device. The bit stays: `to_workload` asks for it.
     #[classifier]
+    #[inline(always)]
     fn overlay_in(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         if !underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) {
@@ -352,6 +361,7 @@ mod programs {
     /// TC egress of a VXLAN device. What was sent to a service address has its verdict here, and nothing of ours is left on a packet that leaves
     /// the node.
     #[classifier]
+    #[inline(always)]
     fn overlay_out(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
         if !skb.transit() {
