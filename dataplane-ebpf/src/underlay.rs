@@ -247,7 +247,7 @@ const fn place(vni: u32, outer: &[u32; 4], inner: &[u32; 4]) -> u32 {
 /// [`Fault::Truncated`], nothing counted.
 #[inline(always)]
 pub fn forwards_tunnel<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, len: u32, segments: u32) -> Parsed<bool> {
-    refuses_tunnel(tables, frame, Direction::Egress, None, Size::of(len, segments))
+    refuses_tunnel(tables, frame, Direction::Egress, None, (len, segments))
 }
 
 /// Whether a packet that leaves a VXLAN device is tunnel traffic itself, and not for an endpoint of the device's segment. It has passed the check of what was
@@ -257,7 +257,7 @@ pub fn forwards_tunnel<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, len:
 /// [`Fault::Truncated`], nothing counted.
 #[inline(always)]
 pub fn nested<T: Tables, F: Frame + ?Sized>(tables: &T, frame: &F, link: u32, len: u32, segments: u32) -> Parsed<bool> {
-    refuses_tunnel(tables, frame, Direction::Ingress, Some(link & overlay::VNI), Size::of(len, segments))
+    refuses_tunnel(tables, frame, Direction::Ingress, Some(link & overlay::VNI), (len, segments))
 }
 
 /// Counts tunnel traffic, unless it is for an endpoint of this node in a segment. Whether it is dropped.
@@ -267,7 +267,7 @@ fn refuses_tunnel<T: Tables, F: Frame + ?Sized>(
     frame: &F,
     direction: Direction,
     segment: Option<u32>,
-    size: Size,
+    (len, segments): (u32, u32),
 ) -> Parsed<bool> {
     let ethernet: &Ethernet = frame.at(0).ok_or(Fault::Truncated)?;
     let found = match ethernet.ethertype() {
@@ -276,7 +276,7 @@ fn refuses_tunnel<T: Tables, F: Frame + ?Sized>(
         _ => Ok(false),
     };
     match found {
-        Ok(true) => Ok(!refuse(tables, direction, Reason::ForwardedTunnel, size)),
+        Ok(true) => Ok(!refuse(tables, direction, Reason::ForwardedTunnel, len, segments)),
         Err(Fault::Malformed) => Ok(false),
         other => other,
     }
@@ -301,14 +301,14 @@ pub fn decapsulated<T: Tables>(tables: &T, link: u32, packet_mark: u32, len: u32
     if link & overlay::UNMARKED != 0 || packet_mark & mark::VERIFIED != 0 {
         return true;
     }
-    refuse(tables, Direction::Ingress, Reason::Unverified, Size::of(len, segments))
+    refuse(tables, Direction::Ingress, Reason::Unverified, len, segments)
 }
 
-/// Counts what is refused; `true` where it passes all the same, because the node only observes.
+/// Counts what is refused for the node; `true` where it passes all the same, because the node only observes.
 #[inline(always)]
-fn refuse<T: Tables>(tables: &T, direction: Direction, reason: Reason, size: Size) -> bool {
+pub fn refuse<T: Tables>(tables: &T, direction: Direction, reason: Reason, len: u32, segments: u32) -> bool {
     let observed = node_observes(tables, tables.now());
     let reason = if observed { Reason::Observed } else { reason };
-    tables.count_endpoint(endpoint_counter(0, direction, reason as u8), size, 0);
+    tables.count_endpoint(endpoint_counter(0, direction, reason as u8), Size::of(len, segments), 0);
     observed
 }

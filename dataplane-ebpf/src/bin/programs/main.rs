@@ -57,18 +57,22 @@ mod programs {
     /// A header is not in the readable part: make it readable and call again. Never returned to the kernel.
     const AGAIN: i32 = -100;
 
+    /// What becomes of a packet whose headers are not there, or cannot be made readable.
+    #[derive(Clone, Copy)]
+    enum Unread {
+        /// It goes on: somebody else judges it.
+        Passes,
+        /// At the node's boundary: what ends in the middle of a header goes on, which no tunnel takes; what memory is too short for is dropped.
+        OfNode(Direction),
+        /// It is dropped, and counted for the endpoint of this slot; where it is observed, it goes on from this stage.
+        OfEndpoint { slot: u32, direction: Direction, stage: u32 },
+    }
+
     /// Runs a program's body; again, with more of the packet readable, when it asks for that. A packet that asks twice is malformed.
     ///
     /// The body is inlined, and stands in a loop so that there is one copy of it: a call costs 7 ns where returns are guarded.
     #[inline(always)]
-    fn run(
-        context: &TcContext,
-        body: impl Fn(*mut __sk_buff) -> i32,
-        slot: u32,
-        direction: Direction,
-        at_end: i32,
-        stage: u32,
-    ) -> i32 {
+    fn run(context: &TcContext, body: impl Fn(*mut __sk_buff) -> i32, unread: Unread) -> i32 {
         let skb = Skb::new(context.skb.skb);
         let mut pulled = 0;
         let reason = loop {
@@ -85,16 +89,27 @@ mod programs {
             }
             pulled = 1;
         };
-        if at_end == DROP {
-            let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
-            let observed = verdict::observes(&Maps, slot, Maps.now());
-            let reason = if observed { Reason::Observed } else { reason };
-            Maps.count_endpoint(endpoint_counter(slot, direction, reason as u8), size, 0);
-            if observed {
-                return conclude(skb, stage, Outcome { pass: true, reason, next: Next::Settled });
+        match unread {
+            Unread::Passes => NEXT,
+            Unread::OfNode(direction) => {
+                let short = matches!(reason, Reason::NoMemory);
+                if short && !underlay::refuse(&Maps, direction, reason, skb.len(), skb.segments()) {
+                    DROP
+                } else {
+                    NEXT
+                }
+            }
+            Unread::OfEndpoint { slot, direction, stage } => {
+                let size = Size { packets: skb.segments() as u64, bytes: skb.len() as u64 };
+                let observed = verdict::observes(&Maps, slot, Maps.now());
+                let reason = if observed { Reason::Observed } else { reason };
+                Maps.count_endpoint(endpoint_counter(slot, direction, reason as u8), size, 0);
+                if !observed {
+                    return DROP;
+                }
+                conclude(skb, stage, Outcome { pass: true, reason, next: Next::Settled })
             }
         }
-        at_end
     }
 
     /// The same packet, of which the compiler does not know what it read of it: it would keep all of that on the stack for the long way while it goes
@@ -114,7 +129,7 @@ mod programs {
         }
         let context = afresh(context);
         let slot = Skb::new(context.skb.skb).value();
-        run(&context, from_workload_body, slot, Direction::Egress, DROP, stage::FROM)
+        run(&context, from_workload_body, Unread::OfEndpoint { slot, direction: Direction::Egress, stage: stage::FROM })
     }
 
     #[inline(always)]
@@ -140,7 +155,8 @@ mod programs {
         }
         let context = afresh(context);
         let skb = Skb::new(context.skb.skb);
-        run(&context, to_workload_body, skb.value(), Direction::Ingress, DROP, stage::TO)
+        let unread = Unread::OfEndpoint { slot: skb.value(), direction: Direction::Ingress, stage: stage::TO };
+        run(&context, to_workload_body, unread)
     }
 
     #[inline(always)]
@@ -222,7 +238,7 @@ mod programs {
     #[classifier]
     #[inline(always)]
     fn forward(context: TcContext) -> i32 {
-        run(&context, forward_body, 0, Direction::Egress, NEXT, stage::FROM)
+        run(&context, forward_body, Unread::Passes)
     }
 
     #[inline(always)]
@@ -255,8 +271,9 @@ mod programs {
     #[inline(always)]
     fn translated(context: TcContext) -> i32 {
         let skb = Skb::new(context.skb.skb);
-        let (sender, stage) = (skb.mark() & mark::SLOT, skb.stage());
-        run(&context, translated_body, sender, Direction::Egress, DROP, stage)
+        let slot = skb.mark() & mark::SLOT;
+        let unread = Unread::OfEndpoint { slot, direction: Direction::Egress, stage: skb.stage() };
+        run(&context, translated_body, unread)
     }
 
     #[inline(always)]
@@ -274,7 +291,7 @@ mod programs {
     #[classifier]
     #[inline(always)]
     fn underlay(context: TcContext) -> i32 {
-        run(&context, underlay_body, 0, Direction::Ingress, NEXT, stage::TO)
+        run(&context, underlay_body, Unread::Passes)
     }
 
     #[inline(always)]
@@ -305,7 +322,7 @@ mod programs {
         if !Skb::new(context.skb.skb).transit() {
             return NEXT;
         }
-        run(&context, underlay_out_body, 0, Direction::Egress, NEXT, stage::TO)
+        run(&context, underlay_out_body, Unread::OfNode(Direction::Egress))
     }
 
     #[inline(always)]
@@ -326,7 +343,7 @@ mod programs {
         if !underlay::decapsulated(&Maps, skb.value(), skb.mark(), skb.len(), skb.segments()) {
             return DROP;
         }
-        run(&context, overlay_in_body, 0, Direction::Ingress, NEXT, stage::TO)
+        run(&context, overlay_in_body, Unread::OfNode(Direction::Ingress))
     }
 
     #[inline(always)]
