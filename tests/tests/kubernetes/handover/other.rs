@@ -60,7 +60,11 @@ impl KubeNetworkPolicies {
     }
 
     fn list(&self) -> &'static str {
-        if self.own_table { "nft list table inet kube-network-policies" } else { "iptables --table mangle --list ASK" }
+        if self.own_table {
+            "nft list table inet kube-network-policies"
+        } else {
+            "iptables --table mangle --list-rules ASK"
+        }
     }
 
     fn delete(&self) -> &'static str {
