@@ -14,6 +14,8 @@ mount --bind "$directory/net.d" /etc/cni/net.d
 mount --bind "$directory/plugins" /opt/cni/bin
 mount --bind "$directory/cni" /var/lib/cni
 mount --bind "$directory/kubelet" /var/lib/kubelet
+# Else the kubelet lays it over itself to share it, while it makes a socket in it: now and then it renamed that across the two.
+mount --make-shared /var/lib/kubelet
 # The links in /sys/class/net are those of whoever mounts it. The control groups stay the machine's.
 mkdir /run/cgroup
 mount --rbind /sys/fs/cgroup /run/cgroup
