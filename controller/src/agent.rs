@@ -603,7 +603,10 @@ impl<N: Node> Agent<N> {
 
     /// Takes to the audit log who bypassed enforcement and who ended that while this agent had the log, however short it was.
     fn log_bypasses(&mut self) {
-        let records = bypass::unlogged(&self.settings.state);
+        let records = match bypass::unlogged(&self.settings.state) {
+            Ok(records) => records,
+            Err(error) => return tracing::warn!("who bypasses enforcement cannot be taken to the audit log: {error}"),
+        };
         let all: Vec<u64> = records.iter().map(|record| record.at).collect();
         if all == self.logged {
             return;

@@ -52,8 +52,11 @@ struct Kept {
 }
 
 /// Records that an agent is to take to the audit log, unless it has; the latest last.
-pub(crate) fn unlogged(state: &Path) -> Vec<Record> {
-    load::<Kept>(state, FILE).ok().flatten().map(|kept| kept.unlogged).unwrap_or_default()
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn unlogged(state: &Path) -> Result<Vec<Record>, FileError> {
+    Ok(load::<Kept>(state, FILE)?.map(|kept| kept.unlogged).unwrap_or_default())
 }
 
 impl Record {
@@ -119,7 +122,10 @@ pub fn record(record: &Record, state: &Path) -> Result<(), RecordError> {
         None => tracing::warn!(who, reason, "the bypass is ended"),
     }
     let logged = Log::new(state).record(&record.event());
-    let mut unlogged = unlogged(state);
+    let mut unlogged = unlogged(state).unwrap_or_else(|error| {
+        tracing::warn!("who bypassed enforcement before may be missing from the audit log: {error}");
+        Vec::new()
+    });
     // A living agent writes the log, and takes there what it finds in the file.
     if matches!(logged, Err(AuditError::InUse { .. })) {
         unlogged.push(record.clone());
@@ -223,16 +229,20 @@ mod tests {
     fn what_others_do_while_an_agent_has_the_log_is_kept_for_it() {
         let state = tempfile::tempdir().unwrap();
         record(&someone(Some(AT)), state.path()).unwrap();
-        assert!(unlogged(state.path()).is_empty(), "it is in the log");
+        assert!(unlogged(state.path()).unwrap().is_empty(), "it is in the log");
         let mut agents = Log::new(state.path());
         agents.record(&someone(None).event()).unwrap();
         let all: Vec<_> = (1..20).map(|step| Record { at: AT + step, ..someone(None) }).collect();
         all.iter().for_each(|one| record(one, state.path()).unwrap());
-        assert_eq!(unlogged(state.path()), all[all.len() - UNLOGGED..]);
+        assert_eq!(unlogged(state.path()).unwrap(), all[all.len() - UNLOGGED..]);
         drop(agents);
         record(&someone(Some(AT)), state.path()).unwrap();
-        assert_eq!(unlogged(state.path()).len(), UNLOGGED, "the next agent takes them to the log");
+        assert_eq!(unlogged(state.path()).unwrap().len(), UNLOGGED, "the next agent takes them to the log");
         assert!(Record::of(AT, state.path()).is_some());
+        fs::write(state.path().join(FILE), "{").unwrap();
+        assert!(unlogged(state.path()).is_err(), "that nothing is known is no list of nobody");
+        record(&someone(None), state.path()).unwrap();
+        assert!(unlogged(state.path()).unwrap().is_empty());
     }
 
     #[test]

@@ -413,21 +413,18 @@ impl Links {
     pub(crate) fn close(&self, maps: &Maps, link: &str, hanging: &[&Attachment]) -> Result<bool, NodeError> {
         let mut shut = true;
         for guard in closed(link) {
-            let found = hanging.iter().find(|found| found.place.hook() == Some(guard.hook));
-            let attached = match found {
+            match hanging.iter().find(|found| found.place.hook() == Some(guard.hook)) {
                 // By the name that the link has now it would be attached beside what hangs there.
-                Some(found) if found.link != link => Err("it is pinned by another name").doing(|| guard.to_string()),
-                _ => self.attach(maps, &guard),
-            };
-            let Err(error) = attached else { continue };
-            match found {
-                Some(found) => {
+                Some(found) if found.link != link || self.attach(maps, &guard).is_err() => {
                     self.renew(maps, &guard, found)?;
                     shut &= found.behind.is_none();
                 }
+                Some(_) => {}
                 None => {
-                    tracing::warn!("{link} cannot be shut at its {guard}, where nothing guarded it: {error}");
-                    shut = false;
+                    if let Err(error) = self.attach(maps, &guard) {
+                        tracing::warn!("{link} cannot be shut at its {guard}, where nothing guarded it: {error}");
+                        shut = false;
+                    }
                 }
             }
         }

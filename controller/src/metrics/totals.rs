@@ -171,7 +171,8 @@ impl Counted {
 type Seen = HashMap<Source, Counted>;
 
 /// Totals by peer since the pins were made. Each side's sum is exactly what the node counted for it: what no flow or sample explains is
-/// [`OTHER`]'s. No total ever shrinks unless the node's counters began anew.
+/// [`OTHER`]'s. No total ever shrinks unless the node's counters began anew, or nothing was read of its side meanwhile: then only flows and samples
+/// that are still there say whose it was.
 #[derive(Debug, Default)]
 pub struct Totals {
     sides: BTreeMap<Side, IndexMap<Peer, Size>>,

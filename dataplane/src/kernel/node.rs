@@ -335,7 +335,7 @@ impl KernelNode {
         if network::name_of(index)?.is_some() { closed } else { Ok(false) }
     }
 
-    /// Brings pins to the names that links have now, of all that are asked about and did not stand by that name.
+    /// Brings pins to the names that links have now, of all that are asked about and did not stand by that name: mostly none, and then nothing more is read.
     fn follow(&self, desired: &Desired, boundary: &[Guard], stood: &Stood) -> Result<(), NodeError> {
         let endpoints = desired.endpoints.iter().map(|endpoint| endpoint.link.as_str());
         let others = boundary.iter().map(|guard| &guard.link).chain(&self.kept_shut).map(String::as_str);

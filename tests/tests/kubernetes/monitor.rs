@@ -28,7 +28,8 @@ pub(crate) fn rendered(guarded: &Guarded, values: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Applies the chart with its monitor, for nodes that join with a taint and forward directly, as strictly as the API server can be: what the definition does not know is an error.
+/// Applies the chart with its monitor, for nodes that join with a taint and forward directly, as strictly as the API server can be: what the definition does
+/// not know is an error.
 pub(crate) fn apply(guarded: &Guarded) {
     let definition = guarded.cluster.program("operator/servicemonitors.yaml");
     let name = "customresourcedefinition/servicemonitors.monitoring.coreos.com";
