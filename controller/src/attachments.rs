@@ -49,8 +49,9 @@ impl Attachment {
         let listed = workloads.workloads.get(&self.plain()).filter(|_| workloads.live);
         let attached = &mut self.attached;
         let its = listed.filter(|listed| attached.uid.is_some() && attached.uid.as_deref() == listed.uid.as_deref());
-        let Some(listed) = its.filter(|listed| attached.labels != *listed.labels) else { return false };
-        attached.labels.clone_from(&listed.labels);
+        let known = attached.labels.iter().map(|(label, value)| (label.as_str(), value.as_str()));
+        let Some(listed) = its.filter(|listed| !listed.labels.iter().eq(known)) else { return false };
+        attached.labels = listed.labels.iter().map(|(label, value)| (label.to_owned(), value.to_owned())).collect();
         true
     }
 
@@ -348,7 +349,7 @@ fn join(
     let listed = !file.live && written.is_some_and(|written| !written.endpoints.is_empty());
     let mut workload = before.unwrap_or_else(|| Workload {
         place: Place::start(&source(format!("network {}", attachment.network), String::new())),
-        labels: Arc::new(labels.clone()),
+        labels: Arc::new(labels.clone().into()),
         node: node.into(),
         mode: Mode::Enforce,
         ports: Arc::default(),

@@ -3,11 +3,104 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    iter::Map,
+    mem, slice,
     sync::Arc,
 };
 
-/// Labels of a namespace, workload or node.
-pub type Labels = BTreeMap<String, String>;
+/// Labels of a namespace, workload or node, in order, each once. A large cluster has very many: they take no more than what is in them, which a map of so few
+/// would several times.
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels(Box<[Label]>);
+
+impl Labels {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn find(&self, label: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| (**known).cmp(label))
+    }
+
+    /// Value of a label.
+    #[must_use]
+    pub fn get(&self, label: &str) -> Option<&str> {
+        self.find(label).ok().map(|at| &*self.0[at].1)
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn contains(&self, label: &str) -> bool {
+        self.find(label).is_ok()
+    }
+
+    /// Whether there is none at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Gives a label a value.
+    pub fn insert(&mut self, label: impl Into<Box<str>>, value: impl Into<Box<str>>) {
+        let (label, value) = (label.into(), value.into());
+        match self.find(&label) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => {
+                let mut all = mem::take(&mut self.0).into_vec();
+                all.reserve_exact(1);
+                all.insert(at, (label, value));
+                self.0 = all.into();
+            }
+        }
+    }
+
+    /// Each with its value, in their order.
+    pub fn iter(&self) -> Iter<'_> {
+        self.into_iter()
+    }
+}
+
+type Label = (Box<str>, Box<str>);
+/// Labels and their values.
+pub type Iter<'a> = Map<slice::Iter<'a, Label>, fn(&'a Label) -> (&'a str, &'a str)>;
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<'a> IntoIterator for &'a Labels {
+    type Item = (&'a str, &'a str);
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.0.iter().map(|(label, value)| (&**label, &**value))
+    }
+}
+
+impl<L: Into<Box<str>>, V: Into<Box<str>>> Extend<(L, V)> for Labels {
+    fn extend<I: IntoIterator<Item = (L, V)>>(&mut self, labels: I) {
+        let more = labels.into_iter().map(|(label, value)| (label.into(), value.into()));
+        *self = mem::take(&mut self.0).into_iter().chain(more).collect();
+    }
+}
+
+impl From<BTreeMap<String, String>> for Labels {
+    fn from(labels: BTreeMap<String, String>) -> Self {
+        Self(labels.into_iter().map(|(label, value)| (label.into(), value.into())).collect())
+    }
+}
+
+/// Of a label that is there several times the last one counts.
+impl<L: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(L, V)> for Labels {
+    fn from_iter<I: IntoIterator<Item = (L, V)>>(labels: I) -> Self {
+        let labels = labels.into_iter().map(|(label, value)| (label.into(), value.into()));
+        Self(labels.collect::<BTreeMap<_, _>>().into_iter().collect())
+    }
+}
 
 /// Label of every namespace: its name.
 pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -39,8 +132,8 @@ impl Selector {
 
     /// All of these.
     #[must_use]
-    pub fn equal(labels: &Labels) -> Self {
-        labels.iter().map(|(label, value)| Requirement::is(label, value)).collect()
+    pub fn equal(labels: impl IntoIterator<Item = (impl AsRef<str>, impl AsRef<str>)>) -> Self {
+        labels.into_iter().map(|(label, value)| Requirement::is(label.as_ref(), value.as_ref())).collect()
     }
 
     /// Whether nothing is required.
@@ -123,11 +216,30 @@ impl fmt::Display for Selector {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn labels_are_a_map(first in prop::collection::vec(("[a-d]", "[a-z]"), 0..6), told in prop::collection::vec(("[a-f]", "[a-z]"), 0..6)) {
+            let mut labels: Labels = first.iter().cloned().collect();
+            let mut map: BTreeMap<String, String> = first.into_iter().collect();
+            for (label, value) in told {
+                prop_assert_eq!(labels.get(&label), map.get(&label).map(String::as_str));
+                prop_assert_eq!(labels.contains(&label), map.contains_key(&label));
+                labels.insert(&*label, &*value);
+                map.insert(label, value);
+                prop_assert!(labels.iter().eq(map.iter().map(|(label, value)| (&**label, &**value))));
+            }
+            prop_assert_eq!(labels.is_empty(), map.is_empty());
+            prop_assert_eq!(format!("{labels:?}"), format!("{map:?}"));
+        }
+    }
 
     #[test]
     fn requirements_mean_what_kubernetes_means() {
-        let labels = Labels::from([("app".to_owned(), "web".to_owned())]);
+        let labels = Labels::from_iter([("app", "web")]);
         let values = |values: &[&str]| values.iter().map(ToString::to_string).collect();
         for (requirement, holds) in [
             (Requirement::is("app", "web"), true),

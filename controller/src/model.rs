@@ -37,7 +37,7 @@ pub struct Model {
     /// Workloads by name.
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Labels of namespaces.
-    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub namespaces: BTreeMap<String, Labels>,
     /// Services that an Intent lists: the isolated ones, and those whose isolation is only judged.
     pub services: BTreeMap<ServiceName, Service>,
     /// Peers without a container, by namespace and name.
@@ -393,7 +393,7 @@ impl Model {
     /// Labels of a namespace: one that nobody has listed has its name.
     #[must_use]
     pub fn namespace(&self, name: &str) -> Cow<'_, Labels> {
-        let unlisted = || Cow::Owned(Labels::from([(NAMESPACE_NAME.to_owned(), name.to_owned())]));
+        let unlisted = || Cow::Owned(Labels::from_iter([(NAMESPACE_NAME, name)]));
         self.namespaces.get(name).map_or_else(unlisted, Cow::Borrowed)
     }
 
@@ -522,10 +522,8 @@ impl Model {
             if !populated.contains(name) {
                 let labels: Vec<_> = service.select.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 let values = self.workloads.iter().filter(|(workload, _)| workload.namespace == name.namespace);
-                let values: Vec<_> = values
-                    .filter_map(|(_, workload)| workload.labels.get(&self.service_label))
-                    .map(String::as_str)
-                    .collect();
+                let values: Vec<_> =
+                    values.filter_map(|(_, workload)| workload.labels.get(&self.service_label)).collect();
                 let message = format!("service `{name}` selects no workload (it selects {})", labels.join(", "));
                 warnings.push(Diagnostic::warning(&service.place, message).help(suggest(&name.name, values)));
             }
@@ -693,9 +691,9 @@ fn select(
     let policies = here.map(|(policy, _)| policy.clone()).collect();
     let service = services
         .first()
-        .map(|service| &service.name)
+        .map(|service| service.name.as_str())
         .or_else(|| workload.labels.get(label))
-        .map_or_else(Arc::default, |service| service.as_str().into());
+        .map_or_else(Arc::default, Into::into);
     Workload { described: Arc::clone(workload), services, policies, frontends, service }
 }
 

@@ -59,7 +59,7 @@ pub struct Workloads {
     /// Workloads by name. There are many, and several who know them.
     pub workloads: BTreeMap<WorkloadName, Arc<Workload>>,
     /// Labels of namespaces, their names among them. One that is not listed has its name alone.
-    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub namespaces: BTreeMap<String, Labels>,
     /// Service addresses, by the name of the service. (A service that an Intent lists may be called the same and be another.)
     pub frontends: BTreeMap<ServiceName, Frontend>,
     /// They are those of a cluster that is watched, and not somebody's word: they come and go, and what runtimes tell of this node goes before.
@@ -72,7 +72,7 @@ pub struct Node {
     /// Where it stands.
     pub place: Place,
     /// Labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Addresses, those of its VTEPs included.
     pub addresses: BTreeSet<IpAddr>,
     /// Overlays of which it is a member.
@@ -316,14 +316,14 @@ impl Reader<'_> {
             namespaces.entry(name.namespace.clone()).or_default();
         }
         for (name, labels) in &mut namespaces {
-            labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+            labels.insert(NAMESPACE_NAME, name.as_str());
         }
         let frontends = self.frontends(&document.services, &resolvers, &nodes, &workloads);
         let workloads = workloads.into_iter().map(|(name, workload)| (name, Arc::new(workload))).collect();
         Workloads { service_label, resolvers, nodes, workloads, namespaces, frontends, live: false }
     }
 
-    fn namespaces(&mut self, written: &[NamespaceFields]) -> BTreeMap<String, BTreeMap<String, String>> {
+    fn namespaces(&mut self, written: &[NamespaceFields]) -> BTreeMap<String, Labels> {
         let mut first: BTreeMap<String, Place> = BTreeMap::new();
         let mut namespaces = BTreeMap::new();
         for fields in written {
@@ -337,7 +337,7 @@ impl Reader<'_> {
                 let message = format!("`{NAMESPACE_NAME}` of namespace `{name}` is its name, not `{other}`");
                 self.error(&fields.name, message, "leave the label out: every namespace has it");
             }
-            namespaces.insert(name, fields.labels.clone());
+            namespaces.insert(name, fields.labels.clone().into());
         }
         namespaces
     }
@@ -366,7 +366,7 @@ impl Reader<'_> {
         if addresses.is_empty() {
             self.error(&fields.name, format!("node `{name}` has no address"), "write `addresses: [192.0.2.1]`");
         }
-        (name, Node { place: self.at(&fields.name), labels: fields.labels.clone(), addresses, segments })
+        (name, Node { place: self.at(&fields.name), labels: fields.labels.clone().into(), addresses, segments })
     }
 
     fn vni(&mut self, vni: &Spanned<u32>, least: u32) -> Segment {
@@ -422,7 +422,7 @@ impl Reader<'_> {
             fields.endpoints.iter().map(|endpoint| self.endpoint(&name, &fields.node.value, node, endpoint)).collect();
         let workload = Workload {
             place: self.at(&fields.name),
-            labels: Arc::new(fields.labels.clone()),
+            labels: Arc::new(fields.labels.clone().into()),
             node: fields.node.value.as_str().into(),
             mode: fields.mode.as_ref().map_or(Mode::Enforce, |mode| self.mode(mode)),
             ports: Arc::new(ports),

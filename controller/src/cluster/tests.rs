@@ -586,7 +586,7 @@ fn nodes_and_services_are_told_one_by_one() {
         assert_eq!(format!("{known:#?}"), format!("{:#?}", listed(&followed.read())), "{told:?}");
         known.clone()
     };
-    assert_eq!(tell(&[node("n1", false, "b", false)]).nodes["n1"].labels["zone"], "b");
+    assert_eq!(tell(&[node("n1", false, "b", false)]).nodes["n1"].labels.get("zone"), Some("b"));
     let p0 = |known: &Workloads| known.workloads[&Key::new("a", "p0")].endpoints[0].segment;
     assert_eq!(p0(&tell(&[node("n1", true, "b", true)])), 1, "it is in the overlay of its node");
     assert_eq!(p0(&tell(&[node("n1", true, "b", false)])), 0);

@@ -8,7 +8,7 @@ use super::{Guard, Kind, Rule, Subjects, Whom};
 use crate::{
     diagnostic::{Diagnostic, Diagnostics, Place, suggest},
     intent::Entity,
-    labels::Requirement,
+    labels::{Labels, Requirement},
     model::{Model, Peer, ServiceName, Workload},
     ports::Ports,
     workloads::WorkloadName,
@@ -31,7 +31,7 @@ impl Guard {
     pub fn peer(&self, rule: &Rule, model: &Model, namespace: &str) -> Option<Peer> {
         let own = || {
             let (label, _) = self.compare.as_ref()?;
-            Some((label.clone(), model.namespace(namespace).get(label)?.clone()))
+            Some((label.clone(), model.namespace(namespace).get(label)?.to_owned()))
         };
         match &rule.peer {
             Whom::Is(peer) => Some(peer.clone()),
@@ -117,7 +117,7 @@ impl Check<'_> {
     fn guard(&mut self, before: &[Guard]) {
         self.subjects();
         if let Some((label, place)) = &self.guard.compare
-            && !self.model.namespaces.values().any(|labels| labels.contains_key(label))
+            && !self.model.namespaces.values().any(|labels| labels.contains(label))
         {
             let error =
                 Diagnostic::error(place, format!("no namespace has the label `{label}`: everybody would be other"));
@@ -174,7 +174,8 @@ impl Check<'_> {
 
     /// Labels of namespaces.
     fn labels(&self) -> Vec<&str> {
-        let labels: BTreeSet<_> = self.model.namespaces.values().flat_map(BTreeMap::keys).map(String::as_str).collect();
+        let labels: BTreeSet<_> =
+            self.model.namespaces.values().flat_map(Labels::iter).map(|(label, _)| label).collect();
         labels.into_iter().collect()
     }
 

@@ -101,8 +101,7 @@ fn missing(wanted: &Selector, all: &[&Labels], who: &str) -> String {
     else {
         return format!("no {who} has all of these labels");
     };
-    let values: BTreeSet<&str> =
-        all.iter().filter_map(|own| own.get(requirement.label())).map(String::as_str).collect();
+    let values: BTreeSet<&str> = all.iter().filter_map(|own| own.get(requirement.label())).collect();
     let none = format!("no {who} fulfils `{requirement}`");
     match requirement {
         Requirement::In(_, named) if !values.is_empty() => {
@@ -110,7 +109,7 @@ fn missing(wanted: &Selector, all: &[&Labels], who: &str) -> String {
             format!("{none}: {}", suggest(first, values))
         }
         Requirement::In(label, _) | Requirement::Exists(label) => {
-            let labels: BTreeSet<&str> = all.iter().flat_map(|own| own.keys()).map(String::as_str).collect();
+            let labels: BTreeSet<&str> = all.iter().flat_map(|own| own.iter()).map(|(label, _)| label).collect();
             format!("{none}: {}", suggest(label, labels))
         }
         Requirement::NotIn(..) | Requirement::Missing(_) => none,

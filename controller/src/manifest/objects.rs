@@ -9,7 +9,7 @@ mod pool;
 mod seen;
 mod services;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::SystemTime};
 
 pub(crate) use self::{join::live, pool::Pool};
 use self::{
@@ -184,8 +184,8 @@ struct Metadata {
     owner: Option<Arc<Owner>>,
     /// Unique id; of what the API server only mirrors, that of the original.
     uid: Option<Arc<str>>,
-    /// When it was made: RFC 3339 in UTC with whole seconds, so that texts sort as times do. Empty where nobody says.
-    created: Box<str>,
+    /// When it was made; `None` where nobody says.
+    created: Option<SystemTime>,
 }
 
 impl Metadata {
@@ -232,9 +232,9 @@ fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Op
         What::Namespace | What::Node => Some(""),
         _ => namespace.map_or(Some(DEFAULT_NAMESPACE), |name| valid(name, 63, "a namespace", found)),
     };
-    let labels = fields.get("labels").map(|labels| labels.texts(found)).unwrap_or_default();
+    let labels = fields.get("labels").map(|labels| labels.texts(found)).unwrap_or_default().into();
     let owner = owner(&mut fields, found).map(Arc::new);
-    let created = fields.get("creationTimestamp").and_then(|time| time.text(found)).unwrap_or_default();
+    let created = fields.get("creationTimestamp").and_then(|time| time.text(found));
     let own = fields.get("uid").and_then(|uid| uid.text(found));
     let annotations = fields.get("annotations").map(|annotations| annotations.texts(found)).unwrap_or_default();
     let uid = annotations.get(MIRROR).map(String::as_str).or(own).map(Arc::from);
@@ -245,7 +245,7 @@ fn metadata(kind: &Kind, object: &mut Fields<'_>, found: &mut Diagnostics) -> Op
         labels,
         owner,
         uid,
-        created: created.into(),
+        created: created.and_then(|time| humantime::parse_rfc3339(time).ok()),
     })
 }
 

@@ -81,8 +81,8 @@ impl Model {
     /// Puts labels of a namespace in the place of those that it had, or takes them away. Those that it had.
     pub(crate) fn put_namespace(&mut self, name: &str, labels: Option<&Labels>) -> Option<Labels> {
         for (label, value) in labels.into_iter().flatten() {
-            let by_value = self.labelled.entry(label.clone()).or_default();
-            by_value.entry(value.clone()).or_default().insert(name.to_owned());
+            let by_value = self.labelled.entry(label.to_owned()).or_default();
+            by_value.entry(value.to_owned()).or_default().insert(name.to_owned());
         }
         let before = match labels {
             Some(labels) => self.namespaces.insert(name.to_owned(), labels.clone()),
@@ -221,7 +221,7 @@ pub(super) fn labelled(namespaces: &BTreeMap<String, Labels>) -> BTreeMap<String
     let mut labelled: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for (name, labels) in namespaces {
         for (label, value) in labels {
-            labelled.entry(label.clone()).or_default().entry(value.clone()).or_default().insert(name.clone());
+            labelled.entry(label.to_owned()).or_default().entry(value.to_owned()).or_default().insert(name.clone());
         }
     }
     labelled

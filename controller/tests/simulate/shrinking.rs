@@ -11,6 +11,7 @@ use std::{
 
 use bulkhead_controller::{
     diagnostic::source,
+    labels::Labels,
     model::Model,
     policy::{self, Policy},
     simulate::{Connections, Party, Simulation, display},
@@ -53,7 +54,7 @@ fn lose(workloads: &Workloads, loss: Loss) -> (Workloads, BTreeSet<WorkloadName>
             Arc::make_mut(workload).labels = Arc::default();
             changed.insert(name.clone());
         }
-        Loss::NamespacesLabel(index) => left.namespaces.values_mut().nth(index).unwrap().clear(),
+        Loss::NamespacesLabel(index) => *left.namespaces.values_mut().nth(index).unwrap() = Labels::new(),
     }
     (left, changed)
 }

@@ -241,8 +241,8 @@ impl Rows {
             && let Some(asked) = self.labelled.asked(labels)
         {
             for namespace in cluster.model.namespaces_of(namespaces) {
-                for (key, has_label) in self.labelled.of(namespace, &asked) {
-                    let certain = has_label && asked.alone && selector.port.is_none() && !self.contested.contains(&key);
+                for key in self.labelled.of(namespace, &asked) {
+                    let certain = selector.port.is_none() && !self.contested.contains(&key);
                     if !named || certain || self.is_named(key, selector, cluster) {
                         pen.name(key, id, named);
                     }

@@ -229,7 +229,7 @@ impl<'a> Join<'a> {
             }
         }
         for (name, labels) in &mut namespaces {
-            labels.insert(NAMESPACE_NAME.to_owned(), name.clone());
+            labels.insert(NAMESPACE_NAME, name.as_str());
         }
         namespaces
     }
@@ -465,7 +465,7 @@ pub(super) fn is_resolver(service: &Metadata) -> bool {
 /// The label that names services. There is one for all workloads, so the better known one gives way only to one that whoever has it has as well:
 /// else a workload would lose the name that it has by `app`.
 fn service_label(workloads: &BTreeMap<WorkloadName, Workload>) -> String {
-    let has = |workload: &Workload, label: &str| workload.labels.contains_key(label);
+    let has = |workload: &Workload, label: &str| workload.labels.contains(label);
     let any = workloads.values().any(|workload| has(workload, APP_NAME));
     let all = workloads.values().all(|workload| has(workload, APP_NAME) || !has(workload, SERVICE_LABEL));
     if any && all { APP_NAME } else { SERVICE_LABEL }.to_owned()
@@ -509,7 +509,7 @@ mod tests {
              status: { phase: Running, hostIP: 192.0.2.1, podIP: 10.244.1.5, podIPs: [{ ip: 10.244.1.5 }, { ip: \"2001:db8::5\" }] }\n",
         );
         let web = named(&found, "shop/web-1");
-        assert_eq!((&*web.node, web.labels["app"].as_str(), web.host), ("n1", "web", false));
+        assert_eq!((&*web.node, web.labels.get("app"), web.host), ("n1", Some("web"), false));
         assert_eq!(web.place.to_string(), "m.yaml:3:19");
         let ports: Vec<_> =
             web.ports.iter().map(|(name, ports)| format!("{name} {}/{}", ports[0].1, ports[0].0)).collect();
@@ -547,7 +547,7 @@ mod tests {
         assert_eq!(of("default/a"), ["240.0.0.1", "100::1"]);
         assert_eq!(of("default/b"), ["240.0.0.3", "100::2"]);
         assert!(named(&found, "default/a").endpoints[0].placeholder);
-        assert_eq!(named(&found, "default/b").labels["app"], "b");
+        assert_eq!(named(&found, "default/b").labels.get("app"), Some("b"));
         assert!(named(&found, "default/host").host && of("default/host").is_empty());
         let unscheduled = &found.nodes[UNSCHEDULED];
         assert!(unscheduled.addresses.is_empty() && unscheduled.labels.is_empty() && unscheduled.segments.is_empty());
@@ -591,7 +591,7 @@ mod tests {
         );
         let node = &found.nodes["n1"];
         assert_eq!(addresses(&node.addresses), ["192.0.2.1", "203.0.113.1"]);
-        assert_eq!((node.labels["zone"].as_str(), node.segments.len()), ("a", 0));
+        assert_eq!((node.labels.get("zone"), node.segments.len()), (Some("a"), 0));
     }
 
     /// Two pods with addresses, one of them in its node's network, and a deployment.
@@ -836,7 +836,7 @@ mod tests {
         };
         let (found, _) =
             cluster(&[pod("a", "app: a"), pod("b", "app: x, app.kubernetes.io/name: b"), pod("c", "x: c")].concat());
-        let service = |name| named(&found, name).labels.get(&found.service_label).map(String::as_str);
+        let service = |name| named(&found, name).labels.get(&found.service_label);
         assert_eq!(["default/a", "default/b", "default/c"].map(service), [Some("a"), Some("b"), None]);
     }
 

@@ -48,8 +48,8 @@ impl Pod {
     /// Names its service by one label. Which label names services is otherwise decided for all pods, and one that comes would change it for the others.
     pub(super) fn name_service(&mut self) {
         let labels = &self.template.labels;
-        if let Some(name) = labels.get(APP_NAME).or_else(|| labels.get(SERVICE_LABEL)).cloned() {
-            Arc::make_mut(&mut self.template.labels).insert(SERVICE_OF.to_owned(), name);
+        if let Some(name) = labels.get(APP_NAME).or_else(|| labels.get(SERVICE_LABEL)).map(str::to_owned) {
+            Arc::make_mut(&mut self.template.labels).insert(SERVICE_OF, name);
         }
     }
 }

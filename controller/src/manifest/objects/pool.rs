@@ -35,7 +35,8 @@ impl<T: Eq + Hash + ?Sized> Shared<T> {
         }
         if self.known.len() >= self.most {
             self.known.retain(|known| Arc::strong_count(known) > 1);
-            self.most = FEW.max(self.known.len() * 2);
+            // A look costs little beside what comes until the next one, and what nobody has any more stays until then.
+            self.most = FEW.max(self.known.len() + self.known.len() / 4);
         }
         self.known.insert(Arc::clone(value));
     }

@@ -1,6 +1,6 @@
 //! What of an object of a cluster says whom else a change of it concerns.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::SystemTime};
 
 use super::{Object, Seen, join::is_resolver};
 use crate::workloads::WorkloadName;
@@ -47,11 +47,11 @@ impl Seen {
         pod.into_iter().flat_map(|pod| pod.addresses.iter().map(|(address, _)| *address))
     }
 
-    /// When a pod was made, as the API server writes it.
-    pub(crate) fn created(&self) -> &str {
+    /// When a pod was made.
+    pub(crate) fn created(&self) -> Option<SystemTime> {
         match &self.0 {
-            Object::Pod(pod) => &pod.metadata.created,
-            _ => "",
+            Object::Pod(pod) => pod.metadata.created,
+            _ => None,
         }
     }
 
@@ -59,7 +59,7 @@ impl Seen {
     pub(crate) fn selects(&self, pod: &Self) -> bool {
         match (&self.0, &pod.0) {
             (Object::Service(service), Object::Pod(pod)) => {
-                let has = |(label, value): (&String, &String)| pod.template.labels.get(label) == Some(value);
+                let has = |(label, value): (&str, &str)| pod.template.labels.get(label) == Some(value);
                 !service.selector.is_empty() && service.selector.iter().all(has)
             }
             _ => false,

@@ -78,7 +78,7 @@ pub(super) fn service(metadata: Option<Metadata>, object: &mut Fields<'_>, found
     }
     external.extend(ingress(object, found));
     let ports = list(&mut spec, "ports", found).into_iter().filter_map(|port| service_port(port, found)).collect();
-    let selector = spec.get("selector").map(|selector| selector.texts(found)).unwrap_or_default();
+    let selector = spec.get("selector").map(|selector| selector.texts(found)).unwrap_or_default().into();
     Some(Object::Service(Service { metadata: metadata?, cluster, external, ports, selector }))
 }
 
@@ -142,7 +142,7 @@ pub(super) fn slice(metadata: Option<Metadata>, object: &mut Fields<'_>, found: 
     let (label, maker) = MANAGED_BY;
     slice.beside = metadata.labels.get(label).is_none_or(|by| by != maker);
     match metadata.labels.get(SERVICE_NAME) {
-        Some(service) => slice.service.clone_from(service),
+        Some(service) => service.clone_into(&mut slice.service),
         None => return Some(Object::Unused("kind `EndpointSlice` without a service")),
     }
     Some(Object::Slice(metadata, slice))
