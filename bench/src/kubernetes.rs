@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, ensure};
 use bulkhead_cluster::Cluster;
 use bulkhead_tests::{
-    guarded::{Guarded, NAMESPACE, pod},
+    guarded::{Guarded, NAMESPACE, Way, pod},
     inside::Pod,
     probe::Server,
 };
@@ -100,7 +100,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 impl Stage {
     fn new(direct: bool) -> Result<Self> {
         let builder = Cluster::builder().controllers(CONTROLLERS).audit(AGENT);
-        let guarded = Guarded::start_as(builder, direct);
+        let guarded = Guarded::start_as(builder, Way { direct, ..Way::ALONE });
         let guarded = guarded.context("the programs of the tests: `tests/setup/setup.sh --test`")?;
         let pause = |name: &str, node: &str| pod(name, node, "args: [pause]");
         let pods = [pause("a", "n1"), pause("b", "n2"), pause("s1", "n1"), pause("s2", "n2")].concat();

@@ -6,7 +6,6 @@ use std::{
     fs,
     net::IpAddr,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +13,7 @@ use std::{
 use bulkhead_cluster::{Builder, Cluster, Daemon, available};
 use bulkhead_fixtures::skip;
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{bulkhead, http_get};
 
@@ -27,8 +27,24 @@ pub const OBSERVE: &str = include_str!("../../controller/deploy/kubernetes/bulkh
 /// Definitions of Intent and Guard, which a user applies before.
 pub const DEFINITIONS: &str = include_str!("../../controller/deploy/kubernetes/crds.yaml");
 
-/// Clusters are large: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Clusters are large, and mostly wait: two at a time.
+const CLUSTERS: u32 = 2;
+/// Room for them. Who came first goes first, so that one who wants all of it gets it.
+static ROOM: Semaphore = Semaphore::const_new(CLUSTERS as usize);
+
+/// How a cluster is guarded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Way {
+    /// No other cluster runs beside it in this process: something is measured, or must be in time.
+    pub alone: bool,
+    /// As [`Guarded::direct`].
+    pub direct: bool,
+}
+
+impl Way {
+    /// With nobody beside it.
+    pub const ALONE: Self = Self { alone: true, direct: false };
+}
 
 /// A guarded cluster.
 pub struct Guarded {
@@ -38,21 +54,20 @@ pub struct Guarded {
     pub cluster: Cluster,
     /// Whether agents that start have their nodes forward directly.
     pub direct: bool,
-    _alone: MutexGuard<'static, ()>,
+    _room: SemaphorePermit<'static>,
 }
 
 impl Guarded {
     /// Starts it; `None` for a test that is skipped.
     #[track_caller]
     pub fn start(builder: Builder) -> Option<Self> {
-        Self::start_as(builder, false)
+        Self::start_as(builder, Way::default())
     }
 
-    /// The same; `direct` as [`Self::direct`].
+    /// The same in some way.
     #[track_caller]
-    pub fn start_as(builder: Builder, direct: bool) -> Option<Self> {
-        let mut guarded = Self::bare(builder)?;
-        guarded.direct = direct;
+    pub fn start_as(builder: Builder, way: Way) -> Option<Self> {
+        let mut guarded = Self::bare(builder, way)?;
         guarded.cluster.apply(&rights()).unwrap();
         guarded.write_kubeconfig();
         (0..guarded.cluster.nodes().len()).for_each(|node| guarded.begin(node));
@@ -86,13 +101,14 @@ impl Guarded {
 
     /// A cluster that nobody guards yet.
     #[track_caller]
-    pub fn bare(builder: Builder) -> Option<Self> {
+    pub fn bare(builder: Builder, way: Way) -> Option<Self> {
         let missing = available().err();
         if !skip::programs() || !skip::require(missing.as_deref().unwrap_or_default(), missing.is_none()) {
             return None;
         }
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Self { agents: Vec::new(), cluster: builder.start().unwrap(), direct: false, _alone: alone })
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let room = runtime.block_on(ROOM.acquire_many(if way.alone { CLUSTERS } else { 1 })).unwrap();
+        Some(Self { agents: Vec::new(), cluster: builder.start().unwrap(), direct: way.direct, _room: room })
     }
 
     /// With the rights of the manifest and no others.

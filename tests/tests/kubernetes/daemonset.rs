@@ -6,7 +6,7 @@ use bulkhead_cluster::{Cluster, Node};
 use bulkhead_dataplane::rights::NEEDED;
 use bulkhead_tests::{
     bulkhead,
-    guarded::{Guarded, NAMESPACE, OBSERVE, POLICY, eventually, server},
+    guarded::{Guarded, NAMESPACE, OBSERVE, POLICY, Way, eventually, server},
 };
 
 use crate::{
@@ -106,7 +106,7 @@ fn found_again(guarded: &Guarded) {
 /// Prometheus' operator, uninstall.
 #[test]
 fn the_manifests_guard_a_cluster_and_give_it_back() {
-    let Some(guarded) = Guarded::bare(Cluster::builder()) else { return };
+    let Some(guarded) = Guarded::bare(Cluster::builder(), Way::ALONE) else { return };
     import_image(&guarded);
     let before: Vec<_> = guarded.cluster.nodes().iter().map(networks).collect();
     guarded.apply(&[NAMESPACE, &member("db", "n2"), &server("old", "n1"), POLICY].concat());

@@ -6,7 +6,7 @@ use bulkhead_cluster::{Cluster, Node, ProxyMode};
 use bulkhead_fixtures::skip;
 use bulkhead_tests::{
     bulkhead,
-    guarded::{Guarded, NAMESPACE, OBSERVE, eventually, server},
+    guarded::{Guarded, NAMESPACE, OBSERVE, Way, eventually, server},
 };
 use serde_json::Value;
 
@@ -54,7 +54,7 @@ fn observed(guarded: &Guarded, node: usize, labels: &[&str]) -> f64 {
 }
 
 fn hand_over(other: &mut dyn Other, proxy: ProxyMode, mode: &str) {
-    let Some(guarded) = Guarded::bare(Cluster::builder().proxy(proxy)) else { return };
+    let Some(guarded) = Guarded::bare(Cluster::builder().proxy(proxy), Way::default()) else { return };
     import_image(&guarded);
     guarded.apply(&[NAMESPACE, &server("db", "n2"), "---\n", POLICY].concat());
     guarded.wait_for(&["db"]);

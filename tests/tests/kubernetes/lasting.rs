@@ -4,7 +4,7 @@ use std::fs;
 
 use bulkhead_cluster::Cluster;
 
-use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, pod};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, Way, eventually, pod};
 
 use crate::{
     hand::Hand,
@@ -37,7 +37,7 @@ pub(crate) fn found_again(log: &str, pod: &str) -> bool {
 
 #[test]
 fn verdicts_outlive_api_server_agent_and_flannel() {
-    let Some(mut guarded) = Guarded::start(Cluster::builder()) else { return };
+    let Some(mut guarded) = Guarded::start_as(Cluster::builder(), Way::ALONE) else { return };
     let members = [member("db", "n2"), member("web", "n1"), member("guest", "n1"), member("near", "n2")];
     guarded.apply(&[NAMESPACE, &members.concat(), POLICY].concat());
     let mesh = Mesh::begin(&guarded);

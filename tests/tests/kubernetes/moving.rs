@@ -8,7 +8,7 @@ use std::{
 use bulkhead_cluster::Cluster;
 use bulkhead_fixtures::{Frame, tcp};
 
-use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, eventually, server};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, POLICY, Way, eventually, server};
 
 use crate::puppet::{Puppet, claim, dropped, mac_of, puppet, replace};
 
@@ -21,7 +21,7 @@ const TURNS: usize = 5;
 /// behind the node whose range it is of, however soon that is another one.
 #[test]
 fn the_last_to_claim_an_address_has_it() {
-    let Some(guarded) = Guarded::start(Cluster::builder()) else { return };
+    let Some(guarded) = Guarded::start_as(Cluster::builder(), Way::ALONE) else { return };
     guarded.apply(&[NAMESPACE, &server("db", "n2"), "---\n", POLICY].concat());
     guarded.wait_for(&["db"]);
     let db: Ipv4Addr = guarded.address("db").parse().unwrap();

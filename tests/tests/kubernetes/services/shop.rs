@@ -1,7 +1,7 @@
 //! Who calls whom, and what each may.
 
 use bulkhead_cluster::{Cluster, ProxyMode};
-use bulkhead_tests::guarded::{Guarded, NAMESPACE, pod};
+use bulkhead_tests::guarded::{Guarded, NAMESPACE, Way, pod};
 
 /// Ports of all nodes.
 pub(super) const CART_NODE_PORT: u16 = 30080;
@@ -23,7 +23,7 @@ pub(super) struct Shop {
 
 impl Shop {
     pub(super) fn open(proxy: ProxyMode, direct: bool) -> Option<Self> {
-        let guarded = Guarded::start_as(Cluster::builder().proxy(proxy), direct)?;
+        let guarded = Guarded::start_as(Cluster::builder().proxy(proxy), Way { direct, ..Way::default() })?;
         let cart = |name: &str, node, part: &str, ports: &str| {
             server(name, node, ports).replace(&format!("app: {name}"), &format!("app: cart, part: '{part}'"))
         };
