@@ -4,6 +4,7 @@
 //! egress is isolated by one policy; another one that opens it comes and goes. It holds when it holds on both nodes, each of which judges its own caller.
 
 use std::{
+    ops::Range,
     thread,
     time::{Duration, Instant},
 };
@@ -41,25 +42,54 @@ pub(super) fn run(stage: &mut Stage, repetitions: usize, smoke: bool) -> Result<
     let flows = [Flow::start(a, s2.address, PORT, Pace::FINE)?, Flow::start(b, s1.address, PORT, Pace::FINE)?];
     let others: &[usize] = if smoke { &OTHERS[..1] } else { &OTHERS };
     let repetitions = if smoke { 2 } else { repetitions };
-    let news = News::watch(stage, OPEN, |event: &WatchEvent<NetworkPolicy>| matches!(event, WatchEvent::Added(_)))?;
     if !smoke {
         println!(
-            "milliseconds: from the call until it holds on both nodes; until those who watch are told; from then until it holds"
+            "milliseconds: from the call until it holds on both nodes; and while one more watches, until he is told, and from then until it holds"
         );
         println!("other policies                p50      p99    told p50      p99    then p50      p99");
     }
     // What the same calls take on the same machine where nobody enforces anything.
     stage.unguard()?;
+    let news = News::watch(stage, OPEN, opens)?;
     let told = stage.ask(async |client| unguarded(client, &news, repetitions).await)?;
+    drop(news);
     stage.guard()?;
     for (told, what) in told.iter().zip(["allow", "deny"]).filter(|_| !smoke) {
         println!("unguarded      {what:<9} {:>17}    {:>8.1} {:>8.1}", "", at(told, 50), at(told, 99));
     }
-    stage.ask(async |client| measure(client, (&flows, &news), others, repetitions, !smoke).await)?;
+    stage.ask(async |client| Policies::new(client).create("base", &json!([])).await)?;
+    until(&flows, false)?;
+    let mut there = 0;
+    for &count in others {
+        stage.ask(async |client| beside(client, there..count).await)?;
+        there = count;
+        thread::sleep(PAUSE * 10);
+        // Whoever watches beside the agents is woken with them, and competes with them for the processors.
+        let all = stage.ask(async |client| {
+            changes(client, &flows, repetitions, |start, open| became(&flows, start, open)).await
+        })?;
+        let news = News::watch(stage, OPEN, opens)?;
+        thread::sleep(PAUSE * 10);
+        let heard = |start, open| Ok((news.told(start, open)?.duration_since(start), news.until(&flows, start, open)?));
+        let heard = stage.ask(async |client| changes(client, &flows, repetitions, heard).await)?;
+        for ((all, heard), what) in all.iter().zip(heard).zip(["allow", "deny"]).filter(|_| !smoke) {
+            let (told, then): (Vec<_>, Vec<_>) = heard.into_iter().unzip();
+            let [all, told, then] = [all, &told, &then].map(|of| (at(of, 50), at(of, 99)));
+            println!(
+                "{count:<14} {what:<9} {:>8.1} {:>8.1}    {:>8.1} {:>8.1}    {:>8.1} {:>8.1}",
+                all.0, all.1, told.0, told.1, then.0, then.1
+            );
+        }
+    }
     if smoke {
         println!("policies come to hold, and cease to, on both nodes of a cluster");
     }
     Ok(())
+}
+
+/// Whether the path is open after an event of the policy that opens it.
+fn opens(event: &WatchEvent<NetworkPolicy>) -> bool {
+    matches!(event, WatchEvent::Added(_))
 }
 
 /// When the API server told of each change, after the call.
@@ -79,57 +109,36 @@ async fn unguarded(client: Client, news: &News, repetitions: usize) -> Result<[V
     Ok(told)
 }
 
-async fn measure(
-    client: Client,
-    (flows, news): (&[Flow; 2], &News),
-    others: &[usize],
-    repetitions: usize,
-    figures: bool,
-) -> Result<()> {
+/// Adds policies with these numbers that open the callers' egress to somebody else.
+async fn beside(client: Client, numbers: Range<usize>) -> Result<()> {
     let policies = Policies::new(client);
-    policies.create("base", &json!([])).await?;
-    until(flows, false)?;
-    let mut there = 0;
-    for &count in others {
-        while there < count {
-            let peer = json!([{ "podSelector": { "matchLabels": { "app": format!("other-{there}") } } }]);
-            policies.create(&format!("other-{there}"), &json!([{ "to": peer, "ports": [port()] }])).await?;
-            there += 1;
-        }
-        thread::sleep(PAUSE * 10);
-        let mut changes = [Times::default(), Times::default()];
-        for _ in 0..repetitions {
-            for (times, open) in changes.iter_mut().zip([true, false]) {
-                let start = policies.open(open).await?;
-                until(flows, open)?;
-                thread::sleep(PAUSE);
-                times.all.push(became(flows, start, open)?);
-                times.told.push(news.told(start, open)?.duration_since(start));
-                times.then.push(news.until(flows, start, open)?);
-            }
-        }
-        if figures {
-            for (times, what) in changes.iter().zip(["allow", "deny"]) {
-                let [all, told, then] = [&times.all, &times.told, &times.then].map(|of| (at(of, 50), at(of, 99)));
-                println!(
-                    "{count:<14} {what:<9} {:>8.1} {:>8.1}    {:>8.1} {:>8.1}    {:>8.1} {:>8.1}",
-                    all.0, all.1, told.0, told.1, then.0, then.1
-                );
-            }
-        }
+    for number in numbers {
+        let peer = json!([{ "podSelector": { "matchLabels": { "app": format!("other-{number}") } } }]);
+        policies.create(&format!("other-{number}"), &json!([{ "to": peer, "ports": [port()] }])).await?;
     }
     Ok(())
 }
 
-/// Of one kind of change.
-#[derive(Default)]
-struct Times {
-    /// From the call until it holds on both nodes.
-    all: Vec<Duration>,
-    /// From the call until the API server told those who watch, as the agents do.
-    told: Vec<Duration>,
-    /// From then until it holds on both nodes.
-    then: Vec<Duration>,
+/// What is seen of each allow and of each deny, by when the call began.
+async fn changes<T>(
+    client: Client,
+    flows: &[Flow; 2],
+    repetitions: usize,
+    seen: impl Fn(Instant, bool) -> Result<T>,
+) -> Result<[Vec<T>; 2]> {
+    let policies = Policies::new(client);
+    // The connection is kept, and is there when it is measured.
+    policies.0.get("base").await?;
+    let mut changes = [Vec::new(), Vec::new()];
+    for _ in 0..repetitions {
+        for (change, open) in changes.iter_mut().zip([true, false]) {
+            let start = policies.open(open).await?;
+            until(flows, open)?;
+            thread::sleep(PAUSE);
+            change.push(seen(start, open)?);
+        }
+    }
+    Ok(changes)
 }
 
 fn port() -> serde_json::Value {

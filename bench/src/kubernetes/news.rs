@@ -2,7 +2,8 @@
 
 use std::{
     fmt::Debug,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -15,12 +16,15 @@ use kube::{
     api::{WatchEvent, WatchParams},
 };
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
 use super::Stage;
 
-/// What was told of an object that opens a path and shuts it.
-#[derive(Clone)]
-pub(super) struct News(Arc<Mutex<Told>>);
+/// What was told of an object that opens a path and shuts it. Dropped, it watches no more.
+pub(super) struct News {
+    told: Arc<Mutex<Told>>,
+    watch: Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>,
+}
 
 #[derive(Default)]
 struct Told {
@@ -41,36 +45,24 @@ impl News {
             + Send
             + 'static,
     {
-        let news = Self(Arc::default());
-        let told = news.clone();
+        let told: Arc<Mutex<Told>> = Arc::default();
+        let hears = Arc::clone(&told);
         let only = WatchParams::default().fields(&format!("metadata.name={name}"));
-        stage.beside(async move |client| {
-            let ended = told.follow(&Api::<K>::namespaced(client, "shop"), &only, opens).await;
-            told.0.lock().unwrap_or_else(PoisonError::into_inner).ended = ended.err();
+        let (end, ended) = oneshot::channel();
+        let thread = stage.beside(async move |client| {
+            let api = Api::<K>::namespaced(client, "shop");
+            tokio::select! {
+                result = follow(&hears, &api, &only, opens) => locked(&hears).ended = result.err(),
+                _ = ended => {}
+            }
             Ok(())
         })?;
-        Ok(news)
-    }
-
-    async fn follow<K>(&self, api: &Api<K>, only: &WatchParams, opens: fn(&WatchEvent<K>) -> bool) -> Result<()>
-    where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-    {
-        loop {
-            // It begins with what is there, and the server ends it after some minutes.
-            let mut events = Box::pin(api.watch(only, "0").await?);
-            while let Some(event) = events.try_next().await? {
-                let now = Instant::now();
-                if matches!(event, WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) {
-                    self.0.lock().unwrap_or_else(PoisonError::into_inner).events.push((now, opens(&event)));
-                }
-            }
-        }
+        Ok(Self { told, watch: Some((end, thread)) })
     }
 
     /// When it was told, after a moment, that the path is open, or that it is not.
     pub(super) fn told(&self, since: Instant, open: bool) -> Result<Instant> {
-        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = locked(&self.told);
         let found = told.events.iter().find(|(at, is)| *at >= since && *is == open);
         let ended = told.ended.as_ref().map(|error| format!(", since the watch ended: {error:#}"));
         found.map(|(at, _)| *at).with_context(|| format!("the change was not told of{}", ended.unwrap_or_default()))
@@ -79,6 +71,41 @@ impl News {
     /// How long after it was told, since a moment, that the path is open, or that it is not, the calls of all flows became what that means.
     pub(super) fn until(&self, flows: &[Flow], since: Instant, open: bool) -> Result<Duration> {
         Ok((since + became(flows, since, open)?).saturating_duration_since(self.told(since, open)?))
+    }
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        if let Some((end, thread)) = self.watch.take() {
+            // Either has ended where the other one has.
+            let _ = end.send(());
+            let _ = thread.join();
+        }
+    }
+}
+
+fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn follow<K>(
+    told: &Mutex<Told>,
+    api: &Api<K>,
+    only: &WatchParams,
+    opens: fn(&WatchEvent<K>) -> bool,
+) -> Result<()>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    loop {
+        // It begins with what is there, and the server ends it after some minutes.
+        let mut events = Box::pin(api.watch(only, "0").await?);
+        while let Some(event) = events.try_next().await? {
+            let now = Instant::now();
+            if matches!(event, WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) {
+                locked(told).events.push((now, opens(&event)));
+            }
+        }
     }
 }
 
