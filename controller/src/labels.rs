@@ -83,8 +83,7 @@ impl<'a> IntoIterator for &'a Labels {
 
 impl<L: Into<Box<str>>, V: Into<Box<str>>> Extend<(L, V)> for Labels {
     fn extend<I: IntoIterator<Item = (L, V)>>(&mut self, labels: I) {
-        let more = labels.into_iter().map(|(label, value)| (label.into(), value.into()));
-        *self = mem::take(&mut self.0).into_iter().chain(more).collect();
+        labels.into_iter().for_each(|(label, value)| self.insert(label, value));
     }
 }
 
@@ -231,6 +230,11 @@ mod tests {
                 labels.insert(&*label, &*value);
                 map.insert(label, value);
                 prop_assert!(labels.iter().eq(map.iter().map(|(label, value)| (&**label, &**value))));
+            }
+            let mut more = Labels::from_iter([("c", "before"), ("g", "before")]);
+            more.extend(&labels);
+            for label in ["c", "g"] {
+                prop_assert_eq!(more.get(label), labels.get(label).or(Some("before")));
             }
             prop_assert_eq!(labels.is_empty(), map.is_empty());
             prop_assert_eq!(format!("{labels:?}"), format!("{map:?}"));

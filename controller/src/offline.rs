@@ -106,7 +106,7 @@ fn merge(all: impl Iterator<Item = Workloads>) -> Result<Workloads, Diagnostics>
             merged.nodes.entry(name).or_insert(node);
         }
         for (name, labels) in other.namespaces {
-            merged.namespaces.entry(name).or_default().extend(labels.iter());
+            merged.namespaces.entry(name).or_default().extend(&labels);
         }
         for (name, workload) in other.workloads {
             if let Some(first) = merged.workloads.get(&name) {

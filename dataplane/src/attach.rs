@@ -414,12 +414,14 @@ impl Links {
         let mut shut = true;
         for guard in closed(link) {
             match hanging.iter().find(|found| found.place.hook() == Some(guard.hook)) {
-                // By the name that the link has now it would be attached beside what hangs there.
-                Some(found) if found.link != link || self.attach(maps, &guard).is_err() => {
-                    self.renew(maps, &guard, found)?;
-                    shut &= found.behind.is_none();
+                Some(found) => {
+                    // By the name that the link has now it would be attached beside what hangs there.
+                    let is_shut = found.link == link && self.attach(maps, &guard).is_ok();
+                    if !is_shut {
+                        self.renew(maps, &guard, found)?;
+                        shut &= found.behind.is_none();
+                    }
                 }
-                Some(_) => {}
                 None => {
                     if let Err(error) = self.attach(maps, &guard) {
                         tracing::warn!("{link} cannot be shut at its {guard}, where nothing guarded it: {error}");

@@ -77,9 +77,13 @@ impl News {
 impl Drop for News {
     fn drop(&mut self) {
         if let Some((end, thread)) = self.watch.take() {
-            // Either has ended where the other one has.
-            let _ = end.send(());
-            let _ = thread.join();
+            // Nobody can end it any more: that ends it.
+            drop(end);
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => eprintln!("the watch beside the agents: {error:#}"),
+                Err(_) => eprintln!("the watch beside the agents panicked"),
+            }
         }
     }
 }

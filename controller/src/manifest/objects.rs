@@ -184,7 +184,7 @@ struct Metadata {
     owner: Option<Arc<Owner>>,
     /// Unique id; of what the API server only mirrors, that of the original.
     uid: Option<Arc<str>>,
-    /// When it was made; `None` where nobody says.
+    /// When it was made; `None` where nobody says, or what is written is no time.
     created: Option<SystemTime>,
 }
 
